@@ -1,0 +1,107 @@
+"""What can go wrong in a way that a user can mend, and the exit code that says so."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+EXIT_OK = 0  #: every subject was processed or skipped for a stated reason
+EXIT_SUBJECT_FAILED = 1  #: at least one subject failed; the others are complete
+EXIT_USAGE = 2  #: the command line or the data set as a whole cannot be worked with
+EXIT_SOFTWARE = 70  #: a defect of this program (sysexits EX_SOFTWARE)
+EXIT_CANTCREAT = 73  #: the output cannot be written (sysexits EX_CANTCREAT)
+EXIT_INTERRUPTED = 130  #: stopped by Ctrl-C (128 + SIGINT)
+
+
+class IQTFlowError(Exception):
+    """An expected fault: its message is meant for the user, without a traceback."""
+
+    exit_code = EXIT_SUBJECT_FAILED
+
+
+class InputError(IQTFlowError):
+    """One file (or value) that cannot be processed.
+
+    Parameters
+    ----------
+    path
+        The file, or the name of the setting, that is at fault.
+    found
+        The value found.
+    expected
+        The value expected.
+    next_step
+        What the user can do about it, as a sentence.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, found: str, expected: str, next_step: str) -> None:
+        self.path, self.found, self.expected, self.next_step = path, found, expected, next_step
+        super().__init__(f"{os.fspath(path)}: found {found}; expected {expected}. {next_step}")
+
+    def __reduce__(self):
+        # Exceptions travel between processes by pickle, which calls the class with positional arguments only.
+        return _rebuild, (type(self), self.path, self.found, self.expected, self.next_step)
+
+
+class UsageError(InputError):
+    """The command line, or the data set as a whole, cannot be worked with."""
+
+    exit_code = EXIT_USAGE
+
+
+class OutputError(InputError):
+    """The output cannot be written where it was asked for."""
+
+    exit_code = EXIT_CANTCREAT
+
+
+def _rebuild(cls: type[InputError], path: str | os.PathLike, found: str, expected: str, next_step: str) -> InputError:
+    return cls(path, found=found, expected=expected, next_step=next_step)
+
+
+def run_command(prog: str, body: Callable[[], None]) -> int:
+    """Run the body of a command and turn expected faults into one line and an exit code.
+
+    Parameters
+    ----------
+    prog
+        Name of the command, as the user typed it.
+    body
+        The work; called without arguments.
+
+    Returns
+    -------
+    int
+        0, or the ``exit_code`` of the fault.
+    """
+    try:
+        body()
+    except IQTFlowError as fault:
+        print(f"{prog}: error: {fault}", file=sys.stderr)
+        return fault.exit_code
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return EXIT_OK
+
+
+def require_parent(path: str | os.PathLike) -> Path:
+    """Return `path` after making its folder, or say plainly that the folder cannot be written.
+
+    Raises
+    ------
+    OutputError
+        The folder cannot be made or is not writable.
+    """
+    path = Path(path).absolute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise OutputError(path.parent, found=f"{type(fault).__name__} ({fault.strerror})", expected="a folder that can be made",
+                          next_step="Choose another output, or free the place.") from fault
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(path.parent, found="a read-only folder", expected="a writable folder",
+                          next_step="Choose another output, or change its permissions.")
+    return path
