@@ -1,0 +1,1 @@
+"""Networks that map thick-slice patches to isotropic ones."""

@@ -1,0 +1,1 @@
+"""Nipype workflows: graphs of the package's interfaces, one ``init_*_wf`` factory per idea."""
