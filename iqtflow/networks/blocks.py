@@ -1,0 +1,64 @@
+"""Building blocks that the networks share (method: Lin et al., MLMI 2019, section 2.3 and Fig. 2).
+
+Tensors are (batch, channels, w, h, d) with the slice axis last. Batch normalisation has Keras' constants (epsilon 1e-3, decay 0.99), which
+the published networks were trained with.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def normalisation(channels: int) -> nn.BatchNorm3d:
+    """Batch normalisation with Keras' constants."""
+    return nn.BatchNorm3d(channels, eps=1e-3, momentum=0.01)
+
+
+def conv_block(inputs: int, outputs: int, kernel: int = 3) -> nn.Sequential:
+    """C(n): convolution, ReLU, batch normalisation; zero-padded so that the size stays."""
+    return nn.Sequential(nn.Conv3d(inputs, outputs, kernel, padding=kernel // 2), nn.ReLU(inplace=True), normalisation(outputs))
+
+
+def conv_chain(inputs: int, outputs: int, length: int) -> nn.Sequential:
+    """`length` times C(outputs)."""
+    return nn.Sequential(*[conv_block(inputs if i == 0 else outputs, outputs) for i in range(length)])
+
+
+class ResidualCore(nn.Module):
+    """RC(b): b times C(n) beside a 1 x 1 x 1 convolution; their sum through ReLU and batch normalisation (Fig. 2c)."""
+
+    def __init__(self, inputs: int, outputs: int, length: int = 2) -> None:
+        super().__init__()
+        self.chain = conv_chain(inputs, outputs, length)
+        self.shortcut = nn.Conv3d(inputs, outputs, 1)
+        self.norm = normalisation(outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(torch.relu_(self.chain(x) + self.shortcut(x)))
+
+
+class BottleneckBlock(nn.Module):
+    """BB(b, u): shrink the channels to half, b times C(f/2), expand, add the input, up-sample the slice axis by u (Fig. 2b)."""
+
+    def __init__(self, channels: int, shrink: int, up: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.body = nn.Sequential(conv_block(channels, half, 1), conv_chain(half, half, shrink), conv_block(half, channels, 1))
+        self.up = upsample_slices(channels, up)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.up(x + self.body(x))
+
+
+def upsample_slices(channels: int, up: int) -> nn.ConvTranspose3d:
+    """Transposed convolution with kernel = stride = (1, 1, up)."""
+    return nn.ConvTranspose3d(channels, channels, (1, 1, up), (1, 1, up))
+
+
+def initialise(network: nn.Module) -> None:
+    """Glorot normal weights and zero biases for every convolution (section 3.1)."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
+            nn.init.xavier_normal_(module.weight)
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,104 @@
+"""The prior of tissue SNR at low field: a two-dimensional normal distribution of (white matter, grey matter).
+
+White- and grey-matter SNR co-vary strongly (a quiet coil is quiet for both), so they are drawn together, never apart.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iqtflow.errors import InputError
+
+
+@dataclass(frozen=True)
+class SNRPrior:
+    """Normal distribution of tissue SNR, ``N(mean, covariance)``, in the order (WM, GM).
+
+    Attributes
+    ----------
+    name
+        What a sidecar or a model card calls it.
+    mean
+        Mean SNR of (WM, GM).
+    covariance
+        2 x 2 covariance, row by row. All zeros means a fixed SNR.
+    source
+        Where the numbers come from.
+    """
+
+    name: str
+    mean: tuple[float, float]
+    covariance: tuple[tuple[float, float], tuple[float, float]]
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        mean, covariance = np.asarray(self.mean, float), np.asarray(self.covariance, float)
+        if mean.shape != (2,) or not np.all(np.isfinite(mean)) or np.any(mean <= 0):
+            raise _bad(self.name, f"mean {self.mean}", "two positive numbers, (WM, GM)")
+        if covariance.shape != (2, 2) or not np.all(np.isfinite(covariance)) or not np.allclose(covariance, covariance.T):
+            raise _bad(self.name, f"covariance {self.covariance}", "a symmetric 2 x 2 matrix")
+        if np.any(covariance) and np.linalg.eigvalsh(covariance).min() <= 0:
+            raise _bad(self.name, f"covariance {self.covariance} with a non-positive eigenvalue", "a positive definite 2 x 2 matrix")
+
+    def sample(self, rng: np.random.Generator) -> tuple[float, float]:
+        """Draw one (SNR_WM, SNR_GM); redrawn while any component is not positive (Algorithm 1, step 4)."""
+        if not np.any(self.covariance):
+            return self.mean
+        factor = np.linalg.cholesky(np.asarray(self.covariance, float))
+        while True:
+            alpha = np.asarray(self.mean, float) + factor @ rng.standard_normal(2)
+            if np.all(alpha > 0):
+                return float(alpha[0]), float(alpha[1])
+
+    def as_dict(self) -> dict[str, Any]:
+        """The prior as JSON-ready fields; `read_prior` reads them back."""
+        return {"name": self.name, "tissues": ["WM", "GM"], "mean": list(self.mean),
+                "covariance": [list(row) for row in self.covariance], "source": self.source}
+
+
+_PAPER = "Lin et al., MLMI 2019"
+
+#: Priors known by name. ``ibadan-0.36T`` is the reference scanner's (28 children); ``fixed-61-53`` the paper's fixed-SNR experiment.
+PUBLISHED = {
+    prior.name: prior
+    for prior in (
+        SNRPrior("ibadan-0.36T", (64.50, 54.14), ((78.47, 71.50), (71.50, 73.91)), f"{_PAPER}, section 3.3"),
+        SNRPrior("fixed-61-53", (61.0, 53.0), ((0.0, 0.0), (0.0, 0.0)), f"{_PAPER}, section 3.2"),
+    )
+}
+DEFAULT_PRIOR = "ibadan-0.36T"
+
+
+def read_prior(name_or_path: str | os.PathLike) -> SNRPrior:
+    """Return a published prior by name, or read one from a JSON file with ``mean`` and ``covariance`` in the order (WM, GM).
+
+    Raises
+    ------
+    InputError
+        Neither a known name nor a readable file, or numbers that are not a distribution.
+    """
+    key = os.fspath(name_or_path)
+    if key in PUBLISHED:
+        return PUBLISHED[key]
+    known = ", ".join(PUBLISHED)
+    try:
+        fields = json.loads(Path(key).read_text())
+        mean = tuple(float(v) for v in fields["mean"])
+        covariance = tuple(tuple(float(v) for v in row) for row in fields["covariance"])
+    except FileNotFoundError as fault:
+        raise _bad(key, "no such file and no prior of this name", f"one of {known}, or a JSON file") from fault
+    except (OSError, ValueError, KeyError, TypeError) as fault:
+        raise _bad(key, f"{type(fault).__name__}: {fault}", "JSON with mean (2 numbers) and covariance (2 x 2), order WM, GM") from fault
+    if list(fields.get("tissues", ["WM", "GM"])) != ["WM", "GM"]:
+        raise _bad(key, f"tissues {fields['tissues']}", 'tissues ["WM", "GM"]')
+    return SNRPrior(str(fields.get("name", Path(key).stem)), mean, covariance, str(fields.get("source", "")))
+
+
+def _bad(name: str, found: str, expected: str) -> InputError:
+    return InputError(f"SNR prior {name}", found=found, expected=expected, next_step="Correct the prior, or use a published one by name.")
