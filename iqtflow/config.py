@@ -1,0 +1,289 @@
+"""Settings of one run: one frozen dataclass per section, written to and read from TOML.
+
+Defaults live here and nowhere else; the command line shows them and overrides them. No workflow reads settings
+from a global: they are passed along.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from iqtflow.errors import UsageError, require_parent
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MODES = ("enhance", "train")  #: what can be done with a data set
+LEVELS = ("participant", "group")  #: BIDS-App analysis levels
+AXES = ("x", "y", "z")  #: voxel axes of an image, first to third
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathSettings:
+    """Where things are. All three are absolute."""
+
+    bids_dir: Path  #: root of the input data set; never written to
+    output_dir: Path  #: root of the derivatives
+    work_dir: Path  #: intermediate results; safe to delete, costly to lose
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What is run, on whom, and with which resources."""
+
+    levels: tuple[str, ...] = ("participant",)  #: analysis levels, in the order in which they are run
+    mode: str = "enhance"  #: one of :data:`MODES`
+    participant_labels: tuple[str, ...] = ()  #: subject labels without ``sub-``; empty means all
+    session_labels: tuple[str, ...] = ()  #: session labels without ``ses-``; empty means all
+    nprocs: int = 1  #: processes at a time, over all nodes
+    omp_nthreads: int = 1  #: threads that one node may use
+    mem_gb: float = 4.0  #: memory that all running nodes may claim together, in GB
+    device: str = "cpu"  #: "cpu" or "cuda", resolved once on the command line
+    seed: int = 0  #: seed of everything random
+    force: bool = False  #: process near-isotropic scans too, instead of skipping them
+    stop_on_first_crash: bool = False  #: stop everything when one subject fails
+    verbose: int = 0  #: 0: progress; 1: what each node does; 2: debugging
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnhanceSettings:
+    """Image quality transfer of low-field scans."""
+
+    model: str | None = None  #: name of a shipped model, or path of one; None chooses by upsampling factor
+    contrast: str = "T1w"  #: BIDS suffix of the images to process
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Simulation of low-field scans, and training on them (Lin et al. 2019, sections 2.2 to 3.1)."""
+
+    split: Path | None = None  #: JSON with the lists "train", "validation" and "evaluation" of subject labels
+    snr_prior: Path | None = None  #: JSON with the tissue-SNR prior; None means the published one
+    upsampling_factor: int = 4  #: k: slice spacing over the high-field voxel edge; a power of two
+    slice_axes: tuple[str, ...] = ("z",)  #: voxel axes to simulate thick slices along
+    draws: int | Literal["fresh"] = "fresh"  #: simulated scans per subject, or anew for every batch
+    network: str = "aniso-unet"  #: name in the registry of networks
+    filters: int = 16  #: channels at the first level of the network
+    shrink: int = 1  #: the network's ``shrink``: 1 is the published network, more is faster and coarser
+    ensemble: int = 1  #: networks trained from different seeds
+    steps: int | None = None  #: steps per network; None: `max_epochs` and `patience` decide
+    max_epochs: int = 30  #: passes over the training set at most
+    patience: int = 5  #: epochs without a better validation loss before training stops
+    batch_size: int = 32  #: patches per optimisation step
+    learning_rate: float = 1e-3  #: of Adam, at the first step
+    model_name: str | None = None  #: of ``models/NAME.safetensors``; None names it after k
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings of one run."""
+
+    paths: PathSettings
+    run: RunSettings = field(default_factory=RunSettings)
+    enhance: EnhanceSettings = field(default_factory=EnhanceSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+
+#: The sections of a settings file, by name.
+SECTIONS: dict[str, type] = {
+    "paths": PathSettings,
+    "run": RunSettings,
+    "enhance": EnhanceSettings,
+    "train": TrainSettings,
+}
+
+
+def read_settings(path: str | os.PathLike) -> Settings:
+    """Read complete settings, as :func:`write_settings` wrote them.
+
+    Parameters
+    ----------
+    path
+        A TOML file.
+
+    Returns
+    -------
+    Settings
+        Equal to the settings that were written.
+
+    Raises
+    ------
+    UsageError
+        As for :func:`read_sections`, or a setting without a default is missing.
+    """
+    values = read_sections(path)
+    missing = [key for key in _required(PathSettings) if key not in values.get("paths", {})]
+    if missing:
+        raise UsageError(
+            path,
+            found=f"no {', '.join(missing)} in [paths]",
+            expected="all of bids_dir, output_dir and work_dir",
+            next_step="Add them, or give them on the command line.",
+        )
+    return Settings(**{name: section(**values.get(name, {})) for name, section in SECTIONS.items()})
+
+
+def read_sections(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """Read the settings that a TOML file holds, which need not be all.
+
+    Parameters
+    ----------
+    path
+        A TOML file with any of the tables ``[paths] [run] [enhance] [train]``.
+
+    Returns
+    -------
+    dict
+        For each table present, the values by name, with the types of the dataclasses' fields.
+
+    Raises
+    ------
+    UsageError
+        The file is missing or not TOML, a table or key is unknown, or a value has the wrong type.
+    """
+    try:
+        with open(path, "rb") as stream:
+            tables = tomllib.load(stream)
+    except (OSError, tomllib.TOMLDecodeError) as fault:
+        raise UsageError(
+            path,
+            found=str(fault),
+            expected="a settings file in TOML",
+            next_step="Start from the settings.toml that every run leaves in its work directory.",
+        ) from fault
+    return {name: _read_table(path, name, table) for name, table in tables.items()}
+
+
+def write_settings(settings: Settings, path: str | os.PathLike) -> Path:
+    """Write settings as TOML, under their final name only when complete.
+
+    Parameters
+    ----------
+    settings
+        What to write. Settings that are None are left out, TOML having no such value.
+    path
+        Where to.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    OutputError
+        The folder cannot be written.
+    """
+    path = require_parent(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(format_settings(settings), encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def format_settings(settings: Settings) -> str:
+    """Return the TOML text of settings."""
+    lines: list[str] = []
+    for name in SECTIONS:
+        lines.append(f"[{name}]")
+        for key, value in dataclasses.asdict(getattr(settings, name)).items():
+            if value is not None:
+                lines.append(f"{key} = {_format_value(value)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def default_of(section: type, key: str) -> Any:
+    """Return the default of one setting, for the command line to show."""
+    return next(item.default for item in dataclasses.fields(section) if item.name == key)
+
+
+def _format_value(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_format_value(item) for item in value)}]"
+    if isinstance(value, (str, os.PathLike)):
+        # JSON's escapes are a subset of those of TOML's basic strings, but JSON leaves DEL as it is.
+        return json.dumps(os.fspath(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value)
+
+
+def _read_table(path: str | os.PathLike, name: str, table: Any) -> dict[str, Any]:
+    section = SECTIONS.get(name)
+    if section is None or not isinstance(table, Mapping):
+        raise UsageError(
+            path,
+            found=f"'{name}' at the top",
+            expected=f"only the tables {', '.join(f'[{known}]' for known in SECTIONS)}",
+            next_step="Correct the name, or move the setting into its table.",
+        )
+    hints = get_type_hints(section)
+    values = {}
+    for key, value in table.items():
+        if key not in hints:
+            raise UsageError(
+                path,
+                found=f"'{key}' in [{name}]",
+                expected=f"one of {', '.join(hints)}",
+                next_step="Correct the name, or remove it.",
+            )
+        values[key] = _convert(value, hints[key], where=f"{os.fspath(path)}, '{key}' in [{name}]")
+    return values
+
+
+def _convert(value: Any, wanted: Any, *, where: str) -> Any:
+    """Return the TOML `value` as the type `wanted`; refuse what is of another type."""
+    if get_origin(wanted) in (Union, types.UnionType):
+        kinds = [kind for kind in get_args(wanted) if kind is not type(None)]
+        for kind in kinds:
+            if _fits(value, kind):
+                return _convert(value, kind, where=where)
+    elif get_origin(wanted) is tuple and isinstance(value, list):
+        return tuple(_convert(item, get_args(wanted)[0], where=where) for item in value)
+    elif _fits(value, wanted):
+        return value if get_origin(wanted) is Literal else wanted(value)
+    raise UsageError(
+        where,
+        found=f"{value!r}",
+        expected=_describe(wanted),
+        next_step="Correct the value.",
+    )
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if isinstance(value, bool) or kind is bool:  # bool is an int to Python, but not to a reader of settings
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, {Path: str, float: (int, float)}.get(kind, kind))
+
+
+def _describe(wanted: Any) -> str:
+    if get_origin(wanted) in (Union, types.UnionType):
+        return " or ".join(_describe(kind) for kind in get_args(wanted) if kind is not type(None))
+    if get_origin(wanted) is tuple:
+        return f"a list, each {_describe(get_args(wanted)[0])}"
+    if get_origin(wanted) is Literal:
+        return " or ".join(f'"{choice}"' for choice in get_args(wanted))
+    return {
+        str: "a text",
+        Path: "a path as text",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+    }[wanted]
+
+
+def _required(section: type) -> list[str]:
+    return [item.name for item in dataclasses.fields(section) if item.default is dataclasses.MISSING]
