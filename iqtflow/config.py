@@ -1,7 +1,7 @@
 """Settings of one run: one frozen dataclass per section, written to and read from TOML.
 
-Defaults live here and nowhere else; the command line shows them and overrides them. No workflow reads settings
-from a global: they are passed along.
+Defaults live here and nowhere else; the command line shows them and overrides them. No workflow reads
+settings from a global: they are passed along.
 """
 
 from __future__ import annotations
@@ -249,8 +249,9 @@ def _convert(value: Any, wanted: Any, *, where: str) -> Any:
         for kind in kinds:
             if _fits(value, kind):
                 return _convert(value, kind, where=where)
-    elif get_origin(wanted) is tuple and isinstance(value, list):
-        return tuple(_convert(item, get_args(wanted)[0], where=where) for item in value)
+    elif get_origin(wanted) is tuple:
+        if isinstance(value, list):
+            return tuple(_convert(item, get_args(wanted)[0], where=where) for item in value)
     elif _fits(value, wanted):
         return value if get_origin(wanted) is Literal else wanted(value)
     raise UsageError(
