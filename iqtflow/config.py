@@ -74,7 +74,8 @@ class TrainSettings:
     draws: int | Literal["fresh"] = "fresh"  #: simulated scans per subject, or anew for every batch
     network: str = "aniso-unet"  #: name in the registry of networks
     filters: int = 16  #: channels at the first level of the network
-    shrink: int = 1  #: the network's ``shrink``: 1 is the published network, more is faster and coarser
+    shrink: int = 2  #: b, shrinking layers in each bottleneck block; 2 or 3 in the paper
+    residual: bool = True  #: the network learns what to add to the cubic spline; False is the paper's network
     ensemble: int = 1  #: networks trained from different seeds
     steps: int | None = None  #: steps per network; None: `max_epochs` and `patience` decide
     max_epochs: int = 30  #: passes over the training set at most
