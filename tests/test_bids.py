@@ -1,0 +1,225 @@
+"""Which scans are found in a data set, what they are called afterwards, and what is said about them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import make_affine
+
+from iqtflow.bids import derivative_name, find_scans, write_dataset_description, write_sidecar
+from iqtflow.errors import OutputError, UsageError
+
+T1W = "sub-01/anat/sub-01_T1w.nii.gz"
+
+
+def test_every_t1w_is_found_and_nothing_else(bids_tree):
+    root = bids_tree(
+        T1W,
+        "sub-01/anat/sub-01_T2w.nii.gz",
+        "sub-01/func/sub-01_task-rest_bold.nii.gz",
+        "sub-02/ses-a/anat/sub-02_ses-a_acq-3D_run-02_T1w.nii",
+        "sub-02/ses-b/anat/sub-02_ses-b_T1w.nii.gz",
+        "derivatives/other/sub-01/anat/sub-01_desc-preproc_T1w.nii.gz",
+        "sourcedata/sub-09/anat/sub-09_T1w.nii.gz",
+        "sub-02/ses-a/anat/sub-02_ses-a_part-phase_T1w.nii.gz",
+    )
+    found = find_scans(root)
+    assert [str(scan.path.relative_to(root)) for scan in found] == [
+        T1W,
+        "sub-02/ses-a/anat/sub-02_ses-a_acq-3D_run-02_T1w.nii",
+        "sub-02/ses-b/anat/sub-02_ses-b_T1w.nii.gz",
+    ]
+    assert [(scan.subject, scan.session) for scan in found] == [("01", None), ("02", "a"), ("02", "b")]
+
+
+@pytest.mark.parametrize("label", ["02", "sub-02"])
+def test_a_subject_may_be_named_with_or_without_its_prefix(bids_tree, label):
+    root = bids_tree(T1W, "sub-02/anat/sub-02_T1w.nii.gz", "sub-021/anat/sub-021_T1w.nii.gz")
+    assert [scan.subject for scan in find_scans(root, subjects=[label])] == ["02"]
+
+
+@pytest.mark.parametrize("label", ["pre", "ses-pre"])
+def test_a_session_may_be_named_with_or_without_its_prefix(bids_tree, label):
+    root = bids_tree(T1W, *(f"sub-02/ses-{s}/anat/sub-02_ses-{s}_T1w.nii.gz" for s in ("pre", "post")))
+    assert [scan.session for scan in find_scans(root, sessions=[label])] == ["pre"]
+
+
+def test_other_contrasts_can_be_asked_for(bids_tree):
+    root = bids_tree(T1W, "sub-01/anat/sub-01_FLAIR.nii.gz")
+    assert [scan.path.name for scan in find_scans(root, suffix="FLAIR")] == ["sub-01_FLAIR.nii.gz"]
+
+
+def test_a_scan_that_lies_behind_a_dangling_link_is_still_listed(bids_tree):
+    # git-annex: the name is there, the content is not. It is reported for that subject, not overlooked.
+    root = bids_tree("sub-02/anat/sub-02_T1w.nii.gz", "sub-01/anat/sub-01_T2w.nii.gz")
+    (root / T1W).symlink_to("../../.git/annex/objects/absent.nii.gz")
+    assert [scan.subject for scan in find_scans(root)] == ["01", "02"]
+
+
+def test_of_a_scan_stored_twice_the_compressed_one_is_taken(bids_tree):
+    root = bids_tree(T1W, T1W.removesuffix(".gz"))
+    assert [scan.path.name for scan in find_scans(root)] == ["sub-01_T1w.nii.gz"]
+
+
+def test_metadata_are_inherited_and_the_nearest_wins(bids_tree):
+    root = bids_tree(
+        "sub-01/ses-a/anat/sub-01_ses-a_acq-2D_T1w.nii.gz",
+        sidecars={
+            "T1w.json": {"MagneticFieldStrength": 0.36, "SliceThickness": 5.0},
+            "T2w.json": {"EchoTime": 9},
+            "acq-3D_T1w.json": {"EchoTime": 8},
+            "sub-01/sub-01_acq-2D_T1w.json": {"SliceThickness": 6.0},
+            "sub-01/ses-a/anat/sub-01_ses-a_acq-2D_T1w.json": {"SpacingBetweenSlices": 7.2},
+        },
+    )
+    (scan,) = find_scans(root)
+    assert scan.sidecar == {"MagneticFieldStrength": 0.36, "SliceThickness": 6.0, "SpacingBetweenSlices": 7.2}
+    assert scan.sidecar_path == root / "sub-01/ses-a/anat/sub-01_ses-a_acq-2D_T1w.json"
+
+
+def test_an_unreadable_sidecar_costs_its_metadata_and_not_the_data_set(bids_tree):
+    root = bids_tree(T1W, "sub-02/anat/sub-02_T1w.nii.gz")
+    (root / "sub-01/anat/sub-01_T1w.json").write_text("{SliceThickness: 6")
+    first, second = find_scans(root)
+    assert first.sidecar == {}
+    assert "sub-01_T1w.json" in first.warnings[0]
+    assert second.warnings == ()
+
+
+def test_a_folder_that_is_no_data_set_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"dataset_description\.json"):
+        find_scans(tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="found nothing"):
+        find_scans(tmp_path / "absent")
+
+
+def test_a_data_set_without_t1w_is_refused(bids_tree):
+    with pytest.raises(UsageError, match="no T1w image"):
+        find_scans(bids_tree("sub-01/anat/sub-01_T2w.nii.gz"))
+
+
+def test_a_data_set_without_subjects_is_refused(bids_tree):
+    with pytest.raises(UsageError, match="no T1w image"):
+        find_scans(bids_tree())
+
+
+def test_a_subject_asked_for_that_has_no_t1w_is_named(bids_tree):
+    with pytest.raises(UsageError, match="no T1w image of sub-02"):
+        find_scans(bids_tree(T1W, "sub-02/anat/sub-02_T2w.nii.gz"), subjects=["01", "02"])
+
+
+def test_an_unknown_subject_is_named_beside_the_known(bids_tree):
+    with pytest.raises(UsageError, match=r"no sub-03; .*sub-01, sub-02"):
+        find_scans(bids_tree(T1W, "sub-02/anat/sub-02_T1w.nii.gz"), subjects=["01", "03"])
+
+
+def test_an_unknown_session_is_named(bids_tree):
+    with pytest.raises(UsageError, match=r"no ses-x; .*ses-\* at all"):
+        find_scans(bids_tree(T1W), sessions=["x"])
+
+
+def test_derivatives_keep_every_entity_of_the_scan_in_the_order_of_bids(bids_tree):
+    (scan,) = find_scans(bids_tree("sub-01/ses-a/anat/sub-01_ses-a_acq-3D_rec-n_run-02_T1w.nii"))
+    assert derivative_name(scan, desc="iqt") == Path(
+        "sub-01/ses-a/anat/sub-01_ses-a_acq-3D_rec-n_run-02_desc-iqt_T1w.nii.gz"
+    )
+    assert derivative_name(scan, label="WM", suffix="probseg", extension=".json") == Path(
+        "sub-01/ses-a/anat/sub-01_ses-a_acq-3D_rec-n_run-02_label-WM_probseg.json"
+    )
+
+
+def test_a_derivative_cannot_be_given_a_label_that_is_none(bids_tree):
+    (scan,) = find_scans(bids_tree(T1W))
+    with pytest.raises(ValueError, match="desc-iqt_std"):
+        derivative_name(scan, desc="iqt_std")
+
+
+def test_a_sidecar_holds_numbers_whoever_computed_them(tmp_path):
+    path = write_sidecar(
+        tmp_path / "new" / "x.json",
+        {"a": np.float64(2.1), "b": np.array([1, 2]), "c": None, "d": Path("/x"), "e": np.bool_(True)},
+    )
+    assert json.loads(path.read_text()) == {"a": 2.1, "b": [1, 2], "d": "/x", "e": True}
+
+
+def test_a_number_that_is_not_finite_never_reaches_a_sidecar(tmp_path):
+    (tmp_path / "x.json").write_text("before")
+    with pytest.raises(ValueError, match="JSON"):
+        write_sidecar(tmp_path / "x.json", {"snr": float("nan")})
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+    assert (tmp_path / "x.json").read_text() == "before"
+
+
+def test_jobs_that_describe_one_folder_at_a_time_do_not_tear_the_file(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: write_dataset_description(tmp_path / "out", source_dir=tmp_path), range(64)))
+    assert (
+        json.loads((tmp_path / "out" / "dataset_description.json").read_text())["DatasetType"] == "derivative"
+    )
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        ".bidsignore",
+        "dataset_description.json",
+    ]
+
+
+def test_the_source_of_derivatives_inside_the_data_set_moves_with_it(tmp_path):
+    path = write_dataset_description(
+        tmp_path / "bids" / "derivatives" / "iqtflow", source_dir=tmp_path / "bids"
+    )
+    assert json.loads(path.read_text())["DatasetLinks"] == {"raw": "../.."}
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file"):
+        write_sidecar(tmp_path / "file" / "x.json", {})
+
+
+def test_derivatives_as_written_pass_the_bids_validator(bids_tree, tmp_path):
+    validator = Path(sys.executable).with_name("bids-validator-deno")
+    if not validator.exists():
+        pytest.skip("bids-validator-deno is not installed (it comes with the test extra)")
+    root = bids_tree("sub-01/ses-a/anat/sub-01_ses-a_run-02_T1w.nii.gz")
+    (scan,) = find_scans(root)
+    out = tmp_path / "out"
+    write_dataset_description(out, source_dir=root)
+    for name in (
+        derivative_name(scan, desc="iqt"),
+        derivative_name(scan, desc="iqtstd"),
+        derivative_name(scan, label="WM", suffix="probseg"),
+        derivative_name(scan, desc="brain", suffix="mask"),
+    ):
+        write_sidecar(
+            out / name.with_name(name.name.replace(".nii.gz", ".json")),
+            {"Sources": [scan.uri], "SkullStripped": False},
+        )
+        image = nib.Nifti1Image(np.ones((4, 4, 4), "uint8"), make_affine())
+        image.header.set_xyzt_units("mm")
+        nib.save(image, out / name)
+    for extra in ("sub-01/figures/a.svg", "models/m.safetensors", "sub-01.html", "logs/l.txt"):
+        (out / extra).parent.mkdir(exist_ok=True)
+        (out / extra).write_text("x")
+    done = subprocess.run([validator, out, "--json"], capture_output=True, text=True, check=False)
+    issues = json.loads(done.stdout)["issues"]["issues"]
+    assert [issue for issue in issues if issue["severity"] == "error"] == [], done.stdout
+
+
+@pytest.mark.real_data
+def test_inheritance_agrees_with_pybids_on_real_data(real_data):
+    from bids import BIDSLayout
+
+    layout = BIDSLayout(real_data / "mixed", validate=False)
+    scans = find_scans(real_data / "mixed")
+    assert {str(scan.path): scan.sidecar for scan in scans} == {
+        file.path: file.get_metadata() for file in layout.get(suffix="T1w", extension=[".nii", ".nii.gz"])
+    }
