@@ -8,14 +8,11 @@ a cheap part that does (contrast and noise).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 
 from iqtflow.errors import InputError
-
-FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
 
 
 @dataclass(frozen=True)
@@ -27,49 +24,6 @@ class Ratios:
     sigma: float
 
 
-@lru_cache(maxsize=256)
-def decimation_matrix(n_thin: int, k: int, thickness_voxels: float, offset_voxels: float = 0.0) -> np.ndarray:
-    """Slice profile and down-sampling along the slice axis, as a matrix (Algorithm 1, steps 1 and 2).
-
-    Thick slice ``i`` is a Gaussian-weighted mean of thin slices about the slab's centre ``k i + (k - 1) / 2``, FWHM = slice thickness.
-    Weights outside the field of view are left out and the others scaled up, so that each row sums to 1: constants and tissue probabilities
-    keep their sums at the borders.
-
-    Parameters
-    ----------
-    n_thin
-        Number of thin slices; ``n_thin // k`` thick ones result, the remainder at the end is not covered.
-    k
-        Slice spacing in thin voxels.
-    thickness_voxels
-        Slice thickness in thin voxels (FWHM of the profile).
-    offset_voxels
-        Shift of all slice centres, in thin voxels; 0 is slab-centred.
-
-    Returns
-    -------
-    ndarray, shape (n_thin // k, n_thin), float32
-        Read-only, since it is shared.
-
-    Raises
-    ------
-    InputError
-        The volume is thinner than one slice, or the thickness is not within (0, k].
-    """
-    if n_thin < k:
-        raise InputError("volume", found=f"{n_thin} thin slices", expected=f"at least k = {k}", next_step="Use a smaller factor or a larger volume.")
-    if not 0 < thickness_voxels <= k * (1 + 1e-6):
-        raise InputError("slice thickness", found=f"{thickness_voxels:g} thin voxels", expected=f"more than 0 and at most the spacing ({k})",
-                         next_step="Make thickness + gap equal to the slice spacing.")
-    centres = k * np.arange(n_thin // k) + (k - 1) / 2 + offset_voxels
-    distance = np.arange(n_thin) - centres[:, None]
-    weights = np.exp(-0.5 * (distance / (thickness_voxels * FWHM_TO_SIGMA)) ** 2)
-    weights /= weights.sum(axis=1, keepdims=True)
-    weights = weights.astype(np.float32)
-    weights.setflags(write=False)
-    return weights
-
-
 def decimate(volumes: torch.Tensor, matrix: np.ndarray | torch.Tensor) -> torch.Tensor:
     """Blur and down-sample along the last axis.
 
@@ -78,7 +32,7 @@ def decimate(volumes: torch.Tensor, matrix: np.ndarray | torch.Tensor) -> torch.
     volumes : tensor, shape (..., D)
         Intensities or tissue probabilities on the thin grid.
     matrix : shape (d, D), or (batch, d, D) for volumes of shape (batch, c, w, h, D)
-        From `decimation_matrix`.
+        From `iqtflow.slice_profile.decimation_matrix`.
 
     Returns
     -------
@@ -88,23 +42,6 @@ def decimate(volumes: torch.Tensor, matrix: np.ndarray | torch.Tensor) -> torch.
     if matrix.ndim == 3:
         matrix = matrix[:, None, None]
     return volumes @ matrix.transpose(-1, -2)
-
-
-def tissue_mean(intensity: np.ndarray, probability: np.ndarray, *, tissue: str) -> float:
-    """Probability-weighted mean intensity of a tissue, ``sum(M Y) / sum(M)``: eq. (4) times the noise's standard deviation.
-
-    Raises
-    ------
-    InputError
-        The tissue map is empty, or the mean is not positive.
-    """
-    total = float(np.sum(probability, dtype=np.float64))
-    mean = float(np.sum(np.asarray(probability, np.float32) * np.asarray(intensity, np.float32), dtype=np.float64)) / total if total > 1 else float("nan")
-    if not mean > 0:
-        raise InputError(f"{tissue} probability map", found=f"{total:g} voxels of {tissue} with mean intensity {mean:g}",
-                         expected=f"a {tissue} map with a positive mean intensity under it",
-                         next_step="Check that map and image belong together and that the segmentation is plausible.")
-    return mean
 
 
 def contrast_ratios(alpha: tuple[float, float], mean_wm: float, mean_gm: float, *, fixed: str = "WM") -> Ratios:
@@ -117,7 +54,7 @@ def contrast_ratios(alpha: tuple[float, float], mean_wm: float, mean_gm: float, 
     alpha
         Drawn (SNR_WM, SNR_GM).
     mean_wm, mean_gm
-        Tissue means of the high-field image (`tissue_mean`).
+        Tissue means of the high-field image (`iqtflow.snr.tissue_mean`).
     fixed
         Tissue that keeps its intensity, "WM" (default) or "GM".
     """

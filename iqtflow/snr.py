@@ -100,5 +100,22 @@ def read_prior(name_or_path: str | os.PathLike) -> SNRPrior:
     return SNRPrior(str(fields.get("name", Path(key).stem)), mean, covariance, str(fields.get("source", "")))
 
 
+def tissue_mean(intensity: np.ndarray, probability: np.ndarray, *, tissue: str) -> float:
+    """Probability-weighted mean intensity of a tissue, ``sum(M Y) / sum(M)``: eq. (4) times the noise's standard deviation.
+
+    Raises
+    ------
+    InputError
+        The tissue map is empty, or the mean is not positive.
+    """
+    total = float(np.sum(probability, dtype=np.float64))
+    mean = float(np.sum(np.asarray(probability, np.float32) * np.asarray(intensity, np.float32), dtype=np.float64)) / total if total > 1 else float("nan")
+    if not mean > 0:
+        raise InputError(f"{tissue} probability map", found=f"{total:g} voxels of {tissue} with mean intensity {mean:g}",
+                         expected=f"a {tissue} map with a positive mean intensity under it",
+                         next_step="Check that map and image belong together and that the segmentation is plausible.")
+    return mean
+
+
 def _bad(name: str, found: str, expected: str) -> InputError:
     return InputError(f"SNR prior {name}", found=found, expected=expected, next_step="Correct the prior, or use a published one by name.")

@@ -1,0 +1,98 @@
+"""Reading and writing NIfTI files: plain errors, nothing half written, the same bytes for the same data."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import nibabel as nib
+import numpy as np
+
+from iqtflow.errors import InputError, require_parent
+
+
+def read_volume(path: str | os.PathLike, *, like: nib.Nifti1Image | None = None) -> tuple[nib.Nifti1Image, np.ndarray]:
+    """Read a three-dimensional image.
+
+    Parameters
+    ----------
+    path
+        A NIfTI file.
+    like
+        When given, the image has to be on this image's grid.
+
+    Returns
+    -------
+    image : Nifti1Image
+    data : ndarray, shape (w, h, d), float32
+
+    Raises
+    ------
+    InputError
+        Unreadable, not three-dimensional, not finite, or on another grid.
+    """
+    try:
+        image = nib.load(path)
+        data = np.squeeze(np.asarray(image.dataobj, dtype=np.float32))
+    except Exception as fault:  # nibabel, gzip and zlib each raise their own kinds for a file that is cut short
+        raise InputError(path, found=f"{type(fault).__name__}: {fault}", expected="a readable NIfTI image", next_step="Copy or convert the file again.") from fault
+    if data.ndim != 3:
+        raise InputError(path, found=f"{data.ndim} dimensions {data.shape}", expected="one three-dimensional volume", next_step="Extract one volume first.")
+    if not np.isfinite(data).all():
+        raise InputError(path, found=f"{np.count_nonzero(~np.isfinite(data))} voxels that are not finite", expected="finite intensities", next_step="Convert the scan again, or replace these voxels.")
+    if like is not None and (data.shape != like.shape[:3] or not np.allclose(image.affine, like.affine, atol=1e-3)):
+        raise InputError(path, found=f"shape {data.shape} and origin {np.round(image.affine[:3, 3], 2).tolist()}",
+                         expected=f"the image's grid, shape {like.shape[:3]} and origin {np.round(like.affine[:3, 3], 2).tolist()}",
+                         next_step="Resample it to the image's grid.")
+    return image, data
+
+
+def write_volume(path: str | os.PathLike, data: np.ndarray, affine: np.ndarray, *, like: nib.Nifti1Image | None = None) -> Path:
+    """Write a volume as NIfTI; it appears under its name when it is complete, and the same data give the same bytes.
+
+    Parameters
+    ----------
+    path
+        ``.nii`` or ``.nii.gz``.
+    data : ndarray, shape (w, h, d)
+        Stored in its own type.
+    affine : ndarray, shape (4, 4)
+        Voxel indices to world mm.
+    like
+        Image whose coordinate codes (scanner, aligned, ...) the new one takes over.
+    """
+    image = nib.Nifti1Image(data, affine)
+    image.header.set_xyzt_units("mm")
+    codes = [int(like.header[code]) for code in ("qform_code", "sform_code")] if isinstance(like, nib.Nifti1Image) else [1, 1]
+    code = max(codes) or 1
+    image.set_sform(affine, code=codes[1] or code)
+    image.set_qform(affine, code=codes[0] or code)
+    content = image.to_bytes()
+    if str(path).endswith(".gz"):
+        content = gzip.compress(content, compresslevel=4, mtime=0)
+    return write_atomically(path, lambda stream: stream.write(content))
+
+
+def write_json(path: str | os.PathLike, fields: dict[str, Any]) -> Path:
+    """Write fields as indented JSON, atomically."""
+    return write_atomically(path, lambda stream: stream.write((json.dumps(fields, indent=2) + "\n").encode()))
+
+
+def write_atomically(path: str | os.PathLike, fill: Callable[[BinaryIO], Any]) -> Path:
+    """Let `fill` write to a temporary file in the same folder, then rename it to `path`."""
+    path = require_parent(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            fill(stream)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
