@@ -19,9 +19,10 @@ LOGGER = logging.getLogger("nipype.workflow")
 
 #: Entities of structural images and their derivatives, in the order in which BIDS wants them in a file name.
 ENTITY_ORDER = (
-    "sub ses sample task tracksys acq nuc voi ce trc stain rec dir run mod echo flip inv mt part proc hemi space "
-    "split recording chunk seg res den label desc"
-).split()
+    "sub", "ses", "sample", "task", "tracksys", "acq", "nuc", "voi", "ce", "trc", "stain", "rec", "dir",
+    "run", "mod", "echo", "flip", "inv", "mt", "part", "proc", "hemi", "space", "split", "recording", "chunk",
+    "seg", "res", "den", "label", "desc",
+)  # fmt: skip
 
 BIDS_VERSION = "1.10.0"  #: version of the standard that the derivatives follow
 
