@@ -1,0 +1,35 @@
+"""What the interfaces share: running one of our own commands as a child process."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+from nipype.interfaces.base import CommandLine, CommandLineInputSpec, traits
+
+
+class ChildCommandInputSpec(CommandLineInputSpec):
+    """Inputs that say how a command runs, not what it computes; none of them enters the cache key."""
+
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads that the child process may use")
+
+
+class ChildCommand(CommandLine):
+    """A command of this package in a process of its own.
+
+    torch and ANTs never enter the process that runs the graph: a child that dies (out of memory, say) is an error with its last lines, while
+    a worker process that dies would leave nipype's scheduler waiting for ever.
+    """
+
+    #: Name of the module under ``iqtflow.commands``.
+    module: str
+
+    def __init__(self, **inputs) -> None:
+        # The interpreter that runs us, not whichever comes first on PATH; its path may hold spaces.
+        super().__init__(command=f"{shlex.quote(sys.executable)} -m iqtflow.commands.{self.module}", terminal_output="file_split", **inputs)
+
+    def _run_interface(self, runtime, correct_return_codes=(0,)):
+        threads = str(self.inputs.num_threads)
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
+            runtime.environ[name] = threads
+        return super()._run_interface(runtime, correct_return_codes)
