@@ -26,6 +26,8 @@ else:
 MODES = ("enhance", "train")  #: what can be done with a data set
 LEVELS = ("participant", "group")  #: BIDS-App analysis levels
 AXES = ("x", "y", "z")  #: voxel axes of an image, first to third
+SCHEDULES = ("decay", "cosine")  #: learning rate: the paper's slow decay, or a cosine to zero
+LOSSES = ("mse", "l1")  #: what training minimises
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,21 +69,28 @@ class EnhanceSettings:
 class TrainSettings:
     """Simulation of low-field scans, and training on them (Lin et al. 2019, sections 2.2 to 3.1)."""
 
-    split: Path | None = None  #: JSON with the lists "train", "validation" and "evaluation" of subject labels
-    snr_prior: Path | None = None  #: JSON with the tissue-SNR prior; None means the published one
-    upsampling_factor: int = 4  #: k: slice spacing over the high-field voxel edge; a power of two
+    split: Path | None = None  #: JSON file for :func:`iqtflow.split.read_split`; needed at group level
+    upsampling_factor: int = 4  #: k: slice spacing over the high-field voxel edge; 2, 4 or 8
     slice_axes: tuple[str, ...] = ("z",)  #: voxel axes to simulate thick slices along
+    thickness_fraction: tuple[float, ...] = (0.75, 0.75)  #: slice thickness over spacing, from and to
+    snr_prior: str = "ibadan-0.36T"  #: prior of the tissues' SNR: a published one by name, or a JSON file
+    snr_scale: tuple[float, ...] = (1.0, 1.0)  #: factor on the SNR of both tissues, from and to
+    bias_amplitude: float = 0.0  #: largest log-amplitude of a smooth shading
     draws: int | Literal["fresh"] = "fresh"  #: simulated scans per subject, or anew for every batch
+    mirror: bool = False  #: mirror patches, and swap their in-plane axes
     network: str = "aniso-unet"  #: name in the registry of networks
     filters: int = 16  #: channels at the first level of the network
     shrink: int = 2  #: b, shrinking layers in each bottleneck block; 2 or 3 in the paper
     residual: bool = True  #: the network learns what to add to the cubic spline; False is the paper's network
     ensemble: int = 1  #: networks trained from different seeds
-    steps: int | None = None  #: steps per network; None: `max_epochs` and `patience` decide
-    max_epochs: int = 30  #: passes over the training set at most
-    patience: int = 5  #: epochs without a better validation loss before training stops
-    batch_size: int = 32  #: patches per optimisation step
+    batch_size: int = 32  #: patches in an optimisation step
     learning_rate: float = 1e-3  #: of Adam, at the first step
+    schedule: str = "decay"  #: one of :data:`SCHEDULES`
+    loss: str = "mse"  #: one of :data:`LOSSES`
+    steps: int | None = None  #: optimisation steps at most; None lets `max_epochs` decide
+    steps_per_epoch: int = 100  #: optimisation steps between two validations
+    max_epochs: int = 30  #: validations at most
+    patience: int = 5  #: epochs without a better validation loss before training stops; 0 never stops early
     model_name: str | None = None  #: of ``models/NAME.safetensors``; None names it after k
 
 

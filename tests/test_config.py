@@ -32,7 +32,9 @@ def test_settings_come_back_as_they_were_written(tmp_path):
             levels=("participant", "group"), mode="train", participant_labels=("01", "A"), mem_gb=7.5
         ),
         enhance=EnhanceSettings(model="aniso-k4"),
-        train=TrainSettings(split=Path("/data/split.json"), slice_axes=("x", "y"), draws=8, steps=100),
+        train=TrainSettings(
+            split=Path("/data/split.json"), slice_axes=("x", "y"), snr_scale=(0.5, 1.5), draws=8, steps=100
+        ),
     )
     assert read_settings(write_settings(settings, tmp_path / "settings.toml")) == settings
 
