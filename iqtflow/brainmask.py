@@ -1,0 +1,196 @@
+"""Where the brain is, in skull-stripped volumes and in whole heads, with isotropic voxels or thick slices.
+
+Scalp fat is two to three times brighter than white matter in many clinical T1-weighted scans, so that intensities can
+only be referred to tissue inside a brain mask. Whole heads are masked by deepbet [1]_, which carries its weights inside
+its wheel and therefore works offline.
+
+References
+----------
+.. [1] L. Fisch et al., "deepbet: Fast brain extraction of T1-weighted MRI using Convolutional Neural Networks",
+   Computers in Biology and Medicine 179:108845, 2024, doi:10.1016/j.compbiomed.2024.108845
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+#: A volume whose share of zero voxels is below this has noise or tissue, not an erased background, around the brain.
+#: (A brain cropped to its bounding box leaves about half of the box empty.)
+ERASED_BACKGROUND = 0.3
+#: No brain with its cerebrospinal fluid is larger; what is larger and surrounded by zeros is a head.
+LARGEST_BRAIN_ML = 2300.0
+#: An erased surround counts as skull-stripping when what is left is not much larger than the brain found in it.
+HEAD_TO_BRAIN = 1.35
+#: Below this extent along any axis a volume is a slab: part of a brain, of which deepbet has seen none in training.
+SLAB_EXTENT_MM = 80.0
+#: A brain mask smaller than this share of the head is a failure (a slab of a few slices through the vertex has more).
+SMALLEST_BRAIN_IN_HEAD = 0.1
+
+
+@dataclass(frozen=True)
+class BrainMask:
+    """A brain mask and how it was found.
+
+    Attributes
+    ----------
+    mask : ndarray of bool, shape (w, h, d)
+        True inside the brain, cerebrospinal fluid included.
+    skull_stripped : bool
+        Whether the volume shows a brain without its skull.
+    method : str
+        "nonzero" (erased background), "deepbet", "deepbet-slab" or "head" (the whole head, when no brain was found).
+    """
+
+    mask: np.ndarray
+    skull_stripped: bool
+    method: str
+
+
+def find_brain_mask(
+    data: np.ndarray, affine: np.ndarray, *, skull_stripped: bool | None = None, num_threads: int = 1
+) -> BrainMask:
+    """Find the brain in a T1-weighted volume.
+
+    Parameters
+    ----------
+    data : ndarray, shape (w, h, d)
+        Intensities, any unit; slices may be thick, along any axis.
+    affine : ndarray, shape (4, 4)
+        Voxel indices to world millimetres; any orientation, oblique ones too.
+    skull_stripped
+        True: the skull is known to be gone. False: it is known to be there. None: look.
+    num_threads
+        CPU threads that the neural network may use; the mask does not depend on it by more than rounding.
+
+    Returns
+    -------
+    BrainMask
+        The mask on the voxel grid of `data`.
+
+    Raises
+    ------
+    ValueError
+        `data` is not three-dimensional, not finite, or empty.
+
+    Notes
+    -----
+    A skull-stripped volume with zeros outside the brain needs no more than its non-zero voxels. One with *noise* outside
+    (as a scanner or the simulator leaves it) goes the way of whole heads.
+
+    When deepbet finds nothing that can be a brain, the head is returned instead, with a warning.
+    """
+    data = np.asarray(data, dtype=np.float32)
+    if data.ndim != 3 or not np.isfinite(data).all() or not data.any():
+        raise ValueError(f"a brain mask needs a finite 3-D volume that is not empty, not one of shape {data.shape}")
+    voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000.0
+
+    if np.mean(data == 0) >= ERASED_BACKGROUND and skull_stripped is not False:
+        remaining = _filled_largest_part(data > 0)
+        if skull_stripped:
+            return BrainMask(remaining, True, "nonzero")
+        if remaining.sum() * voxel_ml <= LARGEST_BRAIN_ML:
+            found = _mask_by_deepbet(data, affine, num_threads)
+            if found.mask.sum() * HEAD_TO_BRAIN >= remaining.sum() and found.method != "head":
+                return BrainMask(remaining, True, "nonzero")
+            return found
+    found = _mask_by_deepbet(data, affine, num_threads)
+    return BrainMask(found.mask, bool(skull_stripped), found.method)
+
+
+def _mask_by_deepbet(data: np.ndarray, affine: np.ndarray, num_threads: int) -> BrainMask:
+    """Mask a whole head, or a brain in noise; fall back on the head itself, with a warning."""
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    axis = int(np.argmin(np.array(data.shape) * spacing_mm))
+    slab = data.shape[axis] * spacing_mm[axis] < SLAB_EXTENT_MM
+    # deepbet stretches every volume to a cube. The outermost slices of a slab then look like the top and bottom of a
+    # head to it; slices repeated outside of them keep the real ones in the interior.
+    pad = [(0, 0)] * 3
+    if slab:
+        pad[axis] = (data.shape[axis], data.shape[axis])
+    try:
+        mask = _run_deepbet(np.pad(data, pad, mode="edge"), affine, num_threads)
+    except (AssertionError, ValueError) as fault:  # how deepbet says that it sees no brain at all
+        return _whole_head(data, f"deepbet found no brain ({fault})")
+    mask = mask[tuple(slice(before, size - after) for (before, after), size in zip(pad, mask.shape, strict=True))]
+    if slab:
+        mask = _filled_in_each_slice(mask, axis)
+    head = head_mask(data)
+    if mask.sum() < SMALLEST_BRAIN_IN_HEAD * head.sum():
+        return _whole_head(data, f"deepbet found only {mask.sum()} brain voxels in a head of {head.sum()}")
+    return BrainMask(mask, False, "deepbet-slab" if slab else "deepbet")
+
+
+def _run_deepbet(data: np.ndarray, affine: np.ndarray, num_threads: int) -> np.ndarray:
+    """Run deepbet in memory, on the CPU, with its own reorientation to the axes that it was trained on."""
+    from deepbet import BrainExtraction
+
+    with _torch_threads(num_threads):
+        _, mask, _ = BrainExtraction(no_gpu=True).run(nib.Nifti1Image(data.astype(np.float32), affine))
+    return np.asarray(mask.dataobj) > 0
+
+
+@contextmanager
+def _torch_threads(num_threads: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def head_mask(data: np.ndarray) -> np.ndarray:
+    """Separate head from air.
+
+    Parameters
+    ----------
+    data : ndarray, shape (w, h, d)
+        Intensities, any unit.
+
+    Returns
+    -------
+    ndarray of bool, shape (w, h, d)
+        The largest connected part above Otsu's threshold (doi:10.1109/TSMC.1979.4310076), holes filled.
+
+    Notes
+    -----
+    The threshold is found on intensities clipped at their 95th percentile, lest bright fat alone be the foreground.
+    """
+    from skimage.filters import threshold_otsu
+
+    clipped = np.minimum(data, np.percentile(data[data > 0], 95))
+    return _filled_largest_part(data > threshold_otsu(clipped))
+
+
+def _whole_head(data: np.ndarray, reason: str) -> BrainMask:
+    warnings.warn(
+        f"No brain mask: {reason}. The whole head is used instead, so that intensities may be referred to fat; "
+        "give a mask if there is one.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+    return BrainMask(head_mask(data), False, "head")
+
+
+def _filled_largest_part(mask: np.ndarray) -> np.ndarray:
+    labels, n_parts = ndimage.label(mask)
+    if n_parts > 1:
+        sizes = np.bincount(labels.ravel())
+        sizes[0] = 0
+        mask = labels == sizes.argmax()
+    return ndimage.binary_fill_holes(mask)
+
+
+def _filled_in_each_slice(mask: np.ndarray, axis: int) -> np.ndarray:
+    """Fill holes within the slices of a slab, where nothing above or below closes them."""
+    slices = [ndimage.binary_fill_holes(slice_) for slice_ in np.moveaxis(mask, axis, 0)]
+    return np.moveaxis(np.stack(slices), 0, axis)
