@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, isdefined, traits
 
 
 class _ConformInputSpec(BaseInterfaceInputSpec):
     in_file = File(mandatory=True, desc="scan; may be missing or broken, which is what this node finds out")
+    sidecar = traits.Dict(desc="BIDS metadata of the scan, all levels of inheritance merged")
 
 
 class _ConformOutputSpec(TraitedSpec):
     out_file = File(exists=True, desc="the scan itself, now known to be one finite three-dimensional volume with an orientation")
+    sidecar_file = File(exists=True, desc="the metadata as one JSON file")
 
 
 class ConformScan(SimpleInterface):
@@ -23,7 +25,10 @@ class ConformScan(SimpleInterface):
 
     def _run_interface(self, runtime):
         from iqtflow.conform import check_scan
+        from iqtflow.nifti import write_json
 
         check_scan(self.inputs.in_file)
         self._results["out_file"] = os.path.abspath(self.inputs.in_file)
+        sidecar = dict(self.inputs.sidecar) if isdefined(self.inputs.sidecar) else {}
+        self._results["sidecar_file"] = os.fspath(write_json(os.path.join(runtime.cwd, "sidecar.json"), sidecar))
         return runtime

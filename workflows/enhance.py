@@ -1,0 +1,66 @@
+"""From a thick-slice scan to a thin-slice one."""
+
+from __future__ import annotations
+
+from nipype.pipeline.engine import Workflow
+
+#: Memory of the child that enhances a scan, in GB; it tiles the volume when the whole does not fit.
+ENHANCE_MEM_GB = 4.0
+
+
+def init_enhance_wf(*, name: str = "enhance", model: str | None = None, device: str = "cpu", force: bool = False, omp_nthreads: int = 1) -> Workflow:
+    """Build the graph that enhances one scan.
+
+    Workflow Graph
+        conform -> enhance
+
+    Parameters
+    ----------
+    name
+        Name of the workflow.
+    model
+        Path of a model, or name of a shipped one; None chooses by the scan's up-scaling factor.
+    device
+        "cpu" or "cuda".
+    force
+        Enhance near-isotropic scans too.
+    omp_nthreads
+        Threads of the network.
+
+    Inputs
+    ------
+    in_file
+        Scan.
+    sidecar
+        Its BIDS metadata, a dict.
+
+    Outputs
+    -------
+    enhanced, std, spline
+        Enhanced volume, ensemble standard deviation (undefined for a single network), cubic B-spline interpolation: one grid.
+    mask
+        Brain mask on the scan's own grid.
+    details
+        JSON: geometry, model, device, seconds.
+    """
+    from nipype.interfaces.utility import IdentityInterface
+    from nipype.pipeline.engine import Node
+
+    from iqtflow.interfaces.conform import ConformScan
+    from iqtflow.interfaces.enhance import EnhanceVolume
+
+    inputnode = Node(IdentityInterface(["in_file", "sidecar"]), name="inputnode")
+    outputnode = Node(IdentityInterface(["enhanced", "std", "spline", "mask", "details"]), name="outputnode")
+    conform = Node(ConformScan(), name="conform", mem_gb=0.5)
+    enhance = Node(EnhanceVolume(device=device, use_gpu=device == "cuda", force=force, num_threads=omp_nthreads), name="enhance",
+                   mem_gb=ENHANCE_MEM_GB, n_procs=1 if device == "cuda" else omp_nthreads)
+    if model is not None:
+        enhance.inputs.model = model
+
+    workflow = Workflow(name=name)
+    workflow.connect([
+        (inputnode, conform, [("in_file", "in_file"), ("sidecar", "sidecar")]),
+        (conform, enhance, [("out_file", "in_file"), ("sidecar_file", "sidecar_file")]),
+        (enhance, outputnode, [("out_file", "enhanced"), ("std_file", "std"), ("spline_file", "spline"), ("mask_file", "mask"), ("details_file", "details")]),
+    ])
+    return workflow
