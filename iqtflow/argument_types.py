@@ -1,0 +1,66 @@
+"""Argument types of the command line: text in, a value or a plain refusal out."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from iqtflow.config import AXES
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """Return the type of whole numbers from `least` on."""
+
+    def convert(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        return value
+
+    convert.__name__ = "whole number"  # argparse: "invalid whole number value: 'x'"
+    return convert
+
+
+def positive(text: str) -> float:
+    """Convert to a number above 0, and finite."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """Convert to a number from 0 on, and finite."""
+    return 0.0 if float(text) == 0 else positive(text)
+
+
+def fraction(text: str) -> float:
+    """Convert to a slice thickness over spacing: above 0, and not above 1, where slices would overlap."""
+    if positive(text) > 1:
+        raise argparse.ArgumentTypeError(f"{text} is above 1: slices would overlap")
+    return float(text)
+
+
+def bids_label(entity: str) -> Callable[[str], str]:
+    """Return the type of BIDS labels of `entity`, which its prefix may precede."""
+
+    def convert(text: str) -> str:
+        bare = text.removeprefix(f"{entity}-")
+        if not bare.isalnum():
+            raise argparse.ArgumentTypeError(f"{text!r} is no BIDS label: letters and digits only")
+        return bare
+
+    return convert
+
+
+def axes(text: str) -> tuple[str, ...]:
+    """Convert to names of voxel axes, written with commas between them."""
+    names = tuple(text.split(","))
+    if not set(names) <= set(AXES) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of {', '.join(AXES)}, each once, with commas")
+    return names
+
+
+def draws(text: str) -> int | str:
+    """Convert to a number of simulated scans, or the word "fresh"."""
+    return text if text == "fresh" else whole_number(1)(text)

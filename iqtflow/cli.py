@@ -1,0 +1,251 @@
+"""``iqtflow``: check what was asked for, settle the settings, and hand over to the workflows."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import iqtflow
+from iqtflow.bids import check_dataset, find_scans
+from iqtflow.config import SECTIONS, Settings, write_settings
+from iqtflow.errors import EXIT_INTERRUPTED, EXIT_SOFTWARE, IQTFlowError, OutputError, UsageError
+from iqtflow.parser import parse
+from iqtflow.resources import resolve_device
+from iqtflow.split import read_split
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv
+        Arguments without the program's name; None takes those of the process.
+
+    Returns
+    -------
+    int
+        The exit code; ``iqtflow --help`` lists them.
+    """
+    try:
+        settings, reason = settle(parse(argv))
+        announce(settings, reason)
+        # Only now: --help and a mistyped option should not have to wait for nipype.
+        from iqtflow.workflows.base import run_workflow
+
+        return run_workflow(settings)
+    except IQTFlowError as fault:
+        print(f"iqtflow: error: {fault}", file=sys.stderr)
+        return fault.exit_code
+    except KeyboardInterrupt:
+        print("iqtflow: interrupted; the same command goes on from here", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        print(
+            f"iqtflow: this is a defect of iqtflow {iqtflow.__version__}; please report the lines above",
+            file=sys.stderr,
+        )
+        return EXIT_SOFTWARE
+
+
+def settle(options: argparse.Namespace) -> tuple[Settings, str]:
+    """Turn parsed arguments into settings, after all checks that need no image to be opened.
+
+    Parameters
+    ----------
+    options
+        From :func:`iqtflow.parser.parse`.
+
+    Returns
+    -------
+    settings : Settings
+        With absolute paths and a resolved device; also written to ``settings.toml`` in the work directory.
+    reason : str
+        Why this device.
+
+    Raises
+    ------
+    UsageError
+        The input is no data set, or has none of the scans asked for; output or work directory would touch the
+        input; the output folder belongs to another program; a model, split or device asked for is not there.
+    OutputError
+        The output or work directory cannot be written.
+    """
+    given: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    for attribute, value in vars(options).items():
+        section, _, key = attribute.partition("__")
+        if section in given:
+            given[section][key] = tuple(value) if isinstance(value, list) else value
+    bids_dir = check_dataset(given["paths"]["bids_dir"])
+    output_dir = Path(given["paths"]["output_dir"]).absolute()
+    work_dir = Path(given["paths"]["work_dir"] or default_work_dir(bids_dir, output_dir)).absolute()
+    given["paths"] = {"bids_dir": bids_dir, "output_dir": output_dir, "work_dir": work_dir}
+    given["run"]["levels"] = tuple(dict.fromkeys(given["run"]["levels"]))
+    given["run"]["omp_nthreads"] = min(given["run"]["omp_nthreads"], given["run"]["nprocs"])
+    for section, key in (("enhance", "model"), ("train", "snr_prior"), ("train", "split")):
+        given[section][key] = _absolute_file(given[section][key], f"--{key.replace('_', '-')}")
+    settings = Settings(**{name: section(**given[name]) for name, section in SECTIONS.items()})
+    check_places(settings)
+    check_inputs(settings)
+    device = resolve_device(settings.run.device)
+    settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, device=device.name))
+    check_writable(output_dir)
+    check_writable(work_dir)
+    write_settings(settings, work_dir / "settings.toml")
+    return settings, device.reason
+
+
+def default_work_dir(bids_dir: Path, output_dir: Path) -> Path:
+    """Choose a place for intermediate results: beside the output, or the data set that the output is in."""
+    if _is_inside(output_dir, bids_dir):
+        return bids_dir.with_name(f"{bids_dir.name}-{output_dir.name}-work")
+    return output_dir.with_name(f"{output_dir.name}-work")
+
+
+def check_places(settings: Settings) -> None:
+    """Make sure that nothing is written into the data set, but for its ``derivatives``.
+
+    Raises
+    ------
+    UsageError
+        Output or work directory is the data set or in it, or the output holds what another program made.
+    """
+    paths = settings.paths
+    derivatives = paths.bids_dir / "derivatives"
+    instead = f"Choose another folder, for instance {derivatives / 'iqtflow'}."
+    for name, place in (("output directory", paths.output_dir), ("work directory", paths.work_dir)):
+        if _same(place, paths.bids_dir):
+            raise UsageError(
+                place,
+                found=f"the {name} equal to the input",
+                expected="a folder of its own",
+                next_step=instead,
+            )
+        if _is_inside(place, paths.bids_dir) and (
+            not _is_inside(place, derivatives) or _same(place, derivatives)
+        ):
+            raise UsageError(
+                place,
+                found=f"the {name} inside the input",
+                expected="a folder outside of it, or one in its derivatives",
+                next_step=instead,
+            )
+    _check_owner(paths.output_dir)
+
+
+def check_inputs(settings: Settings) -> None:
+    """Make sure that there is something to do, before anything is written.
+
+    Raises
+    ------
+    UsageError
+        No scan, an unknown subject or session, or training without a split.
+    """
+    run, train = settings.run, settings.train
+    if train.split is not None:
+        read_split(train.split)
+    if run.mode == "train" and "group" in run.levels and train.split is None:
+        raise UsageError(
+            "--split",
+            found="nothing",
+            expected="a JSON file with the participants to train, validate and evaluate on",
+            next_step='Write one, such as {"train": ["01"], "validation": ["02"], "evaluation": ["03"]}.',
+        )
+    find_scans(
+        settings.paths.bids_dir,
+        subjects=run.participant_labels,
+        sessions=run.session_labels,
+        suffix=settings.enhance.contrast if run.mode == "enhance" else "T1w",
+    )
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder, and make sure that files can be written to it, by writing one.
+
+    Raises
+    ------
+    OutputError
+        The folder cannot be made or written. (Permissions alone do not tell: quotas, read-only mounts.)
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".iqtflow-"):
+            pass
+    except OSError as fault:
+        raise OutputError(
+            folder,
+            found=f"a folder that cannot be written ({fault.strerror or fault})",
+            expected="one that can",
+            next_step="Choose another folder, or change its permissions; in a container, mount it writable.",
+        ) from fault
+
+
+def announce(settings: Settings, reason: str) -> None:
+    """Say what is about to run, and where: on whose device a result was made is asked later."""
+    run, paths = settings.run, settings.paths
+    print(f"iqtflow {iqtflow.__version__}: {run.mode}, {' and '.join(run.levels)} level")
+    print(f"  input   {paths.bids_dir}")
+    print(f"  output  {paths.output_dir}")
+    print(f"  work    {paths.work_dir}")
+    print(f"  device  {run.device} ({reason}), {run.nprocs} processors, {run.mem_gb:g} GB", flush=True)
+
+
+def _check_owner(output_dir: Path) -> None:
+    """Refuse to mix two programs' derivatives in one folder: each would overwrite the other's description."""
+    try:
+        description = json.loads((output_dir / "dataset_description.json").read_text(encoding="utf-8"))
+        makers = [maker["Name"] for maker in description.get("GeneratedBy", [])]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        makers = []
+    if "iqtflow" not in makers:
+        raise UsageError(
+            output_dir,
+            found=f"a data set made by {', '.join(makers) or 'another program'}",
+            expected="an empty folder, or earlier output of iqtflow",
+            next_step=f"Choose another folder, for instance {output_dir / 'iqtflow'}.",
+        )
+
+
+def _absolute_file(value: str | Path | None, option: str) -> str | Path | None:
+    """Make the path of a file absolute; leave the name of something that ships as it is."""
+    if value is None:
+        return None
+    is_name = isinstance(value, str) and os.sep not in value and not value.endswith((".safetensors", ".json"))
+    if is_name and not Path(value).is_file():
+        return value
+    if not Path(value).is_file():
+        raise UsageError(
+            option,
+            found=f"no file {os.fspath(value)}",
+            expected="a file" if isinstance(value, Path) else "a file, or the name of what ships",
+            next_step="Check the path (in a container: check what is mounted where).",
+        )
+    return type(value)(os.path.abspath(value)) if isinstance(value, str) else value.absolute()
+
+
+def _is_inside(place: Path, folder: Path) -> bool:
+    """Return whether `place`, which need not exist, is `folder` or in it, links followed."""
+    return _resolved(folder) in (_resolved(place), *_resolved(place).parents)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return _resolved(one) == _resolved(other)
+
+
+def _resolved(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

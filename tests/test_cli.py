@@ -1,0 +1,302 @@
+"""What a BIDS-App user meets first: help, options, and refusals before anything is written."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import iqtflow
+from iqtflow import cli
+from iqtflow.config import Settings, read_settings
+from iqtflow.errors import OutputError, UsageError
+from iqtflow.parser import build_parser, parse
+
+T1W = "sub-01/anat/sub-01_T1w.nii.gz"
+
+
+def settle(*arguments: object) -> Settings:
+    return cli.settle(parse([str(argument) for argument in arguments]))[0]
+
+
+def tree(root: Path) -> list[Path]:
+    return sorted(root.rglob("*"))
+
+
+# --- help ---
+
+
+def test_help_comes_within_a_second_and_states_every_exit_code():
+    fastest = float("inf")
+    for _ in range(3):  # the machine may be busy; the best of three is the program's own time
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "iqtflow.cli", "--help"], capture_output=True, text=True, check=True
+        )
+        fastest = min(fastest, time.perf_counter() - start)
+    assert fastest < 1
+    for code in ("0", "1", "2", "70", "73", "130"):
+        assert f"\n  {code:<5}" in done.stdout
+
+
+def test_nothing_heavy_is_imported_to_parse_arguments():
+    code = (
+        "import sys; from iqtflow import cli, parser; parser.build_parser();"
+        "print(*{'torch', 'monai', 'lightning', 'ants', 'nipype', 'nibabel', 'numpy', 'bids', 'pandas'}"
+        " & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_every_option_shows_its_default_once():
+    without = {"--help", "--version", "--list-models"}
+    text = build_parser().format_help()
+    for action in build_parser()._actions:
+        if action.option_strings and not without & set(action.option_strings):
+            assert action.help.count("(default: ") == 1, action.option_strings
+    assert "SUPPRESS" not in text
+    assert "None" not in text
+    assert "__" not in text
+
+
+def test_the_version_is_the_package_s(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"iqtflow {iqtflow.__version__}\n"
+
+
+# --- what the arguments mean ---
+
+
+def test_without_options_all_scans_are_enhanced(bids_tree, tmp_path):
+    settings = settle(bids_tree(T1W), tmp_path / "out", "participant")
+    assert (settings.run.mode, settings.run.levels) == ("enhance", ("participant",))
+    assert (settings.run.participant_labels, settings.run.session_labels) == ((), ())
+    assert settings.enhance.model is None
+
+
+def test_both_levels_run_one_after_the_other(bids_tree, tmp_path):
+    assert settle(bids_tree(T1W), tmp_path / "out", "participant", "group").run.levels == (
+        "participant",
+        "group",
+    )
+
+
+def test_labels_lose_their_prefix(bids_tree, tmp_path):
+    root = bids_tree("sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz")
+    settings = settle(
+        root, tmp_path / "out", "participant", "--participant_label", "sub-01", "--session-label", "a"
+    )
+    assert (settings.run.participant_labels, settings.run.session_labels) == (("01",), ("a",))
+
+
+def test_one_task_never_gets_more_processors_than_all_together(bids_tree, tmp_path):
+    settings = settle(bids_tree(T1W), tmp_path / "out", "participant", "--nprocs", 1, "--omp-nthreads", 4)
+    assert settings.run.omp_nthreads == 1
+
+
+def test_training_options_reach_the_settings(bids_tree, tmp_path):
+    settings = settle(
+        *(bids_tree(T1W), tmp_path / "out", "participant", "--mode", "train", "-k", 8, "--slice-axes", "x,y"),
+        *(
+            "--thickness-fraction",
+            0.5,
+            1,
+            "--draws",
+            4,
+            "--no-residual",
+            "--steps",
+            7,
+            "--learning-rate",
+            "2e-4",
+        ),
+    )
+    train = settings.train
+    assert (train.upsampling_factor, train.slice_axes, train.thickness_fraction) == (
+        8,
+        ("x", "y"),
+        (0.5, 1.0),
+    )
+    assert (train.draws, train.residual, train.steps, train.learning_rate) == (4, False, 7, 2e-4)
+
+
+def test_a_run_leaves_settings_from_which_it_can_be_repeated(bids_tree, tmp_path):
+    root = bids_tree(T1W)
+    settings = settle(
+        root, tmp_path / "out", "participant", "--force", "--random-seed", 5, "-w", tmp_path / "w"
+    )
+    left = tmp_path / "w" / "settings.toml"
+    assert read_settings(left) == settings
+    again = settle(root, tmp_path / "out", "participant", "--config-file", left)
+    assert again == settings
+    changed = settle(root, tmp_path / "out", "participant", "--config-file", left, "--no-force")
+    assert changed.run.force is False
+    assert changed.run.seed == 5
+
+
+def test_intermediate_results_go_beside_the_output_and_never_into_the_data_set(bids_tree, tmp_path):
+    root = bids_tree(T1W)
+    assert settle(root, tmp_path / "out", "participant").paths.work_dir == tmp_path / "out-work"
+    inside = settle(root, root / "derivatives" / "iqtflow", "participant").paths
+    assert inside.work_dir == tmp_path / "bids-iqtflow-work"
+
+
+def test_relative_paths_become_absolute(bids_tree, tmp_path, monkeypatch):
+    root = bids_tree(T1W)
+    (tmp_path / "own.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    settings = settle(root.name, "out", "participant", "--model", "own.safetensors")
+    assert settings.paths.bids_dir == root
+    assert settings.paths.output_dir == tmp_path / "out"
+    assert settings.enhance.model == str(tmp_path / "own.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--mode", "calibrate"], "--mode"),
+        (["--filters", "0"], "0 is less than 2"),
+        (["--filters", "many"], "invalid whole number value: 'many'"),
+        (["--mem-gb", "-1"], "not above 0"),
+        (["--mem-gb", "nan"], "not above 0"),
+        (["--thickness-fraction", "0.5", "1.2"], "slices would overlap"),
+        (["--slice-axes", "x,x"], "each once"),
+        (["--slice-axes", "w"], "x, y, z"),
+        (["--draws", "0"], "0 is less than 1"),
+        (["--participant-label", "sub-01_ses-a"], "letters and digits only"),
+        (["--forc"], "unrecognized arguments: --forc"),
+        (["--filters", "8"], "--filters is for --mode train; the mode is enhance"),
+        (["--mode", "train", "--model", "x"], "--model is for --mode enhance; the mode is train"),
+    ],
+)
+def test_an_argument_that_cannot_be_meant_is_named(capsys, arguments, named):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["in", "out", "participant", *arguments])
+    assert ended.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+# --- bad input, before anything is written ---
+
+
+def test_a_folder_that_is_no_data_set_ends_with_code_2(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    assert cli.main([str(tmp_path / "in"), str(tmp_path / "out"), "participant"]) == 2
+    assert "dataset_description.json" in capsys.readouterr().err
+    assert tree(tmp_path) == [tmp_path / "in"]
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "named"),
+    [
+        pytest.param(["sub-01/anat/sub-01_T2w.nii.gz"], [], "no T1w image", id="no T1w"),
+        pytest.param([T1W], ["--participant-label", "02"], "no sub-02", id="unknown subject"),
+        pytest.param([T1W], ["--session-label", "02"], "no ses-02", id="unknown session"),
+        pytest.param([T1W], ["--model", "./absent.safetensors"], "absent.safetensors", id="no such model"),
+        pytest.param([T1W], ["--mode", "train", "--split", "absent.json"], "absent.json", id="no such split"),
+        pytest.param(
+            [T1W], ["--mode", "train", "--snr-prior", "absent.json"], "absent.json", id="no such prior"
+        ),
+        pytest.param([T1W], ["--config-file", "absent.toml"], "absent.toml", id="no such settings"),
+    ],
+)
+def test_what_is_not_there_ends_with_code_2_and_nothing_written(
+    bids_tree, tmp_path, capsys, files, arguments, named
+):
+    root = bids_tree(*files)
+    before = tree(tmp_path)
+    assert cli.main([str(root), str(tmp_path / "out"), "participant", *arguments]) == 2
+    assert named in capsys.readouterr().err
+    assert tree(tmp_path) == before
+
+
+def test_training_at_group_level_needs_a_split(bids_tree, tmp_path, capsys):
+    assert cli.main([str(bids_tree(T1W)), str(tmp_path / "out"), "group", "--mode", "train"]) == 2
+    assert "--split: found nothing" in capsys.readouterr().err
+
+
+def test_a_split_with_a_subject_twice_is_refused_before_hours_of_training(bids_tree, tmp_path):
+    (tmp_path / "s.json").write_text('{"train": ["01"], "validation": ["01"], "evaluation": []}')
+    with pytest.raises(UsageError, match="sub-01 more than once"):
+        settle(bids_tree(T1W), tmp_path / "out", "group", "--mode", "train", "--split", tmp_path / "s.json")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [".", "sub-01", "new", "derivatives", "derivatives/../sub-01", "../bids"],
+    ids=lambda place: place,
+)
+@pytest.mark.parametrize("option", ["output", "work"])
+def test_nothing_is_written_into_the_data_set(bids_tree, tmp_path, place, option):
+    root = bids_tree(T1W)
+    before = tree(tmp_path)
+    output = root / place if option == "output" else tmp_path / "out"
+    work = root / place if option == "work" else tmp_path / "work"
+    with pytest.raises(UsageError, match=r"(equal to|inside) the input"):
+        settle(root, output, "participant", "-w", work)
+    assert tree(tmp_path) == before
+
+
+def test_a_link_to_the_data_set_is_the_data_set(bids_tree, tmp_path):
+    root = bids_tree(T1W)
+    (tmp_path / "link").symlink_to(root)
+    with pytest.raises(UsageError, match="equal to the input"):
+        settle(root, tmp_path / "link", "participant")
+
+
+def test_another_program_s_derivatives_are_left_alone(bids_tree, tmp_path):
+    root = bids_tree(T1W)
+    (tmp_path / "out").mkdir()
+    made = tmp_path / "out" / "dataset_description.json"
+    made.write_text(json.dumps({"Name": "x", "GeneratedBy": [{"Name": "fMRIPrep"}]}))
+    with pytest.raises(UsageError, match="made by fMRIPrep"):
+        settle(root, tmp_path / "out", "participant")
+    made.write_text(json.dumps({"Name": "x", "GeneratedBy": [{"Name": "iqtflow"}]}))
+    settle(root, tmp_path / "out", "participant")
+
+
+def test_an_output_that_is_a_file_ends_with_code_73(bids_tree, tmp_path, capsys):
+    root = bids_tree(T1W)
+    (tmp_path / "out").touch()
+    assert cli.main([str(root), str(tmp_path / "out"), "participant", "-w", str(tmp_path / "w")]) == 73
+    assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not stop root")
+@pytest.mark.parametrize("option", ["output", "work"])
+def test_a_read_only_folder_is_refused(bids_tree, tmp_path, option):
+    root = bids_tree(T1W)
+    (tmp_path / "locked").mkdir(mode=0o555)
+    places = {"output": tmp_path / "out", "work": tmp_path / "w"} | {option: tmp_path / "locked" / "x"}
+    with pytest.raises(OutputError, match="locked"):
+        settle(root, places["output"], "participant", "-w", places["work"])
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc, where not even root can make a folder")
+@pytest.mark.parametrize("option", ["output", "work"])
+def test_a_place_where_no_folder_can_be_made_is_refused(bids_tree, tmp_path, option):
+    places = {"output": tmp_path / "out", "work": tmp_path / "w"} | {option: "/proc/iqtflow"}
+    with pytest.raises(OutputError, match="/proc/iqtflow"):
+        settle(bids_tree(T1W), places["output"], "participant", "-w", places["work"])
+
+
+def test_ctrl_c_and_defects_have_their_own_exit_codes(monkeypatch, capsys):
+    def interrupted(options: argparse.Namespace) -> None:
+        raise KeyboardInterrupt
+
+    def defective(options: argparse.Namespace) -> None:
+        raise ZeroDivisionError("of all things")
+
+    monkeypatch.setattr(cli, "settle", interrupted)
+    assert cli.main(["in", "out", "participant"]) == 130
+    monkeypatch.setattr(cli, "settle", defective)
+    assert cli.main(["in", "out", "participant"]) == 70
+    assert "of all things" in capsys.readouterr().err
