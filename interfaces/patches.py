@@ -17,7 +17,7 @@ class _ExtractInputSpec(BaseInterfaceInputSpec):
     subject = traits.Str(mandatory=True, desc="participant label, without sub-")
     upsampling_factor = traits.Int(4, usedefault=True, desc="k: slice spacing over the thin voxel edge")
     slice_axes = traits.List(traits.Enum("x", "y", "z"), value=["z"], minlen=1, usedefault=True, desc="array axes that may hold the thick slices")
-    step = traits.Tuple(traits.Int, traits.Int, traits.Int, default=(8, 16, 16), usedefault=True, desc="distance between patch corners, in thin voxels")
+    step = traits.Tuple((8, 16, 16), usedefault=True, desc="distance between patch corners, in thin voxels")
     background_limit = traits.Range(0.0, 1.0, value=0.8, usedefault=True, desc="largest share of background in a patch")
     seed = traits.Int(0, usedefault=True, desc="seed of the reference voxels")
 
