@@ -1,0 +1,46 @@
+# make demo   enhance a small simulated scan, from nothing to a page to look at
+# make test   all tests (PYTEST_ARGS="-m 'not slow'" for the quick ones)
+# make lint   style
+# Each makes its own virtual environment on first use.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# First and alone, so that a build chosen by pip's own configuration (CPU only, another CUDA) stays: the constraint
+# below accepts any build of this version.
+TORCH  ?= torch==2.13.0
+PYTEST_ARGS ?=
+
+PIP      = $(VENV)/bin/python -m pip
+RECIPES  = setup.cfg pyproject.toml constraints.txt iqtflow/__init__.py
+
+.PHONY: help demo test lint clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/python -m iqtflow.commands.demo demo
+
+test: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-test
+	$(VENV)/bin/python -m ruff check .
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info
+
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "iqtflow needs Python 3.10 or later; say which: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet $(TORCH)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(RECIPES)
+	$(PIP) install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) install --quiet -c constraints.txt -e '.[test]'
+	touch $@
