@@ -6,14 +6,14 @@ import json
 import logging
 import os
 import re
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import iqtflow
-from iqtflow.errors import UsageError, require_parent
+from iqtflow.errors import UsageError
+from iqtflow.files import write_text
 
 LOGGER = logging.getLogger("nipype.workflow")
 
@@ -282,24 +282,6 @@ def write_sidecar(path: str | os.PathLike, metadata: Mapping[str, Any]) -> Path:
     present = {key: value for key, value in metadata.items() if value is not None}
     text = json.dumps(present, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
     return write_text(path, text + "\n")
-
-
-def write_text(path: str | os.PathLike, text: str) -> Path:
-    """Write a text file, under its final name only when complete, so that jobs may share a folder.
-
-    Raises
-    ------
-    OutputError
-        The folder cannot be written.
-    """
-    path = require_parent(path)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
 
 
 def _known_labels(

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from iqtflow.errors import UsageError, require_parent
+from iqtflow.errors import UsageError
+from iqtflow.files import write_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -194,11 +195,7 @@ def write_settings(settings: Settings, path: str | os.PathLike) -> Path:
     OutputError
         The folder cannot be written.
     """
-    path = require_parent(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(format_settings(settings), encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    return write_text(path, format_settings(settings))
 
 
 def format_settings(settings: Settings) -> str:
