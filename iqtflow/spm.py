@@ -1,0 +1,230 @@
+"""Tissue probability maps from SPM's unified segmentation, in the same shape as those of the embedded engine.
+
+Unified segmentation: J. Ashburner and K. J. Friston, NeuroImage 26:839-851, 2005,
+doi:10.1016/j.neuroimage.2005.02.018. Nothing of SPM is part of this package; the user's own SPM is found
+(`iqtflow.spm_install`) and run under GNU Octave, or as standalone SPM, in a child process
+(`iqtflow.spm_job`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from iqtflow.brainmask import ERASED_BACKGROUND, HEAD_TO_BRAIN
+from iqtflow.errors import OutputError
+from iqtflow.segmentation import TissueMaps
+from iqtflow.spm_checks import SpmFigures, check_spm_input, judge, measure
+from iqtflow.spm_install import GENUINE_TPM_BLOB, SpmInstallation, find_spm, tpm_blob_id
+from iqtflow.spm_job import UnifiedSegmentationRun, run_unified_segmentation
+from iqtflow.spm_script import UnifiedSegmentationSettings
+
+#: Largest resident memory of a run on 0.7 mm voxels, for schedulers (a 1 mm head takes a third of it).
+MEMORY_GB = 2.0
+
+
+def segment_with_spm(
+    image: str | os.PathLike | nib.Nifti1Image,
+    *,
+    installation: SpmInstallation | None = None,
+    skull_stripped: bool | None = None,
+    sampling_mm: float = 3.0,
+    work_dir: str | os.PathLike | None = None,
+    timeout_s: float | None = None,
+) -> TissueMaps:
+    """Segment one T1-weighted volume with the SPM of this machine.
+
+    Parameters
+    ----------
+    image
+        File (``.nii`` or ``.nii.gz``; only read) or image in memory, shape (w, h, D).
+    installation
+        From `find_spm`; found in the documented order when None.
+    skull_stripped
+        Whether the skull has been removed: the maps are then kept to voxels that are not zero, where SPM
+        had data and not its priors alone. None: judge by how much larger than the brain the non-zero region
+        is.
+    sampling_mm
+        SPM's sampling distance. Part of the method: maps of 3 and 2 mm differ.
+    work_dir
+        Folder for the run's private folder (0.2 GB for a 1 mm head); the system's temporary folder by
+        default.
+    timeout_s
+        Give up after so many seconds; never by default.
+
+    Returns
+    -------
+    TissueMaps
+        Probabilities of WM, GM, CSF from SPM's c2, c1, c3; brain mask from c1 + c2 + c3; bias-corrected
+        image; all of shape (w, h, D). `details` tells SPM, runner, priors (genuine or not), sampling
+        distance, seconds, peak memory, the figures of plausibility, and `remarks` for the user. The three
+        maps need not sum to 1 in the mask: the rest is bone and soft tissue.
+
+    Raises
+    ------
+    SpmNotFoundError
+        There is no usable SPM.
+    InputError
+        The image is not one that SPM can segment, SPM failed, or its maps are implausible.
+    OutputError
+        `work_dir` cannot be written.
+    """
+    installation = installation or find_spm()
+    settings = UnifiedSegmentationSettings(sampling_mm=float(sampling_mm))
+    with _temporary_folder(work_dir) as folder:
+        path = _on_disk(image, folder)
+        scan = check_spm_input(path)
+        run = run_unified_segmentation(
+            path, folder, installation=installation, settings=settings, stem="T1", timeout_s=timeout_s
+        )
+        gm, wm, csf = (nib.load(run.native[i]).get_fdata(dtype=np.float32) for i in range(3))
+        bias_corrected = nib.load(run.bias_corrected).get_fdata(dtype=np.float32)
+        present = scan.get_fdata(dtype=np.float32) != 0
+        if skull_stripped is None:
+            skull_stripped = _looks_stripped(present, gm + wm + csf)
+        if skull_stripped:
+            gm, wm, csf = (np.where(present, p, np.float32(0)) for p in (gm, wm, csf))
+        figures = measure(run.parameters, scan, (gm, wm, csf), bias_corrected, run.tpm)
+        remarks = judge(figures, path)
+        details = _details(
+            installation, settings, run, figures, skull_stripped=skull_stripped, remarks=remarks
+        )
+    return TissueMaps(
+        wm=wm,
+        gm=gm,
+        csf=csf,
+        mask=brain_from_tissues(gm + wm + csf),
+        bias_corrected=np.nan_to_num(bias_corrected),
+        engine="SPM unified segmentation",
+        version=installation.version,
+        details=details,
+    )
+
+
+def brain_from_tissues(probability: np.ndarray) -> np.ndarray:
+    """Brain mask from c1 + c2 + c3: the largest connected part above one half, closed, without holes.
+
+    Parameters
+    ----------
+    probability : ndarray, shape (w, h, D)
+        Sum of GM, WM and CSF probabilities.
+
+    Returns
+    -------
+    ndarray of bool, shape (w, h, D)
+    """
+    above = probability > 0.5
+    parts, n_parts = ndimage.label(above)
+    if n_parts > 1:
+        above = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
+    # Closed with a margin around the volume: a brain that touches the border must not be eroded from there.
+    closed = ndimage.binary_closing(np.pad(above, 2), iterations=2)[2:-2, 2:-2, 2:-2]
+    return ndimage.binary_fill_holes(closed)
+
+
+def add_spm_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--spm-dir``, ``--tpm``, ``--octave`` and ``--sampling-distance`` to a command."""
+    group = parser.add_argument_group("SPM (only for the engine spm)")
+    group.add_argument(
+        "--spm-dir",
+        metavar="DIR",
+        help="SPM compiled for Octave (default: $SPM_HOME ... /opt/spm12, /opt/spm)",
+    )
+    group.add_argument("--tpm", metavar="FILE", help="tissue priors (default: SPM's own tpm/TPM.nii)")
+    group.add_argument(
+        "--octave", metavar="PROGRAM", help="Octave (default: $OCTAVE_EXEC, octave-cli, octave)"
+    )
+    group.add_argument(
+        "--sampling-distance",
+        metavar="MM",
+        type=float,
+        default=3.0,
+        help="distance of the voxels that SPM estimates from, in mm (default: %(default)g)",
+    )
+
+
+def find_spm_from_arguments(arguments: argparse.Namespace) -> SpmInstallation:
+    """Find SPM as the options of `add_spm_arguments` say; see `find_spm`."""
+    return find_spm(spm_dir=arguments.spm_dir, tpm=arguments.tpm, octave=arguments.octave)
+
+
+def _on_disk(image: str | os.PathLike | nib.Nifti1Image, folder: Path) -> Path:
+    """Path of the image; one in memory is written out: its voxels count, not an older file's."""
+    if isinstance(image, (str, os.PathLike)):
+        return Path(image)
+    path = folder / Path(image.get_filename() or "image.nii").name
+    nib.Nifti1Image(image.dataobj, image.affine, image.header).to_filename(path)
+    return path
+
+
+@contextmanager
+def _temporary_folder(work_dir: str | os.PathLike | None) -> Iterator[Path]:
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="iqtflow-spm-", dir=work_dir)
+    except OSError as fault:
+        raise OutputError(
+            work_dir or tempfile.gettempdir(),
+            found=f"{type(fault).__name__} ({fault.strerror})",
+            expected="a writable folder",
+            next_step="Choose another working folder.",
+        ) from fault
+    with folder as name:
+        yield Path(name)
+
+
+def _looks_stripped(present: np.ndarray, brain: np.ndarray) -> bool:
+    """Tell a brain in zeros from a head in zeros: the latter is much larger than the brain in it."""
+    if 1 - present.mean() < ERASED_BACKGROUND:
+        return False
+    return bool(np.count_nonzero(present) < HEAD_TO_BRAIN * np.count_nonzero(present & (brain > 0.5)))
+
+
+def _details(
+    installation: SpmInstallation,
+    settings: UnifiedSegmentationSettings,
+    run: UnifiedSegmentationRun,
+    figures: SpmFigures,
+    *,
+    skull_stripped: bool,
+    remarks: Sequence[str],
+) -> dict:
+    """Collect what a sidecar should tell about these maps."""
+    blob = tpm_blob_id(run.tpm) if run.tpm is not None and Path(run.tpm).exists() else None
+    remarks = list(remarks)
+    if blob != GENUINE_TPM_BLOB:
+        remarks.append(f"the tissue priors {run.tpm} are not SPM's TPM.nii; compare no volumes with SPM's")
+    if skull_stripped:
+        remarks.append("skull-stripped input: SPM's CSF is less certain than in a whole head")
+    return {
+        "spm_version": installation.version,
+        "spm_found_by": installation.spm_source,
+        "spm_runner": run.runner,
+        "tpm": None if run.tpm is None else str(run.tpm),
+        "tpm_git_blob": blob,
+        "tpm_genuine": blob == GENUINE_TPM_BLOB,
+        "sampling_distance_mm": settings.sampling_mm,
+        "mask_method": "c1 + c2 + c3",
+        "skull_stripped": bool(skull_stripped),
+        "volumes_ml": {
+            "CSF": round(figures.csf_ml, 2),
+            "GM": round(figures.gm_ml, 2),
+            "WM": round(figures.wm_ml, 2),
+        },
+        "brain_ml": round(figures.brain_ml, 2),
+        "affine_determinant": round(figures.determinant, 4),
+        "affine_rotation_deg": round(figures.rotation_deg, 2),
+        "affine_stretch": round(figures.stretch, 4),
+        "explained_variance": round(figures.explained, 4),
+        "coverage": round(figures.coverage, 4),
+        "seconds": {"spm": round(run.seconds, 2)},
+        "peak_memory_gb": round(run.peak_memory_gb, 3),
+        "remarks": remarks,
+    }
