@@ -1,0 +1,53 @@
+"""What is installed is what the repository holds, and what is stated twice is stated alike."""
+
+from __future__ import annotations
+
+import configparser
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+import iqtflow
+
+ROOT = Path(__file__).parents[1]
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
+
+
+def listed(section: str, key: str) -> list[str]:
+    return [line.strip() for line in SETUP[section][key].splitlines() if line.strip()]
+
+
+def test_every_folder_of_code_is_installed():
+    installed_as = {
+        "iqtflow": "iqtflow",
+        "interfaces": "iqtflow.interfaces",
+        "workflows": "iqtflow.workflows",
+    }
+    found = set()
+    for folder, name in installed_as.items():
+        for init in (ROOT / folder).rglob("__init__.py"):
+            found.add(".".join([name, *init.parent.relative_to(ROOT / folder).parts]))
+    assert found == set(listed("options", "packages"))
+
+
+@pytest.mark.parametrize("script", listed("options.entry_points", "console_scripts"))
+def test_every_command_has_a_function_behind_it(script):
+    module, _, function = script.partition("=")[2].strip().partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_the_version_and_the_tested_torch_are_stated_alike_everywhere():
+    pin = re.search(r"^torch==\S+", (ROOT / "constraints.txt").read_text(), re.MULTILINE).group()
+    assert f"TORCH  ?= {pin}\n" in (ROOT / "Makefile").read_text()
+    assert f"pip install {pin}\n" in (ROOT / "Dockerfile").read_text()
+    assert f"\nversion: {iqtflow.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {iqtflow.__version__}" in (ROOT / "CHANGES.md").read_text()
+
+
+def test_every_file_that_the_readme_links_to_is_there():
+    links = re.findall(r"\]\((?!https?:|#)([^)]+)\)", (ROOT / "README.md").read_text())
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
