@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiObject, SimpleInterface, TraitedSpec, traits
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiObject, SimpleInterface, TraitedSpec, isdefined, traits
 
 from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
 
@@ -63,10 +65,10 @@ class TrainModel(ChildCommand):
 class _EnsembleInputSpec(BaseInterfaceInputSpec):
     members = InputMultiObject(File(exists=True), mandatory=True, desc="models of one network each, trained alike from different seeds")
     name = traits.Str(mandatory=True, desc="the ensemble's name")
-    figures = traits.Dict(desc="figures on evaluation subjects, for the card")
+    card = traits.Dict(desc="more fields for the card's section on training")
 
 
-class _EnsembleOutputSpec(TraitedSpec):
+class _ModelOutputSpec(TraitedSpec):
     out_file = File(exists=True, desc="model (.safetensors)")
 
 
@@ -74,12 +76,33 @@ class JoinEnsemble(SimpleInterface):
     """Join networks to one model file whose prediction is their mean, with their standard deviation as uncertainty."""
 
     input_spec = _EnsembleInputSpec
-    output_spec = _EnsembleOutputSpec
+    output_spec = _ModelOutputSpec
 
     def _run_interface(self, runtime):
         from iqtflow.models import join_models
 
         out = os.path.join(runtime.cwd, f"{self.inputs.name}.safetensors")
-        join_models(out, self.inputs.members, name=self.inputs.name)
+        extra = dict(self.inputs.card) if isdefined(self.inputs.card) else {}
+        join_models(out, self.inputs.members, name=self.inputs.name, training=extra)
+        self._results["out_file"] = out
+        return runtime
+
+
+class _StampInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="model")
+    summary_file = File(exists=True, mandatory=True, desc="JSON with its figures on evaluation subjects")
+
+
+class StampFigures(SimpleInterface):
+    """Write a model's figures on evaluation subjects into its card; the weights stay as they are."""
+
+    input_spec = _StampInputSpec
+    output_spec = _ModelOutputSpec
+
+    def _run_interface(self, runtime):
+        from iqtflow.models import stamp_figures
+
+        out = os.path.join(runtime.cwd, os.path.basename(self.inputs.in_file))
+        stamp_figures(self.inputs.in_file, out, json.loads(Path(self.inputs.summary_file).read_text()))
         self._results["out_file"] = out
         return runtime
