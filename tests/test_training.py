@@ -1,0 +1,178 @@
+"""Patch libraries, fresh draws, and a training that can be killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from iqtflow.commands.train import main as train
+from iqtflow.draws import Degradation, DrawSampler, simulate_batch
+from iqtflow.errors import InputError
+from iqtflow.geometry import cubic_upsample
+from iqtflow.normalisation import intensity_scale
+from iqtflow.patches import PATCH, GridSettings, foreground_corners, read_library, write_library
+from iqtflow.snr import PUBLISHED
+from iqtflow.training import TrainingPlan, train_member
+from tests.phantoms import make_brain
+
+TINY = {"k": 4, "filters": 2, "shrink": 2, "residual": True}
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("libraries")
+    paths = []
+    for i in range(3):
+        brain = make_brain((64, 72, 64), seed=i)
+        paths.append(folder / f"sub-{i}_patches.safetensors")
+        write_library(paths[-1], subject=str(i), intensity=brain.intensity, wm=brain.wm, gm=brain.gm, mask=brain.mask, slice_axes=(0, 2), k=4)
+    return paths
+
+
+def test_patches_with_more_than_80_percent_background_are_dropped():
+    mask = np.zeros((64, 64, 64), bool)
+    mask[:, :, :32] = True
+    grid = GridSettings(step=(16, 16, 4))
+    corners = foreground_corners(mask, grid)
+    depth_inside = np.clip(32 - corners[:, 2], 0, PATCH)
+    assert depth_inside.min() / PATCH >= 0.2
+    everything = foreground_corners(np.ones_like(mask), grid)
+    assert len(everything) == 3 * 3 * 9
+    counts = [mask[x : x + 32, y : y + 32, z : z + 32].mean() >= 0.2 for x, y, z in everything]
+    assert len(corners) == sum(counts)
+
+
+def test_a_library_gives_back_what_was_stored_without_reading_it_all(libraries):
+    library = read_library(libraries[0])
+    brain = make_brain((64, 72, 64), seed=0)
+    assert isinstance(library.intensity, np.memmap)
+    assert library.mean_wm == pytest.approx(1) and 0.6 < library.mean_gm < 0.8
+    assert np.max(library.intensity) * library.unit == pytest.approx(brain.intensity.max(), rel=2e-3)
+    assert library.corners[:, 0].max() + PATCH <= library.intensity.shape[0]
+    assert set(library.references) == {0, 2}
+
+
+def test_the_same_subject_gives_the_same_bytes(libraries, tmp_path):
+    brain = make_brain((64, 72, 64), seed=0)
+    write_library(tmp_path / "again.safetensors", subject="0", intensity=brain.intensity, wm=brain.wm, gm=brain.gm, mask=brain.mask, slice_axes=(0, 2), k=4)
+    assert (tmp_path / "again.safetensors").read_bytes() == libraries[0].read_bytes()
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"not a library", lambda b: b""])
+def test_a_damaged_library_is_refused(libraries, tmp_path, damage):
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(damage(libraries[0].read_bytes()))
+    with pytest.raises(InputError, match="broken.safetensors"):
+        read_library(broken)
+
+
+def test_a_brain_smaller_than_a_patch_is_refused(tmp_path):
+    brain = make_brain((64, 72, 64))
+    tiny = np.zeros_like(brain.mask)
+    tiny[30:34, 30:34, 30:34] = True
+    with pytest.raises(InputError, match="no patch"):
+        write_library(tmp_path / "x.safetensors", subject="x", intensity=brain.intensity, wm=brain.wm, gm=brain.gm, mask=tiny, slice_axes=(2,), k=4)
+    assert list(tmp_path.iterdir()) == []
+
+
+def sampler(paths, **changes):
+    return DrawSampler([read_library(p) for p in paths], k=4, batch_size=6, degradation=Degradation(**changes), seed=5)
+
+
+def test_a_batch_depends_on_its_number_alone(libraries):
+    one, two = sampler(libraries, mirror=True, bias_amplitude=0.2), sampler(libraries, mirror=True, bias_amplitude=0.2)
+    two.batch(0)
+    for name, value in one.batch(7).items():
+        assert torch.equal(value, two.batch(7)[name]), name
+    assert not torch.equal(one.batch(7)["slab"], one.batch(8)["slab"])
+
+
+def test_low_and_high_patches_show_the_same_place(libraries):
+    """The spline of the low-field patch is far closer to its own high-field patch than to any other."""
+    low, high = simulate_batch(sampler(libraries, prior=PUBLISHED["fixed-61-53"]).batch(0))
+    assert low.shape == (6, 1, 32, 32, 8) and high.shape == (6, 1, 32, 32, 32)
+    splines = np.stack([cubic_upsample(p[0].numpy(), 4) for p in low])
+    error = ((splines[:, None] - high[:, 0].numpy()[None]) ** 2).mean(axis=(2, 3, 4))
+    assert (error.argmin(axis=1) == np.arange(6)).all()
+    assert np.diag(error).max() < 0.02
+
+
+def test_white_matter_is_close_to_one_for_the_network(libraries):
+    """The intensity scale computed from the scan alone puts white matter near 1, whatever the scan's units."""
+    batch = sampler(libraries).batch(3)
+    white = batch["slab"][:, 1] > 0.98
+    values = (batch["slab"][:, 0] / batch["scale"].reshape(-1, 1, 1, 1))[white]
+    assert float(values.median()) == pytest.approx(1, abs=0.06)
+
+
+def test_the_intensity_scale_follows_the_units_of_the_scan():
+    values = np.random.default_rng(0).gamma(9, 100, 5000)
+    assert intensity_scale(1000 * values) == pytest.approx(1000 * intensity_scale(values), rel=1e-12)
+    with pytest.raises(InputError):
+        intensity_scale(np.zeros(0))
+
+
+def test_training_learns_more_than_the_spline_knows(libraries, tmp_path):
+    plan = TrainingPlan(network_settings={**TINY, "filters": 4}, batch_size=4, learning_rate=5e-3, schedule="cosine", steps=60, steps_per_epoch=20, patience=0)
+    lines = []
+    member = train_member([read_library(p) for p in libraries[:2]], [read_library(libraries[2])], plan, checkpoint_dir=tmp_path, report=lines.append)
+    untrained, _ = _spline_loss(libraries[2], plan)
+    assert member.facts["best_validation_loss"] < 0.8 * untrained
+    assert [row["step"] for row in member.curves] == [20, 40, 60]
+    assert len(lines) == 3 and member.curves[-1]["learning_rate"] < 1e-4
+
+
+def _spline_loss(path, plan):
+    losses = []
+    batches = DrawSampler([read_library(path)], k=4, batch_size=plan.batch_size, degradation=plan.degradation, seed=0xE7A1)
+    for number in range(12):
+        low, high = simulate_batch(batches.batch(number))
+        splines = np.stack([cubic_upsample(p[0].numpy(), 4) for p in low])
+        losses.append(((splines - high[:, 0].numpy()) ** 2).mean())
+    return float(np.mean(losses)), losses
+
+
+def test_no_subject_may_be_on_both_sides(libraries, tmp_path):
+    library = read_library(libraries[0])
+    with pytest.raises(InputError, match="both|disjoint"):
+        train_member([library], [library], TrainingPlan(network_settings=TINY), checkpoint_dir=tmp_path)
+
+
+def test_checkpoints_of_other_settings_are_not_continued(libraries, tmp_path):
+    plan = TrainingPlan(network_settings=TINY, batch_size=1, steps=1, steps_per_epoch=1)
+    one, two = ([read_library(p)] for p in libraries[:2])
+    train_member(one, two, plan, checkpoint_dir=tmp_path, report=lambda line: None)
+    with pytest.raises(InputError, match="learning_rate"):
+        train_member(one, two, dataclasses.replace(plan, learning_rate=0.1), checkpoint_dir=tmp_path)
+
+
+def command(libraries, out, checkpoints):
+    return ["--train", str(libraries[0]), str(libraries[1]), "--validation", str(libraries[2]), "--output", str(out), "--checkpoint-dir", str(checkpoints),
+            "--filters", "2", "--batch-size", "2", "--steps", "12", "--steps-per-epoch", "2", "--patience", "0", "--schedule", "cosine"]
+
+
+@pytest.mark.slow
+def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(libraries, tmp_path):
+    assert train(command(libraries, tmp_path / "whole.safetensors", tmp_path / "a")) == 0
+    arguments = command(libraries, tmp_path / "killed.safetensors", tmp_path / "b")
+    process = subprocess.Popen([sys.executable, "-m", "iqtflow.commands.train", *arguments], stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "b" / "last.ckpt").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed.safetensors").exists()
+    assert train(arguments) == 0
+    from safetensors.torch import load_file
+
+    whole, resumed = load_file(tmp_path / "whole.safetensors"), load_file(tmp_path / "killed.safetensors")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
