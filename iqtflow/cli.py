@@ -15,7 +15,7 @@ from typing import Any
 
 import iqtflow
 from iqtflow.bids import check_dataset, find_scans
-from iqtflow.config import SECTIONS, Settings, write_settings
+from iqtflow.config import SECTIONS, Settings
 from iqtflow.errors import EXIT_INTERRUPTED, EXIT_SOFTWARE, IQTFlowError, OutputError, UsageError
 from iqtflow.parser import parse
 from iqtflow.resources import resolve_device
@@ -68,7 +68,7 @@ def settle(options: argparse.Namespace) -> tuple[Settings, str]:
     Returns
     -------
     settings : Settings
-        With absolute paths and a resolved device; also written to ``settings.toml`` in the work directory.
+        With absolute paths and a resolved device.
     reason : str
         Why this device.
 
@@ -100,7 +100,6 @@ def settle(options: argparse.Namespace) -> tuple[Settings, str]:
     settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, device=device.name))
     check_writable(output_dir)
     check_writable(work_dir)
-    write_settings(settings, work_dir / "settings.toml")
     return settings, device.reason
 
 

@@ -377,7 +377,7 @@ class _ListModels(argparse.Action):
         from iqtflow.models import list_shipped
 
         for model in list_shipped():
-            print(f"{model.name}\tk = {model.k}\t{model.contrast}")
+            print(f"{Path(model.file).stem}\tk = {model.k}\t{model.contrast}")
         parser.exit()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,10 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import make_affine, make_head, write_scan
 
 import iqtflow
 from iqtflow import cli
-from iqtflow.config import Settings, read_settings
+from iqtflow.config import Settings, read_settings, write_settings
 from iqtflow.errors import OutputError, UsageError
 from iqtflow.parser import build_parser, parse
 
@@ -73,6 +75,15 @@ def test_the_version_is_the_package_s(capsys):
     assert capsys.readouterr().out == f"iqtflow {iqtflow.__version__}\n"
 
 
+def test_every_model_that_ships_is_listed(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--list-models"])
+    assert ended.value.code == 0
+    listed = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
+    shipped = (Path(iqtflow.__file__).parent / "weights").glob("*.safetensors")
+    assert sorted(listed) == sorted(file.stem for file in shipped)
+
+
 # --- what the arguments mean ---
 
 
@@ -128,18 +139,28 @@ def test_training_options_reach_the_settings(bids_tree, tmp_path):
     assert (train.draws, train.residual, train.steps, train.learning_rate) == (4, False, 7, 2e-4)
 
 
-def test_a_run_leaves_settings_from_which_it_can_be_repeated(bids_tree, tmp_path):
+def test_a_run_can_be_repeated_from_its_settings_and_options_go_over_them(bids_tree, tmp_path):
     root = bids_tree(T1W)
     settings = settle(
         root, tmp_path / "out", "participant", "--force", "--random-seed", 5, "-w", tmp_path / "w"
     )
-    left = tmp_path / "w" / "settings.toml"
-    assert read_settings(left) == settings
-    again = settle(root, tmp_path / "out", "participant", "--config-file", left)
-    assert again == settings
-    changed = settle(root, tmp_path / "out", "participant", "--config-file", left, "--no-force")
-    assert changed.run.force is False
-    assert changed.run.seed == 5
+    file = write_settings(settings, tmp_path / "settings.toml")
+    assert settle(root, tmp_path / "out", "participant", "--config-file", file) == settings
+    changed = settle(root, tmp_path / "out", "participant", "--config-file", file, "--no-force")
+    assert changed.run == dataclasses.replace(settings.run, force=False)
+
+
+def test_a_near_isotropic_scan_is_skipped_with_a_sentence_and_the_run_leaves_its_settings(
+    bids_tree, tmp_path, capsys
+):
+    root = bids_tree(T1W)
+    write_scan(root / T1W, make_head((40, 40, 30)), make_affine((4.0, 4.0, 5.0)))
+    arguments = [str(root), str(tmp_path / "out"), "participant"]
+    assert cli.main(arguments) == 0
+    assert "near-isotropic" in capsys.readouterr().out
+    assert not list((tmp_path / "out").rglob("*_T1w.nii.gz"))
+    settings = read_settings(tmp_path / "out-work" / "settings.toml")
+    assert settings == settle(*arguments)
 
 
 def test_intermediate_results_go_beside_the_output_and_never_into_the_data_set(bids_tree, tmp_path):
