@@ -31,7 +31,7 @@ class SinkDerivative(SimpleInterface):
 
     def _run_interface(self, runtime):
         from iqtflow.bids import write_sidecar
-        from iqtflow.nifti import write_atomically
+        from iqtflow.files import write_atomically
 
         if not isdefined(self.inputs.in_file):
             return runtime

@@ -5,15 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from iqtflow.errors import InputError, require_parent
+from iqtflow.errors import InputError
+from iqtflow.files import write_atomically
 
 
 def read_volume(path: str | os.PathLike, *, like: nib.Nifti1Image | None = None) -> tuple[nib.Nifti1Image, np.ndarray]:
@@ -81,18 +80,3 @@ def write_volume(path: str | os.PathLike, data: np.ndarray, affine: np.ndarray, 
 def write_json(path: str | os.PathLike, fields: dict[str, Any]) -> Path:
     """Write fields as indented JSON, atomically."""
     return write_atomically(path, lambda stream: stream.write((json.dumps(fields, indent=2) + "\n").encode()))
-
-
-def write_atomically(path: str | os.PathLike, fill: Callable[[BinaryIO], Any]) -> Path:
-    """Let `fill` write to a temporary file in the same folder, then rename it to `path`."""
-    path = require_parent(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            fill(stream)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from iqtflow.errors import InputError
-from iqtflow.nifti import write_atomically
+from iqtflow.files import write_atomically
 from iqtflow.slice_profile import decimation_matrix
 from iqtflow.snr import tissue_mean
 

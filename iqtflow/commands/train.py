@@ -59,7 +59,7 @@ def _train(options: argparse.Namespace) -> None:
     from iqtflow import __version__
     from iqtflow.draws import Degradation
     from iqtflow.models import save_model
-    from iqtflow.nifti import write_atomically
+    from iqtflow.files import write_atomically
     from iqtflow.normalisation import NAME as NORMALISATION
     from iqtflow.patches import read_library
     from iqtflow.snr import read_prior
