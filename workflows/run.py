@@ -31,8 +31,12 @@ def configure_engine(settings: Settings) -> Path:
 
     Hashing is by content, so that a touched or copied input re-runs nothing; nothing is asked of the network.
     """
+    import multiprocessing
+
     from nipype import config, logging as nipype_logging
 
+    os.environ["IQTFLOW_LOG_LEVEL"] = _level(settings)
+    multiprocessing.set_forkserver_preload(["iqtflow.workflows.worker"])
     logs = settings.paths.output_dir / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}_{uuid.uuid4().hex[:8]}"
     config.update_config({
         "execution": {"hash_method": "content", "crashfile_format": "txt", "crashdump_dir": os.fspath(logs), "check_version": "false",
