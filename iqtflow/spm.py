@@ -92,6 +92,9 @@ def segment_with_spm(
             skull_stripped = _looks_stripped(present, gm + wm + csf)
         if skull_stripped:
             gm, wm, csf = (np.where(present, p, np.float32(0)) for p in (gm, wm, csf))
+        mask = brain_from_tissues(gm + wm + csf)
+        if skull_stripped:
+            mask &= ndimage.binary_fill_holes(present)
         figures = measure(run.parameters, scan, (gm, wm, csf), bias_corrected, run.tpm)
         remarks = judge(figures, path)
         details = _details(
@@ -101,7 +104,7 @@ def segment_with_spm(
         wm=wm,
         gm=gm,
         csf=csf,
-        mask=brain_from_tissues(gm + wm + csf),
+        mask=mask,
         bias_corrected=np.nan_to_num(bias_corrected),
         engine="SPM unified segmentation",
         version=installation.version,
@@ -161,7 +164,9 @@ def _on_disk(image: str | os.PathLike | nib.Nifti1Image, folder: Path) -> Path:
     if isinstance(image, (str, os.PathLike)):
         return Path(image)
     path = folder / Path(image.get_filename() or "image.nii").name
-    nib.Nifti1Image(image.dataobj, image.affine, image.header).to_filename(path)
+    # Given an affine nibabel would write an sform, and hide that there was none.
+    placed = image.header["sform_code"] > 0 or image.header["qform_code"] > 0
+    nib.Nifti1Image(image.dataobj, image.affine if placed else None, image.header).to_filename(path)
     return path
 
 

@@ -134,6 +134,9 @@ def measure(
     tpm
         The priors; without them a box of 140 x 170 x 120 mm stands for the brain.
     """
+    # Where the image is zero SPM had no data, and its maps are the priors.
+    present = image.get_fdata(dtype=np.float32) != 0
+    maps = [np.where(present, tissue, 0) for tissue in maps]
     affine = np.asarray(loadmat(seg8, variable_names=["Affine"])["Affine"], dtype=float)
     linear = affine[:3, :3]
     left, scalings, right = np.linalg.svd(linear)

@@ -130,18 +130,17 @@ def run_unified_segmentation(
     try:
         _place_image(image, private / f"{STEM}.nii", name)
         _require_space(private, settings)
-        tpm_names = _place_priors(private, settings, installation)
-        script = private / _SCRIPT
-        script.write_text(job_script(settings, tpm_names), encoding="ascii")
-        log, seconds, peak_gb = _run_to_the_end(
-            [*installation.command, _SCRIPT],
+        tpm_names = place_priors(private, settings, installation)
+        start_ns = (private / f"{STEM}.nii").stat().st_mtime_ns
+        log, seconds, peak_gb = run_m_code(
+            job_script(settings, tpm_names),
             private,
-            name,
+            installation=installation,
+            name=name,
             timeout_s=timeout_s,
-            compiled=installation.compiled,
         )
         wanted = wanted_files(settings)
-        _require_fresh(private, _flat(wanted), script.stat().st_mtime_ns, name, log)
+        _require_fresh(private, _flat(wanted), start_ns, name, log)
         _drop_date(private / wanted["parameters"])
         outputs = expected_outputs(out_dir, stem, settings)
         for name, target in zip(_flat(wanted), _flat(outputs), strict=True):
@@ -156,6 +155,79 @@ def run_unified_segmentation(
         runner=_line_after(RUNNER, log) or "unknown",
         log=log,
         tpm=installation.tpm or (Path(tpm_said) if tpm_said else None),
+    )
+
+
+def run_m_code(
+    code: str,
+    folder: Path,
+    *,
+    installation: SpmInstallation,
+    name: str | os.PathLike,
+    timeout_s: float | None = None,
+) -> tuple[str, float, float]:
+    """Run m-code from `iqtflow.spm_script` in `folder`, as a child process on one thread.
+
+    Returns
+    -------
+    log : str
+    seconds : float
+        Wall-clock time.
+    peak_memory_gb : float
+        Largest resident memory of the child process, 1e9 bytes.
+
+    Raises
+    ------
+    SpmError
+        The process did not start, was killed, ran out of time, or did not say that it completed. `name` is
+        what the message is about.
+    """
+    (folder / _SCRIPT).write_text(code, encoding="ascii")
+    command = [*installation.command, _SCRIPT]
+    log_file = folder / "iqtflow_job.log"
+    start = time.monotonic()
+    # A file, not a pipe: nobody can block on it, and it outlives a killed process.
+    with open(log_file, "wb") as sink:
+        try:
+            child = subprocess.Popen(
+                command,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                env=single_thread_environment(),
+            )
+        except OSError as fault:
+            raise SpmError(
+                name,
+                found=f"{command[0]} that does not start ({fault.strerror})",
+                expected="a running SPM",
+                next_step="Run iqtflow --doctor.",
+            ) from fault
+        try:
+            peak_gb, timed_out = _wait(child, None if timeout_s is None else start + timeout_s)
+        except BaseException:  # Ctrl-C too: never leave minutes of computation behind
+            child.kill()
+            child.wait()
+            raise
+    log = log_file.read_text(encoding="utf-8", errors="replace")
+    said = _line_after(FAULT, log)
+    if timed_out:
+        found = f"SPM still running after {timeout_s:g} s"
+    elif (killer := _killer(child.returncode)) is not None:
+        found = f"SPM ended by {killer}" + (" (out of memory?)" if killer == "SIGKILL" else "") + _tail(log)
+    elif said is not None:
+        found = f"SPM's error {said.strip(' |')}"
+    elif child.returncode != 0 or not re.search(rf"^{DONE}\s*$", log, re.MULTILINE):
+        found = f"no completion of SPM (exit code {child.returncode})" + _tail(log)
+    else:
+        return log, time.monotonic() - start, peak_gb
+    raise SpmError(
+        name,
+        found=found,
+        expected="a completed unified segmentation",
+        next_step="Look at the image; iqtflow --doctor checks "
+        + ("SPM." if installation.compiled else "SPM and Octave."),
     )
 
 
@@ -246,7 +318,7 @@ def _require_space(private: Path, settings: UnifiedSegmentationSettings) -> None
         )
 
 
-def _place_priors(
+def place_priors(
     private: Path, settings: UnifiedSegmentationSettings, installation: SpmInstallation
 ) -> list[str | None]:
     """Link (or unpack) the priors under plain names; one name for each class."""
@@ -268,57 +340,6 @@ def _place_priors(
     return placed
 
 
-def _run_to_the_end(
-    command: list[str], folder: Path, name: str, *, timeout_s: float | None, compiled: bool
-) -> tuple[str, float, float]:
-    """Log, seconds and peak memory (GB) of a run that proved its success; otherwise SpmError."""
-    log_file = folder / "iqtflow_job.log"
-    start = time.monotonic()
-    # A file, not a pipe: nobody can block on it, and it outlives a killed process.
-    with open(log_file, "wb") as sink:
-        try:
-            child = subprocess.Popen(
-                command,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                env=single_thread_environment(),
-            )
-        except OSError as fault:
-            raise SpmError(
-                name,
-                found=f"{command[0]} that does not start ({fault.strerror})",
-                expected="a running SPM",
-                next_step="Run iqtflow --doctor.",
-            ) from fault
-        try:
-            peak_gb, timed_out = _wait(child, None if timeout_s is None else start + timeout_s)
-        except BaseException:  # Ctrl-C too: never leave minutes of computation behind
-            child.kill()
-            child.wait()
-            raise
-    log = log_file.read_text(encoding="utf-8", errors="replace")
-    said = _line_after(FAULT, log)
-    if timed_out:
-        found = f"SPM still running after {timeout_s:g} s"
-    elif child.returncode < 0:
-        killer = signal.Signals(-child.returncode).name
-        found = f"SPM ended by {killer}" + (" (out of memory?)" if killer == "SIGKILL" else "") + _tail(log)
-    elif said is not None:
-        found = f"SPM's error {said.strip(' |')}"
-    elif child.returncode != 0 or not re.search(rf"^{DONE}\s*$", log, re.MULTILINE):
-        found = f"no completion of SPM (exit code {child.returncode})" + _tail(log)
-    else:
-        return log, time.monotonic() - start, peak_gb
-    raise SpmError(
-        name,
-        found=found,
-        expected="a completed unified segmentation",
-        next_step="Look at the image; iqtflow --doctor checks " + ("SPM." if compiled else "SPM and Octave."),
-    )
-
-
 def _wait(child: subprocess.Popen, deadline: float | None) -> tuple[float, bool]:
     """Peak resident memory (GB) of `child`, and whether it had to be stopped at the deadline."""
     timed_out = False
@@ -337,6 +358,12 @@ def _wait(child: subprocess.Popen, deadline: float | None) -> tuple[float, bool]
 def _flat(wanted: Mapping[str, Any]) -> list[Any]:
     every = [value if isinstance(value, list) else [value] for value in wanted.values()]
     return [name for group in every for name in group if name is not None]
+
+
+def _killer(returncode: int) -> str | None:
+    """Name of the signal that ended the process; a wrapper script around Octave reports 128 + its number."""
+    number = -returncode if returncode < 0 else returncode - 128
+    return signal.Signals(number).name if number in iter(signal.Signals) else None
 
 
 def _require_fresh(folder: Path, names: Iterable[str], start_ns: int, image: str, log: str) -> None:

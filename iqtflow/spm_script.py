@@ -89,56 +89,53 @@ def job_script(settings: UnifiedSegmentationSettings, tpm_names: Iterable[str | 
     tpm_names
         File of the priors of each class, in the job's folder; None for the priors that SPM has itself.
     """
-    on = {False: "0", True: "1"}
     lines = [
-        "if exist('OCTAVE_VERSION', 'builtin')",
-        # An Octave that is stopped leaves octave-workspace files behind unless told otherwise.
-        "  crash_dumps_octave_core(false);",
-        "  sighup_dumps_octave_core(false);",
-        "  sigterm_dumps_octave_core(false);",
-        f"  fprintf('{RUNNER} GNU Octave %s\\n', version);",
-        "else",
-        f"  fprintf('{RUNNER} MATLAB Runtime %s\\n', version);",
-        "end",
-        "status = 3;",
-        "try",
-        "  spm_get_defaults('cmdline', true);",  # no progress windows
-        "  spm_get_defaults('mat.format', '-v7');",
-        "  own_tpm = fullfile(spm('Dir'), 'tpm', 'TPM.nii');",
-        f"  job.channel.vols = {{'{STEM}.nii,1'}};",
-        f"  job.channel.biasreg = {settings.bias_regularisation!r};",
-        f"  job.channel.biasfwhm = {settings.bias_fwhm_mm!r};",
-        f"  job.channel.write = [{on[settings.write_bias[0]]} {on[settings.write_bias[1]]}];",
+        f"job.channel.vols = {{'{STEM}.nii,1'}};",
+        f"job.channel.biasreg = {settings.bias_regularisation!r};",
+        f"job.channel.biasfwhm = {settings.bias_fwhm_mm!r};",
+        f"job.channel.write = {_flags(settings.write_bias)};",
     ]
     for number, (tissue, tpm) in enumerate(zip(settings.tissues, tpm_names, strict=True), start=1):
-        priors = f"'{tpm},{tissue.frame}'" if tpm else f"[own_tpm ',{tissue.frame}']"
         if tpm is None and number == 1:
-            lines.append(f"  fprintf('{TPM_USED} %s\\n', own_tpm);")
+            lines.append("own_tpm = fullfile(spm('Dir'), 'tpm', 'TPM.nii');")
+            lines.append(f"fprintf('{TPM_USED} %s\\n', own_tpm);")
+        priors = f"'{tpm},{tissue.frame}'" if tpm else f"[own_tpm ',{tissue.frame}']"
         lines += [
-            f"  job.tissue({number}).tpm = {{{priors}}};",
-            f"  job.tissue({number}).ngaus = {tissue.gaussians};",
-            f"  job.tissue({number}).native = [{on[tissue.native[0]]} {on[tissue.native[1]]}];",
-            f"  job.tissue({number}).warped = [{on[tissue.warped[0]]} {on[tissue.warped[1]]}];",
+            f"job.tissue({number}).tpm = {{{priors}}};",
+            f"job.tissue({number}).ngaus = {tissue.gaussians};",
+            f"job.tissue({number}).native = {_flags(tissue.native)};",
+            f"job.tissue({number}).warped = {_flags(tissue.warped)};",
         ]
     lines += [
-        "  job.warp.mrf = 1;",
-        "  job.warp.cleanup = 1;",
-        f"  job.warp.reg = [{' '.join(repr(float(w)) for w in settings.warping_regularisation)}];",
-        f"  job.warp.affreg = '{settings.affine_regularisation}';",
-        "  job.warp.fwhm = 0;",
-        f"  job.warp.samp = {settings.sampling_mm!r};",
-        f"  job.warp.write = [{on[settings.write_deformation[0]]} {on[settings.write_deformation[1]]}];",
-        "  job.warp.bb = NaN(2, 3);",
-        "  job.warp.vox = NaN;",
-        "  spm_preproc_run(job);",
-        f"  fprintf('\\n{DONE}\\n');",
-        "  status = 0;",
-        "catch fault",
-        f"  fprintf('\\n{FAULT} %s | %s\\n', fault.identifier, strrep(fault.message, char(10), ' '));",
-        "end",
-        "exit(status);",
+        "job.warp.mrf = 1;",
+        "job.warp.cleanup = 1;",
+        f"job.warp.reg = [{' '.join(repr(float(w)) for w in settings.warping_regularisation)}];",
+        f"job.warp.affreg = '{settings.affine_regularisation}';",
+        "job.warp.fwhm = 0;",
+        f"job.warp.samp = {settings.sampling_mm!r};",
+        f"job.warp.write = {_flags(settings.write_deformation)};",
+        "job.warp.bb = NaN(2, 3);",
+        "job.warp.vox = NaN;",
+        # Not through the batch system: a job that fails in there crashes Octave up to 10.1.
+        "spm_preproc_run(job);",
     ]
-    return "\n".join(lines) + "\n"
+    return _guarded(lines)
+
+
+def self_test_script(tpm_name: str | None) -> str:
+    """Write m-code that calls each kind of MEX file that unified segmentation needs, and reads the priors."""
+    tpm = f"'{tpm_name},1'" if tpm_name else "[fullfile(spm('Dir'), 'tpm', 'TPM.nii') ',1']"
+    return _guarded(
+        [
+            "flat = spm_bsplinc(ones(4, 4, 4), [1 1 1 0 0 0]);",
+            "spm_bsplins(flat, 2, 2, 2, [1 1 1 0 0 0]);",
+            "spm_diffeo('boundary');",
+            "spm_conv_vol(ones(4, 4, 4), zeros(4, 4, 4), 1, 1, 1, [0 0 0]);",
+            "P = zeros(4, 4, 4, 2, 'uint8'); Q = ones(4, 4, 4, 2, 'single');",
+            "spm_mrf(P, Q, ones(2, 1, 'single'), ones(1, 3, 'single'));",
+            f"spm_sample_vol(spm_vol({tpm}), 20, 20, 20, 1);",
+        ]
+    )
 
 
 def wanted_files(settings: UnifiedSegmentationSettings) -> dict[str, str | list[str | None] | None]:
@@ -158,3 +155,34 @@ def wanted_files(settings: UnifiedSegmentationSettings) -> dict[str, str | list[
         "forward_deformation": f"y_{STEM}.nii" if settings.write_deformation[1] else None,
         "parameters": f"{STEM}_seg8.mat",
     }
+
+
+def _guarded(body: Iterable[str]) -> str:
+    """Wrap m-code so that it says how it ended, in Octave and in the MATLAB Runtime."""
+    lines = [
+        "if exist('OCTAVE_VERSION', 'builtin')",
+        # An Octave that is stopped leaves octave-workspace files behind unless told otherwise.
+        "  crash_dumps_octave_core(false);",
+        "  sighup_dumps_octave_core(false);",
+        "  sigterm_dumps_octave_core(false);",
+        f"  fprintf('{RUNNER} GNU Octave %s\\n', version);",
+        "else",
+        f"  fprintf('{RUNNER} MATLAB Runtime %s\\n', version);",
+        "end",
+        "status = 3;",
+        "try",
+        "  spm_get_defaults('cmdline', true);",  # no progress windows
+        "  spm_get_defaults('mat.format', '-v7');",
+        *(f"  {line}" for line in body),
+        f"  fprintf('\\n{DONE}\\n');",
+        "  status = 0;",
+        "catch fault",
+        f"  fprintf('\\n{FAULT} %s | %s\\n', fault.identifier, strrep(fault.message, char(10), ' '));",
+        "end",
+        "exit(status);",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _flags(values: Iterable[bool]) -> str:
+    return f"[{' '.join('1' if value else '0' for value in values)}]"
