@@ -32,4 +32,8 @@ class ChildCommand(CommandLine):
         threads = str(self.inputs.num_threads)
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
             runtime.environ[name] = threads
-        return super()._run_interface(runtime, correct_return_codes)
+        runtime = super()._run_interface(runtime, correct_return_codes)
+        # nipype notes the exit code and goes on to look for outputs; what failed must not pass for "file not found".
+        if runtime.returncode not in correct_return_codes:
+            self.raise_exception(runtime)
+        return runtime

@@ -188,7 +188,7 @@ def predict_memory_gb(shape: tuple[int, ...], model: Model) -> float:
 
 def _run(network: torch.nn.Module, volume: torch.Tensor, tile: tuple[int, ...], k: int, device: str) -> torch.Tensor:
     network = network.to(device, memory_format=torch.channels_last_3d)
-    with torch.inference_mode(), torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+    with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
         if tile == tuple(volume.shape[2:]):
             return network(volume)[0, 0].float()
         from monai.inferers import sliding_window_inference

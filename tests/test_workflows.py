@@ -81,7 +81,7 @@ def test_one_broken_scan_fails_alone_and_the_last_lines_say_which_and_why(enhanc
     assert any(line.strip().startswith("why: ") and "expected" in line for line in tail)
     log = next(line.split("log: ")[1] for line in tail if "log: " in line)
     assert Path(log).is_file()
-    assert not list((out / "sub-04").rglob("*T1w*"))
+    assert not list((out / "sub-04").rglob("*T1w.nii.gz"))
 
 
 def test_a_near_isotropic_scan_is_skipped_with_a_sentence(enhanced):

@@ -89,10 +89,10 @@ def _read_crash(path: Path) -> Failure:
 
 def _reason(text: str) -> str:
     """The sentence that a user can act on: our own error where there is one, else the last line."""
-    ours = re.findall(r"^\s*iqtflow-\w+: error: (.+)$", text, re.MULTILINE) or re.findall(r"^iqtflow\.errors\.\w+: (.+)$", text, re.MULTILINE)
+    ours = re.findall(r"^\s*iqtflow-\w+: error: (.+)$", text, re.MULTILINE) or re.findall(r"^\s*iqtflow\.[\w.]+: (.+)$", text, re.MULTILINE)
     if ours:
         return ours[-1].strip()
-    killed = re.search(r"[Rr]eturn code: (-9|137)\b", text)
+    killed = re.search(r"Return code: (-9|137)\b", text)
     if killed:
         return "the child process was killed (signal 9), most often for lack of memory: lower --nprocs, or give the machine more memory"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
