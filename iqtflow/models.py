@@ -1,8 +1,14 @@
-"""A model on disk: weights and everything needed to use them, in one safetensors file that runs no code when it is read.
+"""A model on disk: weights and everything needed to use them, in one safetensors file that runs no code when
+read.
 
-The tensors are called ``member0/NAME``, ``member1/NAME``, ... for the networks of the ensemble. The file's metadata hold one JSON text under the key
-``iqtflow``, the *card*: name, up-scaling factor, network and its settings, normalisation, geometry, simulator's settings, training
-subjects, figures. Weights are stored in half precision; running statistics of batch normalisation keep single precision.
+The tensors are called ``member0/NAME``, ``member1/NAME``, ... for the networks of the ensemble. The metadata
+hold one JSON text under the key ``iqtflow``, the *card*: name, up-scaling factor, network and its settings,
+normalisation, geometry, the simulator's settings, training subjects, figures. (One key, because safetensors
+writes several in random order, and the same model has to give the same bytes.) Weights are stored in half
+precision; running statistics of batch normalisation span too many decades for it and keep single precision.
+
+A maintainer ships a model with `register_shipped`, which copies it into ``iqtflow/weights`` and pins its
+SHA-256.
 """
 
 from __future__ import annotations
@@ -28,15 +34,27 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-FORMAT = 1
-GEOMETRY = "slab-centred"
-WEIGHTS = Path(__file__).with_name("weights")
-_REQUIRED = ("format", "name", "k", "contrast", "network", "normalisation", "geometry", "n_members")
+FORMAT = 1  #: of the card; a file of another format is refused
+GEOMETRY = "slab-centred"  #: see `iqtflow.geometry`
+WEIGHTS = Path(__file__).with_name("weights")  #: where models are that ship
+
+#: Fields without which a card is none, and their types.
+_REQUIRED = {
+    "format": int,
+    "name": str,
+    "k": int,
+    "contrast": str,
+    "network": dict,
+    "normalisation": dict,
+    "geometry": str,
+    "n_members": int,
+}
+_DIGEST = "content_sha256"  # field of the card: of all its other fields and of the tensors
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A shipped model: its file, factor, contrast and SHA-256."""
+    """A model that ships; `sha256` is its file's, pinned by the package, `contrast` a BIDS suffix."""
 
     name: str
     path: Path
@@ -47,16 +65,23 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model: card, networks in evaluation mode, and where it came from."""
+    """A model in memory: what its file says about itself, and its networks, ready for use on the CPU."""
 
     card: dict[str, Any]
     members: list[nn.Module]
     path: Path
     sha256: str
 
+    @property
+    def k(self) -> int:
+        """Up-scaling factor."""
+        return self.card["k"]
 
-def save_model(path: str | os.PathLike, members: Sequence[Mapping[str, torch.Tensor]], card: Mapping[str, Any]) -> Path:
-    """Write a model.
+
+def save_model(
+    path: str | os.PathLike, members: Sequence[Mapping[str, torch.Tensor]], card: Mapping[str, Any]
+) -> Path:
+    """Write a model; the same weights and card give the same bytes.
 
     Parameters
     ----------
@@ -66,43 +91,79 @@ def save_model(path: str | os.PathLike, members: Sequence[Mapping[str, torch.Ten
         State dictionary of each network.
     card
         Fields of the card; format, number of members and package version are added.
+
+    Raises
+    ------
+    InputError
+        A weight is not finite, or the card lacks a field.
+    OutputError
+        The file cannot be written.
     """
-    tensors = {f"member{i}/{name}": value.detach().cpu().numpy() for i, member in enumerate(members) for name, value in member.items()}
+    tensors = {
+        f"member{i}/{name}": value.detach().cpu().numpy()
+        for i, member in enumerate(members)
+        for name, value in member.items()
+    }
     return _write(path, tensors, {**card, "n_members": len(members)})
 
 
 def load_model(path: str | os.PathLike, *, expected_sha256: str | None = None) -> Model:
     """Read a model and build its networks.
 
+    Parameters
+    ----------
+    path
+        A ``.safetensors`` file, or the name of a model that ships.
+    expected_sha256
+        What the file has to be, bit for bit. Models that ship are held to the package's own index in any
+        case.
+
+    Returns
+    -------
+    Model
+
     Raises
     ------
     InputError
-        Missing, truncated, altered or foreign file, or a model that this version cannot use.
+        Missing, cut short, altered or foreign file, or a model that this version cannot use.
     """
-    from iqtflow.networks import build_network
-
-    tensors, card, digest = _read(path, expected_sha256=expected_sha256)
+    path, pinned = find_model(path)
+    tensors, card, digest = _read(path, expected_sha256=expected_sha256 or pinned)
     import torch
 
     members = []
     for i in range(card["n_members"]):
         prefix = f"member{i}/"
-        state = {name.removeprefix(prefix): torch.from_numpy(_single(value)) for name, value in tensors.items() if name.startswith(prefix)}
-        network = build_network(card["network"]["name"], **card["network"]["kwargs"])
-        try:
-            network.load_state_dict(state)
-        except RuntimeError as fault:
-            raise _refuse(path, f"weights that do not fit the network it names ({str(fault).splitlines()[-1].strip()})", "weights of this network") from fault
-        members.append(network.eval().requires_grad_(False))
+        state = {
+            name.removeprefix(prefix): torch.from_numpy(
+                value.astype("f4" if value.dtype == "f2" else value.dtype)
+            )
+            for name, value in tensors.items()
+            if name.startswith(prefix)
+        }
+        members.append(_build(path, card, state))
     return Model(card, members, Path(path).absolute(), digest)
 
 
 def read_card(path: str | os.PathLike) -> dict[str, Any]:
-    """Return a model's card, after the checks of `load_model` that need no network."""
-    return _read(path)[1]
+    """Return a model's card, after the checks of `load_model` that need no network.
+
+    Raises
+    ------
+    InputError
+        As `load_model`.
+    """
+    path, pinned = find_model(path)
+    return _read(path, expected_sha256=pinned)[1]
 
 
-def join_models(path: str | os.PathLike, members: Sequence[str | os.PathLike], *, name: str, training: Mapping[str, Any] | None = None) -> Path:
+def join_models(
+    path: str | os.PathLike,
+    members: Sequence[str | os.PathLike],
+    *,
+    name: str,
+    training: Mapping[str, Any] | None = None,
+) -> Path:
     """Join models into one whose members are all of theirs.
 
     Parameters
@@ -119,13 +180,13 @@ def join_models(path: str | os.PathLike, members: Sequence[str | os.PathLike], *
     Raises
     ------
     InputError
-        The members' networks, factors or normalisations differ.
+        The members' networks, factors, contrasts or normalisations differ; or as `load_model`.
     """
     parts = [_read(p) for p in members]
     first = parts[0][1]
     tensors: dict[str, np.ndarray] = {}
     count = 0
-    for file, (arrays, card, _) in zip(members, parts):
+    for file, (arrays, card, _) in zip(members, parts, strict=True):
         for key in ("k", "network", "normalisation", "geometry", "contrast"):
             if card[key] != first[key]:
                 raise _refuse(file, f"{key} {card[key]}", f"that of the first member, {first[key]}")
@@ -144,83 +205,188 @@ def stamp_figures(source: str | os.PathLike, path: str | os.PathLike, figures: M
 
 
 def list_shipped() -> list[ModelInfo]:
-    """The models that come with the package, as ``weights/index.json`` lists them (name, file, k, contrast, SHA-256)."""
-    entries = json.loads((WEIGHTS / "index.json").read_text())["models"]
+    """Return the models that come with the package, by contrast and factor, as ``weights/index.json`` lists
+    them.
+    """
+    entries = json.loads((WEIGHTS / "index.json").read_text(encoding="utf-8"))["models"]
     return [ModelInfo(e["name"], WEIGHTS / e["file"], e["k"], e["contrast"], e["sha256"]) for e in entries]
 
 
 def find_model(name_or_path: str | os.PathLike) -> tuple[Path, str | None]:
-    """Return the file of a model, shipped (by name) or of one's own (by path), and its pinned SHA-256 if it ships.
+    """Return the file of a model, and its pinned SHA-256 when it is one that ships.
+
+    Parameters
+    ----------
+    name_or_path
+        Name of a model that ships, or path of any model.
 
     Raises
     ------
     InputError
         Neither a shipped model's name nor a file.
     """
-    key = os.fspath(name_or_path)
-    for info in list_shipped():
-        if key == info.name:
+    key, shipped = os.fspath(name_or_path), list_shipped()
+    for info in shipped:
+        if key == info.name or Path(key).absolute() == info.path:
             return info.path, info.sha256
     if not Path(key).is_file():
-        raise InputError(key, found="no such file, and no shipped model of this name", expected="one of " + (", ".join(i.name for i in list_shipped()) or "(none ships)") + ", or a .safetensors file",
-                         next_step="See iqtflow --list-models.")
+        names = ", ".join(info.name for info in shipped) or "none ships"
+        raise InputError(
+            key,
+            found="no such file, and no shipped model of this name",
+            expected=f"a model that ships ({names}), or a .safetensors file",
+            next_step="See iqtflow --list-models.",
+        )
     return Path(key), None
 
 
 def register_shipped(path: str | os.PathLike) -> ModelInfo:
-    """Put a model into the package's ``weights`` folder and pin its SHA-256: for maintainers, after a training."""
-    _, card, digest = _read(path)
-    content = Path(path).read_bytes()
-    file = f"{card['name']}.safetensors"
+    """Put a model into the package's ``weights`` folder and pin its SHA-256: for maintainers, after a
+    training.
+
+    A model of the same name is replaced.
+
+    Parameters
+    ----------
+    path
+        The model to ship; it is read and its networks are built first.
+
+    Raises
+    ------
+    InputError
+        As `load_model`.
+    """
+    model = load_model(path)
+    content = model.path.read_bytes()
+    name, file = model.card["name"], f"{model.card['name']}.safetensors"
+    entry = {
+        "name": name,
+        "file": file,
+        "k": model.k,
+        "contrast": model.card["contrast"],
+        "sha256": model.sha256,
+    }
+    index = WEIGHTS / "index.json"
+    others = [e for e in json.loads(index.read_text(encoding="utf-8"))["models"] if e["name"] != name]
+    entries = sorted([*others, entry], key=lambda e: (e["contrast"], e["k"], e["name"]))
     write_atomically(WEIGHTS / file, lambda stream: stream.write(content))
-    entry = {"name": card["name"], "file": file, "k": card["k"], "contrast": card["contrast"], "sha256": digest}
-    entries = [e for e in json.loads((WEIGHTS / "index.json").read_text())["models"] if e["name"] != card["name"]] + [entry]
-    text = json.dumps({"models": sorted(entries, key=lambda e: (e["contrast"], e["k"], e["name"]))}, indent=1) + "\n"
-    write_atomically(WEIGHTS / "index.json", lambda stream: stream.write(text.encode()))
-    return ModelInfo(card["name"], WEIGHTS / file, card["k"], card["contrast"], digest)
+    text = json.dumps({"models": entries}, indent=1) + "\n"
+    write_atomically(index, lambda stream: stream.write(text.encode()))
+    return ModelInfo(name, WEIGHTS / file, model.k, entry["contrast"], model.sha256)
+
+
+def _build(path: str | os.PathLike, card: Mapping[str, Any], state: dict[str, torch.Tensor]) -> nn.Module:
+    """Build one network and give it its weights."""
+    import torch
+
+    from iqtflow.networks import build_network
+
+    name, settings = card["network"].get("name"), card["network"].get("kwargs")
+    if not isinstance(name, str) or not isinstance(settings, dict):
+        raise _refuse(path, f"network {card['network']}", "a name and settings")
+    try:
+        # First without memory: a card may ask for a network of any size.
+        with torch.device("meta"):
+            outline = build_network(name, **settings)
+        outline.load_state_dict(state, assign=True)
+        network = build_network(name, **settings)
+        network.load_state_dict(state)
+    except (RuntimeError, ValueError, TypeError) as fault:
+        reason = str(fault).strip().splitlines()[-1].strip()
+        raise _refuse(
+            path, f"weights that do not fit its network ({reason})", f"the weights of {name} {settings}"
+        ) from fault
+    if network.k != card["k"]:
+        raise _refuse(path, f"k = {card['k']} in the card, {network.k} in the network", "one factor")
+    return network.eval().requires_grad_(False)
 
 
 def _write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> Path:
     card = {**card, "format": FORMAT, "package_version": iqtflow.__version__}
-    stored = {name: np.ascontiguousarray(_half(name, value)) for name, value in tensors.items()}
+    card.pop(_DIGEST, None)
+    missing = [key for key in _REQUIRED if key not in card]
+    if missing:
+        raise _refuse(path, f"a card without {', '.join(missing)}", "a whole card", "Complete the card.")
+    stored = {name: np.ascontiguousarray(_half(path, name, value)) for name, value in tensors.items()}
+    card[_DIGEST] = _digest(stored, card)
     content = save(stored, metadata={"iqtflow": json.dumps(card, sort_keys=True)})
     return write_atomically(path, lambda stream: stream.write(content))
 
 
-def _half(name: str, value: np.ndarray) -> np.ndarray:
-    """Half precision for weights; running statistics span too many decades for it, and counters are integers."""
-    if value.dtype.kind != "f" or "running_" in name or np.abs(value).max(initial=0) > np.finfo(np.float16).max:
+def _half(path: str | os.PathLike, name: str, value: np.ndarray) -> np.ndarray:
+    """Half precision where it is good enough for inference."""
+    if value.dtype.kind != "f":
         return value
+    if not np.isfinite(value).all():
+        raise _refuse(path, f"{name} with values that are not finite", "finite weights", "Train it again.")
+    if "running_" in name or np.abs(value).max(initial=0) > np.finfo(np.float16).max:
+        return value.astype(np.float32)
     return value.astype(np.float16)
 
 
-def _single(value: np.ndarray) -> np.ndarray:
-    return value.astype(np.float32) if value.dtype == np.float16 else value
+def _digest(tensors: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {value.dtype.str} {value.shape}\n".encode())
+        digest.update(value.tobytes())
+    digest.update(json.dumps(card, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
-def _read(path: str | os.PathLike, *, expected_sha256: str | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
+def _read(
+    path: str | os.PathLike, *, expected_sha256: str | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
+    """Read tensors, card and SHA-256 of the file, all from one reading."""
     try:
         content = Path(path).read_bytes()
     except OSError as fault:
         raise _refuse(path, f"{type(fault).__name__} ({fault.strerror})", "a readable model file") from fault
     digest = hashlib.sha256(content).hexdigest()
     if expected_sha256 is not None and digest != expected_sha256:
-        raise _refuse(path, f"SHA-256 {digest[:16]}...", f"{expected_sha256[:16]}..., which the package pins (the file was altered or cut short)", "Install the package again.")
+        raise _refuse(
+            path,
+            f"SHA-256 {digest[:16]}... (the file was altered or cut short)",
+            f"{expected_sha256[:16]}..., which the package pins",
+            "Install the package again.",
+        )
     try:
         tensors = load(content)
         length = int.from_bytes(content[:8], "little")
-        card = json.loads(json.loads(content[8 : 8 + length]).get("__metadata__", {}).get("iqtflow", "null"))
-    except (SafetensorError, ValueError, KeyError, AttributeError) as fault:
-        raise _refuse(path, f"no whole safetensors file ({type(fault).__name__}: {fault})", "a model of iqtflow") from fault
-    if not isinstance(card, dict) or any(key not in card for key in _REQUIRED):
-        raise _refuse(path, "no card of iqtflow in the metadata", "a model of iqtflow")
-    for key, ours in (("format", FORMAT), ("geometry", GEOMETRY)):
-        if card[key] != ours:
-            raise _refuse(path, f"{key} {card[key]!r}", repr(ours), "Use the version of the package that wrote it.")
-    if card["normalisation"].get("name") != NORMALISATION:
-        raise _refuse(path, f"normalisation {card['normalisation']}", NORMALISATION, "Use the version of the package that wrote it.")
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+        card = json.loads(metadata.get("iqtflow", "null"))
+    except (SafetensorError, ValueError, KeyError, RecursionError) as fault:
+        found = f"no whole safetensors file ({type(fault).__name__}: {fault})"
+        raise _refuse(path, found, "a model of iqtflow") from fault
+    _check(path, tensors, card)
     return tensors, card, digest
 
 
-def _refuse(path: str | os.PathLike, found: str, expected: str, next_step: str = "Copy the file again, or use iqtflow --list-models to choose another.") -> InputError:
+def _check(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], card: Any) -> None:
+    if not isinstance(card, dict) or any(
+        not isinstance(card.get(key), kind) for key, kind in _REQUIRED.items()
+    ):
+        raise _refuse(path, "no card of iqtflow in the metadata", "a model of iqtflow")
+    newer = "Use the version of the package that wrote it."
+    for key, ours in (("format", FORMAT), ("geometry", GEOMETRY)):
+        if card[key] != ours:
+            raise _refuse(path, f"{key} {card[key]!r}", repr(ours), newer)
+    if card["normalisation"].get("name") != NORMALISATION:
+        raise _refuse(path, f"normalisation {card['normalisation']}", NORMALISATION, newer)
+    stated = card.get(_DIGEST)
+    if stated is not None and stated != _digest(tensors, {k: v for k, v in card.items() if k != _DIGEST}):
+        raise _refuse(path, "weights or card that were altered", "the content that was written")
+    members = {name.split("/", 1)[0] for name in tensors}
+    if not members or members != {f"member{i}" for i in range(card["n_members"])}:
+        raise _refuse(
+            path, f"weights of {len(members)} networks", f"those of {card['n_members']}, as the card says"
+        )
+
+
+def _refuse(
+    path: str | os.PathLike,
+    found: str,
+    expected: str,
+    next_step: str = "Copy the file again, or choose another (see iqtflow --list-models).",
+) -> InputError:
     return InputError(path, found=found, expected=expected, next_step=next_step)

@@ -1,0 +1,273 @@
+"""A model file is used as it was written, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load, save
+
+from iqtflow import models
+from iqtflow.errors import InputError
+from iqtflow.models import (
+    find_model,
+    join_models,
+    list_shipped,
+    load_model,
+    read_card,
+    register_shipped,
+    save_model,
+    stamp_figures,
+)
+from iqtflow.networks import build_network
+from iqtflow.normalisation import NAME
+
+torch.set_num_threads(1)  # threads that wait for each other on a busy machine take minutes for milliseconds
+
+SETTINGS = {"k": 4, "filters": 4, "residual": True}
+
+
+def make_network(seed: int = 0, **settings) -> torch.nn.Module:
+    """Return a tiny network with every weight and statistic away from its initial value."""
+    torch.manual_seed(seed)
+    network = build_network("aniso-unet", **{**SETTINGS, **settings})
+    for name, buffer in network.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_()
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 2)
+    torch.nn.init.normal_(network.head.weight)
+    return network.eval()
+
+
+def make_card(**fields) -> dict:
+    return {
+        "name": "tiny-k4",
+        "k": 4,
+        "contrast": "T1w",
+        "network": {"name": "aniso-unet", "kwargs": SETTINGS},
+        "normalisation": {"name": NAME},
+        "geometry": "slab-centred",
+        "training": {"steps": 0},
+        **fields,
+    }
+
+
+@pytest.fixture
+def model_file(tmp_path):
+    return save_model(tmp_path / "tiny.safetensors", [make_network().state_dict()], make_card())
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """An empty place for models that ship."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "index.json").write_text('{"models": []}')
+    monkeypatch.setattr(models, "WEIGHTS", folder)
+    return folder
+
+
+def rewrite(path, *, card=None, tensors=None):
+    """Write a model file again with changed fields of its card, or changed tensors, and no regard for its
+    digest.
+    """
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    changed = {**json.loads(header["__metadata__"]["iqtflow"]), **(card or {})}
+    changed = {key: value for key, value in changed.items() if value is not None}
+    path.write_bytes(save({**load(content), **(tensors or {})}, metadata={"iqtflow": json.dumps(changed)}))
+
+
+def test_a_network_predicts_the_same_after_a_round_trip_through_half_precision(model_file):
+    x = torch.rand(1, 1, 16, 16, 4)
+    with torch.inference_mode():
+        before, after = make_network()(x), load_model(model_file).members[0](x)
+    assert (after - before).abs().max() < 5e-3 * before.abs().max()
+
+
+def test_a_loaded_network_is_ready_for_inference(model_file):
+    model = load_model(model_file)
+    assert not model.members[0].training
+    assert not any(p.requires_grad for p in model.members[0].parameters())
+    assert {p.dtype for p in model.members[0].parameters()} == {torch.float32}
+    assert model.k == 4
+    assert model.card["training"] == {"steps": 0}
+    assert model.sha256 == hashlib.sha256(model_file.read_bytes()).hexdigest()
+
+
+def test_running_statistics_too_large_or_small_for_half_precision_survive(tmp_path):
+    state = make_network().state_dict()
+    name = "encoder.0.chain.0.2.running_var"
+    state[name] = torch.tensor([1e-9, 1.0, 3e5, 1e-20])
+    loaded = load_model(save_model(tmp_path / "m.safetensors", [state], make_card()))
+    assert torch.equal(loaded.members[0].state_dict()[name], state[name])
+
+
+def test_a_weight_too_large_for_half_precision_survives(tmp_path):
+    state = make_network().state_dict()
+    state["head.bias"] = torch.tensor([1e6])
+    loaded = load_model(save_model(tmp_path / "m.safetensors", [state], make_card()))
+    assert loaded.members[0].head.bias.item() == 1e6
+
+
+def test_weights_take_half_the_space(model_file):
+    n_weights = sum(p.numel() for p in make_network().parameters())
+    assert model_file.stat().st_size < 2.6 * n_weights
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path, model_file):
+    again = save_model(tmp_path / "again.safetensors", [make_network().state_dict()], make_card())
+    assert again.read_bytes() == model_file.read_bytes()
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    state = make_network().state_dict()
+    state["head.bias"] = torch.tensor([float("nan")])
+    with pytest.raises(InputError, match=r"head\.bias"):
+        save_model(tmp_path / "m.safetensors", [state], make_card())
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_flipped_bit_of_a_weight_is_noticed(model_file):
+    content = bytearray(model_file.read_bytes())
+    content[-100] ^= 1
+    model_file.write_bytes(bytes(content))
+    with pytest.raises(InputError, match="altered"):
+        load_model(model_file)
+
+
+def test_a_changed_card_is_noticed(model_file):
+    rewrite(model_file, card={"training": {"steps": 10**6}})
+    with pytest.raises(InputError, match="altered"):
+        load_model(model_file)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_a_truncated_file_is_refused(model_file, keep):
+    model_file.write_bytes(model_file.read_bytes()[:keep])
+    with pytest.raises(InputError, match="no whole safetensors file"):
+        load_model(model_file)
+
+
+class Bomb:
+    """What unpickles by running code."""
+
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was loaded",)
+
+
+@pytest.mark.parametrize("write", [pickle.dump, torch.save])
+def test_a_pickle_is_refused_without_being_run(tmp_path, write):
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as stream:
+        write({"state_dict": Bomb()}, stream)
+    with pytest.raises(InputError, match="no whole safetensors file"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    "metadata", [None, {"format": "pt"}, {"iqtflow": "{"}, {"iqtflow": "[1]"}, {"iqtflow": "{}"}]
+)
+def test_another_programs_safetensors_file_is_refused(tmp_path, metadata):
+    path = tmp_path / "foreign.safetensors"
+    path.write_bytes(save({"weight": np.zeros(3, np.float32)}, metadata=metadata))
+    with pytest.raises(InputError, match="model of iqtflow"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"format": 2}, "format 2"),
+        ({"geometry": "half-pixel"}, "half-pixel"),
+        ({"normalisation": {"name": "z-score"}}, "z-score"),
+        ({"n_members": 2}, "those of 2"),
+        ({"n_members": "1"}, "no card"),
+        ({"k": 8}, "one factor"),
+        ({"network": {"name": "transformer", "kwargs": {}}}, "aniso-unet"),
+        ({"network": {"name": "aniso-unet", "kwargs": {"layers": 3}}}, "settings that it takes"),
+        ({"network": {"name": "aniso-unet", "kwargs": {"k": 4, "filters": 100_000}}}, "do not fit"),
+        ({"network": {"name": "aniso-unet"}}, "a name and settings"),
+    ],
+)
+def test_a_card_that_this_version_cannot_follow_is_refused(model_file, fields, words):
+    rewrite(model_file, card={**fields, "content_sha256": None})
+    with pytest.raises(InputError, match=words):
+        load_model(model_file)
+
+
+def test_weights_of_another_shape_are_refused(model_file):
+    rewrite(
+        model_file, card={"content_sha256": None}, tensors={"member0/head.weight": np.zeros((2, 4, 1, 1, 1))}
+    )
+    with pytest.raises(InputError, match="do not fit"):
+        load_model(model_file)
+
+
+def test_an_ensemble_holds_the_weights_of_its_members(tmp_path):
+    files = [
+        save_model(tmp_path / f"{seed}.safetensors", [make_network(seed).state_dict()], make_card())
+        for seed in range(3)
+    ]
+    joined = load_model(join_models(tmp_path / "joined.safetensors", files, name="three"))
+    assert joined.card["name"] == "three"
+    assert len(joined.card["training"]["members"]) == 3
+    x = torch.rand(1, 1, 16, 16, 4)
+    with torch.inference_mode():
+        for file, member in zip(files, joined.members, strict=True):
+            assert torch.equal(load_model(file).members[0](x), member(x))
+
+
+def test_networks_of_different_factors_are_no_ensemble(tmp_path, model_file):
+    other = save_model(
+        tmp_path / "k2.safetensors",
+        [make_network(k=2).state_dict()],
+        make_card(k=2, network={"name": "aniso-unet", "kwargs": {**SETTINGS, "k": 2}}),
+    )
+    with pytest.raises(InputError, match="k 2"):
+        join_models(tmp_path / "joined.safetensors", [model_file, other], name="mixed")
+
+
+def test_figures_are_added_without_touching_the_weights(tmp_path, model_file):
+    stamped = stamp_figures(model_file, tmp_path / "stamped.safetensors", {"psnr": {"gain": 3.5}})
+    assert read_card(stamped)["figures"] == {"psnr": {"gain": 3.5}}
+    before, after = load(model_file.read_bytes()), load(stamped.read_bytes())
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    load_model(stamped)
+
+
+def test_a_shipped_model_is_found_by_its_name_and_held_to_its_pin(model_file, shelf):
+    info = register_shipped(model_file)
+    assert list_shipped() == [info]
+    assert (info.name, info.k, info.contrast) == ("tiny-k4", 4, "T1w")
+    assert load_model("tiny-k4").sha256 == info.sha256
+    # Another model, sound in itself, in its place: by name and by path it is not what the package pins.
+    save_model(info.path, [make_network(seed=1).state_dict()], make_card())
+    for key in ("tiny-k4", info.path):
+        with pytest.raises(InputError, match="the package pins"):
+            load_model(key)
+
+
+def test_registering_again_replaces(model_file, shelf):
+    register_shipped(model_file)
+    save_model(model_file, [make_network(seed=1).state_dict()], make_card())
+    info = register_shipped(model_file)
+    assert list_shipped() == [info]
+    assert load_model("tiny-k4").sha256 == info.sha256
+
+
+def test_an_unknown_name_is_answered_with_those_that_ship(model_file, shelf):
+    register_shipped(model_file)
+    with pytest.raises(InputError, match="tiny-k4"):
+        find_model("huge-k4")
+
+
+def test_everything_in_the_index_of_this_package_loads():
+    for info in list_shipped():
+        model = load_model(info.name)
+        assert (model.card["name"], model.k, model.card["contrast"]) == (info.name, info.k, info.contrast)
