@@ -1,0 +1,146 @@
+"""The doctor finds, before a run, what would end it; each fault comes with a next step."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import pytest
+from pretend_spm import make_program, make_spm
+
+from iqtflow.doctor import FAULT, NOTE, OK, check_folder, check_memory, check_models, check_spm, run_doctor
+from iqtflow.spm_install import SpmNotFoundError, find_spm
+
+
+def make_models(folder: Path, *, sha256: str | None = None) -> Path:
+    folder.mkdir()
+    (folder / "t1w-k4.safetensors").write_bytes(b"weights")
+    digest = sha256 or hashlib.sha256(b"weights").hexdigest()
+    entries = [{"file": "t1w-k4.safetensors", "sha256": digest, "k": 4, "contrast": "T1w"}]
+    (folder / "index.json").write_text(json.dumps(entries))
+    return folder
+
+
+@pytest.fixture
+def no_spm(monkeypatch, tmp_path):
+    """Leave no SPM to be found by this process."""
+    for name in ("SPM_HOME", "SPM_PATH", "SPM_DIR", "SPMSTANDALONE_HOME", "FORCE_SPMMCR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("iqtflow.spm_install.SPM_FOLDERS", ())
+
+
+@pytest.fixture
+def spm(tmp_path):
+    """Return a folder that looks like SPM, and a program that looks like an Octave in which it works."""
+    says = "echo IQTFLOW-SPM-RUNNER GNU Octave 9.2.0; echo IQTFLOW-SPM-DONE"
+    return make_spm(tmp_path / "spm"), make_program(tmp_path / "octave-cli", says)
+
+
+def test_models_with_right_checksums_pass(tmp_path):
+    (check,) = check_models(required=True, folder=make_models(tmp_path / "weights"))
+    assert check.state == OK
+    assert "t1w-k4 (k = 4, T1w)" in check.finding
+
+
+def test_a_changed_or_missing_model_is_a_fault_where_it_is_needed(tmp_path):
+    folder = make_models(tmp_path / "weights", sha256="0" * 64)
+    assert [c.state for c in check_models(required=True, folder=folder)] == [FAULT]
+    assert [c.state for c in check_models(required=False, folder=folder)] == [NOTE]
+    (folder / "t1w-k4.safetensors").unlink()
+    (check,) = check_models(required=True, folder=folder)
+    assert "missing" in check.finding
+    (folder / "index.json").unlink()
+    (check,) = check_models(required=True, folder=folder)
+    assert (check.state, bool(check.next_step)) == (FAULT, True)
+
+
+def test_too_little_memory_for_the_mode_is_a_fault_with_a_next_step():
+    assert check_memory("train", available_gb=64.0).state == OK
+    check = check_memory("train", available_gb=1.5)
+    assert check.state == FAULT
+    assert "1.5 GB" in check.finding
+    assert "--memory" in check.next_step
+
+
+def test_a_folder_is_checked_by_writing_to_it_or_to_where_it_will_be_made(tmp_path):
+    assert check_folder("Output", tmp_path / "not" / "yet").state == OK
+    assert not (tmp_path / "not").exists()
+    (tmp_path / "file").touch()
+    check = check_folder("Output", tmp_path / "file" / "out")
+    assert check.state == FAULT
+    assert check.next_step
+
+
+def test_spm_priors_and_mex_files_are_told_one_by_one(spm):
+    found, mex, tpm = check_spm(required=True, spm_dir=spm[0], octave=spm[1])
+    assert found.state == mex.state == OK
+    assert "SPM12 r7771" in found.finding
+    assert "(argument)" in found.finding
+    assert "GNU Octave 9.2.0" in mex.finding
+    assert tpm.state == NOTE
+    assert "not SPM's TPM.nii" in tpm.finding
+
+
+def test_mex_files_of_another_octave_are_a_fault_that_says_to_compile(spm):
+    says = "echo 'IQTFLOW-SPM-ERROR Octave:x | API version mismatch in spm_bsplinc.mex'; exit 3"
+    wrong = make_program(spm[1].parent / "wrong", says)
+    _, mex, _ = check_spm(required=True, spm_dir=spm[0], octave=wrong)
+    assert mex.state == FAULT
+    assert "API version mismatch" in mex.finding
+    assert "PLATFORM=octave" in mex.next_step
+
+
+@pytest.mark.usefixtures("no_spm")
+def test_a_missing_spm_stops_only_those_who_asked_for_it():
+    (asked,) = check_spm(required=True, segmentation="spm")
+    (auto,) = check_spm(required=False, segmentation="auto")
+    (ants,) = check_spm(required=False, segmentation="ants")
+    assert (asked.state, auto.state, ants.state) == (FAULT, NOTE, OK)
+    assert "--spm-dir" in asked.next_step
+    assert "embedded engine" in auto.next_step
+
+
+def screen(**configuration) -> tuple[int, str]:
+    stream = io.StringIO()
+    return run_doctor(stream=stream, device="cpu", **configuration), stream.getvalue()
+
+
+@pytest.mark.usefixtures("no_spm")
+def test_the_exit_code_says_whether_this_configuration_can_run(tmp_path):
+    code, text = screen(mode="calibrate", segmentation="ants", output_dir=tmp_path)
+    assert code == 0
+    assert text.endswith("Ready to run.\n")
+    code, text = screen(mode="calibrate", segmentation="spm", output_dir=tmp_path)
+    assert code == 1
+    assert "FAULT SPM" in text
+    assert "1 fault: this configuration cannot run." in text
+
+
+def test_everything_fits_on_one_screen_and_every_fault_has_a_next_step(tmp_path, spm):
+    (tmp_path / "file").touch()
+    _, text = screen(
+        mode="train",
+        segmentation="spm",
+        spm_dir=spm[0],
+        octave=tmp_path / "gone",
+        output_dir=tmp_path / "file" / "out",
+        model=tmp_path / "gone.safetensors",
+    )
+    lines = text.splitlines()
+    assert len(lines) <= 24
+    faults = [i for i, line in enumerate(lines) if line.startswith("  FAULT")]
+    assert len(faults) >= 3
+    assert all(lines[i + 1].strip().startswith("->") for i in faults)
+
+
+@pytest.mark.spm
+def test_a_real_spm_passes():
+    try:
+        find_spm()
+    except SpmNotFoundError as fault:
+        pytest.skip(f"no SPM to test with: {fault}")
+    checks = [check for check in check_spm(required=True) if "passed over" not in check.finding]
+    assert [check.state for check in checks[:2]] == [OK, OK], checks
+    assert "runs SPM's MEX files" in checks[1].finding
