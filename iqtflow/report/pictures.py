@@ -1,0 +1,161 @@
+"""Pictures as 8-bit rasters: windowing, true proportions in mm, burnt-in side marks, sheets of slices,
+overlays, encoding.
+
+Marks are drawn into the pixels, because a picture that is copied out of the page must still say which side is
+left.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+#: Perceptually uniform, monotonous in lightness, readable by colour-blind people, and not a rainbow.
+COLOUR_MAP = "inferno"
+
+MARK_COLOUR = 225
+MAX_ENLARGEMENT = 3.0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One file of a page, and the words for those who cannot see it."""
+
+    file: str
+    alt: str
+
+
+def to_grey(picture: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """Map intensities to 0 (black) ... 255 (white), clipping outside the window.
+
+    Returns
+    -------
+    ndarray, shape of `picture`, uint8
+    """
+    low, high = window
+    return np.round(np.clip((picture - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+
+
+def to_colour(picture: np.ndarray, top: float) -> np.ndarray:
+    """Map 0 ... `top` to `COLOUR_MAP`; shape (rows, columns, 3), uint8."""
+    index = np.round(np.clip(picture / top, 0, 1) * 255).astype(np.uint8)
+    return _colour_table()[index]
+
+
+def overlay(grey: np.ndarray, picture: np.ndarray, top: float) -> np.ndarray:
+    """Lay a map over a dimmed grey picture: nothing below a tenth of `top`, full colour above half of it.
+
+    Little to say leaves the anatomy clear; much to say can be read off the legend.
+
+    Returns
+    -------
+    ndarray, shape (rows, columns, 3), uint8
+    """
+    share = np.clip(picture / top, 0, 1)[..., None]
+    opacity = 0.95 * np.clip((share - 0.1) / 0.4, 0, 1)
+    mixed = (1 - opacity) * 0.8 * grey[..., None] + opacity * to_colour(picture, top)
+    return np.round(mixed).astype(np.uint8)
+
+
+def legend_colours(count: int = 16, *, over_grey: int | None = None) -> list[str]:
+    """Colours from 0 to the top as CSS; with `over_grey` (0 to 255), as `overlay` shows them on that grey."""
+    ramp = np.linspace(0, 1, count)
+    colours = to_colour(ramp, 1.0) if over_grey is None else overlay(np.full(count, over_grey), ramp, 1.0)
+    return ["#" + bytes(colour).hex() for colour in colours]
+
+
+def picture_size(
+    shape: tuple[int, int],
+    pixel_mm: tuple[float, float],
+    edge_px: int,
+    *,
+    max_enlargement: float = MAX_ENLARGEMENT,
+) -> tuple[int, int]:
+    """Width and height in pixels that give a picture its true proportions, with `edge_px` for the longer
+    side.
+
+    Small pictures are enlarged at most `max_enlargement` times: more pixels would add bytes, not detail.
+    """
+    height_mm, width_mm = shape[0] * pixel_mm[0], shape[1] * pixel_mm[1]
+    scale = min(edge_px / max(height_mm, width_mm), max_enlargement / min(pixel_mm))
+    return max(round(width_mm * scale), 1), max(round(height_mm * scale), 1)
+
+
+def enlarge(picture: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """Resize an 8-bit picture, every one in the same way, so that none looks sharper by how it is drawn."""
+    return Image.fromarray(np.ascontiguousarray(picture)).resize(size, Image.Resampling.BICUBIC)
+
+
+def mark(
+    image: Image.Image,
+    *,
+    sides: tuple[str, str] = ("", ""),
+    note: str = "",
+    px_per_mm: float | None = None,
+    text_px: int | None = None,
+) -> Image.Image:
+    """Burn in side letters, a note (lower left) and, where it fits, a 5 cm bar (lower right)."""
+    draw = ImageDraw.Draw(image)
+    width, height = image.size
+    size = text_px or int(np.clip(0.042 * width, 13, 22))
+    font = _font(size)
+    white = MARK_COLOUR if image.mode == "L" else (MARK_COLOUR,) * 3
+    black = 0 if image.mode == "L" else (0, 0, 0)
+    pad = max(size // 3, 3)
+    style = {"font": font, "fill": white, "stroke_width": max(size // 10, 1), "stroke_fill": black}
+    draw.text((pad, height / 2), sides[0], anchor="lm", **style)
+    draw.text((width - pad, height / 2), sides[1], anchor="rm", **style)
+    style["font"] = _font(max(int(0.8 * size), 11))
+    draw.text((pad, height - pad), note, anchor="lb", **style)
+    if px_per_mm and 50 * px_per_mm < 0.45 * width and height > 8 * size:
+        y, right = height - pad - 2, width - pad - 2
+        left = right - 50 * px_per_mm
+        draw.line((left, y, right, y), fill=white, width=2)
+        draw.text(((left + right) / 2, y - 3), "5 cm", anchor="mb", **style)
+    return image
+
+
+def sheet(images: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Tile pictures of one size row by row."""
+    width, height = images[0].size
+    rows = -(-len(images) // columns)
+    page = Image.new(images[0].mode, (columns * width, rows * height))
+    for i, image in enumerate(images):
+        page.paste(image, ((i % columns) * width, (i // columns) * height))
+    return page
+
+
+def encode(image: Image.Image, quality: int) -> bytes:
+    """Encode as WebP; the same pixels give the same bytes (no time, no comment)."""
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "WEBP", quality=quality, method=2)
+    return buffer.getvalue()
+
+
+def keep(files: dict[str, bytes], file: str, content: bytes, alt: str) -> Picture:
+    """Put a file among those to be written, and return what the page needs to show it."""
+    files[file] = content
+    return Picture(file, alt)
+
+
+@lru_cache(maxsize=1)
+def _colour_table() -> np.ndarray:
+    import matplotlib
+
+    return np.round(matplotlib.colormaps[COLOUR_MAP](np.arange(256))[:, :3] * 255).astype(np.uint8)
+
+
+@lru_cache(maxsize=16)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    import matplotlib
+
+    # The font that comes with matplotlib: the same letters on every machine.
+    return ImageFont.truetype(
+        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
+    )

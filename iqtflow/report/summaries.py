@@ -1,0 +1,62 @@
+"""The small JSON file beside a subject's figures: what its page shows, for the index, for cleaning up, and
+for not drawing twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from iqtflow import __version__
+
+#: Keys of a record that hold paths of volumes.
+VOLUMES = ("input", "output", "spline", "std", "mask", "truth")
+
+
+def summary_path(out_dir: Path, label: str) -> Path:
+    """Where the summary of a subject's page lies."""
+    return out_dir / f"sub-{label}" / "figures" / f"sub-{label}_desc-report.json"
+
+
+def read_summary(out_dir: Path, label: str) -> dict[str, Any]:
+    """Read the summary of a subject's page; empty when there is none, or none that can be read."""
+    try:
+        found = json.loads(summary_path(out_dir, label).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def find_labels(out_dir: Path) -> list[str]:
+    """Labels of all subjects in a folder that have a summary, sorted."""
+    return sorted(
+        path.name.removeprefix("sub-")
+        for path in out_dir.glob("sub-*")
+        if summary_path(out_dir, path.name.removeprefix("sub-")).is_file()
+    )
+
+
+def fingerprint(records: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
+    """SHA-256 over what a page depends on: records, sizes and times of volumes, options, version."""
+    stats = []
+    for record in records:
+        for key in VOLUMES:
+            path = Path(record[key]) if record.get(key) else None
+            if path is not None and path.is_file():
+                stats.append((key, path.stat().st_size, path.stat().st_mtime_ns))
+    content = json.dumps([list(records), stats, options, __version__], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def is_current(out_dir: Path, label: str, mark: str) -> bool:
+    """True when the page with this fingerprint is there, with all its figures."""
+    summary = read_summary(out_dir, label)
+    folder = summary_path(out_dir, label).parent
+    return (
+        summary.get("fingerprint") == mark
+        and (out_dir / f"sub-{label}.html").is_file()
+        and all((folder / name).is_file() for name in summary.get("figures", ()))
+    )
