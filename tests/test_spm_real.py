@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,12 +71,8 @@ def phantom(installation: SpmInstallation) -> Phantom:
     in_template[:3, 3] = priors.affine[:3, 3]
     voxels = apply_affine(np.linalg.inv(priors.affine) @ in_template, np.indices(shape).reshape(3, -1).T)
     # The fourth power makes of averaged priors a head with tissues as distinct as one person's.
-    tissues = [
-        map_coordinates(
-            np.asarray(priors.dataobj[..., i], dtype=np.float32), voxels.T, order=1, mode="nearest"
-        )
-        for i in range(6)
-    ]
+    maps = (np.asarray(priors.dataobj[..., i], dtype=np.float32) for i in range(6))
+    tissues = [map_coordinates(tissue, voxels.T, order=1, mode="nearest") for tissue in maps]
     tissues = np.stack(tissues).reshape(6, *shape) ** 4
     tissues /= tissues.sum(axis=0)
     data = np.tensordot(INTENSITIES, tissues, axes=1) + np.random.default_rng(0).normal(0, 2, shape)
@@ -265,7 +261,7 @@ def test_a_stripped_brain_is_recognised_and_its_maps_end_where_the_data_end(outc
     assert dice(maps.gm, np.where(brain, phantom.gm, 0)) > 0.75
 
 
-def wait_for_octave(folder: Path, *, seconds: float = 60) -> int:
+def wait_for_octave(folder: Path, *, seconds: float = 180) -> int:
     """Process id of the child that works in a folder below `folder` and has begun to segment."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -302,10 +298,9 @@ def killed(call: Callable[[], object], folder: Path, number: signal.Signals) -> 
 
 
 @pytest.fixture
-def linux() -> Iterator[None]:
+def linux() -> None:
     if not Path("/proc/self/cwd").exists():
         pytest.skip("finds Octave's process by /proc, which this system does not have")
-    yield
 
 
 @pytest.mark.usefixtures("linux")
