@@ -17,7 +17,8 @@ class ChildCommandInputSpec(CommandLineInputSpec):
 class ChildCommand(CommandLine):
     """A command of this package in a process of its own.
 
-    torch and ANTs never enter the process that runs the graph: a child that dies (out of memory, say) is an error with its last lines, while
+    torch and ANTs never enter the process that runs the graph: a child that dies (out of memory, say) is an
+    error with its last lines, while
     a worker process that dies would leave nipype's scheduler waiting for ever.
     """
 
@@ -26,14 +27,24 @@ class ChildCommand(CommandLine):
 
     def __init__(self, **inputs) -> None:
         # The interpreter that runs us, not whichever comes first on PATH; its path may hold spaces.
-        super().__init__(command=f"{shlex.quote(sys.executable)} -m iqtflow.commands.{self.module}", terminal_output="file_split", **inputs)
+        super().__init__(
+            command=f"{shlex.quote(sys.executable)} -m iqtflow.commands.{self.module}",
+            terminal_output="file_split",
+            **inputs,
+        )
 
     def _run_interface(self, runtime, correct_return_codes=(0,)):
         threads = str(self.inputs.num_threads)
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
+        for name in (
+            "OMP_NUM_THREADS",
+            "OPENBLAS_NUM_THREADS",
+            "MKL_NUM_THREADS",
+            "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+        ):
             runtime.environ[name] = threads
         runtime = super()._run_interface(runtime, correct_return_codes)
-        # nipype notes the exit code and goes on to look for outputs; what failed must not pass for "file not found".
+        # nipype notes the exit code and goes on to look for outputs; what failed must not pass for "file not
+        # found".
         if runtime.returncode not in correct_return_codes:
             self.raise_exception(runtime)
         return runtime

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import os
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, isdefined, traits
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
 
 
 class _ConformInputSpec(BaseInterfaceInputSpec):
@@ -13,12 +20,17 @@ class _ConformInputSpec(BaseInterfaceInputSpec):
 
 
 class _ConformOutputSpec(TraitedSpec):
-    out_file = File(exists=True, desc="the scan itself, now known to be one finite three-dimensional volume with an orientation")
+    out_file = File(
+        exists=True,
+        desc="the scan itself, now known to be one finite three-dimensional volume with an orientation",
+    )
     sidecar_file = File(exists=True, desc="the metadata as one JSON file")
 
 
 class ConformScan(SimpleInterface):
-    """Fail early, naming file, value found, value expected and next step, when a scan cannot be worked with."""
+    """Fail early, naming file, value found, value expected and next step, when a scan cannot be worked
+    with.
+    """
 
     input_spec = _ConformInputSpec
     output_spec = _ConformOutputSpec
@@ -30,5 +42,7 @@ class ConformScan(SimpleInterface):
         check_scan(self.inputs.in_file)
         self._results["out_file"] = os.path.abspath(self.inputs.in_file)
         sidecar = dict(self.inputs.sidecar) if isdefined(self.inputs.sidecar) else {}
-        self._results["sidecar_file"] = os.fspath(write_json(os.path.join(runtime.cwd, "sidecar.json"), sidecar))
+        self._results["sidecar_file"] = os.fspath(
+            write_json(os.path.join(runtime.cwd, "sidecar.json"), sidecar)
+        )
         return runtime

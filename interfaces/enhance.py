@@ -4,29 +4,73 @@ from __future__ import annotations
 
 import os
 
-from nipype.interfaces.base import File, TraitedSpec, isdefined, traits
-
 from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
+from nipype.interfaces.base import File, TraitedSpec, isdefined, traits
 
 
 class _EnhanceInputSpec(ChildCommandInputSpec):
     in_file = File(exists=True, mandatory=True, position=0, argstr="%s", desc="thick-slice T1w scan")
-    out_file = File("enhanced.nii.gz", usedefault=True, position=1, argstr="%s", desc="name of the enhanced volume")
-    std_file = File("std.nii.gz", usedefault=True, argstr="--std %s", desc="name of the ensemble's standard deviation (written by ensembles only)")
-    spline_file = File("spline.nii.gz", usedefault=True, argstr="--spline %s", desc="name of the cubic B-spline interpolation on the same grid")
-    mask_file = File("mask.nii.gz", usedefault=True, argstr="--mask-out %s", desc="name of the brain mask on the scan's grid")
-    details_file = File("details.json", usedefault=True, argstr="--json %s", desc="name of the JSON with geometry, model, device, seconds, memory")
-    sidecar_file = File(exists=True, argstr="--sidecar %s", desc="BIDS metadata of the scan (SliceThickness, SpacingBetweenSlices)")
-    model = traits.Either(File(exists=True), traits.Str, argstr="--model %s", desc="model file, or name of a shipped model; chosen by k when not given")
-    skull_stripped = traits.Enum("auto", "yes", "no", usedefault=True, argstr="--skull-stripped %s", desc="whether the scan shows the brain only")
+    out_file = File(
+        "enhanced.nii.gz", usedefault=True, position=1, argstr="%s", desc="name of the enhanced volume"
+    )
+    std_file = File(
+        "std.nii.gz",
+        usedefault=True,
+        argstr="--std %s",
+        desc="name of the ensemble's standard deviation (written by ensembles only)",
+    )
+    spline_file = File(
+        "spline.nii.gz",
+        usedefault=True,
+        argstr="--spline %s",
+        desc="name of the cubic B-spline interpolation on the same grid",
+    )
+    mask_file = File(
+        "mask.nii.gz",
+        usedefault=True,
+        argstr="--mask-out %s",
+        desc="name of the brain mask on the scan's grid",
+    )
+    details_file = File(
+        "details.json",
+        usedefault=True,
+        argstr="--json %s",
+        desc="name of the JSON with geometry, model, device, seconds, memory",
+    )
+    sidecar_file = File(
+        exists=True,
+        argstr="--sidecar %s",
+        desc="BIDS metadata of the scan (SliceThickness, SpacingBetweenSlices)",
+    )
+    model = traits.Either(
+        File(exists=True),
+        traits.Str,
+        argstr="--model %s",
+        desc="model file, or name of a shipped model; chosen by k when not given",
+    )
+    skull_stripped = traits.Enum(
+        "auto",
+        "yes",
+        "no",
+        usedefault=True,
+        argstr="--skull-stripped %s",
+        desc="whether the scan shows the brain only",
+    )
     force = traits.Bool(False, usedefault=True, argstr="--force", desc="enhance a near-isotropic scan too")
-    device = traits.Enum("cpu", "cuda", usedefault=True, nohash=True, argstr="--device %s", desc="where to run the network")
-    use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="count this node against the scheduler's GPU slots")
+    device = traits.Enum(
+        "cpu", "cuda", usedefault=True, nohash=True, argstr="--device %s", desc="where to run the network"
+    )
+    use_gpu = traits.Bool(
+        False, usedefault=True, nohash=True, desc="count this node against the scheduler's GPU slots"
+    )
 
 
 class _EnhanceOutputSpec(TraitedSpec):
     out_file = File(exists=True, desc="enhanced volume in the scan's orientation and world space")
-    std_file = File(exists=True, desc="standard deviation over the ensemble, on the same grid; undefined for a single network")
+    std_file = File(
+        exists=True,
+        desc="standard deviation over the ensemble, on the same grid; undefined for a single network",
+    )
     spline_file = File(exists=True, desc="cubic B-spline interpolation on the same grid")
     mask_file = File(exists=True, desc="brain mask on the scan's grid")
     details_file = File(exists=True, desc="JSON with geometry, model, device, seconds, memory")
@@ -40,7 +84,10 @@ class EnhanceVolume(ChildCommand):
     output_spec = _EnhanceOutputSpec
 
     def _list_outputs(self):
-        outputs = {name: os.path.abspath(getattr(self.inputs, name)) for name in ("out_file", "spline_file", "mask_file", "details_file")}
+        outputs = {
+            name: os.path.abspath(getattr(self.inputs, name))
+            for name in ("out_file", "spline_file", "mask_file", "details_file")
+        }
         std = os.path.abspath(self.inputs.std_file) if isdefined(self.inputs.std_file) else ""
         if std and os.path.exists(std):
             outputs["std_file"] = std

@@ -6,12 +6,24 @@ import json
 import os
 from pathlib import Path
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiObject, SimpleInterface, TraitedSpec, traits
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    InputMultiObject,
+    SimpleInterface,
+    TraitedSpec,
+    traits,
+)
 
 
 class _EvaluateInputSpec(BaseInterfaceInputSpec):
     subject = traits.Str(mandatory=True, desc="participant label")
-    reference = File(exists=True, mandatory=True, desc="high-field truth; its grid may go on beyond the estimates' (the simulator crops to a multiple of k)")
+    reference = File(
+        exists=True,
+        mandatory=True,
+        desc="high-field truth; its grid may go on beyond the estimates' (the simulator crops to a "
+        "multiple of k)",
+    )
     mask = File(exists=True, mandatory=True, desc="brain mask on the truth's grid")
     enhanced = File(exists=True, mandatory=True, desc="volume enhanced by the network")
     spline = File(exists=True, mandatory=True, desc="cubic B-spline interpolation of the same scan")
@@ -22,7 +34,9 @@ class _EvaluateOutputSpec(TraitedSpec):
 
 
 class EvaluateVolume(SimpleInterface):
-    """PSNR and MSSIM of the enhanced volume and of the cubic spline, inside the brain (Lin et al. 2019, section 3.1)."""
+    """PSNR and MSSIM of the enhanced volume and of the cubic spline, inside the brain (Lin et al. 2019,
+    section 3.1).
+    """
 
     input_spec = _EvaluateInputSpec
     output_spec = _EvaluateOutputSpec
@@ -46,11 +60,15 @@ class _SummariseInputSpec(BaseInterfaceInputSpec):
 class _SummariseOutputSpec(TraitedSpec):
     out_file = File(exists=True, desc="table (.tsv), one row for each subject and method")
     dictionary_file = File(exists=True, desc="data dictionary of the table (.json)")
-    summary_file = File(exists=True, desc="JSON: mean and standard deviation of each method, gain, Wilcoxon test")
+    summary_file = File(
+        exists=True, desc="JSON: mean and standard deviation of each method, gain, Wilcoxon test"
+    )
 
 
 class SummariseMetrics(SimpleInterface):
-    """Join the evaluation subjects' figures, with a two-tailed Wilcoxon signed-rank test of network against spline."""
+    """Join the evaluation subjects' figures, with a two-tailed Wilcoxon signed-rank test of network against
+    spline.
+    """
 
     input_spec = _SummariseInputSpec
     output_spec = _SummariseOutputSpec
@@ -59,7 +77,9 @@ class SummariseMetrics(SimpleInterface):
         from iqtflow.evaluation import COLUMNS, summarise, table
         from iqtflow.nifti import write_json
 
-        records = sorted((json.loads(Path(f).read_text()) for f in self.inputs.in_files), key=lambda r: r["subject"])
+        records = sorted(
+            (json.loads(Path(f).read_text()) for f in self.inputs.in_files), key=lambda r: r["subject"]
+        )
         folder = Path(runtime.cwd)
         (folder / "group_metrics.tsv").write_text(table(records))
         self._results["out_file"] = os.fspath(folder / "group_metrics.tsv")

@@ -4,25 +4,52 @@ from __future__ import annotations
 
 import os
 
-from nipype.interfaces.base import File, TraitedSpec, traits
-
 from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
+from nipype.interfaces.base import File, TraitedSpec, traits
 
 
 class _SimulateInputSpec(ChildCommandInputSpec):
     in_file = File(exists=True, mandatory=True, position=0, argstr="%s", desc="high-field T1w image")
-    out_file = File("lowfield.nii.gz", usedefault=True, position=1, argstr="%s", desc="name of the low-field image")
-    wm_file = File(exists=True, mandatory=True, argstr="--wm %s", desc="white-matter probability map on the image's grid")
-    gm_file = File(exists=True, mandatory=True, argstr="--gm %s", desc="grey-matter probability map on the image's grid")
-    upsampling_factor = traits.Int(4, usedefault=True, argstr="--k %d", desc="k: slice spacing over the thin voxel edge")
-    slice_axis = traits.Enum("z", "x", "y", usedefault=True, argstr="--slice-axis %s", desc="array axis along which thick slices are stacked")
-    thickness_mm = traits.Float(argstr="--thickness-mm %.6f", desc="slice thickness in mm; 3/4 of the spacing when not given")
+    out_file = File(
+        "lowfield.nii.gz", usedefault=True, position=1, argstr="%s", desc="name of the low-field image"
+    )
+    wm_file = File(
+        exists=True, mandatory=True, argstr="--wm %s", desc="white-matter probability map on the image's grid"
+    )
+    gm_file = File(
+        exists=True, mandatory=True, argstr="--gm %s", desc="grey-matter probability map on the image's grid"
+    )
+    upsampling_factor = traits.Int(
+        4, usedefault=True, argstr="--k %d", desc="k: slice spacing over the thin voxel edge"
+    )
+    slice_axis = traits.Enum(
+        "z",
+        "x",
+        "y",
+        usedefault=True,
+        argstr="--slice-axis %s",
+        desc="array axis along which thick slices are stacked",
+    )
+    thickness_mm = traits.Float(
+        argstr="--thickness-mm %.6f", desc="slice thickness in mm; 3/4 of the spacing when not given"
+    )
     gap_mm = traits.Float(argstr="--gap-mm %.6f", desc="gap between slices in mm")
-    snr_prior = traits.Str("ibadan-0.36T", usedefault=True, argstr="--prior %s", desc="SNR prior: a published one by name, or a JSON file")
-    fixed_tissue = traits.Enum("WM", "GM", usedefault=True, argstr="--fixed-tissue %s", desc="tissue that keeps its intensity")
-    noise = traits.Enum("gaussian", "rician", usedefault=True, argstr="--noise %s", desc="distribution of the noise")
+    snr_prior = traits.Str(
+        "ibadan-0.36T",
+        usedefault=True,
+        argstr="--prior %s",
+        desc="SNR prior: a published one by name, or a JSON file",
+    )
+    fixed_tissue = traits.Enum(
+        "WM", "GM", usedefault=True, argstr="--fixed-tissue %s", desc="tissue that keeps its intensity"
+    )
+    noise = traits.Enum(
+        "gaussian", "rician", usedefault=True, argstr="--noise %s", desc="distribution of the noise"
+    )
     seed = traits.Int(0, usedefault=True, argstr="--seed %d", desc="seed of the drawn SNR and of the noise")
-    metadata_file = File("lowfield.json", usedefault=True, argstr="--json %s", desc="name of the JSON with what was drawn")
+    metadata_file = File(
+        "lowfield.json", usedefault=True, argstr="--json %s", desc="name of the JSON with what was drawn"
+    )
 
 
 class _SimulateOutputSpec(TraitedSpec):
@@ -31,11 +58,16 @@ class _SimulateOutputSpec(TraitedSpec):
 
 
 class SimulateLowField(ChildCommand):
-    """Make a low-field scan from a high-field one and its tissue maps (Algorithm 1 of Lin et al., MLMI 2019)."""
+    """Make a low-field scan from a high-field one and its tissue maps (Algorithm 1 of Lin et al., MLMI
+    2019).
+    """
 
     module = "simulate"
     input_spec = _SimulateInputSpec
     output_spec = _SimulateOutputSpec
 
     def _list_outputs(self):
-        return {"out_file": os.path.abspath(self.inputs.out_file), "metadata_file": os.path.abspath(self.inputs.metadata_file)}
+        return {
+            "out_file": os.path.abspath(self.inputs.out_file),
+            "metadata_file": os.path.abspath(self.inputs.metadata_file),
+        }

@@ -6,15 +6,27 @@ import json
 import os
 from pathlib import Path
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, isdefined, traits
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
 
 
 class _SinkInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, desc="file to store; nothing is stored when undefined (a single network has no standard deviation)")
+    in_file = File(
+        exists=True,
+        desc="file to store; nothing is stored when undefined (a single network has no standard deviation)",
+    )
     base_directory = traits.Str(mandatory=True, desc="root of the derivatives")
     name = traits.Str(mandatory=True, desc="path under the root")
     metadata = traits.Dict(desc="fields of the JSON sidecar; no sidecar is written without any")
-    metadata_files = traits.List(File(exists=True), desc="JSON files whose fields are added, later ones winning")
+    metadata_files = traits.List(
+        File(exists=True), desc="JSON files whose fields are added, later ones winning"
+    )
 
 
 class _SinkOutputSpec(TraitedSpec):
@@ -22,7 +34,9 @@ class _SinkOutputSpec(TraitedSpec):
 
 
 class SinkDerivative(SimpleInterface):
-    """Copy a file to its place among the derivatives, whole or not at all; a file that is already there with the same bytes is left alone."""
+    """Copy a file to its place among the derivatives, whole or not at all; a file that is already there with
+    the same bytes is left alone.
+    """
 
     input_spec = _SinkInputSpec
     output_spec = _SinkOutputSpec

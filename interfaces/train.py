@@ -6,40 +6,94 @@ import json
 import os
 from pathlib import Path
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiObject, SimpleInterface, TraitedSpec, isdefined, traits
-
 from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    InputMultiObject,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
 
 
 class _TrainInputSpec(ChildCommandInputSpec):
-    train_libraries = InputMultiObject(File(exists=True), mandatory=True, argstr="--train %s", desc="patch libraries to train on")
-    validation_libraries = InputMultiObject(File(exists=True), mandatory=True, argstr="--validation %s", desc="patch libraries of other subjects, for early stopping")
+    train_libraries = InputMultiObject(
+        File(exists=True), mandatory=True, argstr="--train %s", desc="patch libraries to train on"
+    )
+    validation_libraries = InputMultiObject(
+        File(exists=True),
+        mandatory=True,
+        argstr="--validation %s",
+        desc="patch libraries of other subjects, for early stopping",
+    )
     out_file = File("member.safetensors", usedefault=True, argstr="--output %s", desc="name of the model")
-    curves_file = File("curves.csv", usedefault=True, argstr="--curves %s", desc="name of the table of training curves")
-    checkpoint_dir = traits.Str(mandatory=True, nohash=True, argstr="--checkpoint-dir %s", desc="folder of the checkpoints, outside the node's own (which is emptied before a re-run)")
+    curves_file = File(
+        "curves.csv", usedefault=True, argstr="--curves %s", desc="name of the table of training curves"
+    )
+    checkpoint_dir = traits.Str(
+        mandatory=True,
+        nohash=True,
+        argstr="--checkpoint-dir %s",
+        desc="folder of the checkpoints, outside the node's own (which is emptied before a re-run)",
+    )
     name = traits.Str(argstr="--name %s", desc="the model's name")
     card_file = File(exists=True, argstr="--card %s", desc="JSON with more fields for the model's card")
-    network = traits.Str("aniso-unet", usedefault=True, argstr="--network %s", desc="name in the registry of networks")
+    network = traits.Str(
+        "aniso-unet", usedefault=True, argstr="--network %s", desc="name in the registry of networks"
+    )
     upsampling_factor = traits.Int(4, usedefault=True, argstr="--k %d", desc="k")
     filters = traits.Int(16, usedefault=True, argstr="--filters %d", desc="channels of the first level")
-    shrink = traits.Int(2, usedefault=True, argstr="--shrink %d", desc="b: shrinking layers of each bottleneck block")
+    shrink = traits.Int(
+        2, usedefault=True, argstr="--shrink %d", desc="b: shrinking layers of each bottleneck block"
+    )
     residual = traits.Bool(True, usedefault=True, desc="learn what to add to the cubic spline")
     batch_size = traits.Int(32, usedefault=True, argstr="--batch-size %d", desc="patches in a step")
-    learning_rate = traits.Float(1e-3, usedefault=True, argstr="--learning-rate %g", desc="of Adam, at the first step")
-    schedule = traits.Enum("decay", "cosine", usedefault=True, argstr="--schedule %s", desc="of the learning rate")
+    learning_rate = traits.Float(
+        1e-3, usedefault=True, argstr="--learning-rate %g", desc="of Adam, at the first step"
+    )
+    schedule = traits.Enum(
+        "decay", "cosine", usedefault=True, argstr="--schedule %s", desc="of the learning rate"
+    )
     loss = traits.Enum("mse", "l1", usedefault=True, argstr="--loss %s", desc="what is minimised")
     steps = traits.Int(argstr="--steps %d", desc="steps at most")
-    steps_per_epoch = traits.Int(100, usedefault=True, argstr="--steps-per-epoch %d", desc="steps between validations")
+    steps_per_epoch = traits.Int(
+        100, usedefault=True, argstr="--steps-per-epoch %d", desc="steps between validations"
+    )
     max_epochs = traits.Int(30, usedefault=True, argstr="--max-epochs %d", desc="validations at most")
-    patience = traits.Int(5, usedefault=True, argstr="--patience %d", desc="epochs without a better validation loss before stopping; 0: never")
-    snr_prior = traits.Str("ibadan-0.36T", usedefault=True, argstr="--prior %s", desc="SNR prior: a published one by name, or a JSON file")
-    thickness_fraction = traits.Tuple((0.75, 0.75), usedefault=True, argstr="--thickness-fraction %g %g", desc="slice thickness over spacing, range")
-    snr_scale = traits.Tuple((1.0, 1.0), usedefault=True, argstr="--snr-scale %g %g", desc="factor on both tissues' SNR, range")
-    bias_amplitude = traits.Float(0.0, usedefault=True, argstr="--bias-amplitude %g", desc="largest log-amplitude of a smooth shading")
+    patience = traits.Int(
+        5,
+        usedefault=True,
+        argstr="--patience %d",
+        desc="epochs without a better validation loss before stopping; 0: never",
+    )
+    snr_prior = traits.Str(
+        "ibadan-0.36T",
+        usedefault=True,
+        argstr="--prior %s",
+        desc="SNR prior: a published one by name, or a JSON file",
+    )
+    thickness_fraction = traits.Tuple(
+        (0.75, 0.75),
+        usedefault=True,
+        argstr="--thickness-fraction %g %g",
+        desc="slice thickness over spacing, range",
+    )
+    snr_scale = traits.Tuple(
+        (1.0, 1.0), usedefault=True, argstr="--snr-scale %g %g", desc="factor on both tissues' SNR, range"
+    )
+    bias_amplitude = traits.Float(
+        0.0, usedefault=True, argstr="--bias-amplitude %g", desc="largest log-amplitude of a smooth shading"
+    )
     mirror = traits.Bool(False, usedefault=True, desc="mirror patches and swap the in-plane axes")
     seed = traits.Int(0, usedefault=True, argstr="--seed %d", desc="of initialisation and of every draw")
-    device = traits.Enum("cpu", "cuda", usedefault=True, nohash=True, argstr="--device %s", desc="where to train")
-    use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="count this node against the scheduler's GPU slots")
+    device = traits.Enum(
+        "cpu", "cuda", usedefault=True, nohash=True, argstr="--device %s", desc="where to train"
+    )
+    use_gpu = traits.Bool(
+        False, usedefault=True, nohash=True, desc="count this node against the scheduler's GPU slots"
+    )
 
 
 class _TrainOutputSpec(TraitedSpec):
@@ -48,22 +102,33 @@ class _TrainOutputSpec(TraitedSpec):
 
 
 class TrainModel(ChildCommand):
-    """Train one network on patch libraries, with fresh draws for every batch; goes on from its last checkpoint after an interruption."""
+    """Train one network on patch libraries, with fresh draws for every batch; goes on from its last
+    checkpoint after an interruption.
+    """
 
     module = "train"
     input_spec = _TrainInputSpec
     output_spec = _TrainOutputSpec
 
     def _parse_inputs(self, skip=None):
-        switches = [f"--{'' if getattr(self.inputs, name) else 'no-'}{name}" for name in ("residual", "mirror")]
+        switches = [
+            f"--{'' if getattr(self.inputs, name) else 'no-'}{name}" for name in ("residual", "mirror")
+        ]
         return [*super()._parse_inputs(skip=skip), *switches]
 
     def _list_outputs(self):
-        return {"out_file": os.path.abspath(self.inputs.out_file), "curves_file": os.path.abspath(self.inputs.curves_file)}
+        return {
+            "out_file": os.path.abspath(self.inputs.out_file),
+            "curves_file": os.path.abspath(self.inputs.curves_file),
+        }
 
 
 class _EnsembleInputSpec(BaseInterfaceInputSpec):
-    members = InputMultiObject(File(exists=True), mandatory=True, desc="models of one network each, trained alike from different seeds")
+    members = InputMultiObject(
+        File(exists=True),
+        mandatory=True,
+        desc="models of one network each, trained alike from different seeds",
+    )
     name = traits.Str(mandatory=True, desc="the ensemble's name")
     card = traits.Dict(desc="more fields for the card's section on training")
 
@@ -73,7 +138,9 @@ class _ModelOutputSpec(TraitedSpec):
 
 
 class JoinEnsemble(SimpleInterface):
-    """Join networks to one model file whose prediction is their mean, with their standard deviation as uncertainty."""
+    """Join networks to one model file whose prediction is their mean, with their standard deviation as
+    uncertainty.
+    """
 
     input_spec = _EnsembleInputSpec
     output_spec = _ModelOutputSpec

@@ -1,7 +1,10 @@
-"""Batches of training pairs with fresh draws of the simulator: N = infinity in the terms of the paper's Table 2.
+"""Batches of training pairs with fresh draws of the simulator: N = infinity in the terms of the paper's Table
+2.
 
-A batch is made in two halves. `DrawSampler.batch` (CPU, NumPy) chooses subject, slice axis, patch and the random parameters; it is a
-function of the seed and the batch's number alone, so that a resumed training sees the batches that it would have seen. `simulate_batch` (torch,
+A batch is made in two halves. `DrawSampler.batch` (CPU, NumPy) chooses subject, slice axis, patch and the
+random parameters; it is a
+function of the seed and the batch's number alone, so that a resumed training sees the batches that it would
+have seen. `simulate_batch` (torch,
 on the training device) does the arithmetic of Algorithm 1 on the batch.
 """
 
@@ -30,11 +33,14 @@ class Degradation:
     prior
         Distribution of tissue SNR.
     thickness_fraction
-        Range of slice thickness over slice spacing; (0.75, 0.75) is the paper's thickness 3k/4 voxels, gap k/4.
+        Range of slice thickness over slice spacing; (0.75, 0.75) is the paper's thickness 3k/4 voxels, gap
+        k/4.
     snr_scale
-        Range of a factor on both tissues' SNR: (0.5, 1) also covers scans with up to twice the noise. Contrast is left alone.
+        Range of a factor on both tissues' SNR: (0.5, 1) also covers scans with up to twice the noise.
+        Contrast is left alone.
     bias_amplitude
-        Largest log-amplitude of a smooth multiplicative field on input and target alike (the coil's shading is kept, not corrected).
+        Largest log-amplitude of a smooth multiplicative field on input and target alike (the coil's shading
+        is kept, not corrected).
     mirror
         Mirror patches along random axes and swap the two in-plane axes.
     """
@@ -63,14 +69,35 @@ class DrawSampler:
         Together with a batch's number it decides everything in the batch.
     """
 
-    def __init__(self, libraries: Sequence[PatchLibrary], *, k: int, batch_size: int, degradation: Degradation, seed: int) -> None:
+    def __init__(
+        self,
+        libraries: Sequence[PatchLibrary],
+        *,
+        k: int,
+        batch_size: int,
+        degradation: Degradation,
+        seed: int,
+    ) -> None:
         if not libraries:
-            raise InputError("patch libraries", found="none", expected="at least one subject", next_step="Run the participant level first.")
-        self.libraries, self.k, self.batch_size, self.degradation, self.seed = list(libraries), k, batch_size, degradation, seed
+            raise InputError(
+                "patch libraries",
+                found="none",
+                expected="at least one subject",
+                next_step="Run the participant level first.",
+            )
+        self.libraries, self.k, self.batch_size, self.degradation, self.seed = (
+            list(libraries),
+            k,
+            batch_size,
+            degradation,
+            seed,
+        )
         self.margin = k * int(np.ceil(8 / k))  # 3 sigma of the thickest profile, in whole slices
 
     def batch(self, number: int) -> dict[str, torch.Tensor]:
-        """Return batch `number`: slabs (b, 3, 32, 32, 32 + 2 margin) of intensity, WM and GM, and one row of parameters for each patch."""
+        """Return batch `number`: slabs (b, 3, 32, 32, 32 + 2 margin) of intensity, WM and GM, and one row of
+        parameters for each patch.
+        """
         rng = np.random.default_rng([self.seed, number])
         items = [self._item(rng) for _ in range(self.batch_size)]
         out = {name: torch.from_numpy(np.stack([item[name] for item in items])) for name in items[0]}
@@ -81,7 +108,9 @@ class DrawSampler:
         library = self.libraries[rng.integers(len(self.libraries))]
         axes = sorted(library.references)
         axis = axes[rng.integers(len(axes))]
-        corner = library.corners[rng.integers(len(library.corners))] + rng.integers(-PATCH // 4, PATCH // 4, 3)
+        corner = library.corners[rng.integers(len(library.corners))] + rng.integers(
+            -PATCH // 4, PATCH // 4, 3
+        )
         slab = self._slab(library, corner, axis)
         d = self.degradation
         if d.mirror:
@@ -118,12 +147,16 @@ class DrawSampler:
             inside.append(slice(begin, end))
             target.append(slice(begin - low[a], end - low[a]))
         out = np.zeros((3, *size), np.float32)
-        for channel, (volume, unit) in enumerate(((library.intensity, 1), (library.wm, 255), (library.gm, 255))):
+        for channel, (volume, unit) in enumerate(
+            ((library.intensity, 1), (library.wm, 255), (library.gm, 255))
+        ):
             out[(channel, *target)] = volume[tuple(inside)].astype(np.float32) / unit
         return np.moveaxis(out, axis + 1, 3)
 
 
-def simulate_batch(batch: dict[str, torch.Tensor], *, distribution: str = "gaussian") -> tuple[torch.Tensor, torch.Tensor]:
+def simulate_batch(
+    batch: dict[str, torch.Tensor], *, distribution: str = "gaussian"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Turn a sampled batch into network input and target (Algorithm 1, on the batch's device).
 
     Parameters
@@ -153,9 +186,13 @@ def simulate_batch(batch: dict[str, torch.Tensor], *, distribution: str = "gauss
 
 
 def _bias_field(slopes: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Exponential of a linear ramp (b, w, h, D): over one patch a coil's shading is as good as linear (Sled et al. 1998)."""
+    """Exponential of a linear ramp (b, w, h, D): over one patch a coil's shading is as good as linear (Sled
+    et al. 1998).
+    """
     field = torch.zeros((slopes.shape[0], *shape), device=slopes.device)
     for axis, n in enumerate(shape):
-        ramp = torch.linspace(-1, 1, n, device=slopes.device).reshape([-1 if a == axis else 1 for a in range(3)])
+        ramp = torch.linspace(-1, 1, n, device=slopes.device).reshape(
+            [-1 if a == axis else 1 for a in range(3)]
+        )
         field = field + slopes[:, axis].reshape(-1, 1, 1, 1) * ramp
     return torch.exp(field)

@@ -57,7 +57,9 @@ class OutputError(InputError):
     exit_code = EXIT_CANTCREAT
 
 
-def _rebuild(cls: type[InputError], path: str | os.PathLike, found: str, expected: str, next_step: str) -> InputError:
+def _rebuild(
+    cls: type[InputError], path: str | os.PathLike, found: str, expected: str, next_step: str
+) -> InputError:
     return cls(path, found=found, expected=expected, next_step=next_step)
 
 
@@ -99,9 +101,17 @@ def require_parent(path: str | os.PathLike) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
-        raise OutputError(path.parent, found=f"{type(fault).__name__} ({fault.strerror})", expected="a folder that can be made",
-                          next_step="Choose another output, or free the place.") from fault
+        raise OutputError(
+            path.parent,
+            found=f"{type(fault).__name__} ({fault.strerror})",
+            expected="a folder that can be made",
+            next_step="Choose another output, or free the place.",
+        ) from fault
     if not os.access(path.parent, os.W_OK):
-        raise OutputError(path.parent, found="a read-only folder", expected="a writable folder",
-                          next_step="Choose another output, or change its permissions.")
+        raise OutputError(
+            path.parent,
+            found="a read-only folder",
+            expected="a writable folder",
+            next_step="Choose another output, or change its permissions.",
+        )
     return path

@@ -1,4 +1,6 @@
-"""Figures of a model on people it has never seen: per subject, as a table, and as a test against the cubic spline."""
+"""Figures of a model on people it has never seen: per subject, as a table, and as a test against the cubic
+spline.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +17,36 @@ from iqtflow.nifti import read_volume
 #: Data dictionary of the table, in the manner of BIDS.
 COLUMNS: dict[str, dict[str, str]] = {
     "participant_id": {"Description": "Evaluation subject; never trained on"},
-    "method": {"Description": "spline: cubic B-spline interpolation on the scan's own slice positions; iqt: the trained network(s)"},
-    "psnr": {"Description": "Peak signal-to-noise ratio inside the brain; peak = maximum of the truth inside the brain (Lin et al. 2019)", "Units": "dB"},
-    "mssim": {"Description": "Mean structural similarity inside the brain, 3-D Gaussian window of sigma 1.5 voxels (Wang et al. 2004, doi:10.1109/TIP.2003.819861)"},
-    "mssim_slicewise": {"Description": "Mean structural similarity, slice by slice with a Gaussian window of sigma 2.5 pixels (the definition of the authors' code); not comparable with mssim"},
+    "method": {
+        "Description": "spline: cubic B-spline interpolation on the scan's own slice positions; iqt: the "
+        "trained network(s)"
+    },
+    "psnr": {
+        "Description": "Peak signal-to-noise ratio inside the brain; peak = maximum of the truth inside "
+        "the brain (Lin et al. 2019)",
+        "Units": "dB",
+    },
+    "mssim": {
+        "Description": "Mean structural similarity inside the brain, 3-D Gaussian window of sigma 1.5 "
+        "voxels (Wang et al. 2004, doi:10.1109/TIP.2003.819861)"
+    },
+    "mssim_slicewise": {
+        "Description": "Mean structural similarity, slice by slice with a Gaussian window of sigma 2.5 "
+        "pixels (the definition of the authors' code); not comparable with mssim"
+    },
 }
 
 
-def evaluate_files(reference: str | os.PathLike, mask: str | os.PathLike, estimates: Mapping[str, str | os.PathLike]) -> dict[str, dict[str, float]]:
+def evaluate_files(
+    reference: str | os.PathLike, mask: str | os.PathLike, estimates: Mapping[str, str | os.PathLike]
+) -> dict[str, dict[str, float]]:
     """Compare estimates with the high-field truth inside the brain.
 
     Parameters
     ----------
     reference
-        High-field truth. It may go on beyond the estimates along any axis: the simulator crops a volume to a multiple of k.
+        High-field truth. It may go on beyond the estimates along any axis: the simulator crops a volume to a
+        multiple of k.
     mask
         Brain mask on the truth's grid. Voxels where the truth is zero are left out as well.
     estimates
@@ -50,43 +68,77 @@ def evaluate_files(reference: str | os.PathLike, mask: str | os.PathLike, estima
     for method, path in estimates.items():
         estimate_image, estimate = read_volume(path)
         same_place = np.allclose(estimate_image.affine, image.affine, atol=1e-2)
-        if not same_place or any(n > m for n, m in zip(estimate.shape, truth.shape)):
-            raise InputError(path, found=f"shape {estimate.shape}, affine {np.round(estimate_image.affine, 2).tolist()}",
-                             expected=f"the truth's grid, shape {truth.shape}, affine {np.round(image.affine, 2).tolist()}", next_step="Resample the estimate to the truth's grid.")
+        if not same_place or any(n > m for n, m in zip(estimate.shape, truth.shape, strict=True)):
+            raise InputError(
+                path,
+                found=f"shape {estimate.shape}, affine {np.round(estimate_image.affine, 2).tolist()}",
+                expected=f"the truth's grid, shape {truth.shape}, affine "
+                f"{np.round(image.affine, 2).tolist()}",
+                next_step="Resample the estimate to the truth's grid.",
+            )
         part = tuple(slice(0, n) for n in estimate.shape)
         brain = (inside[part] > 0) & (truth[part] != 0)
         axis = int(np.argmax(np.abs(np.array(truth.shape) - estimate.shape)))
-        scores[method] = {"psnr": psnr(truth[part], estimate, brain), "mssim": mssim(truth[part], estimate, brain),
-                          "mssim_slicewise": mssim_slicewise(np.moveaxis(truth[part], axis, 2), np.moveaxis(estimate, axis, 2), np.moveaxis(brain, axis, 2))}
+        scores[method] = {
+            "psnr": psnr(truth[part], estimate, brain),
+            "mssim": mssim(truth[part], estimate, brain),
+            "mssim_slicewise": mssim_slicewise(
+                np.moveaxis(truth[part], axis, 2), np.moveaxis(estimate, axis, 2), np.moveaxis(brain, axis, 2)
+            ),
+        }
     return scores
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:
-    """The subjects' figures as tab-separated text with the columns of `COLUMNS`; records hold ``subject`` and ``methods``."""
+    """The subjects' figures as tab-separated text with the columns of `COLUMNS`; records hold ``subject`` and
+    ``methods``.
+    """
     lines = ["\t".join(COLUMNS)]
     for record in records:
         for method, scores in record["methods"].items():
-            lines.append("\t".join([f"sub-{record['subject']}", method, *(f"{scores[name]:.4f}" for name in list(COLUMNS)[2:])]))
+            lines.append(
+                "\t".join(
+                    [
+                        f"sub-{record['subject']}",
+                        method,
+                        *(f"{scores[name]:.4f}" for name in list(COLUMNS)[2:]),
+                    ]
+                )
+            )
     return "\n".join(lines) + "\n"
 
 
-def summarise(records: Sequence[Mapping[str, Any]], *, baseline: str = "spline", method: str = "iqt") -> dict[str, Any]:
-    """Mean, spread and gain over the subjects, with a two-tailed Wilcoxon signed-rank test of method against baseline.
+def summarise(
+    records: Sequence[Mapping[str, Any]], *, baseline: str = "spline", method: str = "iqt"
+) -> dict[str, Any]:
+    """Mean, spread and gain over the subjects, with a two-tailed Wilcoxon signed-rank test of method against
+    baseline.
 
     Returns
     -------
     dict
-        For each of psnr and mssim: mean and standard deviation of both methods, mean and smallest gain, the number of subjects that gained, and the
+        For each of psnr and mssim: mean and standard deviation of both methods, mean and smallest gain, the
+        number of subjects that gained, and the
         test's n and exact p (None when there are too few subjects for a test).
     """
     summary: dict[str, Any] = {"n": len(records), "method": method, "baseline": baseline}
     for name in list(COLUMNS)[2:]:
         ours, theirs = (np.array([r["methods"][m][name] for r in records], float) for m in (method, baseline))
-        spread = (lambda v: float(v.std(ddof=1)) if len(v) > 1 else None)
         test = wilcoxon(ours, theirs) if len(records) > 1 else None
         summary[name] = {
-            method: {"mean": float(ours.mean()), "std": spread(ours)}, baseline: {"mean": float(theirs.mean()), "std": spread(theirs)},
-            "gain": {"mean": float((ours - theirs).mean()), "min": float((ours - theirs).min()), "subjects_gained": int((ours > theirs).sum())},
-            "wilcoxon": {"n": int(test[0]), "statistic": float(test[1]), "p": float(test[2])} if test else None,
+            method: {"mean": float(ours.mean()), "std": _spread(ours)},
+            baseline: {"mean": float(theirs.mean()), "std": _spread(theirs)},
+            "gain": {
+                "mean": float((ours - theirs).mean()),
+                "min": float((ours - theirs).min()),
+                "subjects_gained": int((ours > theirs).sum()),
+            },
+            "wilcoxon": {"n": int(test[0]), "statistic": float(test[1]), "p": float(test[2])}
+            if test
+            else None,
         }
     return summary
+
+
+def _spread(values: np.ndarray) -> float | None:
+    return float(values.std(ddof=1)) if len(values) > 1 else None

@@ -1,9 +1,12 @@
 """The one geometry: which axis holds the slices, how far apart they are, and where each slice sits.
 
-Every place that relates a thick-slice grid to a thin one (simulator, cubic-spline baseline, residual connection of the networks,
-affine of the output) calls this file, because two conventions that differ by half a voxel cost 6 dB between them.
+Every place that relates a thick-slice grid to a thin one (simulator, cubic-spline baseline, residual
+connection of the networks,
+affine of the output) calls this file, because two conventions that differ by half a voxel cost 6 dB between
+them.
 
-Convention ("slab-centred"): thick slice ``i`` stands for thin slices ``k i ... k i + k - 1`` and sits at their centre, thin index
+Convention ("slab-centred"): thick slice ``i`` stands for thin slices ``k i ... k i + k - 1`` and sits at
+their centre, thin index
 ``k i + (k - 1) / 2``.
 """
 
@@ -23,7 +26,8 @@ from iqtflow.errors import InputError
 #: Spacing over in-plane voxel size below which a scan has nothing to gain along the slice axis.
 NEAR_ISOTROPIC_RATIO = 1.5
 
-#: Largest |log2(ratio / k)| at which a network sees the scan's own in-plane grid; past it the plane is resampled to spacing / k.
+#: Largest |log2(ratio / k)| at which a network sees the scan's own in-plane grid; past it the plane is
+#: resampled to spacing / k.
 #: Half an octave is the anisotropy that training data (up to 1 : 1.33 voxels on any axis) contain.
 IN_PLANE_TOLERANCE_OCTAVES = 0.5
 
@@ -68,7 +72,9 @@ class SliceGeometry:
 
 @dataclass(frozen=True)
 class Upsampling:
-    """How a scan meets a network: factor `k`, and the in-plane voxel size to resample to (None keeps the scan's own)."""
+    """How a scan meets a network: factor `k`, and the in-plane voxel size to resample to (None keeps the
+    scan's own).
+    """
 
     k: int
     inplane_mm: float | None
@@ -83,7 +89,8 @@ def voxel_sizes(affine: np.ndarray) -> np.ndarray:
 def find_slice_geometry(image: nib.Nifti1Image, sidecar: Mapping[str, Any] | None = None) -> SliceGeometry:
     """Find slice axis, spacing, thickness and gap of a scan.
 
-    The axis with the largest voxel edge holds the slices. The spacing is the header's (it defines where voxels are in the world);
+    The axis with the largest voxel edge holds the slices. The spacing is the header's (it defines where
+    voxels are in the world);
     the thickness is the sidecar's ``SliceThickness`` when there is one, since NIfTI does not store it.
 
     Parameters
@@ -113,7 +120,10 @@ def find_slice_geometry(image: nib.Nifti1Image, sidecar: Mapping[str, Any] | Non
         if abs(stated - spacing) <= 0.02 * spacing:
             source += " (SpacingBetweenSlices in the sidecar agrees)"
         else:
-            source += f" (SpacingBetweenSlices in the sidecar says {stated:.4g} mm: not used, the header places the voxels)"
+            source += (
+                f" (SpacingBetweenSlices in the sidecar says {stated:.4g} mm: not used, the header "
+                "places the voxels)"
+            )
     thickness = _positive_number(sidecar, "SliceThickness")
     if thickness is None:
         thickness = spacing
@@ -121,7 +131,9 @@ def find_slice_geometry(image: nib.Nifti1Image, sidecar: Mapping[str, Any] | Non
     else:
         source += f"; thickness {thickness:.4g} mm from SliceThickness in the sidecar"
     gap = max(spacing - thickness, 0.0)
-    return SliceGeometry(axis, spacing, thickness, gap, inplane, spacing / float(np.sqrt(inplane[0] * inplane[1])), source)
+    return SliceGeometry(
+        axis, spacing, thickness, gap, inplane, spacing / float(np.sqrt(inplane[0] * inplane[1])), source
+    )
 
 
 def choose_upsampling(geometry: SliceGeometry, available_k: Sequence[int]) -> Upsampling:
@@ -137,7 +149,8 @@ def choose_upsampling(geometry: SliceGeometry, available_k: Sequence[int]) -> Up
     Returns
     -------
     Upsampling
-        The factor nearest to the scan's ratio in octaves; with an in-plane voxel size when ratio and factor differ by more than
+        The factor nearest to the scan's ratio in octaves; with an in-plane voxel size when ratio and factor
+        differ by more than
         `IN_PLANE_TOLERANCE_OCTAVES`.
     """
     octaves, _, k = min((abs(np.log2(geometry.ratio / k)), -k, k) for k in available_k)
@@ -145,7 +158,9 @@ def choose_upsampling(geometry: SliceGeometry, available_k: Sequence[int]) -> Up
     if octaves <= IN_PLANE_TOLERANCE_OCTAVES:
         return Upsampling(k, None, f"{note}; in-plane grid kept")
     target = geometry.spacing_mm / k
-    return Upsampling(k, target, f"{note}; in-plane grid resampled to {target:.3g} mm so that the ratio is {k}")
+    return Upsampling(
+        k, target, f"{note}; in-plane grid resampled to {target:.3g} mm so that the ratio is {k}"
+    )
 
 
 def slices_last(data: np.ndarray, affine: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -181,7 +196,8 @@ def thin_affine(affine: np.ndarray, k: int) -> np.ndarray:
 def spline_matrix(n_slices: int, k: int) -> np.ndarray:
     """Cubic B-spline interpolation from ``n_slices`` thick slices to ``k n_slices`` thin ones, as a matrix.
 
-    Interpolation is linear in the data, so one matrix serves the baseline (NumPy) and the residual connection (torch).
+    Interpolation is linear in the data, so one matrix serves the baseline (NumPy) and the residual connection
+    (torch).
     Beyond the outermost centres the edge value goes on.
 
     Returns
@@ -216,17 +232,21 @@ def cubic_upsample(data: np.ndarray, k: int) -> np.ndarray:
 
 
 def resample_inplane(data: np.ndarray, affine: np.ndarray, target_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """Resample the plane of a slices-last volume to square voxels of edge `target_mm`; the centre of the field of view stays.
+    """Resample the plane of a slices-last volume to square voxels of edge `target_mm`; the centre of the
+    field of view stays.
 
-    Cubic B-splines; before down-sampling a Gaussian whose FWHM is the new voxel (in quadrature) suppresses aliasing.
+    Cubic B-splines; before down-sampling a Gaussian whose FWHM is the new voxel (in quadrature) suppresses
+    aliasing.
     """
     data, affine = np.asarray(data, dtype=np.float32), np.array(affine, dtype=float)
     for axis in (0, 1):
         step = target_mm / voxel_sizes(affine)[axis]
         n_old = data.shape[axis]
-        n_new = max(int(round(n_old / step)), 1)
+        n_new = max(round(n_old / step), 1)
         if step > 1:
-            data = ndimage.gaussian_filter1d(data, np.sqrt(step**2 - 1) / np.sqrt(8 * np.log(2)), axis=axis, mode="nearest")
+            data = ndimage.gaussian_filter1d(
+                data, np.sqrt(step**2 - 1) / np.sqrt(8 * np.log(2)), axis=axis, mode="nearest"
+            )
         first = (n_old - 1) / 2 - step * (n_new - 1) / 2
         if n_old > 1:
             coefficients = ndimage.spline_filter1d(data, 3, axis=axis, mode="mirror", output=np.float32)
@@ -237,16 +257,23 @@ def resample_inplane(data: np.ndarray, affine: np.ndarray, target_mm: float) -> 
 
 
 def _sample_axis(coefficients: np.ndarray, axis: int, where: np.ndarray) -> np.ndarray:
-    """Evaluate cubic B-spline coefficients along one axis at the positions `where` (edge value beyond the ends)."""
+    """Evaluate cubic B-spline coefficients along one axis at the positions `where` (edge value beyond the
+    ends).
+    """
     n = coefficients.shape[axis]
     where = np.clip(where, 0, n - 1)
     base = np.floor(where).astype(int)
     t = where - base
-    weights = [(1 - t) ** 3 / 6, (3 * t**3 - 6 * t**2 + 4) / 6, (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6, t**3 / 6]
+    weights = [
+        (1 - t) ** 3 / 6,
+        (3 * t**3 - 6 * t**2 + 4) / 6,
+        (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6,
+        t**3 / 6,
+    ]
     shape = [1] * coefficients.ndim
     shape[axis] = -1
     out = 0.0
-    for shift, weight in zip((-1, 0, 1, 2), weights):
+    for shift, weight in zip((-1, 0, 1, 2), weights, strict=True):
         index = base + shift
         # Mirror about the outermost nodes, as the prefilter's boundary does.
         index = np.abs(index)
@@ -266,6 +293,10 @@ def _positive_number(sidecar: Mapping[str, Any], key: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1000:
-        raise InputError(f"sidecar field {key}", found=repr(value), expected="a positive number of millimetres",
-                         next_step=f"Correct {key} in the JSON sidecar, or remove it.")
+        raise InputError(
+            f"sidecar field {key}",
+            found=repr(value),
+            expected="a positive number of millimetres",
+            next_step=f"Correct {key} in the JSON sidecar, or remove it.",
+        )
     return float(value)

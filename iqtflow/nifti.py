@@ -15,7 +15,9 @@ from iqtflow.errors import InputError
 from iqtflow.files import write_atomically
 
 
-def read_volume(path: str | os.PathLike, *, like: nib.Nifti1Image | None = None) -> tuple[nib.Nifti1Image, np.ndarray]:
+def read_volume(
+    path: str | os.PathLike, *, like: nib.Nifti1Image | None = None
+) -> tuple[nib.Nifti1Image, np.ndarray]:
     """Read a three-dimensional image.
 
     Parameters
@@ -38,21 +40,47 @@ def read_volume(path: str | os.PathLike, *, like: nib.Nifti1Image | None = None)
     try:
         image = nib.load(path)
         data = np.squeeze(np.asarray(image.dataobj, dtype=np.float32))
-    except Exception as fault:  # nibabel, gzip and zlib each raise their own kinds for a file that is cut short
-        raise InputError(path, found=f"{type(fault).__name__}: {fault}", expected="a readable NIfTI image", next_step="Copy or convert the file again.") from fault
+    except (
+        Exception
+    ) as fault:  # nibabel, gzip and zlib each raise their own kinds for a file that is cut short
+        raise InputError(
+            path,
+            found=f"{type(fault).__name__}: {fault}",
+            expected="a readable NIfTI image",
+            next_step="Copy or convert the file again.",
+        ) from fault
     if data.ndim != 3:
-        raise InputError(path, found=f"{data.ndim} dimensions {data.shape}", expected="one three-dimensional volume", next_step="Extract one volume first.")
+        raise InputError(
+            path,
+            found=f"{data.ndim} dimensions {data.shape}",
+            expected="one three-dimensional volume",
+            next_step="Extract one volume first.",
+        )
     if not np.isfinite(data).all():
-        raise InputError(path, found=f"{np.count_nonzero(~np.isfinite(data))} voxels that are not finite", expected="finite intensities", next_step="Convert the scan again, or replace these voxels.")
-    if like is not None and (data.shape != like.shape[:3] or not np.allclose(image.affine, like.affine, atol=1e-3)):
-        raise InputError(path, found=f"shape {data.shape} and origin {np.round(image.affine[:3, 3], 2).tolist()}",
-                         expected=f"the image's grid, shape {like.shape[:3]} and origin {np.round(like.affine[:3, 3], 2).tolist()}",
-                         next_step="Resample it to the image's grid.")
+        raise InputError(
+            path,
+            found=f"{np.count_nonzero(~np.isfinite(data))} voxels that are not finite",
+            expected="finite intensities",
+            next_step="Convert the scan again, or replace these voxels.",
+        )
+    if like is not None and (
+        data.shape != like.shape[:3] or not np.allclose(image.affine, like.affine, atol=1e-3)
+    ):
+        raise InputError(
+            path,
+            found=f"shape {data.shape} and origin {np.round(image.affine[:3, 3], 2).tolist()}",
+            expected=f"the image's grid, shape {like.shape[:3]} and origin "
+            f"{np.round(like.affine[:3, 3], 2).tolist()}",
+            next_step="Resample it to the image's grid.",
+        )
     return image, data
 
 
-def write_volume(path: str | os.PathLike, data: np.ndarray, affine: np.ndarray, *, like: nib.Nifti1Image | None = None) -> Path:
-    """Write a volume as NIfTI; it appears under its name when it is complete, and the same data give the same bytes.
+def write_volume(
+    path: str | os.PathLike, data: np.ndarray, affine: np.ndarray, *, like: nib.Nifti1Image | None = None
+) -> Path:
+    """Write a volume as NIfTI; it appears under its name when it is complete, and the same data give the same
+    bytes.
 
     Parameters
     ----------
@@ -67,7 +95,11 @@ def write_volume(path: str | os.PathLike, data: np.ndarray, affine: np.ndarray, 
     """
     image = nib.Nifti1Image(data, affine)
     image.header.set_xyzt_units("mm")
-    codes = [int(like.header[code]) for code in ("qform_code", "sform_code")] if isinstance(like, nib.Nifti1Image) else [1, 1]
+    codes = (
+        [int(like.header[code]) for code in ("qform_code", "sform_code")]
+        if isinstance(like, nib.Nifti1Image)
+        else [1, 1]
+    )
     code = max(codes) or 1
     image.set_sform(affine, code=codes[1] or code)
     image.set_qform(affine, code=codes[0] or code)

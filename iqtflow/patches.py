@@ -1,7 +1,10 @@
-"""The patch library of one subject: its volumes, stored once, and an index of the patches that are worth training on.
+"""The patch library of one subject: its volumes, stored once, and an index of the patches that are worth
+training on.
 
-Patches are not copied out. Overlapping patches of the paper's grid repeat every voxel eight times or more, while a memory-mapped volume
-and a list of corners give the same patches from an eighth of the disk, for any slice axis and for any number of draws.
+Patches are not copied out. Overlapping patches of the paper's grid repeat every voxel eight times or more,
+while a memory-mapped volume
+and a list of corners give the same patches from an eighth of the disk, for any slice axis and for any number
+of draws.
 """
 
 from __future__ import annotations
@@ -73,8 +76,19 @@ class PatchLibrary:
     subject: str
 
 
-def write_library(path: str | os.PathLike, *, subject: str, intensity: np.ndarray, wm: np.ndarray, gm: np.ndarray, mask: np.ndarray,
-                  slice_axes: tuple[int, ...], k: int, grid: GridSettings | None = None, seed: int = 0) -> int:
+def write_library(
+    path: str | os.PathLike,
+    *,
+    subject: str,
+    intensity: np.ndarray,
+    wm: np.ndarray,
+    gm: np.ndarray,
+    mask: np.ndarray,
+    slice_axes: tuple[int, ...],
+    k: int,
+    grid: GridSettings | None = None,
+    seed: int = 0,
+) -> int:
     """Write the patch library of one subject.
 
     Parameters
@@ -108,8 +122,12 @@ def write_library(path: str | os.PathLike, *, subject: str, intensity: np.ndarra
     """
     grid = grid or GridSettings()
     if len({intensity.shape, wm.shape, gm.shape, mask.shape}) != 1:
-        raise InputError(path, found=f"shapes {intensity.shape}, {wm.shape}, {gm.shape}, {mask.shape}", expected="image, maps and mask on one grid",
-                         next_step="Resample the maps to the image.")
+        raise InputError(
+            path,
+            found=f"shapes {intensity.shape}, {wm.shape}, {gm.shape}, {mask.shape}",
+            expected="image, maps and mask on one grid",
+            next_step="Resample the maps to the image.",
+        )
     mean_wm, mean_gm = tissue_mean(intensity, wm, tissue="WM"), tissue_mean(intensity, gm, tissue="GM")
     box = _bounding_box(mask, margin=PATCH // 2)
     unit = mean_wm
@@ -121,15 +139,31 @@ def write_library(path: str | os.PathLike, *, subject: str, intensity: np.ndarra
     mask = mask[box]
     corners = foreground_corners(mask, grid)
     if not len(corners):
-        raise InputError(path, found=f"no patch with at least {100 * (1 - grid.background_limit):.0f} % brain", expected="a brain larger than one patch",
-                         next_step="Check the brain mask and the voxel size (patches are 32 voxels wide).")
+        raise InputError(
+            path,
+            found=f"no patch with at least {100 * (1 - grid.background_limit):.0f} % brain",
+            expected="a brain larger than one patch",
+            next_step="Check the brain mask and the voxel size (patches are 32 voxels wide).",
+        )
     arrays["corners"] = corners
     rng = np.random.default_rng([seed, 0x5CA1E])
     for axis in slice_axes:
         arrays[f"reference{axis}"] = _reference_voxels(arrays, mask, axis, k, rng)
-    header = {"format": FORMAT, "subject": subject, "mean_wm": mean_wm / unit, "mean_gm": mean_gm / unit, "unit": unit,
-              "slice_axes": list(slice_axes), "k": k, "grid": asdict(grid), "seed": seed}
-    content = save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, metadata={"iqtflow": json.dumps(header, sort_keys=True)})
+    header = {
+        "format": FORMAT,
+        "subject": subject,
+        "mean_wm": mean_wm / unit,
+        "mean_gm": mean_gm / unit,
+        "unit": unit,
+        "slice_axes": list(slice_axes),
+        "k": k,
+        "grid": asdict(grid),
+        "seed": seed,
+    }
+    content = save(
+        {name: np.ascontiguousarray(a) for name, a in arrays.items()},
+        metadata={"iqtflow": json.dumps(header, sort_keys=True)},
+    )
     write_atomically(path, lambda stream: stream.write(content))
     return len(corners)
 
@@ -147,17 +181,43 @@ def read_library(path: str | os.PathLike) -> PatchLibrary:
             header = json.loads((file.metadata() or {}).get("iqtflow", "{}"))
             names = set(file.keys())
             if header.get("format") != FORMAT or not {"intensity", "wm", "gm", "corners"} <= names:
-                raise InputError(path, found=f"format {header.get('format')} with {sorted(names)}", expected=f"a patch library of format {FORMAT}",
-                                 next_step="Run the participant level again to write it anew.")
-            layout = {name: (file.get_slice(name).get_dtype(), tuple(file.get_slice(name).get_shape())) for name in names}
-            small = {name: file.get_tensor(name) for name in names if name == "corners" or name.startswith("reference")}
+                raise InputError(
+                    path,
+                    found=f"format {header.get('format')} with {sorted(names)}",
+                    expected=f"a patch library of format {FORMAT}",
+                    next_step="Run the participant level again to write it anew.",
+                )
+            layout = {
+                name: (file.get_slice(name).get_dtype(), tuple(file.get_slice(name).get_shape()))
+                for name in names
+            }
+            small = {
+                name: file.get_tensor(name)
+                for name in names
+                if name == "corners" or name.startswith("reference")
+            }
     except (OSError, SafetensorError, ValueError) as fault:
-        raise InputError(path, found=f"{type(fault).__name__}: {fault}", expected="a readable patch library",
-                         next_step="Run the participant level again to write it anew.") from fault
+        raise InputError(
+            path,
+            found=f"{type(fault).__name__}: {fault}",
+            expected="a readable patch library",
+            next_step="Run the participant level again to write it anew.",
+        ) from fault
     volumes = {name: _memory_map(path, name, layout) for name in ("intensity", "wm", "gm")}
-    references = {int(name.removeprefix("reference")): a.astype(np.float32) for name, a in small.items() if name.startswith("reference")}
-    return PatchLibrary(**volumes, corners=small["corners"], references=references, mean_wm=header["mean_wm"], mean_gm=header["mean_gm"],
-                        unit=header["unit"], subject=header["subject"])
+    references = {
+        int(name.removeprefix("reference")): a.astype(np.float32)
+        for name, a in small.items()
+        if name.startswith("reference")
+    }
+    return PatchLibrary(
+        **volumes,
+        corners=small["corners"],
+        references=references,
+        mean_wm=header["mean_wm"],
+        mean_gm=header["mean_gm"],
+        unit=header["unit"],
+        subject=header["subject"],
+    )
 
 
 def foreground_corners(mask: np.ndarray, grid: GridSettings) -> np.ndarray:
@@ -177,10 +237,13 @@ def foreground_corners(mask: np.ndarray, grid: GridSettings) -> np.ndarray:
     # Integers: a float32 running sum miscounts from 2**24 voxels on.
     table = np.zeros([n + 1 for n in mask.shape], dtype=np.int64)
     table[1:, 1:, 1:] = mask.astype(np.int64).cumsum(0).cumsum(1).cumsum(2)
-    starts = [np.unique([*range(0, max(n - PATCH, 0) + 1, s), max(n - PATCH, 0)]) for n, s in zip(mask.shape, grid.step)]
+    starts = [
+        np.unique([*range(0, max(n - PATCH, 0) + 1, s), max(n - PATCH, 0)])
+        for n, s in zip(mask.shape, grid.step, strict=True)
+    ]
     x, y, z = np.meshgrid(*starts, indexing="ij")
     low = [x, y, z]
-    high = [np.minimum(a + PATCH, n) for a, n in zip(low, mask.shape)]
+    high = [np.minimum(a + PATCH, n) for a, n in zip(low, mask.shape, strict=True)]
     count = 0
     for corner in np.ndindex(2, 2, 2):
         sign = (-1) ** (3 - sum(corner))
@@ -191,7 +254,12 @@ def foreground_corners(mask: np.ndarray, grid: GridSettings) -> np.ndarray:
 
 def _bounding_box(mask: np.ndarray, *, margin: int) -> tuple[slice, ...]:
     if not mask.any():
-        raise InputError("brain mask", found="no voxel inside", expected="a brain", next_step="Check the image and its mask.")
+        raise InputError(
+            "brain mask",
+            found="no voxel inside",
+            expected="a brain",
+            next_step="Check the image and its mask.",
+        )
     box = []
     for axis, n in enumerate(mask.shape):
         hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
@@ -199,7 +267,9 @@ def _bounding_box(mask: np.ndarray, *, margin: int) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def _reference_voxels(arrays: dict[str, np.ndarray], mask: np.ndarray, axis: int, k: int, rng: np.random.Generator) -> np.ndarray:
+def _reference_voxels(
+    arrays: dict[str, np.ndarray], mask: np.ndarray, axis: int, k: int, rng: np.random.Generator
+) -> np.ndarray:
     """Thick-slice values (intensity, WM, GM) of randomly chosen brain voxels."""
     matrix = decimation_matrix(mask.shape[axis], k, 0.75 * k)
     thick = np.moveaxis(mask, axis, 2).astype(np.float32) @ matrix.T > 0.5
@@ -212,8 +282,12 @@ def _reference_voxels(arrays: dict[str, np.ndarray], mask: np.ndarray, axis: int
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-def _memory_map(path: str | os.PathLike, name: str, layout: dict[str, tuple[str, tuple[int, ...]]]) -> np.ndarray:
-    """Map one tensor of a safetensors file (8 bytes of header length, a JSON header, then the tensors at the stated offsets)."""
+def _memory_map(
+    path: str | os.PathLike, name: str, layout: dict[str, tuple[str, tuple[int, ...]]]
+) -> np.ndarray:
+    """Map one tensor of a safetensors file (8 bytes of header length, a JSON header, then the tensors at the
+    stated offsets).
+    """
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         begin = json.loads(file.read(length))[name]["data_offsets"][0]

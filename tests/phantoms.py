@@ -28,11 +28,19 @@ def make_brain(shape: tuple[int, int, int] = (80, 88, 80), *, seed: int = 0) -> 
     radius = np.sqrt(sum(a**2 for a in axes)) + 0.1 * wave / wave.std()
     wm = ndimage.gaussian_filter((radius < 0.55).astype(np.float32), 0.7)
     brain = ndimage.gaussian_filter((radius < 0.8).astype(np.float32), 0.7)
-    csf = brain * ndimage.gaussian_filter((radius < 0.15).astype(np.float32), 0.7) + np.clip(brain - (radius < 0.74), 0, 1) * 0.5
+    csf = (
+        brain * ndimage.gaussian_filter((radius < 0.15).astype(np.float32), 0.7)
+        + np.clip(brain - (radius < 0.74), 0, 1) * 0.5
+    )
     wm = np.clip(wm - csf, 0, 1) * brain
     gm = np.clip(brain - wm - csf, 0, 1)
     csf = np.clip(brain - wm - gm, 0, 1)
     texture = 1 + 0.03 * ndimage.gaussian_filter(rng.standard_normal(shape), 1.5) / 0.1
     intensity = (WM_INTENSITY * wm + GM_INTENSITY * gm + CSF_INTENSITY * csf) * np.clip(texture, 0.5, 1.5)
     mask = brain > 0.5
-    return Brain((intensity * mask).astype(np.float32), (wm * mask).astype(np.float32), (gm * mask).astype(np.float32), mask)
+    return Brain(
+        (intensity * mask).astype(np.float32),
+        (wm * mask).astype(np.float32),
+        (gm * mask).astype(np.float32),
+        mask,
+    )

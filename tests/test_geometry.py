@@ -11,7 +11,17 @@ from scipy import ndimage
 
 from iqtflow.errors import InputError
 from iqtflow.geometry import (
-    SliceGeometry, choose_upsampling, cubic_upsample, find_slice_geometry, resample_inplane, slices_back, slices_last, spline_matrix, thick_affine, thin_affine, voxel_sizes,
+    SliceGeometry,
+    choose_upsampling,
+    cubic_upsample,
+    find_slice_geometry,
+    resample_inplane,
+    slices_back,
+    slices_last,
+    spline_matrix,
+    thick_affine,
+    thin_affine,
+    voxel_sizes,
 )
 from tests.conftest import make_affine
 
@@ -26,7 +36,7 @@ def centroid_mm(data, affine):
 
 def blob(shape, centre, width=3.0):
     grid = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
-    return np.exp(-0.5 * sum((g - c) ** 2 for g, c in zip(grid, centre)) / width**2)
+    return np.exp(-0.5 * sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)) / width**2)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -68,7 +78,9 @@ def test_a_phantoms_centroid_does_not_move_when_the_spline_thins_its_slices():
     affine = make_affine((1, 1, 4))
     upsampled = cubic_upsample(data, 4)
     assert upsampled.shape == (24, 26, 80)
-    np.testing.assert_allclose(centroid_mm(upsampled, thin_affine(affine, 4)), centroid_mm(data, affine), atol=0.02)
+    np.testing.assert_allclose(
+        centroid_mm(upsampled, thin_affine(affine, 4)), centroid_mm(data, affine), atol=0.02
+    )
 
 
 def test_the_spline_passes_through_the_slices_and_equals_scipys():
@@ -96,7 +108,9 @@ def test_putting_slices_last_and_back_moves_no_voxel_in_the_world(axis):
     voxel = (1, 2, 3)
     moved = [voxel[i] for i in range(3) if i != axis] + [voxel[axis]]
     assert last[tuple(moved)] == data[voxel]
-    np.testing.assert_allclose(nib.affines.apply_affine(last_affine, moved), nib.affines.apply_affine(affine, voxel))
+    np.testing.assert_allclose(
+        nib.affines.apply_affine(last_affine, moved), nib.affines.apply_affine(affine, voxel)
+    )
     back, back_affine = slices_back(last, last_affine, axis)
     np.testing.assert_array_equal(back, data)
     np.testing.assert_allclose(back_affine, affine)
@@ -114,10 +128,22 @@ def test_resampling_the_plane_moves_no_landmark(edge, target):
     assert np.linalg.norm(before - after) < 0.25 * max(edge, target)
 
 
-@pytest.mark.parametrize(("spacing", "inplane", "k", "resampled"), [
-    (3.0, 0.72, 4, None), (3.0, 0.91, 4, None), (10.0, 0.977, 8, None), (7.2, 0.9, 8, None), (3.0, 0.25, 8, 0.375), (2.0, 1.0, 4, 0.5),
-])
-def test_the_nearest_trained_factor_is_chosen_and_the_plane_kept_where_it_fits(spacing, inplane, k, resampled):
-    chosen = choose_upsampling(SliceGeometry(2, spacing, spacing, 0, (inplane, inplane), spacing / inplane, ""), [4, 8])
+@pytest.mark.parametrize(
+    ("spacing", "inplane", "k", "resampled"),
+    [
+        (3.0, 0.72, 4, None),
+        (3.0, 0.91, 4, None),
+        (10.0, 0.977, 8, None),
+        (7.2, 0.9, 8, None),
+        (3.0, 0.25, 8, 0.375),
+        (2.0, 1.0, 4, 0.5),
+    ],
+)
+def test_the_nearest_trained_factor_is_chosen_and_the_plane_kept_where_it_fits(
+    spacing, inplane, k, resampled
+):
+    chosen = choose_upsampling(
+        SliceGeometry(2, spacing, spacing, 0, (inplane, inplane), spacing / inplane, ""), [4, 8]
+    )
     assert chosen.k == k
     assert chosen.inplane_mm == (pytest.approx(resampled) if resampled else None)

@@ -12,7 +12,9 @@ from iqtflow.geometry import cubic_upsample
 from iqtflow.networks import build_network, register
 
 
-@pytest.mark.parametrize(("k", "shrink", "count"), [(4, 2, 9_685_017), (4, 3, 9_832_257), (8, 2, 9_692_185), (8, 3, 9_839_425)])
+@pytest.mark.parametrize(
+    ("k", "shrink", "count"), [(4, 2, 9_685_017), (4, 3, 9_832_257), (8, 2, 9_692_185), (8, 3, 9_839_425)]
+)
 def test_aniso_unet_has_the_authors_number_of_parameters(k, shrink, count):
     network = build_network("aniso-unet", k=k, filters=16, shrink=shrink)
     assert sum(p.numel() for p in network.parameters()) == count
@@ -37,7 +39,9 @@ def test_any_multiple_of_the_smallest_size_is_taken():
 
 
 def test_an_untrained_residual_network_is_the_cubic_spline():
-    """One geometry: what the network adds to is the baseline itself, not another interpolation half a voxel away."""
+    """One geometry: what the network adds to is the baseline itself, not another interpolation half a voxel
+    away.
+    """
     network = build_network("aniso-unet", k=4, filters=2, residual=True).eval()
     scan = np.random.default_rng(0).random((32, 32, 8), dtype=np.float32)
     with torch.no_grad():
@@ -69,11 +73,13 @@ def test_a_network_of_ones_own_is_found_by_name():
 
     register("repeat-of-a-test", Repeat)
     assert build_network("repeat-of-a-test", k=3)(torch.zeros(1, 1, 2, 2, 2)).shape[-1] == 6
-    with pytest.raises(InputError, match="another|new"):
+    with pytest.raises(InputError, match="second network"):
         register("repeat-of-a-test", nn.Identity)
 
 
-@pytest.mark.parametrize(("name", "settings"), [("unet-of-nobody", {}), ("aniso-unet", {"k": 5}), ("aniso-unet", {"colour": 3})])
+@pytest.mark.parametrize(
+    ("name", "settings"), [("unet-of-nobody", {}), ("aniso-unet", {"k": 5}), ("aniso-unet", {"colour": 3})]
+)
 def test_what_cannot_be_built_is_named(name, settings):
     with pytest.raises(InputError):
         build_network(name, **settings)

@@ -33,7 +33,16 @@ def libraries(tmp_path_factory):
     for i in range(3):
         brain = make_brain((64, 72, 64), seed=i)
         paths.append(folder / f"sub-{i}_patches.safetensors")
-        write_library(paths[-1], subject=str(i), intensity=brain.intensity, wm=brain.wm, gm=brain.gm, mask=brain.mask, slice_axes=(0, 2), k=4)
+        write_library(
+            paths[-1],
+            subject=str(i),
+            intensity=brain.intensity,
+            wm=brain.wm,
+            gm=brain.gm,
+            mask=brain.mask,
+            slice_axes=(0, 2),
+            k=4,
+        )
     return paths
 
 
@@ -62,7 +71,16 @@ def test_a_library_gives_back_what_was_stored_without_reading_it_all(libraries):
 
 def test_the_same_subject_gives_the_same_bytes(libraries, tmp_path):
     brain = make_brain((64, 72, 64), seed=0)
-    write_library(tmp_path / "again.safetensors", subject="0", intensity=brain.intensity, wm=brain.wm, gm=brain.gm, mask=brain.mask, slice_axes=(0, 2), k=4)
+    write_library(
+        tmp_path / "again.safetensors",
+        subject="0",
+        intensity=brain.intensity,
+        wm=brain.wm,
+        gm=brain.gm,
+        mask=brain.mask,
+        slice_axes=(0, 2),
+        k=4,
+    )
     assert (tmp_path / "again.safetensors").read_bytes() == libraries[0].read_bytes()
 
 
@@ -70,7 +88,7 @@ def test_the_same_subject_gives_the_same_bytes(libraries, tmp_path):
 def test_a_damaged_library_is_refused(libraries, tmp_path, damage):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(damage(libraries[0].read_bytes()))
-    with pytest.raises(InputError, match="broken.safetensors"):
+    with pytest.raises(InputError, match=r"broken\.safetensors"):
         read_library(broken)
 
 
@@ -79,16 +97,30 @@ def test_a_brain_smaller_than_a_patch_is_refused(tmp_path):
     tiny = np.zeros_like(brain.mask)
     tiny[30:34, 30:34, 30:34] = True
     with pytest.raises(InputError, match="no patch"):
-        write_library(tmp_path / "x.safetensors", subject="x", intensity=brain.intensity, wm=brain.wm, gm=brain.gm, mask=tiny, slice_axes=(2,), k=4)
+        write_library(
+            tmp_path / "x.safetensors",
+            subject="x",
+            intensity=brain.intensity,
+            wm=brain.wm,
+            gm=brain.gm,
+            mask=tiny,
+            slice_axes=(2,),
+            k=4,
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 def sampler(paths, **changes):
-    return DrawSampler([read_library(p) for p in paths], k=4, batch_size=6, degradation=Degradation(**changes), seed=5)
+    return DrawSampler(
+        [read_library(p) for p in paths], k=4, batch_size=6, degradation=Degradation(**changes), seed=5
+    )
 
 
 def test_a_batch_depends_on_its_number_alone(libraries):
-    one, two = sampler(libraries, mirror=True, bias_amplitude=0.2), sampler(libraries, mirror=True, bias_amplitude=0.2)
+    one, two = (
+        sampler(libraries, mirror=True, bias_amplitude=0.2),
+        sampler(libraries, mirror=True, bias_amplitude=0.2),
+    )
     two.batch(0)
     for name, value in one.batch(7).items():
         assert torch.equal(value, two.batch(7)[name]), name
@@ -106,7 +138,9 @@ def test_low_and_high_patches_show_the_same_place(libraries):
 
 
 def test_white_matter_is_close_to_one_for_the_network(libraries):
-    """The intensity scale computed from the scan alone puts white matter near 1, whatever the scan's units."""
+    """The intensity scale computed from the scan alone puts white matter near 1, whatever the scan's
+    units.
+    """
     batch = sampler(libraries).batch(3)
     white = batch["slab"][:, 1] > 0.98
     values = (batch["slab"][:, 0] / batch["scale"].reshape(-1, 1, 1, 1))[white]
@@ -121,9 +155,23 @@ def test_the_intensity_scale_follows_the_units_of_the_scan():
 
 
 def test_training_learns_more_than_the_spline_knows(libraries, tmp_path):
-    plan = TrainingPlan(network_settings={**TINY, "filters": 4}, batch_size=4, learning_rate=5e-3, schedule="cosine", steps=60, steps_per_epoch=20, patience=0)
+    plan = TrainingPlan(
+        network_settings={**TINY, "filters": 4},
+        batch_size=4,
+        learning_rate=5e-3,
+        schedule="cosine",
+        steps=60,
+        steps_per_epoch=20,
+        patience=0,
+    )
     lines = []
-    member = train_member([read_library(p) for p in libraries[:2]], [read_library(libraries[2])], plan, checkpoint_dir=tmp_path, report=lines.append)
+    member = train_member(
+        [read_library(p) for p in libraries[:2]],
+        [read_library(libraries[2])],
+        plan,
+        checkpoint_dir=tmp_path,
+        report=lines.append,
+    )
     untrained, _ = _spline_loss(libraries[2], plan)
     assert member.facts["best_validation_loss"] < 0.8 * untrained
     assert [row["step"] for row in member.curves] == [20, 40, 60]
@@ -132,7 +180,9 @@ def test_training_learns_more_than_the_spline_knows(libraries, tmp_path):
 
 def _spline_loss(path, plan):
     losses = []
-    batches = DrawSampler([read_library(path)], k=4, batch_size=plan.batch_size, degradation=plan.degradation, seed=0xE7A1)
+    batches = DrawSampler(
+        [read_library(path)], k=4, batch_size=plan.batch_size, degradation=plan.degradation, seed=0xE7A1
+    )
     for number in range(12):
         low, high = simulate_batch(batches.batch(number))
         splines = np.stack([cubic_upsample(p[0].numpy(), 4) for p in low])
@@ -142,7 +192,7 @@ def _spline_loss(path, plan):
 
 def test_no_subject_may_be_on_both_sides(libraries, tmp_path):
     library = read_library(libraries[0])
-    with pytest.raises(InputError, match="both|disjoint"):
+    with pytest.raises(InputError, match="disjoint"):
         train_member([library], [library], TrainingPlan(network_settings=TINY), checkpoint_dir=tmp_path)
 
 
@@ -155,17 +205,44 @@ def test_checkpoints_of_other_settings_are_not_continued(libraries, tmp_path):
 
 
 def command(libraries, out, checkpoints):
-    return ["--train", str(libraries[0]), str(libraries[1]), "--validation", str(libraries[2]), "--output", str(out), "--checkpoint-dir", str(checkpoints),
-            "--filters", "2", "--batch-size", "2", "--steps", "12", "--steps-per-epoch", "2", "--patience", "0", "--schedule", "cosine"]
+    return [
+        "--train",
+        str(libraries[0]),
+        str(libraries[1]),
+        "--validation",
+        str(libraries[2]),
+        "--output",
+        str(out),
+        "--checkpoint-dir",
+        str(checkpoints),
+        "--filters",
+        "2",
+        "--batch-size",
+        "2",
+        "--steps",
+        "12",
+        "--steps-per-epoch",
+        "2",
+        "--patience",
+        "0",
+        "--schedule",
+        "cosine",
+    ]
 
 
 @pytest.mark.slow
 def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(libraries, tmp_path):
     assert train(command(libraries, tmp_path / "whole.safetensors", tmp_path / "a")) == 0
     arguments = command(libraries, tmp_path / "killed.safetensors", tmp_path / "b")
-    process = subprocess.Popen([sys.executable, "-m", "iqtflow.commands.train", *arguments], stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "iqtflow.commands.train", *arguments],
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     deadline = time.monotonic() + 120
-    while not (tmp_path / "b" / "last.ckpt").exists() and time.monotonic() < deadline and process.poll() is None:
+    while (
+        not (tmp_path / "b" / "last.ckpt").exists() and time.monotonic() < deadline and process.poll() is None
+    ):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL

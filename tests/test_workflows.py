@@ -1,4 +1,6 @@
-"""The graphs as a whole: from a BIDS data set and one command to derivatives, sidecars, page and exit code."""
+"""The graphs as a whole: from a BIDS data set and one command to derivatives, sidecars, page and exit
+code.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,14 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def iqtflow(*arguments: object, **options: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "iqtflow.cli", *map(str, arguments)], capture_output=True, text=True, env=ENVIRONMENT, timeout=600, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "iqtflow.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=600,
+        **options,
+    )
 
 
 def dataset(root: Path) -> Path:
@@ -32,19 +41,25 @@ def dataset(root: Path) -> Path:
     return root
 
 
-def write_thick_scan(path: Path, *, k: int = 4, seed: int = 0, sidecar: dict | None = None) -> nib.Nifti1Image:
+def write_thick_scan(
+    path: Path, *, k: int = 4, seed: int = 0, sidecar: dict | None = None
+) -> nib.Nifti1Image:
     """A thick-slice brain phantom, skull-stripped, oblique, slices along the second axis."""
     brain = make_brain((64, 68, 64), seed=seed)
     thick = brain.intensity.reshape(64, 17, 4, 64).mean(axis=2) if k == 4 else brain.intensity
     affine = make_affine((1.5, 1.5 * (4 if k == 4 else 1), 1.5))
     write_scan(path, thick.astype(np.float32), affine)
-    path.with_name(path.name.replace(".nii.gz", ".json")).write_text(json.dumps({"SkullStripped": True, **(sidecar or {})}))
+    path.with_name(path.name.replace(".nii.gz", ".json")).write_text(
+        json.dumps({"SkullStripped": True, **(sidecar or {})})
+    )
     return nib.load(path)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """An untrained residual network: by construction it returns the cubic spline of the scan, whatever its weights."""
+    """An untrained residual network: by construction it returns the cubic spline of the scan, whatever its
+    weights.
+    """
     import torch
 
     from iqtflow.models import save_model
@@ -53,22 +68,47 @@ def model(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     settings = {"k": 4, "filters": 2, "shrink": 2, "residual": True}
     states = [build_network("aniso-unet", **settings).state_dict() for _ in range(2)]
-    card = {"name": "untrained", "k": 4, "contrast": "T1w", "network": {"name": "aniso-unet", "kwargs": settings}, "normalisation": {"name": "brain-p80"}, "geometry": "slab-centred"}
+    card = {
+        "name": "untrained",
+        "k": 4,
+        "contrast": "T1w",
+        "network": {"name": "aniso-unet", "kwargs": settings},
+        "normalisation": {"name": "brain-p80"},
+        "geometry": "slab-centred",
+    }
     return save_model(tmp_path_factory.mktemp("model") / "untrained.safetensors", states, card)
 
 
 @pytest.fixture(scope="module")
 def enhanced(model, tmp_path_factory):
-    """Three good scans, one near-isotropic, and one that is cut short: run once, looked at by several tests."""
+    """Three good scans, one near-isotropic, and one that is cut short: run once, looked at by several
+    tests.
+    """
     folder = tmp_path_factory.mktemp("enhance")
     bids = dataset(folder / "bids")
-    for i, name in enumerate(["sub-01/anat/sub-01_T1w.nii.gz", "sub-02/ses-a/anat/sub-02_ses-a_run-1_T1w.nii.gz", "sub-02/ses-b/anat/sub-02_ses-b_T1w.nii.gz"]):
+    for i, name in enumerate(
+        [
+            "sub-01/anat/sub-01_T1w.nii.gz",
+            "sub-02/ses-a/anat/sub-02_ses-a_run-1_T1w.nii.gz",
+            "sub-02/ses-b/anat/sub-02_ses-b_T1w.nii.gz",
+        ]
+    ):
         write_thick_scan(bids / name, seed=i, sidecar={"SliceThickness": 5.0} if i == 0 else None)
     write_thick_scan(bids / "sub-03/anat/sub-03_T1w.nii.gz", k=1)
     broken = bids / "sub-04/anat/sub-04_T1w.nii.gz"
     write_thick_scan(broken)
     broken.write_bytes(broken.read_bytes()[:-20_000])
-    arguments = (bids, folder / "out", "participant", "--model", model, "-w", folder / "work", "--nprocs", "2")
+    arguments = (
+        bids,
+        folder / "out",
+        "participant",
+        "--model",
+        model,
+        "-w",
+        folder / "work",
+        "--nprocs",
+        "2",
+    )
     return bids, folder / "out", arguments, iqtflow(*arguments)
 
 
@@ -86,22 +126,34 @@ def test_one_broken_scan_fails_alone_and_the_last_lines_say_which_and_why(enhanc
 
 def test_a_near_isotropic_scan_is_skipped_with_a_sentence(enhanced):
     _, out, _, run = enhanced
-    assert any("sub-03_T1w.nii.gz: skipped: already near-isotropic" in line for line in run.stdout.splitlines())
+    assert any(
+        "sub-03_T1w.nii.gz: skipped: already near-isotropic" in line for line in run.stdout.splitlines()
+    )
     assert not (out / "sub-03" / "anat").exists()
 
 
 def test_the_output_lies_where_the_scan_lies(enhanced):
-    """Same orientation code and axis order, slab-centred thin slices; an untrained residual network leaves the spline."""
+    """Same orientation code and axis order, slab-centred thin slices; an untrained residual network leaves
+    the spline.
+    """
     bids, out, _, _ = enhanced
     scan = nib.load(bids / "sub-01/anat/sub-01_T1w.nii.gz")
     result = nib.load(out / "sub-01/anat/sub-01_desc-iqt_T1w.nii.gz")
     assert result.shape == (64, 68, 64)
     assert nib.aff2axcodes(result.affine) == nib.aff2axcodes(scan.affine)
     data, affine = slices_last(scan.get_fdata(dtype=np.float32), scan.affine, 1)
-    np.testing.assert_allclose(slices_last(result.get_fdata(), result.affine, 1)[1], thin_affine(affine, 4), atol=1e-4)
+    np.testing.assert_allclose(
+        slices_last(result.get_fdata(), result.affine, 1)[1], thin_affine(affine, 4), atol=1e-4
+    )
     expected = np.clip(cubic_upsample(data, 4), 0, None)
-    inner = slice(3 * 4, -3 * 4)  # near the first and last slice the network sees the padding, the plain spline its own end
-    np.testing.assert_allclose(slices_last(result.get_fdata(dtype=np.float32), result.affine, 1)[0][..., inner], expected[..., inner], atol=5e-3 * expected.max())
+    inner = slice(
+        3 * 4, -3 * 4
+    )  # near the first and last slice the network sees the padding, the plain spline its own end
+    np.testing.assert_allclose(
+        slices_last(result.get_fdata(dtype=np.float32), result.affine, 1)[0][..., inner],
+        expected[..., inner],
+        atol=5e-3 * expected.max(),
+    )
 
 
 def test_the_sidecar_says_what_was_done(enhanced):
@@ -112,7 +164,9 @@ def test_the_sidecar_says_what_was_done(enhanced):
     assert (fields["UpsamplingFactor"], fields["SliceAxis"]) == (4, "j")
     text = json.dumps(fields)
     assert "untrained" in text and "cpu" in text and "SliceThickness in the sidecar" in text
-    assert len([word for word in text.replace('"', " ").split() if len(word) == 64]) >= 1, "the model's SHA-256"
+    assert len([word for word in text.replace('"', " ").split() if len(word) == 64]) >= 1, (
+        "the model's SHA-256"
+    )
 
 
 def test_every_scan_has_its_uncertainty_and_every_subject_its_page(enhanced):
@@ -163,19 +217,54 @@ def test_a_deleted_derivative_comes_back_from_the_cache(enhanced):
 
 @pytest.mark.slow
 def test_from_high_field_scans_to_a_model_that_enhances(tmp_path):
-    """The road that makes a model, on phantoms: tissue maps, simulated scans, libraries, training, evaluation, use."""
+    """The road that makes a model, on phantoms: tissue maps, simulated scans, libraries, training,
+    evaluation, use.
+    """
     bids = dataset(tmp_path / "bids")
     for i in range(3):
         brain = make_brain((72, 76, 72), seed=i)
         path = bids / f"sub-{i}/anat/sub-{i}_T1w.nii.gz"
         write_scan(path, brain.intensity, make_affine((1.6, 1.6, 1.6)))
         path.with_name(f"sub-{i}_T1w.json").write_text('{"SkullStripped": true}')
-    (tmp_path / "split.json").write_text(json.dumps({"train": ["0"], "validation": ["1"], "evaluation": ["2"]}))
+    (tmp_path / "split.json").write_text(
+        json.dumps({"train": ["0"], "validation": ["1"], "evaluation": ["2"]})
+    )
     out = tmp_path / "out"
-    run = iqtflow(bids, out, "participant", "group", "--mode", "train", "--split", tmp_path / "split.json", "-w", tmp_path / "work", "--nprocs", "2", "--filters", "2",
-                  "--batch-size", "2", "--steps", "8", "--steps-per-epoch", "4", "--model-name", "tiny", "--ensemble", "2")
+    run = iqtflow(
+        bids,
+        out,
+        "participant",
+        "group",
+        "--mode",
+        "train",
+        "--split",
+        tmp_path / "split.json",
+        "-w",
+        tmp_path / "work",
+        "--nprocs",
+        "2",
+        "--filters",
+        "2",
+        "--batch-size",
+        "2",
+        "--steps",
+        "8",
+        "--steps-per-epoch",
+        "4",
+        "--model-name",
+        "tiny",
+        "--ensemble",
+        "2",
+    )
     assert run.returncode == 0, run.stdout + run.stderr
-    for name in ("sub-0/anat/sub-0_label-WM_probseg.nii.gz", "sub-0/anat/sub-0_label-GM_probseg.json", "sub-1/anat/sub-1_desc-sim01_T1w.nii.gz", "group_metrics.tsv", "group_metrics.json", "group.html"):
+    for name in (
+        "sub-0/anat/sub-0_label-WM_probseg.nii.gz",
+        "sub-0/anat/sub-0_label-GM_probseg.json",
+        "sub-1/anat/sub-1_desc-sim01_T1w.nii.gz",
+        "group_metrics.tsv",
+        "group_metrics.json",
+        "group.html",
+    ):
         assert (out / name).exists(), name
     drawn = json.loads((out / "sub-1/anat/sub-1_desc-sim01_T1w.json").read_text())
     assert {"SNR", "Seed", "SliceThickness", "SliceGap", "SkullStripped"} <= drawn.keys()
@@ -192,8 +281,18 @@ def test_from_high_field_scans_to_a_model_that_enhances(tmp_path):
     scans = dataset(tmp_path / "clinic")
     shutil.copytree(out / "sub-2", scans / "sub-2")
     for file in list((scans / "sub-2/anat").iterdir()):
-        file.rename(file.with_name(file.name.replace("_desc-sim01", ""))) if "sim01" in file.name else file.unlink()
-    use = iqtflow(scans, tmp_path / "enhanced", "participant", "--model", out / "models/tiny.safetensors", "-w", tmp_path / "work2")
+        file.rename(
+            file.with_name(file.name.replace("_desc-sim01", ""))
+        ) if "sim01" in file.name else file.unlink()
+    use = iqtflow(
+        scans,
+        tmp_path / "enhanced",
+        "participant",
+        "--model",
+        out / "models/tiny.safetensors",
+        "-w",
+        tmp_path / "work2",
+    )
     assert use.returncode == 0, use.stdout + use.stderr
     image = nib.load(tmp_path / "enhanced/sub-2/anat/sub-2_desc-iqt_T1w.nii.gz")
     assert image.shape == (72, 76, 72)

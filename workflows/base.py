@@ -7,13 +7,13 @@ import re
 from collections.abc import Sequence
 
 import nibabel as nib
+from iqtflow.workflows.run import Failure, configure_engine, run_graph
 
 import iqtflow
 from iqtflow.bids import Scan, derivative_name, find_scans, write_dataset_description
 from iqtflow.config import Settings, write_settings
 from iqtflow.errors import EXIT_OK, EXIT_SUBJECT_FAILED
 from iqtflow.geometry import find_slice_geometry
-from iqtflow.workflows.run import Failure, configure_engine, run_graph
 
 
 def run_workflow(settings: Settings) -> int:
@@ -27,7 +27,8 @@ def run_workflow(settings: Settings) -> int:
     Returns
     -------
     int
-        `iqtflow.errors.EXIT_OK`, or `EXIT_SUBJECT_FAILED` when at least one scan failed (the others are complete).
+        `iqtflow.errors.EXIT_OK`, or `EXIT_SUBJECT_FAILED` when at least one scan failed (the others are
+        complete).
 
     Raises
     ------
@@ -61,15 +62,21 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
     from iqtflow.workflows.participant import init_enhance_participants_wf, init_prepare_participants_wf
 
     enhancing = settings.run.mode == "enhance"
-    scans = find_scans(settings.paths.bids_dir, subjects=settings.run.participant_labels, sessions=settings.run.session_labels,
-                       suffix=settings.enhance.contrast if enhancing else "T1w")
+    scans = find_scans(
+        settings.paths.bids_dir,
+        subjects=settings.run.participant_labels,
+        sessions=settings.run.session_labels,
+        suffix=settings.enhance.contrast if enhancing else "T1w",
+    )
     chosen, skipped = _choose(scans, settings)
     for scan, why in skipped:
         print(f"{scan.path}: skipped: {why}", flush=True)
     failures: list[Failure] = []
     if chosen:
         build = init_enhance_participants_wf if enhancing else init_prepare_participants_wf
-        failures = run_graph(build(chosen, settings, name=f"{workflow_prefix(settings)}_participant"), settings, logs)
+        failures = run_graph(
+            build(chosen, settings, name=f"{workflow_prefix(settings)}_participant"), settings, logs
+        )
     failed = _by_scan(failures, chosen)
     if enhancing:
         _write_pages(settings, chosen, skipped, failed)
@@ -83,12 +90,23 @@ def _choose(scans: Sequence[Scan], settings: Settings) -> tuple[list[Scan], list
     for scan in scans:
         try:
             geometry = find_slice_geometry(nib.load(scan.path), scan.sidecar)
-        except Exception:  # whatever is wrong with the file, the conform node says it properly and fails this scan alone
+        except (
+            Exception
+        ):  # whatever is wrong with the file, the conform node says it properly and fails this scan alone
             chosen.append(scan)
             continue
-        sizes = f"slices {geometry.spacing_mm:.3g} mm apart, {geometry.inplane_mm[0]:.3g} x {geometry.inplane_mm[1]:.3g} mm in plane"
+        sizes = (
+            f"slices {geometry.spacing_mm:.3g} mm apart, {geometry.inplane_mm[0]:.3g} x "
+            f"{geometry.inplane_mm[1]:.3g} mm in plane"
+        )
         if enhancing and geometry.near_isotropic and not settings.run.force:
-            skipped.append((scan, f"already near-isotropic ({sizes}), nothing to gain along the slice axis; --force enhances it all the same"))
+            skipped.append(
+                (
+                    scan,
+                    f"already near-isotropic ({sizes}), nothing to gain along the slice axis; --force "
+                    "enhances it all the same",
+                )
+            )
         elif not enhancing and not geometry.near_isotropic:
             skipped.append((scan, f"thick slices ({sizes}): not a high-field scan to train on"))
         else:
@@ -109,25 +127,65 @@ def _by_scan(failures: Sequence[Failure], scans: Sequence[Scan]) -> dict[os.Path
     return found
 
 
-def _write_pages(settings: Settings, chosen: Sequence[Scan], skipped: Sequence[tuple[Scan, str]], failed: dict[os.PathLike, Failure]) -> None:
-    """Pages of subjects with a skipped or failed scan (the graph writes those of subjects whose scans all went well), and the index."""
+def _write_pages(
+    settings: Settings,
+    chosen: Sequence[Scan],
+    skipped: Sequence[tuple[Scan, str]],
+    failed: dict[os.PathLike, Failure],
+) -> None:
+    """Pages of subjects with a skipped or failed scan (the graph writes those of subjects whose scans all
+    went well), and the index.
+    """
     from iqtflow.interfaces.report import write_pages
 
-    write_pages(settings.paths.output_dir, scans=[
-        *({"subject": s.subject, "input": os.fspath(s.path), "status": "failed", "message": failed[s.path].message, "log": os.fspath(failed[s.path].log)} if s.path in failed
-          else {"subject": s.subject, "input": os.fspath(s.path), "status": "enhanced", "output": os.fspath(settings.paths.output_dir / derivative_name(s, desc="iqt"))} for s in chosen),
-        *({"subject": s.subject, "input": os.fspath(s.path), "status": "skipped", "message": why} for s, why in skipped),
-    ])
+    write_pages(
+        settings.paths.output_dir,
+        scans=[
+            *(
+                {
+                    "subject": s.subject,
+                    "input": os.fspath(s.path),
+                    "status": "failed",
+                    "message": failed[s.path].message,
+                    "log": os.fspath(failed[s.path].log),
+                }
+                if s.path in failed
+                else {
+                    "subject": s.subject,
+                    "input": os.fspath(s.path),
+                    "status": "enhanced",
+                    "output": os.fspath(settings.paths.output_dir / derivative_name(s, desc="iqt")),
+                }
+                for s in chosen
+            ),
+            *(
+                {"subject": s.subject, "input": os.fspath(s.path), "status": "skipped", "message": why}
+                for s, why in skipped
+            ),
+        ],
+    )
 
 
-def _summarise(settings: Settings, chosen: Sequence[Scan], skipped: Sequence[tuple[Scan, str]], failed: dict[os.PathLike, Failure], failures: Sequence[Failure]) -> int:
+def _summarise(
+    settings: Settings,
+    chosen: Sequence[Scan],
+    skipped: Sequence[tuple[Scan, str]],
+    failed: dict[os.PathLike, Failure],
+    failures: Sequence[Failure],
+) -> int:
     """The last lines on the terminal: what was done, and who failed, why, and where the log is."""
     done = len(chosen) - len(failed)
     verb = "enhanced" if settings.run.mode == "enhance" else "prepared"
-    print(f"iqtflow: {done} {verb}, {len(skipped)} skipped, {len(failed)} failed; results in {settings.paths.output_dir}", flush=True)
+    print(
+        f"iqtflow: {done} {verb}, {len(skipped)} skipped, {len(failed)} failed; results in "
+        f"{settings.paths.output_dir}",
+        flush=True,
+    )
     for path, failure in failed.items():
         print(f"  failed: {path}\n    why: {failure.message}\n    log: {failure.log}", flush=True)
-    others = [f for f in failures if f not in failed.values() and not any(part in str(f.node) for part in failed)]
+    others = [
+        f for f in failures if f not in failed.values() and not any(part in str(f.node) for part in failed)
+    ]
     for failure in others if not failed else []:
         print(f"  failed: {failure.node}\n    why: {failure.message}\n    log: {failure.log}", flush=True)
     return EXIT_SUBJECT_FAILED if failures else EXIT_OK

@@ -8,7 +8,14 @@ from nipype.pipeline.engine import Workflow
 ENHANCE_MEM_GB = 4.0
 
 
-def init_enhance_wf(*, name: str = "enhance", model: str | None = None, device: str = "cpu", force: bool = False, omp_nthreads: int = 1) -> Workflow:
+def init_enhance_wf(
+    *,
+    name: str = "enhance",
+    model: str | None = None,
+    device: str = "cpu",
+    force: bool = False,
+    omp_nthreads: int = 1,
+) -> Workflow:
     """Build the graph that enhances one scan.
 
     Workflow Graph
@@ -37,30 +44,46 @@ def init_enhance_wf(*, name: str = "enhance", model: str | None = None, device: 
     Outputs
     -------
     enhanced, std, spline
-        Enhanced volume, ensemble standard deviation (undefined for a single network), cubic B-spline interpolation: one grid.
+        Enhanced volume, ensemble standard deviation (undefined for a single network), cubic B-spline
+        interpolation: one grid.
     mask
         Brain mask on the scan's own grid.
     details
         JSON: geometry, model, device, seconds.
     """
-    from nipype.interfaces.utility import IdentityInterface
-    from nipype.pipeline.engine import Node
-
     from iqtflow.interfaces.conform import ConformScan
     from iqtflow.interfaces.enhance import EnhanceVolume
+    from nipype.interfaces.utility import IdentityInterface
+    from nipype.pipeline.engine import Node
 
     inputnode = Node(IdentityInterface(["in_file", "sidecar"]), name="inputnode")
     outputnode = Node(IdentityInterface(["enhanced", "std", "spline", "mask", "details"]), name="outputnode")
     conform = Node(ConformScan(), name="conform", mem_gb=0.5)
-    enhance = Node(EnhanceVolume(device=device, use_gpu=device == "cuda", force=force, num_threads=omp_nthreads), name="enhance",
-                   mem_gb=ENHANCE_MEM_GB, n_procs=1 if device == "cuda" else omp_nthreads)
+    enhance = Node(
+        EnhanceVolume(device=device, use_gpu=device == "cuda", force=force, num_threads=omp_nthreads),
+        name="enhance",
+        mem_gb=ENHANCE_MEM_GB,
+        n_procs=1 if device == "cuda" else omp_nthreads,
+    )
     if model is not None:
         enhance.inputs.model = model
 
     workflow = Workflow(name=name)
-    workflow.connect([
-        (inputnode, conform, [("in_file", "in_file"), ("sidecar", "sidecar")]),
-        (conform, enhance, [("out_file", "in_file"), ("sidecar_file", "sidecar_file")]),
-        (enhance, outputnode, [("out_file", "enhanced"), ("std_file", "std"), ("spline_file", "spline"), ("mask_file", "mask"), ("details_file", "details")]),
-    ])
+    workflow.connect(
+        [
+            (inputnode, conform, [("in_file", "in_file"), ("sidecar", "sidecar")]),
+            (conform, enhance, [("out_file", "in_file"), ("sidecar_file", "sidecar_file")]),
+            (
+                enhance,
+                outputnode,
+                [
+                    ("out_file", "enhanced"),
+                    ("std_file", "std"),
+                    ("spline_file", "spline"),
+                    ("mask_file", "mask"),
+                    ("details_file", "details"),
+                ],
+            ),
+        ]
+    )
     return workflow

@@ -30,37 +30,77 @@ def init_enhance_participants_wf(scans: Sequence[Scan], settings: Settings, *, n
     name
         Name of the workflow; it holds the package version, since caching looks at inputs, not at code.
     """
-    from nipype.pipeline.engine import Node
-
     from iqtflow.interfaces.report import ReportSubject
     from iqtflow.workflows.enhance import init_enhance_wf
+    from nipype.pipeline.engine import Node
 
     workflow = Workflow(name=name)
     reports: dict[str, list] = {}
     for scan in scans:
         run = settings.run
-        enhance = init_enhance_wf(name=workflow_name(scan), model=settings.enhance.model, device=run.device, force=run.force, omp_nthreads=run.omp_nthreads)
+        enhance = init_enhance_wf(
+            name=workflow_name(scan),
+            model=settings.enhance.model,
+            device=run.device,
+            force=run.force,
+            omp_nthreads=run.omp_nthreads,
+        )
         enhance.inputs.inputnode.in_file = os.fspath(scan.path)
         enhance.inputs.inputnode.sidecar = dict(scan.sidecar)
         out = enhance.get_node("outputnode")
         shared = {"Sources": [scan.uri]}
-        for field, desc, extra in (("enhanced", "iqt", {"Description": "Enhanced by image quality transfer; detail between the scan's slices is inferred, not measured."}),
-                                   ("std", "iqtstd", {"Description": "Standard deviation over the ensemble, in the units of the enhanced volume."})):
+        for field, desc, extra in (
+            (
+                "enhanced",
+                "iqt",
+                {
+                    "Description": "Enhanced by image quality transfer; detail between the scan's slices "
+                    "is inferred, not measured."
+                },
+            ),
+            (
+                "std",
+                "iqtstd",
+                {"Description": "Standard deviation over the ensemble, in the units of the enhanced volume."},
+            ),
+        ):
             sink = _sink(f"sink_{field}", settings, derivative_name(scan, desc=desc), {**shared, **extra})
             enhance.connect([(out, sink, [(field, "in_file"), (("details", _as_list), "metadata_files")])])
         workflow.add_nodes([enhance])
         reports.setdefault(scan.subject, []).append((scan, enhance))
     for subject, members in reports.items():
-        report = Node(ReportSubject(base_directory=os.fspath(settings.paths.output_dir), subject=subject, inputs_named=[os.fspath(s.path) for s, _ in members],
-                                    outputs_named=[os.fspath(settings.paths.output_dir / derivative_name(s, desc="iqt")) for s, _ in members], n_scans=len(members)),
-                      name=f"report_{subject}", mem_gb=1.0)
+        report = Node(
+            ReportSubject(
+                base_directory=os.fspath(settings.paths.output_dir),
+                subject=subject,
+                inputs_named=[os.fspath(s.path) for s, _ in members],
+                outputs_named=[
+                    os.fspath(settings.paths.output_dir / derivative_name(s, desc="iqt")) for s, _ in members
+                ],
+                n_scans=len(members),
+            ),
+            name=f"report_{subject}",
+            mem_gb=1.0,
+        )
         for i, (_, enhance) in enumerate(members, start=1):
-            workflow.connect([(enhance, report, [(f"outputnode.{field}", f"{field}{i}") for field in ("enhanced", "std", "spline", "mask", "details")])])
+            workflow.connect(
+                [
+                    (
+                        enhance,
+                        report,
+                        [
+                            (f"outputnode.{field}", f"{field}{i}")
+                            for field in ("enhanced", "std", "spline", "mask", "details")
+                        ],
+                    )
+                ]
+            )
     return workflow
 
 
 def init_prepare_participants_wf(scans: Sequence[Scan], settings: Settings, *, name: str) -> Workflow:
-    """Build the graph that prepares high-field scans for training and stores maps, simulated scans and patch libraries.
+    """Build the graph that prepares high-field scans for training and stores maps, simulated scans and patch
+    libraries.
 
     Parameters
     ----------
@@ -77,8 +117,16 @@ def init_prepare_participants_wf(scans: Sequence[Scan], settings: Settings, *, n
     train, run = settings.train, settings.run
     n_draws = 1 if train.draws == "fresh" else train.draws
     for scan in scans:
-        prepare = init_prepare_wf(name=workflow_name(scan), subject=scan.subject, upsampling_factor=train.upsampling_factor, slice_axes=train.slice_axes, n_draws=n_draws,
-                                  snr_prior=os.fspath(train.snr_prior) if train.snr_prior else "ibadan-0.36T", seed=run.seed, omp_nthreads=run.omp_nthreads)
+        prepare = init_prepare_wf(
+            name=workflow_name(scan),
+            subject=scan.subject,
+            upsampling_factor=train.upsampling_factor,
+            slice_axes=train.slice_axes,
+            n_draws=n_draws,
+            snr_prior=os.fspath(train.snr_prior) if train.snr_prior else "ibadan-0.36T",
+            seed=run.seed,
+            omp_nthreads=run.omp_nthreads,
+        )
         prepare.inputs.inputnode.in_file = os.fspath(scan.path)
         prepare.inputs.inputnode.sidecar = dict(scan.sidecar)
         stripped = scan.sidecar.get("SkullStripped")
@@ -87,15 +135,40 @@ def init_prepare_participants_wf(scans: Sequence[Scan], settings: Settings, *, n
         out = prepare.get_node("outputnode")
         shared = {"Sources": [scan.uri]}
         for field, label in (("wm", "WM"), ("gm", "GM"), ("csf", "CSF")):
-            sink = _sink(f"sink_{field}", settings, derivative_name(scan, label=label, suffix="probseg"), shared)
-            prepare.connect([(out, sink, [(field, "in_file"), (("segmentation", _as_list), "metadata_files")])])
-        mask = _sink("sink_mask", settings, derivative_name(scan, desc="brain", suffix="mask"), {**shared, "Type": "Brain"})
+            sink = _sink(
+                f"sink_{field}", settings, derivative_name(scan, label=label, suffix="probseg"), shared
+            )
+            prepare.connect(
+                [(out, sink, [(field, "in_file"), (("segmentation", _as_list), "metadata_files")])]
+            )
+        mask = _sink(
+            "sink_mask",
+            settings,
+            derivative_name(scan, desc="brain", suffix="mask"),
+            {**shared, "Type": "Brain"},
+        )
         library = _sink("sink_library", settings, library_name(scan), {})
         prepare.connect([(out, mask, [("mask", "in_file")]), (out, library, [("library", "in_file")])])
         for i in range(1, n_draws + 1):
-            fields = {**shared, "SkullStripped": bool(stripped), "Description": "Low-field scan simulated from the high-field one (Algorithm 1 of Lin et al. 2019)."}
+            fields = {
+                **shared,
+                "SkullStripped": bool(stripped),
+                "Description": "Low-field scan simulated from the high-field one (Algorithm 1 of Lin et "
+                "al. 2019).",
+            }
             draw = _sink(f"sink_draw{i:02d}", settings, derivative_name(scan, desc=f"sim{i:02d}"), fields)
-            prepare.connect([(out, draw, [(f"draw{i:02d}", "in_file"), ((f"draw{i:02d}_metadata", _as_list), "metadata_files")])])
+            prepare.connect(
+                [
+                    (
+                        out,
+                        draw,
+                        [
+                            (f"draw{i:02d}", "in_file"),
+                            ((f"draw{i:02d}_metadata", _as_list), "metadata_files"),
+                        ],
+                    )
+                ]
+            )
         workflow.add_nodes([prepare])
     return workflow
 
@@ -106,11 +179,16 @@ def library_name(scan: Scan) -> Path:
 
 
 def _sink(name: str, settings: Settings, path: Path, metadata: dict):
+    from iqtflow.interfaces.sink import SinkDerivative
     from nipype.pipeline.engine import Node
 
-    from iqtflow.interfaces.sink import SinkDerivative
-
-    return Node(SinkDerivative(base_directory=os.fspath(settings.paths.output_dir), name=os.fspath(path), metadata=metadata), name=name, mem_gb=0.3)
+    return Node(
+        SinkDerivative(
+            base_directory=os.fspath(settings.paths.output_dir), name=os.fspath(path), metadata=metadata
+        ),
+        name=name,
+        mem_gb=0.3,
+    )
 
 
 def _as_list(path):

@@ -1,4 +1,6 @@
-"""From a high-field scan to everything that training needs of a subject: tissue maps, simulated low-field scans, patch library."""
+"""From a high-field scan to everything that training needs of a subject: tissue maps, simulated low-field
+scans, patch library.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,17 @@ SEGMENT_MEM_GB = 3.0
 SIMULATE_MEM_GB = 1.5
 
 
-def init_prepare_wf(*, name: str = "prepare", subject: str, upsampling_factor: int = 4, slice_axes: Sequence[str] = ("z",), n_draws: int = 1,
-                    snr_prior: str = "ibadan-0.36T", seed: int = 0, omp_nthreads: int = 1) -> Workflow:
+def init_prepare_wf(
+    *,
+    name: str = "prepare",
+    subject: str,
+    upsampling_factor: int = 4,
+    slice_axes: Sequence[str] = ("z",),
+    n_draws: int = 1,
+    snr_prior: str = "ibadan-0.36T",
+    seed: int = 0,
+    omp_nthreads: int = 1,
+) -> Workflow:
     """Build the graph that prepares one high-field scan for training.
 
     Workflow Graph
@@ -53,39 +64,82 @@ def init_prepare_wf(*, name: str = "prepare", subject: str, upsampling_factor: i
     draw01, draw01_metadata, ...
         Simulated low-field scans and what was drawn for them.
     """
-    from nipype.interfaces.utility import IdentityInterface
-    from nipype.pipeline.engine import Node
-
     from iqtflow.interfaces.conform import ConformScan
     from iqtflow.interfaces.patches import ExtractPatches
     from iqtflow.interfaces.segmentation import SegmentTissues
     from iqtflow.interfaces.simulate import SimulateLowField
+    from nipype.interfaces.utility import IdentityInterface
+    from nipype.pipeline.engine import Node
 
     draws = [f"draw{i:02d}" for i in range(1, n_draws + 1)]
     inputnode = Node(IdentityInterface(["in_file", "sidecar", "skull_stripped"]), name="inputnode")
     inputnode.inputs.skull_stripped = "auto"
-    fields = ["wm", "gm", "csf", "mask", "preproc", "segmentation", "library", *draws, *(f"{d}_metadata" for d in draws)]
+    fields = [
+        "wm",
+        "gm",
+        "csf",
+        "mask",
+        "preproc",
+        "segmentation",
+        "library",
+        *draws,
+        *(f"{d}_metadata" for d in draws),
+    ]
     outputnode = Node(IdentityInterface(fields), name="outputnode")
     conform = Node(ConformScan(), name="conform", mem_gb=0.5)
-    segment = Node(SegmentTissues(seed=seed, num_threads=omp_nthreads), name="segment", mem_gb=SEGMENT_MEM_GB, n_procs=omp_nthreads)
-    extract = Node(ExtractPatches(subject=subject, upsampling_factor=upsampling_factor, slice_axes=list(slice_axes), seed=seed), name="extract", mem_gb=1.0)
+    segment = Node(
+        SegmentTissues(seed=seed, num_threads=omp_nthreads),
+        name="segment",
+        mem_gb=SEGMENT_MEM_GB,
+        n_procs=omp_nthreads,
+    )
+    extract = Node(
+        ExtractPatches(
+            subject=subject, upsampling_factor=upsampling_factor, slice_axes=list(slice_axes), seed=seed
+        ),
+        name="extract",
+        mem_gb=1.0,
+    )
 
     workflow = Workflow(name=name)
-    workflow.connect([
-        (inputnode, conform, [("in_file", "in_file"), ("sidecar", "sidecar")]),
-        (inputnode, segment, [("skull_stripped", "skull_stripped")]),
-        (conform, segment, [("out_file", "in_file")]),
-        (conform, extract, [("out_file", "in_file")]),
-        (segment, extract, [("wm_file", "wm_file"), ("gm_file", "gm_file"), ("mask_file", "mask_file")]),
-        (segment, outputnode, [("wm_file", "wm"), ("gm_file", "gm"), ("csf_file", "csf"), ("mask_file", "mask"), ("preproc_file", "preproc"), ("details_file", "segmentation")]),
-        (extract, outputnode, [("out_file", "library")]),
-    ])
+    workflow.connect(
+        [
+            (inputnode, conform, [("in_file", "in_file"), ("sidecar", "sidecar")]),
+            (inputnode, segment, [("skull_stripped", "skull_stripped")]),
+            (conform, segment, [("out_file", "in_file")]),
+            (conform, extract, [("out_file", "in_file")]),
+            (segment, extract, [("wm_file", "wm_file"), ("gm_file", "gm_file"), ("mask_file", "mask_file")]),
+            (
+                segment,
+                outputnode,
+                [
+                    ("wm_file", "wm"),
+                    ("gm_file", "gm"),
+                    ("csf_file", "csf"),
+                    ("mask_file", "mask"),
+                    ("preproc_file", "preproc"),
+                    ("details_file", "segmentation"),
+                ],
+            ),
+            (extract, outputnode, [("out_file", "library")]),
+        ]
+    )
     for i, draw in enumerate(draws):
-        simulate = Node(SimulateLowField(upsampling_factor=upsampling_factor, slice_axis=slice_axes[i % len(slice_axes)], snr_prior=snr_prior, seed=1000 * seed + i + 1),
-                        name=f"simulate_{draw}", mem_gb=SIMULATE_MEM_GB)
-        workflow.connect([
-            (conform, simulate, [("out_file", "in_file")]),
-            (segment, simulate, [("wm_file", "wm_file"), ("gm_file", "gm_file")]),
-            (simulate, outputnode, [("out_file", draw), ("metadata_file", f"{draw}_metadata")]),
-        ])
+        simulate = Node(
+            SimulateLowField(
+                upsampling_factor=upsampling_factor,
+                slice_axis=slice_axes[i % len(slice_axes)],
+                snr_prior=snr_prior,
+                seed=1000 * seed + i + 1,
+            ),
+            name=f"simulate_{draw}",
+            mem_gb=SIMULATE_MEM_GB,
+        )
+        workflow.connect(
+            [
+                (conform, simulate, [("out_file", "in_file")]),
+                (segment, simulate, [("wm_file", "wm_file"), ("gm_file", "gm_file")]),
+                (simulate, outputnode, [("out_file", draw), ("metadata_file", f"{draw}_metadata")]),
+            ]
+        )
     return workflow

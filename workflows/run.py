@@ -33,16 +33,31 @@ def configure_engine(settings: Settings) -> Path:
     """
     import multiprocessing
 
-    from nipype import config, logging as nipype_logging
+    from nipype import config
+    from nipype import logging as nipype_logging
 
     os.environ["IQTFLOW_LOG_LEVEL"] = _level(settings)
     multiprocessing.set_forkserver_preload(["iqtflow.workflows.worker"])
     logs = settings.paths.output_dir / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}_{uuid.uuid4().hex[:8]}"
-    config.update_config({
-        "execution": {"hash_method": "content", "crashfile_format": "txt", "crashdump_dir": os.fspath(logs), "check_version": "false",
-                      "stop_on_first_crash": str(settings.run.stop_on_first_crash).lower(), "remove_unnecessary_outputs": "false", "poll_sleep_duration": "0.2"},
-        "logging": {"workflow_level": _level(settings), "interface_level": _level(settings), "utils_level": "WARNING", "log_to_file": "false"},
-    })
+    config.update_config(
+        {
+            "execution": {
+                "hash_method": "content",
+                "crashfile_format": "txt",
+                "crashdump_dir": os.fspath(logs),
+                "check_version": "false",
+                "stop_on_first_crash": str(settings.run.stop_on_first_crash).lower(),
+                "remove_unnecessary_outputs": "false",
+                "poll_sleep_duration": "0.2",
+            },
+            "logging": {
+                "workflow_level": _level(settings),
+                "interface_level": _level(settings),
+                "utils_level": "WARNING",
+                "log_to_file": "false",
+            },
+        }
+    )
     nipype_logging.update_logging(config)
     return logs
 
@@ -68,7 +83,12 @@ def run_graph(workflow: Workflow, settings: Settings, logs: Path) -> list[Failur
     logs.mkdir(parents=True, exist_ok=True)
     before = set(logs.glob("crash-*.txt"))
     plugin = "Linear" if settings.run.nprocs == 1 else "MultiProc"
-    arguments = {"n_procs": settings.run.nprocs, "memory_gb": settings.run.mem_gb, "raise_insufficient": False, "mp_context": "forkserver"}
+    arguments = {
+        "n_procs": settings.run.nprocs,
+        "memory_gb": settings.run.mem_gb,
+        "raise_insufficient": False,
+        "mp_context": "forkserver",
+    }
     try:
         workflow.run(plugin=plugin, plugin_args=arguments if plugin == "MultiProc" else {})
     except RuntimeError:
@@ -89,12 +109,17 @@ def _read_crash(path: Path) -> Failure:
 
 def _reason(text: str) -> str:
     """The sentence that a user can act on: our own error where there is one, else the last line."""
-    ours = re.findall(r"^\s*iqtflow-\w+: error: (.+)$", text, re.MULTILINE) or re.findall(r"^\s*iqtflow\.[\w.]+: (.+)$", text, re.MULTILINE)
+    ours = re.findall(r"^\s*iqtflow-\w+: error: (.+)$", text, re.MULTILINE) or re.findall(
+        r"^\s*iqtflow\.[\w.]+: (.+)$", text, re.MULTILINE
+    )
     if ours:
         return ours[-1].strip()
     killed = re.search(r"Return code: (-9|137)\b", text)
     if killed:
-        return "the child process was killed (signal 9), most often for lack of memory: lower --nprocs, or give the machine more memory"
+        return (
+            "the child process was killed (signal 9), most often for lack of memory: lower --nprocs, "
+            "or give the machine more memory"
+        )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     wrong = [line for line in lines if re.match(r"^[\w.]*(Error|Exception|Interrupt)\b", line)]
     return (wrong or lines or ["unknown"])[-1]

@@ -1,4 +1,6 @@
-"""``iqtflow-train``: train one network on the patch libraries of some subjects, or go on with a training that was interrupted."""
+"""``iqtflow-train``: train one network on the patch libraries of some subjects, or go on with a training that
+was interrupted.
+"""
 
 from __future__ import annotations
 
@@ -11,39 +13,102 @@ from iqtflow.errors import InputError, run_command
 
 def build_parser() -> argparse.ArgumentParser:
     """Command-line parser; cheap, imports nothing heavy."""
-    parser = argparse.ArgumentParser(prog="iqtflow-train", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--train", type=Path, nargs="+", required=True, metavar="LIBRARY", help="patch libraries to train on")
-    parser.add_argument("--validation", type=Path, nargs="+", required=True, metavar="LIBRARY", help="patch libraries of other subjects, for early stopping")
+    parser = argparse.ArgumentParser(
+        prog="iqtflow-train", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--train", type=Path, nargs="+", required=True, metavar="LIBRARY", help="patch libraries to train on"
+    )
+    parser.add_argument(
+        "--validation",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="LIBRARY",
+        help="patch libraries of other subjects, for early stopping",
+    )
     parser.add_argument("--output", type=Path, required=True, help="model to write (.safetensors)")
     parser.add_argument("--curves", type=Path, help="training curves to write (.csv)")
-    parser.add_argument("--checkpoint-dir", type=Path, required=True, help="folder of the checkpoints; a training found here is continued")
+    parser.add_argument(
+        "--checkpoint-dir",
+        type=Path,
+        required=True,
+        help="folder of the checkpoints; a training found here is continued",
+    )
     parser.add_argument("--name", help="the model's name; the output's stem when not given")
     network = parser.add_argument_group("network")
     network.add_argument("--network", default="aniso-unet", help="name in the registry of networks")
     network.add_argument("--k", type=int, default=4, help="up-scaling factor")
     network.add_argument("--filters", type=int, default=16, help="channels of the first level")
     network.add_argument("--shrink", type=int, default=2, help="b: shrinking layers of each bottleneck block")
-    network.add_argument("--residual", action=argparse.BooleanOptionalAction, default=True, help="learn what to add to the cubic spline")
+    network.add_argument(
+        "--residual",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="learn what to add to the cubic spline",
+    )
     loop = parser.add_argument_group("optimisation")
     loop.add_argument("--batch-size", type=int, default=32, help="patches in a step")
     loop.add_argument("--learning-rate", type=float, default=1e-3, help="of Adam, at the first step")
-    loop.add_argument("--schedule", choices=("decay", "cosine"), default="decay", help="learning rate: the paper's slow decay, or a cosine to zero at the last step")
+    loop.add_argument(
+        "--schedule",
+        choices=("decay", "cosine"),
+        default="decay",
+        help="learning rate: the paper's slow decay, or a cosine to zero at the last step",
+    )
     loop.add_argument("--loss", choices=("mse", "l1"), default="mse", help="what is minimised")
     loop.add_argument("--steps", type=int, help="steps at most; max-epochs decides when not given")
-    loop.add_argument("--steps-per-epoch", type=int, default=100, help="steps between validations (and checkpoints)")
+    loop.add_argument(
+        "--steps-per-epoch", type=int, default=100, help="steps between validations (and checkpoints)"
+    )
     loop.add_argument("--max-epochs", type=int, default=30, help="validations at most")
-    loop.add_argument("--patience", type=int, default=5, help="epochs without a better validation loss before stopping; 0: never stop early")
+    loop.add_argument(
+        "--patience",
+        type=int,
+        default=5,
+        help="epochs without a better validation loss before stopping; 0: never stop early",
+    )
     loop.add_argument("--seed", type=int, default=0, help="of initialisation and of every draw")
     draws = parser.add_argument_group("simulated low field")
-    draws.add_argument("--prior", default="ibadan-0.36T", help="SNR prior: a published one by name, or a JSON file")
-    draws.add_argument("--thickness-fraction", type=float, nargs=2, default=(0.75, 0.75), metavar=("LOW", "HIGH"), help="slice thickness over spacing")
-    draws.add_argument("--snr-scale", type=float, nargs=2, default=(1.0, 1.0), metavar=("LOW", "HIGH"), help="factor on both tissues' SNR")
-    draws.add_argument("--bias-amplitude", type=float, default=0.0, help="largest log-amplitude of a smooth shading of input and target")
-    draws.add_argument("--mirror", action=argparse.BooleanOptionalAction, default=False, help="mirror patches and swap the in-plane axes")
+    draws.add_argument(
+        "--prior", default="ibadan-0.36T", help="SNR prior: a published one by name, or a JSON file"
+    )
+    draws.add_argument(
+        "--thickness-fraction",
+        type=float,
+        nargs=2,
+        default=(0.75, 0.75),
+        metavar=("LOW", "HIGH"),
+        help="slice thickness over spacing",
+    )
+    draws.add_argument(
+        "--snr-scale",
+        type=float,
+        nargs=2,
+        default=(1.0, 1.0),
+        metavar=("LOW", "HIGH"),
+        help="factor on both tissues' SNR",
+    )
+    draws.add_argument(
+        "--bias-amplitude",
+        type=float,
+        default=0.0,
+        help="largest log-amplitude of a smooth shading of input and target",
+    )
+    draws.add_argument(
+        "--mirror",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="mirror patches and swap the in-plane axes",
+    )
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train")
     machine.add_argument("--num-threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--card", type=Path, help="JSON with more fields for the model's card (data, licence, evaluation subjects)")
+    parser.add_argument(
+        "--card",
+        type=Path,
+        help="JSON with more fields for the model's card (data, licence, evaluation subjects)",
+    )
     return parser
 
 
@@ -58,39 +123,90 @@ def _train(options: argparse.Namespace) -> None:
 
     from iqtflow import __version__
     from iqtflow.draws import Degradation
-    from iqtflow.models import save_model
     from iqtflow.files import write_atomically
+    from iqtflow.models import save_model
     from iqtflow.normalisation import NAME as NORMALISATION
     from iqtflow.patches import read_library
     from iqtflow.snr import read_prior
     from iqtflow.training import TrainingPlan, curves_as_csv, train_member
 
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda", found="no CUDA device", expected="a visible NVIDIA GPU", next_step="Start the container with --gpus all (Docker) or --nv (Apptainer), or use --device cpu.")
+        raise InputError(
+            "--device cuda",
+            found="no CUDA device",
+            expected="a visible NVIDIA GPU",
+            next_step="Start the container with --gpus all (Docker) or --nv (Apptainer), or use --device "
+            "cpu.",
+        )
     extra = _read_card(options.card)
     prior = read_prior(options.prior)
-    degradation = Degradation(prior=prior, thickness_fraction=tuple(options.thickness_fraction), snr_scale=tuple(options.snr_scale),
-                              bias_amplitude=options.bias_amplitude, mirror=options.mirror)
-    settings = {"k": options.k, "filters": options.filters, "shrink": options.shrink, "residual": options.residual}
-    plan = TrainingPlan(network=options.network, network_settings=settings, batch_size=options.batch_size, learning_rate=options.learning_rate,
-                        schedule=options.schedule, loss=options.loss, steps=options.steps, steps_per_epoch=options.steps_per_epoch,
-                        max_epochs=options.max_epochs, patience=options.patience, seed=options.seed, degradation=degradation)
-    train, validation = [read_library(p) for p in options.train], [read_library(p) for p in options.validation]
-    print(f"iqtflow-train {__version__}: {options.device}, {'bfloat16 mixed' if options.device == 'cuda' else 'float32'} precision, "
-          f"{options.network} {settings}, {len(train)} training and {len(validation)} validation subjects, "
-          f"{sum(len(lib.corners) for lib in train)} patches, prior {prior.name}, at most {plan.total_steps} steps of {plan.batch_size}", flush=True)
-    member = train_member(train, validation, plan, checkpoint_dir=options.checkpoint_dir, device=options.device, num_threads=options.num_threads,
-                          report=lambda line: print(line, flush=True))
+    degradation = Degradation(
+        prior=prior,
+        thickness_fraction=tuple(options.thickness_fraction),
+        snr_scale=tuple(options.snr_scale),
+        bias_amplitude=options.bias_amplitude,
+        mirror=options.mirror,
+    )
+    settings = {
+        "k": options.k,
+        "filters": options.filters,
+        "shrink": options.shrink,
+        "residual": options.residual,
+    }
+    plan = TrainingPlan(
+        network=options.network,
+        network_settings=settings,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        schedule=options.schedule,
+        loss=options.loss,
+        steps=options.steps,
+        steps_per_epoch=options.steps_per_epoch,
+        max_epochs=options.max_epochs,
+        patience=options.patience,
+        seed=options.seed,
+        degradation=degradation,
+    )
+    train, validation = (
+        [read_library(p) for p in options.train],
+        [read_library(p) for p in options.validation],
+    )
+    print(
+        f"iqtflow-train {__version__}: {options.device}, "
+        f"{'bfloat16 mixed' if options.device == 'cuda' else 'float32'} precision, "
+        f"{options.network} {settings}, {len(train)} training and {len(validation)} validation subjects, "
+        f"{sum(len(lib.corners) for lib in train)} patches, prior {prior.name}, at most {plan.total_steps} "
+        f"steps of {plan.batch_size}",
+        flush=True,
+    )
+    member = train_member(
+        train,
+        validation,
+        plan,
+        checkpoint_dir=options.checkpoint_dir,
+        device=options.device,
+        num_threads=options.num_threads,
+        report=lambda line: print(line, flush=True),
+    )
     card = {
-        "name": options.name or options.output.stem, "k": options.k, "contrast": "T1w", "network": {"name": options.network, "kwargs": settings},
-        "normalisation": {"name": NORMALISATION}, "geometry": "slab-centred",
-        "slice_profile": {"shape": "gaussian", "fwhm_over_spacing": list(options.thickness_fraction)}, "snr_prior": prior.as_dict(),
+        "name": options.name or options.output.stem,
+        "k": options.k,
+        "contrast": "T1w",
+        "network": {"name": options.network, "kwargs": settings},
+        "normalisation": {"name": NORMALISATION},
+        "geometry": "slab-centred",
+        "slice_profile": {"shape": "gaussian", "fwhm_over_spacing": list(options.thickness_fraction)},
+        "snr_prior": prior.as_dict(),
         "training": {**member.facts, **extra},
     }
     save_model(options.output, [member.state_dict], card)
     if options.curves:
         write_atomically(options.curves, lambda stream: stream.write(curves_as_csv(member.curves).encode()))
-    print(f"wrote {options.output}: validation loss {member.facts['best_validation_loss']:.6f} after {member.facts['steps']} steps", flush=True)
+    print(
+        f"wrote {options.output}: validation loss {member.facts['best_validation_loss']:.6f} after "
+        f"{member.facts['steps']} steps",
+        flush=True,
+    )
 
 
 def _read_card(path: Path | None) -> dict:
@@ -99,7 +215,12 @@ def _read_card(path: Path | None) -> dict:
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as fault:
-        raise InputError(path, found=f"{type(fault).__name__}: {fault}", expected="a JSON object", next_step="Correct the file.") from fault
+        raise InputError(
+            path,
+            found=f"{type(fault).__name__}: {fault}",
+            expected="a JSON object",
+            next_step="Correct the file.",
+        ) from fault
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Networks by name. A network maps a normalised thick-slice patch (batch, 1, w, h, d) to the thin-slice one (batch, 1, w, h, k d)."""
+"""Networks by name. A network maps a normalised thick-slice patch (batch, 1, w, h, d) to the thin-slice one
+(batch, 1, w, h, k d).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ def register(name: str, factory: Callable[..., nn.Module]) -> None:
     name
         The name used in settings and in model files.
     factory
-        Called with keyword arguments (``k`` among them); returns a module with the attributes ``k`` (up-scaling factor) and
+        Called with keyword arguments (``k`` among them); returns a module with the attributes ``k``
+        (up-scaling factor) and
         ``min_multiple`` (three integers that the input's sizes must be multiples of).
 
     Raises
@@ -30,7 +33,12 @@ def register(name: str, factory: Callable[..., nn.Module]) -> None:
         The name is taken by another network.
     """
     if _REGISTRY.get(name, factory) is not factory:
-        raise InputError("network registry", found=f"a second network called {name!r}", expected="a new name", next_step="Register it under another name.")
+        raise InputError(
+            "network registry",
+            found=f"a second network called {name!r}",
+            expected="a new name",
+            next_step="Register it under another name.",
+        )
     _REGISTRY[name] = factory
 
 
@@ -43,11 +51,21 @@ def build_network(name: str, **kwargs: Any) -> nn.Module:
         No network of this name is registered, or it does not take these settings.
     """
     if name not in _REGISTRY:
-        raise InputError("network", found=repr(name), expected="one of " + ", ".join(sorted(_REGISTRY)), next_step="Correct the name, or register the network first.")
+        raise InputError(
+            "network",
+            found=repr(name),
+            expected="one of " + ", ".join(sorted(_REGISTRY)),
+            next_step="Correct the name, or register the network first.",
+        )
     try:
         return _REGISTRY[name](**kwargs)
     except TypeError as fault:
-        raise InputError(f"network {name}", found=f"settings {kwargs}", expected="settings that it takes", next_step=f"{fault}.") from fault
+        raise InputError(
+            f"network {name}",
+            found=f"settings {kwargs}",
+            expected="settings that it takes",
+            next_step=f"{fault}.",
+        ) from fault
 
 
 register("aniso-unet", AnisoUNet)

@@ -1,6 +1,7 @@
 """Building blocks that the networks share (method: Lin et al., MLMI 2019, section 2.3 and Fig. 2).
 
-Tensors are (batch, channels, w, h, d) with the slice axis last. Batch normalisation has Keras' constants (epsilon 1e-3, decay 0.99), which
+Tensors are (batch, channels, w, h, d) with the slice axis last. Batch normalisation has Keras' constants
+(epsilon 1e-3, decay 0.99), which
 the published networks were trained with.
 """
 
@@ -17,7 +18,9 @@ def normalisation(channels: int) -> nn.BatchNorm3d:
 
 def conv_block(inputs: int, outputs: int, kernel: int = 3) -> nn.Sequential:
     """C(n): convolution, ReLU, batch normalisation; zero-padded so that the size stays."""
-    return nn.Sequential(nn.Conv3d(inputs, outputs, kernel, padding=kernel // 2), nn.ReLU(inplace=True), normalisation(outputs))
+    return nn.Sequential(
+        nn.Conv3d(inputs, outputs, kernel, padding=kernel // 2), nn.ReLU(inplace=True), normalisation(outputs)
+    )
 
 
 def conv_chain(inputs: int, outputs: int, length: int) -> nn.Sequential:
@@ -26,7 +29,9 @@ def conv_chain(inputs: int, outputs: int, length: int) -> nn.Sequential:
 
 
 class ResidualCore(nn.Module):
-    """RC(b): b times C(n) beside a 1 x 1 x 1 convolution; their sum through ReLU and batch normalisation (Fig. 2c)."""
+    """RC(b): b times C(n) beside a 1 x 1 x 1 convolution; their sum through ReLU and batch normalisation
+    (Fig. 2c).
+    """
 
     def __init__(self, inputs: int, outputs: int, length: int = 2) -> None:
         super().__init__()
@@ -35,19 +40,25 @@ class ResidualCore(nn.Module):
         self.norm = normalisation(outputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (batch, inputs, w, h, d) to (batch, outputs, w, h, d)."""
         return self.norm(torch.relu_(self.chain(x) + self.shortcut(x)))
 
 
 class BottleneckBlock(nn.Module):
-    """BB(b, u): shrink the channels to half, b times C(f/2), expand, add the input, up-sample the slice axis by u (Fig. 2b)."""
+    """BB(b, u): shrink the channels to half, b times C(f/2), expand, add the input, up-sample the slice axis
+    by u (Fig. 2b).
+    """
 
     def __init__(self, channels: int, shrink: int, up: int) -> None:
         super().__init__()
         half = channels // 2
-        self.body = nn.Sequential(conv_block(channels, half, 1), conv_chain(half, half, shrink), conv_block(half, channels, 1))
+        self.body = nn.Sequential(
+            conv_block(channels, half, 1), conv_chain(half, half, shrink), conv_block(half, channels, 1)
+        )
         self.up = upsample_slices(channels, up)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (batch, channels, w, h, d) to (batch, channels, w, h, up d)."""
         return self.up(x + self.body(x))
 
 

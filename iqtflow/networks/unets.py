@@ -15,8 +15,10 @@ LEVELS = 5
 class AnisoUNet(nn.Module):
     """ANISO U-Net(b) of Lin et al., MLMI 2019, Fig. 2.
 
-    The encoder first pools the plane alone, log2(k) times, until features are isotropic, then all three axes; every skip passes a bottleneck
-    block that up-samples the slice axis, so that the decoder works on cubes. Shapes for k = 4, f = 16 and an input of 32 x 32 x 8:
+    The encoder first pools the plane alone, log2(k) times, until features are isotropic, then all three axes;
+    every skip passes a bottleneck
+    block that up-samples the slice axis, so that the decoder works on cubes. Shapes for k = 4, f = 16 and an
+    input of 32 x 32 x 8:
 
     =====  ========  ============  ===========  =================
     level  channels  encoder       pooling      skip and decoder
@@ -28,7 +30,8 @@ class AnisoUNet(nn.Module):
     5      256       2 x 2 x 2
     =====  ========  ============  ===========  =================
 
-    For k = 8 (input 32 x 32 x 4) the plane is pooled three times and skips are up-sampled 8, 4, 2 and 1 times; for k = 2 once, and 2, 1, 1, 1.
+    For k = 8 (input 32 x 32 x 4) the plane is pooled three times and skips are up-sampled 8, 4, 2 and 1
+    times; for k = 2 once, and 2, 1, 1, 1.
 
     Parameters
     ----------
@@ -39,23 +42,33 @@ class AnisoUNet(nn.Module):
     shrink
         b, the number of shrinking layers in each bottleneck block (2 or 3 in the paper).
     residual
-        Add the cubic B-spline interpolation of the input (`iqtflow.geometry.spline_matrix`) to the output, and start at it (the last
+        Add the cubic B-spline interpolation of the input (`iqtflow.geometry.spline_matrix`) to the output,
+        and start at it (the last
         convolution is initialised with zeros). False is the paper's network.
     """
 
-    def __init__(self, k: int = 4, filters: int = 16, shrink: int = 2, residual: bool = False) -> None:
+    def __init__(self, k: int = 4, filters: int = 16, shrink: int = 2, *, residual: bool = False) -> None:
         super().__init__()
         if k not in (2, 4, 8):
-            raise InputError("up-scaling factor of ANISO U-Net", found=str(k), expected="2, 4 or 8", next_step="Choose one of these factors.")
+            raise InputError(
+                "up-scaling factor of ANISO U-Net",
+                found=str(k),
+                expected="2, 4 or 8",
+                next_step="Choose one of these factors.",
+            )
         self.k, self.residual = k, residual
         octaves = k.bit_length() - 1
         self.min_multiple = (16, 16, 2 ** (LEVELS - 1 - octaves))
         channels = [filters * 2**level for level in range(LEVELS)]
         inputs = [1, *channels[:-1]]
-        self.encoder = nn.ModuleList(ResidualCore(i, o) for i, o in zip(inputs, channels))
+        self.encoder = nn.ModuleList(ResidualCore(i, o) for i, o in zip(inputs, channels, strict=True))
         self.bridge = ResidualCore(channels[-1], channels[-1])
-        self.pools = nn.ModuleList(nn.MaxPool3d((2, 2, 1 if level < octaves else 2)) for level in range(LEVELS - 1))
-        self.skips = nn.ModuleList(BottleneckBlock(c, shrink, max(k >> level, 1)) for level, c in enumerate(channels[:-1]))
+        self.pools = nn.ModuleList(
+            nn.MaxPool3d((2, 2, 1 if level < octaves else 2)) for level in range(LEVELS - 1)
+        )
+        self.skips = nn.ModuleList(
+            BottleneckBlock(c, shrink, max(k >> level, 1)) for level, c in enumerate(channels[:-1])
+        )
         self.ups = nn.ModuleList(nn.ConvTranspose3d(2 * c, c, 2, 2) for c in channels[:-1])
         self.decoder = nn.ModuleList(ResidualCore(2 * c, c) for c in channels[:-1])
         self.head = nn.Conv3d(filters, 1, 1)
