@@ -57,6 +57,11 @@ class _EnhanceInputSpec(ChildCommandInputSpec):
         desc="whether the scan shows the brain only",
     )
     force = traits.Bool(False, usedefault=True, argstr="--force", desc="enhance a near-isotropic scan too")
+    max_memory_gb = traits.Float(
+        nohash=True,
+        argstr="--max-memory-gb %.2f",
+        desc="memory that one pass may take, in GB; the volume is tiled when it takes more",
+    )
     device = traits.Enum(
         "cpu", "cuda", usedefault=True, nohash=True, argstr="--device %s", desc="where to run the network"
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from nipype.pipeline.engine import Workflow
 
-#: Memory of the child that enhances a scan, in GB; it tiles the volume when the whole does not fit.
+#: Memory of the child that enhances a scan, in GB, when nothing else is asked for.
 ENHANCE_MEM_GB = 4.0
+#: Share of a node's memory that one pass of the network may take; scan, mask and results need the rest.
+PASS_SHARE = 0.8
 
 
 def init_enhance_wf(
@@ -15,6 +17,7 @@ def init_enhance_wf(
     device: str = "cpu",
     force: bool = False,
     omp_nthreads: int = 1,
+    mem_gb: float = ENHANCE_MEM_GB,
 ) -> Workflow:
     """Build the graph that enhances one scan.
 
@@ -33,6 +36,8 @@ def init_enhance_wf(
         Enhance near-isotropic scans too.
     omp_nthreads
         Threads of the network.
+    mem_gb
+        Memory of the enhancing node; a volume that does not fit is tiled.
 
     Inputs
     ------
@@ -62,11 +67,13 @@ def init_enhance_wf(
     enhance = Node(
         EnhanceVolume(device=device, use_gpu=device == "cuda", force=force, num_threads=omp_nthreads),
         name="enhance",
-        mem_gb=ENHANCE_MEM_GB,
+        mem_gb=mem_gb,
         n_procs=1 if device == "cuda" else omp_nthreads,
     )
     if model is not None:
         enhance.inputs.model = model
+    if device == "cpu":
+        enhance.inputs.max_memory_gb = PASS_SHARE * mem_gb
 
     workflow = Workflow(name=name)
     workflow.connect(

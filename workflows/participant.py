@@ -11,6 +11,8 @@ from nipype.pipeline.engine import Workflow
 
 from iqtflow.bids import Scan, derivative_name
 from iqtflow.config import Settings
+from iqtflow.errors import UsageError
+from iqtflow.geometry import choose_upsampling, find_slice_geometry
 
 
 def workflow_name(scan: Scan) -> str:
@@ -40,15 +42,16 @@ def init_enhance_participants_wf(scans: Sequence[Scan], settings: Settings, *, n
         run = settings.run
         enhance = init_enhance_wf(
             name=workflow_name(scan),
-            model=settings.enhance.model,
+            model=choose_model_file(scan, settings),
             device=run.device,
             force=run.force,
             omp_nthreads=run.omp_nthreads,
+            mem_gb=memory_share_gb(settings),
         )
         enhance.inputs.inputnode.in_file = os.fspath(scan.path)
         enhance.inputs.inputnode.sidecar = dict(scan.sidecar)
         out = enhance.get_node("outputnode")
-        shared = {"Sources": [scan.uri]}
+        shared = {"Sources": [scan.uri], "RandomSeed": run.seed}
         for field, desc, extra in (
             (
                 "enhanced",
@@ -171,6 +174,37 @@ def init_prepare_participants_wf(scans: Sequence[Scan], settings: Settings, *, n
             )
         workflow.add_nodes([prepare])
     return workflow
+
+
+def choose_model_file(scan: Scan, settings: Settings) -> str | None:
+    """Return the model for a scan: the one asked for, else the shipped one nearest to its slice spacing.
+
+    The file is an input of the graph's node, so that the cache notices when a new version ships another model. None when
+    the scan's header cannot be read: the node that checks the scan says so.
+    """
+    from iqtflow.models import find_model, list_shipped
+
+    if settings.enhance.model is not None:
+        return os.fspath(find_model(settings.enhance.model)[0])
+    shipped = {info.k: info for info in list_shipped() if info.contrast == settings.enhance.contrast}
+    if not shipped:
+        raise UsageError(
+            f"models for {settings.enhance.contrast}",
+            found="none among those that ship",
+            expected="a model trained for this contrast",
+            next_step="Give a model of your own with --model PATH, or see iqtflow --list-models.",
+        )
+    try:
+        geometry = find_slice_geometry(nib.load(scan.path), scan.sidecar)
+    except Exception:  # the conform node says what is wrong, and fails this scan alone
+        return None
+    return os.fspath(shipped[choose_upsampling(geometry, sorted(shipped)).k].path)
+
+
+def memory_share_gb(settings: Settings) -> float:
+    """Memory (GB) of one enhancing node when as many run at a time as there are processors for."""
+    at_a_time = max(settings.run.nprocs // settings.run.omp_nthreads, 1)
+    return settings.run.mem_gb / at_a_time
 
 
 def library_name(scan: Scan) -> Path:
