@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import nibabel as nib
 from nipype.pipeline.engine import Workflow
 
 from iqtflow.bids import Scan, derivative_name
@@ -179,7 +180,8 @@ def init_prepare_participants_wf(scans: Sequence[Scan], settings: Settings, *, n
 def choose_model_file(scan: Scan, settings: Settings) -> str | None:
     """Return the model for a scan: the one asked for, else the shipped one nearest to its slice spacing.
 
-    The file is an input of the graph's node, so that the cache notices when a new version ships another model. None when
+    The file is an input of the graph's node, so that the cache notices when a new version ships another
+    model. None when
     the scan's header cannot be read: the node that checks the scan says so.
     """
     from iqtflow.models import find_model, list_shipped
