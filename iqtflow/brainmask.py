@@ -1,13 +1,13 @@
 """Where the brain is, in skull-stripped volumes and in whole heads, with isotropic voxels or thick slices.
 
-Scalp fat is two to three times brighter than white matter in many clinical T1-weighted scans, so that intensities can
-only be referred to tissue inside a brain mask. Whole heads are masked by deepbet [1]_, which carries its weights inside
-its wheel and therefore works offline.
+Scalp fat is two to three times brighter than white matter in many clinical T1-weighted scans, so that
+intensities can only be referred to tissue inside a brain mask. Whole heads are masked by deepbet [1]_,
+which carries its weights inside its wheel and therefore works offline.
 
 References
 ----------
-.. [1] L. Fisch et al., "deepbet: Fast brain extraction of T1-weighted MRI using Convolutional Neural Networks",
-   Computers in Biology and Medicine 179:108845, 2024, doi:10.1016/j.compbiomed.2024.108845
+.. [1] L. Fisch et al., "deepbet: Fast brain extraction of T1-weighted MRI using Convolutional Neural
+   Networks", Computers in Biology and Medicine 179:108845, 2024, doi:10.1016/j.compbiomed.2024.108845
 """
 
 from __future__ import annotations
@@ -21,17 +21,22 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-#: A volume whose share of zero voxels is below this has noise or tissue, not an erased background, around the brain.
+#: Below this share of the brightest voxels (their 99th percentile) a voxel counts as zero: resampling a
+#: stripped brain leaves a haze of tiny values around it.
+ZERO_LEVEL = 0.005
+#: A volume with a smaller share of zeros has noise or tissue, not an erased background, around the brain.
 #: (A brain cropped to its bounding box leaves about half of the box empty.)
 ERASED_BACKGROUND = 0.3
 #: No brain with its cerebrospinal fluid is larger; what is larger and surrounded by zeros is a head.
 LARGEST_BRAIN_ML = 2300.0
-#: An erased surround counts as skull-stripping when what is left is not much larger than the brain found in it.
+#: An erased surround is skull-stripping when what is left is not this much larger than the brain found in it.
 HEAD_TO_BRAIN = 1.35
-#: Below this extent along any axis a volume is a slab: part of a brain, of which deepbet has seen none in training.
+#: Below this extent along any axis a volume is a slab, part of a brain: nothing that deepbet was trained on.
 SLAB_EXTENT_MM = 80.0
-#: A brain mask smaller than this share of the head is a failure (a slab of a few slices through the vertex has more).
+#: A brain mask smaller than this share of the head is a failure.
 SMALLEST_BRAIN_IN_HEAD = 0.1
+#: So is one with less than this share of itself within the head.
+LEAST_BRAIN_INSIDE_HEAD = 0.5
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class BrainMask:
     skull_stripped : bool
         Whether the volume shows a brain without its skull.
     method : str
-        "nonzero" (erased background), "deepbet", "deepbet-slab" or "head" (the whole head, when no brain was found).
+        "nonzero" (erased background), "deepbet", "deepbet-slab" or "head" (all of it, when no brain was
+        found).
     """
 
     mask: np.ndarray
@@ -81,18 +87,19 @@ def find_brain_mask(
 
     Notes
     -----
-    A skull-stripped volume with zeros outside the brain needs no more than its non-zero voxels. One with *noise* outside
-    (as a scanner or the simulator leaves it) goes the way of whole heads.
+    A skull-stripped volume with zeros outside the brain needs no more than its non-zero voxels. One with
+    *noise* outside (as a scanner or the simulator leaves it) goes the way of whole heads.
 
     When deepbet finds nothing that can be a brain, the head is returned instead, with a warning.
     """
     data = np.asarray(data, dtype=np.float32)
     if data.ndim != 3 or not np.isfinite(data).all() or not data.any():
-        raise ValueError(f"a brain mask needs a finite 3-D volume that is not empty, not one of shape {data.shape}")
+        raise ValueError(f"a brain mask needs a finite, non-empty 3-D volume, not this of shape {data.shape}")
     voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000.0
 
-    if np.mean(data == 0) >= ERASED_BACKGROUND and skull_stripped is not False:
-        remaining = _filled_largest_part(data > 0)
+    remaining = _filled_largest_part(np.abs(data) > ZERO_LEVEL * np.percentile(data, 99))
+    # Noise around a brain has voxels near zero too, but they are holes in what remains, and filled.
+    if 1.0 - remaining.mean() >= ERASED_BACKGROUND and skull_stripped is not False:
         if skull_stripped:
             return BrainMask(remaining, True, "nonzero")
         if remaining.sum() * voxel_ml <= LARGEST_BRAIN_ML:
@@ -109,8 +116,8 @@ def _mask_by_deepbet(data: np.ndarray, affine: np.ndarray, num_threads: int) -> 
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
     axis = int(np.argmin(np.array(data.shape) * spacing_mm))
     slab = data.shape[axis] * spacing_mm[axis] < SLAB_EXTENT_MM
-    # deepbet stretches every volume to a cube. The outermost slices of a slab then look like the top and bottom of a
-    # head to it; slices repeated outside of them keep the real ones in the interior.
+    # deepbet stretches every volume to a cube. The outermost slices of a slab then look like the top and
+    # bottom of a head to it; slices repeated outside of them keep the real ones in the interior.
     pad = [(0, 0)] * 3
     if slab:
         pad[axis] = (data.shape[axis], data.shape[axis])
@@ -118,12 +125,14 @@ def _mask_by_deepbet(data: np.ndarray, affine: np.ndarray, num_threads: int) -> 
         mask = _run_deepbet(np.pad(data, pad, mode="edge"), affine, num_threads)
     except (AssertionError, ValueError) as fault:  # how deepbet says that it sees no brain at all
         return _whole_head(data, f"deepbet found no brain ({fault})")
-    mask = mask[tuple(slice(before, size - after) for (before, after), size in zip(pad, mask.shape, strict=True))]
+    mask = mask[tuple(slice(before, before + n) for (before, _), n in zip(pad, data.shape, strict=True))]
     if slab:
         mask = _filled_in_each_slice(mask, axis)
     head = head_mask(data)
-    if mask.sum() < SMALLEST_BRAIN_IN_HEAD * head.sum():
-        return _whole_head(data, f"deepbet found only {mask.sum()} brain voxels in a head of {head.sum()}")
+    n_inside = np.count_nonzero(mask & head)
+    if n_inside < max(SMALLEST_BRAIN_IN_HEAD * head.sum(), LEAST_BRAIN_INSIDE_HEAD * mask.sum()):
+        found = f"deepbet found {mask.sum()} brain voxels, {n_inside} of them in the head of {head.sum()}"
+        return _whole_head(data, found)
     return BrainMask(mask, False, "deepbet-slab" if slab else "deepbet")
 
 
@@ -163,18 +172,19 @@ def head_mask(data: np.ndarray) -> np.ndarray:
 
     Notes
     -----
-    The threshold is found on intensities clipped at their 95th percentile, lest bright fat alone be the foreground.
+    The threshold is found on intensities clipped at their 95th percentile, lest bright fat alone be
+    foreground.
     """
     from skimage.filters import threshold_otsu
 
     clipped = np.minimum(data, np.percentile(data[data > 0], 95))
-    return _filled_largest_part(data > threshold_otsu(clipped))
+    return _filled_largest_part(data > threshold_otsu(clipped.ravel()))
 
 
 def _whole_head(data: np.ndarray, reason: str) -> BrainMask:
     warnings.warn(
-        f"No brain mask: {reason}. The whole head is used instead, so that intensities may be referred to fat; "
-        "give a mask if there is one.",
+        f"No brain mask: {reason}. The whole head is used instead, so that intensities may be referred to "
+        "fat; give a mask if there is one.",
         RuntimeWarning,
         stacklevel=4,
     )

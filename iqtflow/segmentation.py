@@ -1,20 +1,24 @@
 """Tissue probability maps without SPM: bias correction and a Gaussian mixture with a Markov random field.
 
-N4 [1]_ removes the receive field, a one-dimensional mixture finds the three tissues' intensities, and Atropos [2]_
-refines the posteriors with a Markov random field. Both are ANTs', through ANTsPy.
+N4 [1]_ removes the receive field, a mixture of Gaussians finds the intensities of the three tissues
+(Atropos' own k-means start splits white matter in two in some brains), and Atropos [2]_ refines the
+posteriors with a Markov random field.
 
 References
 ----------
-.. [1] N. J. Tustison et al., "N4ITK: Improved N3 Bias Correction", IEEE Trans. Med. Imaging 29(6):1310-1320, 2010,
-   doi:10.1109/TMI.2010.2046908
-.. [2] B. B. Avants et al., "An Open Source Multivariate Framework for n-Tissue Segmentation with Evaluation on Public
-   Data", Neuroinformatics 9:381-400, 2011, doi:10.1007/s12021-011-9109-y
+.. [1] N. J. Tustison et al., "N4ITK: Improved N3 Bias Correction", IEEE Trans. Med. Imaging 29(6):1310-1320,
+   2010, doi:10.1109/TMI.2010.2046908
+.. [2] B. B. Avants et al., "An Open Source Multivariate Framework for n-Tissue Segmentation with
+   Evaluation on Public Data", Neuroinformatics 9:381-400, 2011, doi:10.1007/s12021-011-9109-y
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,23 +27,24 @@ import numpy as np
 
 from iqtflow.brainmask import find_brain_mask
 from iqtflow.errors import InputError
+from iqtflow.mixture import fit_tissue_mixture
 
+#: In the order of their mean intensity in T1-weighting, which is how they are told apart.
+TISSUES = ("CSF", "GM", "WM")
 #: N4 and the mixture see nothing of the volume beyond this many voxels around the brain.
 MARGIN_VOXELS = 3
 #: Spacing of the grid on which N4 fits its smooth field, mm.
-N4_SPACING_MM = 5.0
+N4_SPACING_MM = 6.0
 #: Iterations at each of N4's four levels; the mesh of control points is halved from one to the next.
 N4_ITERATIONS = (50, 50, 50, 50)
 #: Iterations of Atropos: it starts from a converged mixture and only has to settle its neighbourhoods.
 ATROPOS_ITERATIONS = 2
 #: Weight of the Markov random field over 3 x 3 x 3 voxels (ANTs' own choice for brains).
 MRF_WEIGHT = 0.1
-#: Where the mixture starts: quantiles of brain intensity that fall within CSF, GM and WM of any T1-weighted brain.
-START_QUANTILES = (0.05, 0.4, 0.8)
 
-#: Brain volumes (ml) outside of which a mask is wrong: a brain of a newborn is 350 ml, the largest adults' near 2000 ml.
+#: Brain volumes (ml) outside of which a mask is wrong: a newborn's has 350 ml, the largest adults' 2000.
 BRAIN_ML = (300.0, 2300.0)
-#: GM to WM volume: 1.1-1.9 in healthy adults, up to 2.5 in infants; the mixture gives mixed voxels to either.
+#: GM to WM volume: 1.1 to 1.9 in healthy adults, up to 2.5 in infants; mixed voxels may be given to either.
 GM_TO_WM = (0.6, 3.5)
 #: The least share of the brain that each of WM and GM takes.
 LEAST_SHARE = 0.12
@@ -58,11 +63,12 @@ class TissueMaps:
     mask : ndarray of bool, shape (w, h, d)
         The brain.
     bias_corrected : ndarray of float32, shape (w, h, d)
-        The volume with its smooth field removed, scaled so that the brain's mean is unchanged; outside the brain as it was.
+        The volume with its smooth field removed, the brain's mean unchanged; outside the brain as it was.
     engine, version : str
         What made the maps.
     details : dict
-        Figures and settings for the record: volumes (ml), mean intensities, seconds, seed, how the mask was found.
+        Figures and settings for the record: volumes (ml), mean intensities, seconds, seed, origin of the
+        mask.
     """
 
     wm: np.ndarray
@@ -96,17 +102,19 @@ def segment_tissues(
     num_threads
         CPU threads. ITK reads this once in a process: the first call decides.
     seed
-        Seed of ANTs' generator, recorded with the result.
+        Recorded with the result. Nothing depends on it: Atropos, which alone draws at random (the order in
+        which it visits voxels), is run with its own constant seed.
 
     Returns
     -------
     TissueMaps
-        Maps on the voxel grid of `image`. Same input, seed and number of threads, same bits.
+        Maps on the voxel grid of `image`. Same input and number of threads, same bits.
 
     Raises
     ------
     InputError
-        The mask is empty or on another grid, or the brain has fewer than three distinct intensities.
+        The volume is constant, the mask is on another grid, or fewer than three distinct intensities lie
+        in it.
 
     Notes
     -----
@@ -115,15 +123,22 @@ def segment_tissues(
     started = time.perf_counter()
     data = np.asarray(image.get_fdata(dtype=np.float32))
     name = image.get_filename() or "image"
+    if data.ndim != 3 or data.min() == data.max():
+        raise InputError(
+            name,
+            found=f"shape {data.shape}, intensities from {data.min():g} to {data.max():g}",
+            expected="one three-dimensional volume with something in it",
+            next_step="Look at the volume.",
+        )
     if mask is None:
         found = find_brain_mask(data, image.affine, skull_stripped=skull_stripped, num_threads=num_threads)
-        mask, mask_details = found.mask, {"mask_method": found.method, "skull_stripped": found.skull_stripped}
+        mask, mask_method, skull_stripped = found.mask, found.method, found.skull_stripped
     else:
-        mask, mask_details = np.asarray(mask, dtype=bool), {"mask_method": "given", "skull_stripped": skull_stripped}
+        mask, mask_method = np.asarray(mask, dtype=bool), "given"
     _check_mask(mask, data, name)
     seconds = {"mask": time.perf_counter() - started}
 
-    ants = _import_ants(num_threads, seed)
+    ants = _import_ants(num_threads)
     spacing_mm = np.linalg.norm(image.affine[:3, :3], axis=0)
     box = _bounding_box(mask)
     brain, box_mask = data[box], mask[box]
@@ -133,7 +148,8 @@ def segment_tissues(
     seconds["bias"] = time.perf_counter() - clock
 
     clock = time.perf_counter()
-    start = _mixture_posteriors(corrected, box_mask, name)
+    start = np.zeros((3, *corrected.shape), dtype=np.float32)
+    start[:, box_mask] = fit_tissue_mixture(corrected[box_mask]).posteriors(corrected[box_mask])
     posteriors = _refine(ants, corrected, box_mask, start, spacing_mm)
     seconds["tissues"] = time.perf_counter() - clock
 
@@ -142,12 +158,13 @@ def segment_tissues(
     bias_corrected = data.copy()
     bias_corrected[mask] = corrected[box_mask]
     voxel_ml = float(np.prod(spacing_mm)) / 1000.0
-    volumes_ml = {t: round(float(m.sum(dtype=np.float64)) * voxel_ml, 2) for t, m in zip(("CSF", "GM", "WM"), maps, strict=True)}
+    totals_ml = maps.sum(axis=(1, 2, 3), dtype=np.float64) * voxel_ml
     details = {
-        **mask_details,
-        "volumes_ml": volumes_ml,
+        "mask_method": mask_method,
+        "skull_stripped": skull_stripped,
+        "volumes_ml": dict(zip(TISSUES, totals_ml.round(2).tolist(), strict=True)),
         "brain_ml": round(float(mask.sum()) * voxel_ml, 2),
-        "mean_intensity": dict(zip(("CSF", "GM", "WM"), _means(corrected, posteriors), strict=True)),
+        "mean_intensity": dict(zip(TISSUES, _means(corrected, posteriors).tolist(), strict=True)),
         "seconds": {step: round(value, 2) for step, value in seconds.items()},
         "seed": seed,
         "num_threads": num_threads,
@@ -185,7 +202,8 @@ def check_plausible(maps: TissueMaps, image: nib.Nifti1Image) -> list[str]:
     Raises
     ------
     InputError
-        Volumes, proportions or the order of the tissues' mean intensities are impossible; the message gives the figures.
+        Volumes, proportions or the order of the tissues' mean intensities are impossible; the message gives
+        the figures.
 
     Notes
     -----
@@ -194,18 +212,24 @@ def check_plausible(maps: TissueMaps, image: nib.Nifti1Image) -> list[str]:
     name = image.get_filename() or "image"
     spacing_mm = np.linalg.norm(image.affine[:3, :3], axis=0)
     voxel_ml = float(np.prod(spacing_mm)) / 1000.0
-    wm_ml, gm_ml, csf_ml = (float(tissue.sum(dtype=np.float64)) * voxel_ml for tissue in (maps.wm, maps.gm, maps.csf))
+    tissues = np.stack([maps.csf, maps.gm, maps.wm])
+    csf_ml, gm_ml, wm_ml = (tissues.sum(axis=(1, 2, 3), dtype=np.float64) * voxel_ml).tolist()
     brain_ml = wm_ml + gm_ml + csf_ml
     figures = f"WM {wm_ml:.0f} ml, GM {gm_ml:.0f} ml, CSF {csf_ml:.0f} ml"
-    look = "Look at the brain mask and the tissue maps; give a better mask with --mask, or leave this scan out."
+    look = "Look at the brain mask; give a better one with --mask, or leave this scan out."
 
     if brain_ml <= 0 or min(wm_ml, gm_ml) / brain_ml < LEAST_SHARE:
-        raise InputError(name, found=figures, expected=f"WM and GM each at least {LEAST_SHARE:.0%} of the brain", next_step=look)
-    means = _means(maps.bias_corrected, np.stack([maps.csf, maps.gm, maps.wm])).round(1)
+        raise InputError(
+            name,
+            found=figures,
+            expected=f"WM and GM each at least {LEAST_SHARE:.0%} of the brain",
+            next_step=look,
+        )
+    means = _means(maps.bias_corrected, tissues)
     if not means[0] < means[1] < means[2]:
         raise InputError(
             name,
-            found="mean intensities CSF {:g}, GM {:g}, WM {:g}".format(*means),
+            found="mean intensities CSF {:.4g}, GM {:.4g}, WM {:.4g}".format(*means),
             expected="CSF darker than GM, and GM darker than WM, as in T1-weighting",
             next_step="Give a T1-weighted scan, or a better mask with --mask.",
         )
@@ -213,7 +237,7 @@ def check_plausible(maps: TissueMaps, image: nib.Nifti1Image) -> list[str]:
     notes = []
     partial = min(np.array(image.shape[:3]) * spacing_mm) < PARTIAL_EXTENT_MM
     if partial:
-        notes.append(f"only part of a brain is in the field of view ({figures}); its volumes cannot be judged")
+        notes.append(f"only part of a brain is in the field of view ({figures}): its volumes say nothing")
     elif not BRAIN_ML[0] <= brain_ml <= BRAIN_ML[1]:
         raise InputError(
             name,
@@ -222,17 +246,16 @@ def check_plausible(maps: TissueMaps, image: nib.Nifti1Image) -> list[str]:
             next_step=look,
         )
     if not GM_TO_WM[0] <= gm_ml / wm_ml <= GM_TO_WM[1]:
-        notes.append(f"GM is {gm_ml / wm_ml:.2f} times WM ({figures}); {GM_TO_WM[0]} to {GM_TO_WM[1]} is usual")
+        usual = f"{GM_TO_WM[0]} to {GM_TO_WM[1]}"
+        notes.append(f"GM is {gm_ml / wm_ml:.2f} times WM ({figures}); {usual} is usual")
     if maps.details.get("mask_method") == "head":
         notes.append("no brain was found, so that the whole head was segmented")
     return notes
 
 
-def _import_ants(num_threads: int, seed: int) -> Any:
-    # ITK reads the number of threads once, when the first filter runs; ANTs reads its seed at each call and takes the
-    # clock for 0. Setting both here keeps every other room free of ANTs' environment.
+def _import_ants(num_threads: int) -> Any:
+    # ITK reads this once, when the first filter of the process runs.
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(num_threads)
-    os.environ["ANTS_RANDOM_SEED"] = str(seed + 1)
     import ants
 
     return ants
@@ -264,12 +287,12 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def _correct_bias(ants: Any, brain: np.ndarray, mask: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
-    """Remove the smooth multiplicative field; keep the brain's mean, so that intensities stay comparable to the input."""
-    # N4 works on logarithms: values at and below zero (noise, ringing of a resampling) are lifted to a positive floor.
+    """Remove the smooth multiplicative field; keep the brain's mean, so that intensities stay comparable."""
+    # N4 works on logarithms: values at and below zero (noise, ringing) are lifted to a positive floor.
     floor = 1e-3 * float(brain[mask].mean())
     positive = np.maximum(brain, floor)
     # ANTs shrinks every axis by one factor: a few thick slices must not be shrunk to nothing.
-    shrink = max(1, min(round(N4_SPACING_MM / spacing_mm.min()), min(brain.shape) // 8))
+    shrink = max(1, min(round(N4_SPACING_MM / spacing_mm.min()), min(brain.shape) // 4))
     spacing = tuple(float(s) for s in spacing_mm)
     field_image = ants.n4_bias_field_correction(
         ants.from_numpy(positive, spacing=spacing),
@@ -283,47 +306,23 @@ def _correct_bias(ants: Any, brain: np.ndarray, mask: np.ndarray, spacing_mm: np
     return (corrected * (brain[mask].mean() / corrected[mask].mean())).astype(np.float32)
 
 
-def _mixture_posteriors(data: np.ndarray, mask: np.ndarray, name: str | os.PathLike) -> np.ndarray:
-    """Fit three Gaussians to the brain's histogram by expectation maximisation; return (3, w, h, d) posteriors."""
-    values = data[mask].astype(np.float64)
-    low, high = np.percentile(values, (0.1, 99.9))
-    counts, edges = np.histogram(values, bins=512, range=(low, high))
-    centres, weights = (edges[1:] + edges[:-1]) / 2.0, counts / max(counts.sum(), 1)
-    least_std = (high - low) / 200.0
-    mean = np.quantile(values, START_QUANTILES)
-    std = np.full(3, max(values.std() / 3.0, least_std))
-    share = np.full(3, 1.0 / 3.0)
-    for _ in range(200):
-        joint = _joint(centres, mean, std, share) * weights
-        share = joint.sum(axis=1) + 1e-12
-        mean = (joint @ centres) / share
-        std = np.maximum(np.sqrt((joint * (centres - mean[:, None]) ** 2).sum(axis=1) / share), least_std)
-    if not np.isfinite(mean).all():
-        raise InputError(name, found="a histogram without three tissues", expected="a T1-weighted brain", next_step="Look at the volume.")
-    order = np.argsort(mean)
-    posteriors = np.zeros((3, *data.shape), dtype=np.float32)
-    posteriors[:, mask] = _joint(np.clip(values, low, high), mean[order], std[order], share[order])
-    return posteriors
-
-
-def _joint(values: np.ndarray, mean: np.ndarray, std: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Posterior of each of the three tissues at each value, (3, n)."""
-    log = -0.5 * ((values - mean[:, None]) / std[:, None]) ** 2 + np.log(share / std)[:, None]
-    density = np.exp(log - log.max(axis=0))
-    return density / density.sum(axis=0)
-
-
-def _refine(ants: Any, data: np.ndarray, mask: np.ndarray, start: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
-    """Let Atropos add the Markov random field; return (3, w, h, d) float32 that sums to 1 in the mask, ordered by mean."""
+def _refine(
+    ants: Any, data: np.ndarray, mask: np.ndarray, start: np.ndarray, spacing_mm: np.ndarray
+) -> np.ndarray:
+    """Let Atropos add the Markov random field; (3, w, h, d), ordered by mean, sums to 1 in the mask."""
     spacing = tuple(float(s) for s in spacing_mm)
-    result = ants.atropos(
-        a=ants.from_numpy(data, spacing=spacing),
-        x=ants.from_numpy(mask.astype(np.float32), spacing=spacing),
-        i=[ants.from_numpy(tissue, spacing=spacing) for tissue in start],
-        m=f"[{MRF_WEIGHT},1x1x1]",
-        c=f"[{ATROPOS_ITERATIONS},0]",
-        priorweight=0.0,
-    )
+    with _temporary_files_removed():
+        result = ants.atropos(
+            a=ants.from_numpy(data, spacing=spacing),
+            x=ants.from_numpy(mask.astype(np.float32), spacing=spacing),
+            i=[ants.from_numpy(tissue, spacing=spacing) for tissue in start],
+            m=f"[{MRF_WEIGHT},1x1x1]",
+            c=f"[{ATROPOS_ITERATIONS},0]",
+            priorweight=0.0,
+            # Without this Atropos visits voxels in an order drawn from the clock, and maps differ in the
+            # fifth digit from run to run, whatever ANTS_RANDOM_SEED says.
+            r="0",
+        )
     maps = np.stack([tissue.numpy() for tissue in result["probabilityimages"]]).astype(np.float64)
     maps = np.clip(np.nan_to_num(maps), 0.0, 1.0) * mask
     total = maps.sum(axis=0)
@@ -334,6 +333,19 @@ def _refine(ants: Any, data: np.ndarray, mask: np.ndarray, start: np.ndarray, sp
     return maps
 
 
+@contextmanager
+def _temporary_files_removed() -> Iterator[None]:
+    """Give ANTsPy a folder of its own: it passes probability maps through files and leaves them behind."""
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="iqtflow-") as folder:
+        tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+
+
 def _means(data: np.ndarray, maps: np.ndarray) -> np.ndarray:
     """Probability-weighted mean intensity of each map."""
-    return np.array([float((data * tissue).sum(dtype=np.float64) / max(tissue.sum(dtype=np.float64), 1e-9)) for tissue in maps])
+    weights = np.maximum(maps.sum(axis=(1, 2, 3), dtype=np.float64), 1e-9)
+    return (maps * data).sum(axis=(1, 2, 3), dtype=np.float64) / weights

@@ -1,0 +1,115 @@
+"""The brain is found whether or not the skull is there, in thin and thick slices, along any axis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nilearn import datasets
+from scipy import ndimage
+
+from iqtflow.brainmask import find_brain_mask, head_mask
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
+
+
+@pytest.fixture(scope="module")
+def template() -> tuple[nib.Nifti1Image, np.ndarray]:
+    """MNI brain, 2 mm, skull-stripped, and its mask."""
+    image = datasets.load_mni152_template(resolution=2)
+    return image, datasets.load_mni152_brain_mask(resolution=2).get_fdata() > 0
+
+
+def low_field(
+    image: nib.Nifti1Image, truth: np.ndarray, *, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Thick slices along z in Gaussian noise of WM/60, as the simulator leaves them: data, affine, truth."""
+    blurred = ndimage.gaussian_filter1d(image.get_fdata(), 0.75 * k / 2.355, axis=2)
+    start, stop = k // 2, image.shape[2] // k * k
+    noise = np.random.default_rng(1).normal(0, 0.85 / 60, blurred[:, :, start:stop:k].shape)
+    affine = image.affine @ np.diag([1, 1, k, 1])
+    affine[:3, 3] += image.affine[:3, 2] * start
+    return blurred[:, :, start:stop:k] + noise, affine, truth[:, :, start:stop:k]
+
+
+def test_what_remains_of_a_stripped_volume_is_its_brain(template):
+    image, truth = template
+    found = find_brain_mask(image.get_fdata(), image.affine, skull_stripped=True)
+    assert (found.method, found.skull_stripped) == ("nonzero", True)
+    assert dice(found.mask, truth) > 0.95
+
+
+def test_skull_stripping_is_recognised_without_being_told(template):
+    image, _ = template
+    found = find_brain_mask(image.get_fdata(), image.affine)
+    assert (found.method, found.skull_stripped) == ("nonzero", True)
+
+
+def test_a_ventricle_set_to_zero_belongs_to_the_brain(template):
+    image, truth = template
+    data = image.get_fdata().copy()
+    centre = tuple(int(c.mean()) for c in np.nonzero(truth))
+    data[tuple(slice(c - 3, c + 4) for c in centre)] = 0
+    found = find_brain_mask(data, image.affine, skull_stripped=True)
+    assert found.mask[centre]
+
+
+def test_noise_around_a_stripped_brain_is_not_brain_whichever_way_the_image_is_stored(template):
+    data, affine, truth = low_field(*template, k=4)
+    found = find_brain_mask(data, affine)
+    assert found.method == "deepbet"
+    assert dice(found.mask, truth) > 0.95
+
+    turn = np.array([[2, -1], [0, 1], [1, -1]])
+    turned = nib.Nifti1Image(data, affine).as_reoriented(turn)
+    expected = nib.Nifti1Image(found.mask.astype(np.uint8), affine).as_reoriented(turn).get_fdata() > 0
+    # Being told that the skull is gone does not make brain of the noise either.
+    there = find_brain_mask(turned.get_fdata(), turned.affine, skull_stripped=True)
+    assert there.skull_stripped
+    assert dice(there.mask, expected) > 0.999
+
+
+def test_a_bottle_gives_itself_and_a_warning():
+    x, y, _ = np.indices((64, 64, 40)) - np.array([32, 32, 20]).reshape(3, 1, 1, 1)
+    bottle = x**2 + y**2 < 25
+    with pytest.warns(RuntimeWarning, match="whole head is used"):
+        found = find_brain_mask(100.0 * bottle, np.diag([3.0, 3.0, 3.0, 1.0]), skull_stripped=False)
+    assert found.method == "head"
+    assert np.array_equal(found.mask, bottle)
+
+
+def test_an_empty_volume_is_refused():
+    with pytest.raises(ValueError, match="non-empty"):
+        find_brain_mask(np.zeros((8, 8, 8)), np.eye(4))
+
+
+def test_bright_fat_does_not_hide_the_head_from_otsu():
+    radius = np.sqrt(sum(axis**2 for axis in np.meshgrid(*[np.linspace(-1.2, 1.2, 48)] * 3, indexing="ij")))
+    head = radius < 1
+    data = np.where(head, np.where(radius > 0.93, 300.0, 100.0), 0.0)
+    data += np.random.default_rng(0).normal(0, 3, data.shape)
+    assert dice(head_mask(data), head) > 0.98
+
+
+def test_a_clinical_head_in_3_mm_slices_gives_a_brain_without_its_fat(real_data: Path):
+    image = nib.load(real_data / "mixed/sub-lfC20/anat/sub-lfC20_T1w.nii.gz")
+    data = image.get_fdata()
+    found = find_brain_mask(data, image.affine)
+    volume_ml = found.mask.sum() * np.prod(image.header.get_zooms()) / 1000
+    assert (found.method, found.skull_stripped) == ("deepbet", False)
+    assert 1000 < volume_ml < 1700
+    # Fat is the brightest of the head; of the brain, only a vessel here and there is as bright.
+    fat = data > np.percentile(data[head_mask(data)], 95)
+    assert np.mean(fat[found.mask]) < 0.01
+
+
+def test_four_slices_at_55_mt_are_masked_in_every_slice(real_data: Path):
+    image = nib.load(real_data / "mixed/sub-lfD3/anat/sub-lfD3_T1w.nii.gz")
+    found = find_brain_mask(image.get_fdata(), image.affine)
+    areas_cm2 = found.mask.sum(axis=(0, 1)) * np.prod(image.header.get_zooms()[:2]) / 100
+    assert found.method == "deepbet-slab"
+    assert np.all((areas_cm2 > 100) & (areas_cm2 < 220))
