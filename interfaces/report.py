@@ -43,7 +43,7 @@ class _ReportOutputSpec(TraitedSpec):
 
 
 class ReportSubject(SimpleInterface):
-    """Write the page of a subject from the volumes and the JSON details of its enhanced scans."""
+    """Write the page of a subject from the volumes and the JSON details of its `n_scans` enhanced scans."""
 
     input_spec = _ReportInputSpec
     output_spec = _ReportOutputSpec
@@ -51,12 +51,12 @@ class ReportSubject(SimpleInterface):
     _always_run = True
 
     def __init__(self, n_scans: int = 1, **inputs) -> None:
-        super().__init__(**inputs)
-        self._n_scans = n_scans
         names = [f"{field}{i}" for i in range(1, n_scans + 1) for field in FIELDS]
+        super().__init__(**{name: value for name, value in inputs.items() if name not in names})
         for name in names:
             self.inputs.add_trait(name, File(exists=True))
         self.inputs.trait_set(trait_change_notify=False, **dict.fromkeys(names, Undefined))
+        self.inputs.trait_set(**{name: value for name, value in inputs.items() if name in names})
 
     def _run_interface(self, runtime):
         from iqtflow.report.records import enhanced_record

@@ -187,14 +187,11 @@ def _metric_table(evaluation: Sequence[Mapping[str, Any]], metric: str) -> dict[
         [str(row["subject"]), *(f"{column[i]:.{digits}f}" for column in values)]
         for i, row in enumerate(evaluation)
     ]
-    spread = (lambda column: float(np.std(column, ddof=1))) if len(evaluation) > 1 else (lambda column: 0.0)
-    foot = [
-        ["mean", *(f"{np.mean(column):.{digits}f}" for column in values)],
-        ["SD", *(f"{spread(column):.{digits}f}" for column in values)],
-    ]
-    n, _, p = (
-        wilcoxon(columns["IQT"], columns["spline"]) if len(evaluation) > 1 else (len(evaluation), None, None)
-    )
+    foot = [["mean", *(f"{np.mean(column):.{digits}f}" for column in values)]]
+    n, p = len(evaluation), None
+    if n > 1:  # one subject has no spread and cannot be tested
+        foot.append(["SD", *(f"{np.std(column, ddof=1):.{digits}f}" for column in values)])
+        n, _, p = wilcoxon(columns["IQT"], columns["spline"])
     ensemble = ""
     if members > 1:
         means = np.mean([columns[f"net {i + 1}"] for i in range(members)], axis=1)

@@ -20,8 +20,8 @@ from iqtflow.nifti import write_atomically
 #: Stands on every page.
 NOTICE = (
     "For research only, not for diagnosis. Detail between the acquired slices is inferred from what a "
-    "network learned on other people’s brains; it was not measured in this patient, and may be missing, displaced or "
-    "invented. Check every finding on the original scan."
+    "network learned on other people’s brains; it was not measured in this patient, and may be missing, "
+    "displaced or invented. Check every finding on the original scan."
 )
 
 _TEMPLATES = Path(__file__).with_name("templates")

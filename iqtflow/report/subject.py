@@ -209,7 +209,8 @@ def _what_happened(volumes: Volumes) -> str:
     spacing = float((volumes.acquired[1][:3, axis] ** 2).sum() ** 0.5)
     across = ("left to right", "back to front", "bottom to top")[axis]
     n_before, n_after = volumes.acquired[0].shape[axis], volumes.after.shape[axis]
-    return f"{n_before} slices {spacing:.2f} mm apart ({across}) became {n_after} slices {after[axis]:.2f} mm apart."
+    old = f"{n_before} slices {spacing:.2f} mm apart ({across})"
+    return f"{old} became {n_after} slices {after[axis]:.2f} mm apart."
 
 
 def _sentence(record: Record) -> str:

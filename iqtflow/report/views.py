@@ -1,8 +1,8 @@
 """The volumes behind one page, brought to one grid and one orientation, and the cuts through them.
 
 Arrays are permuted and flipped to the nearest RAS+ orientation (`nibabel.as_closest_canonical`): the planes
-shown are the scan's own, so an oblique scan is shown without interpolation. Only a volume on another grid than the
-output is resampled.
+shown are the scan's own, so an oblique scan is shown without interpolation. Only a volume on another grid
+than the output is resampled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from scipy import ndimage
 
 from iqtflow.errors import InputError
-from iqtflow.geometry import voxel_sizes
+from iqtflow.geometry import cubic_upsample, slices_back, slices_last, thin_affine, voxel_sizes
 
 #: Which side of the patient is drawn on the left: radiological, as if seen from the feet; neurological, from
 #: above.
@@ -27,7 +27,7 @@ CONVENTIONS = ("radiological", "neurological")
 
 @dataclass(frozen=True)
 class Plane:
-    """A plane of an RAS+ array: the axis it cuts, the axes along columns and rows, names of its normal's ends."""
+    """A plane of an RAS+ array: the axis it cuts, the axes along columns and rows, letters of its ends."""
 
     name: str
     normal: int
@@ -131,15 +131,18 @@ def load_volumes(record: Mapping[str, Any]) -> Volumes:
     affine = after_image.affine
     after = _array(after_image)
     scan = _canonical(record, "input")
-    spline = _canonical(record, "spline") or scan
-    if spline is None:
+    spline = _canonical(record, "spline")
+    if spline is None and scan is None:
         raise InputError(
             record.get("input") or "the record",
             found="neither the scan nor its spline",
             expected="one of them, to compare with",
             next_step="Put the scan back where it was and write the page again.",
         )
-    before = _on_grid(spline, affine, after.shape, smooth=True)
+    if spline is not None:
+        before = _on_grid(spline, affine, after.shape, smooth=True)
+    else:
+        before = _spline_of(scan, affine, after.shape)
     mask_image, std_image, truth_image = (_canonical(record, key) for key in ("mask", "std", "truth"))
     mask = None
     if mask_image is not None:
@@ -248,6 +251,11 @@ def _on_grid(
         return data
     to_source = np.linalg.inv(image.affine) @ affine
     matrix, offset = to_source[:3, :3], to_source[:3, 3]
+    first = np.round(offset).astype(int)
+    if np.allclose(matrix, np.eye(3), atol=1e-4) and np.allclose(offset, first, atol=1e-2):
+        part = tuple(slice(f, f + n) for f, n in zip(first, shape, strict=True))
+        if all(p.start >= 0 and p.stop <= n for p, n in zip(part, image.shape, strict=True)):
+            return data[part]  # the same voxels, of which the other volume has more
     aligned = np.allclose(matrix, np.diag(np.diag(matrix)), atol=1e-4)
     if aligned and not smooth:
         for axis in range(3):
@@ -264,6 +272,18 @@ def _on_grid(
             order=3 if smooth else 1,
             mode="nearest",
         )
+
+
+def _spline_of(scan: nib.Nifti1Image, affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Interpolate a scan by the baseline's own function where the grids nest, else onto the output's."""
+    axis = int(np.argmax(voxel_sizes(scan.affine)))
+    data, last_affine = slices_last(_array(scan), scan.affine, axis)
+    k = shape[axis] // data.shape[2]
+    if k >= 1 and tuple(np.delete(shape, axis)) == data.shape[:2]:
+        before, found = slices_back(cubic_upsample(data, k), thin_affine(last_affine, k), axis)
+        if before.shape == tuple(shape) and np.allclose(found, affine, atol=1e-2):
+            return before
+    return _on_grid(scan, affine, shape, smooth=True)
 
 
 def _linear_axis(data: np.ndarray, axis: int, where: np.ndarray) -> np.ndarray:

@@ -1,0 +1,312 @@
+"""The page of a subject: what it shows, that it shows it truthfully, that it needs nothing but its folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+from report_phantoms import K, Page, make_record, save
+from scipy import ndimage
+
+from iqtflow.errors import InputError
+from iqtflow.geometry import thin_affine
+from iqtflow.report import write_group_page, write_index_page, write_subject_page
+from iqtflow.report.checks import measure
+from iqtflow.report.details import busiest_place
+from iqtflow.report.page import NOTICE
+from iqtflow.report.views import PLANES, Volumes, cut, load_volumes
+
+#: What a name from outside may hold at worst.
+HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/x.png onerror=alert(1)>&"
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory) -> dict:
+    return make_record(tmp_path_factory.mktemp("volumes"))
+
+
+@pytest.fixture(scope="module")
+def page(record, tmp_path_factory) -> Page:
+    return Page(write_subject_page(tmp_path_factory.mktemp("out"), "01", [record]))
+
+
+def test_every_plane_is_shown_before_and_after_with_uncertainty_and_error(page):
+    names = {path.name for path in page.image_files()}
+    for plane in PLANES:
+        for kind in ("before", "iqt", "std", "errspline", "erriqt"):
+            assert f"sub-01_ses-1_T1w_{plane}-{kind}.webp" in names
+        for kind in ("before", "iqt", "change", "std", "truth"):
+            assert f"sub-01_ses-1_T1w_detail-{plane}-{kind}.webp" in names
+
+
+def test_every_figure_on_the_page_exists_and_is_a_picture_of_something(page):
+    files = page.image_files()
+    assert len(files) > 30
+    for path in files:
+        assert path.stat().st_size > 0
+        if path.suffix == ".webp":
+            assert np.asarray(Image.open(path).convert("L")).std() > 1, f"{path.name} is blank"
+        else:
+            assert b"</svg>" in path.read_bytes()
+
+
+def test_no_figure_is_written_that_the_page_does_not_show(page):
+    written = {p for p in (page.path.parent / "sub-01" / "figures").iterdir() if p.suffix != ".json"}
+    thumbnail = {p for p in written if p.name.endswith("_thumbnail.webp")}  # shown by the index
+    assert written - thumbnail == page.image_files()
+
+
+def test_every_picture_is_described_and_every_figure_says_what_to_look_for(page):
+    assert all(len(image["alt"]) > 20 for image in page.images)
+    assert page.tags.count("figure") == page.tags.count("figcaption")
+
+
+def test_the_page_asks_the_network_for_nothing(page):
+    assert not re.search(r"""(src|srcset|data|action)\s*=\s*["']?\s*(https?:)?//""", page.source)
+    assert not re.search(r"url\(|@import|<link[^>]+stylesheet|fetch\(|XMLHttpRequest", page.source)
+    assert "default-src 'none'" in page.source
+    assert all(not link.startswith("http") for link in page.links)
+    for path in page.image_files():
+        if path.suffix == ".svg":
+            references = re.findall(r'href="([^"]*)"', path.read_text())
+            assert all(r.startswith("#") or r.startswith("http://purl.org/") for r in references)
+
+
+def test_the_page_says_what_the_pictures_are_not(page):
+    assert page.says(NOTICE)
+    assert "research only" in NOTICE and "not measured" in NOTICE
+
+
+def test_an_engineer_finds_geometry_model_device_time_and_warnings(page):
+    for words in (
+        "8.0 mm",
+        "6 mm",
+        "2 mm",
+        "from SliceThickness",
+        "third array axis (k)",
+        "aniso-k4",
+        "ab" * 32,
+    ):
+        assert page.says(words.replace("8.0", "8")), words
+    for words in (
+        "cpu",
+        "31.4 s",
+        "4.2 GB",
+        "Thickness and spacing differ.",
+        "PSNR",
+        "30.25",
+        "12 slices 8.00 mm apart",
+    ):
+        assert page.says(words), words
+
+
+def test_the_patients_right_is_on_the_left_of_a_radiological_picture(record):
+    volumes = load_volumes(record)
+    for plane in (PLANES["axial"], PLANES["coronal"]):
+        middle = volumes.after.shape[plane.normal] // 2
+        for convention, side in (("radiological", 0), ("neurological", 1)):
+            picture = cut(volumes.after, plane, middle, convention=convention)
+            column = np.unravel_index(np.argmax(picture), picture.shape)[1]
+            assert (column > picture.shape[1] / 2) == bool(side)
+            assert plane.sides(convention)[side] == "R"
+
+
+@pytest.mark.parametrize("stored", ["LAS", "PIR", "SAL", "IPL"])
+def test_the_same_head_gives_the_same_pictures_however_it_is_stored(record, tmp_path, stored):
+    turned = dict(record)
+    for key in ("input", "output", "spline", "std", "mask", "truth"):
+        image = nib.load(record[key])
+        ornt = nib.orientations.ornt_transform(
+            nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(stored)
+        )
+        turned[key] = os.fspath(tmp_path / f"{key}.nii")
+        nib.save(image.as_reoriented(ornt), turned[key])
+    expected, found = load_volumes(record), load_volumes(turned)
+    assert found.slice_axis == expected.slice_axis == 2
+    for key in ("before", "after", "std", "truth", "mask"):
+        np.testing.assert_array_equal(getattr(found, key), getattr(expected, key))
+    assert found.window == expected.window
+
+
+def test_pictures_have_the_proportions_of_the_head_in_millimetres(record):
+    from iqtflow.report.sheets import Rung, Subject, draw_sheets
+
+    volumes = load_volumes({**record, "std": None, "truth": None})
+    planes, *_ = draw_sheets(Subject(volumes, "x", "radiological", None, None), Rung(1, 400, 80), {})
+    for comparison in planes:
+        plane = PLANES[comparison.plane]
+        full_mm = np.array(volumes.after.shape) * volumes.sizes_mm
+        # The head nearly fills its field of view here, so the crop may take little away.
+        assert comparison.width / comparison.height == pytest.approx(
+            full_mm[plane.columns] / full_mm[plane.rows], rel=0.1
+        )
+
+
+def test_before_and_after_share_one_grey_scale(record, tmp_path):
+    same = {**record, "output": record["spline"], "std": None, "truth": None}
+    write_subject_page(tmp_path, "01", [same])
+    figures = tmp_path / "sub-01" / "figures"
+    for plane in PLANES:
+        before, after = (figures / f"sub-01_ses-1_T1w_{plane}-{kind}.webp" for kind in ("before", "iqt"))
+        assert before.read_bytes() == after.read_bytes()
+
+
+def test_a_scan_without_ensemble_mask_or_spline_is_shown_all_the_same(record, tmp_path):
+    bare = {key: record[key] for key in ("status", "input", "output")}
+    found = Page(write_subject_page(tmp_path, "sub-01", [bare]))
+    names = {path.name for path in found.image_files()}
+    assert "sub-01_ses-1_T1w_coronal-before.webp" in names
+    assert not any("-std" in name or "-err" in name for name in names)
+    assert found.says("since no brain mask was given") and not found.says("Uncertainty")
+
+
+def test_a_spline_made_for_the_page_lies_where_the_shipped_baseline_lies(record):
+    with_spline, without = load_volumes(record), load_volumes({**record, "spline": None})
+    np.testing.assert_allclose(without.before, with_spline.before, atol=1e-3)
+
+
+def test_the_detail_is_taken_where_the_estimate_changed_most(record):
+    volumes = load_volumes(record)
+    after = volumes.before.copy()
+    after[30:33, 20:23, 22:26] += 200
+    changed = Volumes(**{**vars(volumes), "after": after})
+    index, (rows, columns) = busiest_place(changed, PLANES["axial"], convention="radiological")
+    picture = cut(np.abs(after - volumes.before), PLANES["axial"], index, convention="radiological")
+    assert picture.max() > 0 and picture[rows, columns].sum() == picture.sum()
+
+
+def test_an_estimate_that_keeps_the_acquired_slices_agrees_with_them_fully(record):
+    volumes = load_volumes(record)
+    faithful = Volumes(**{**vars(volumes), "after": np.repeat(volumes.acquired[0], K, axis=2)})
+    foreign = Volumes(**{**vars(volumes), "after": faithful.after[:, :, ::-1]})
+    assert measure(faithful)["agreement"] == pytest.approx(1, abs=1e-6)
+    assert measure(foreign)["agreement"] < 0.98
+
+
+def test_names_and_messages_from_outside_cannot_write_into_the_page(record, tmp_path):
+    hostile = {**record, "details": {"Warnings": [HOSTILE], "Model": {"Name": HOSTILE}, HOSTILE: HOSTILE}}
+    hostile["metrics"] = {HOSTILE: {HOSTILE: 1.0}}
+    failed = {
+        "status": "failed",
+        "input": f"/data/{HOSTILE}.nii.gz",
+        "message": HOSTILE,
+        "log": f"{HOSTILE}\nend",
+    }
+    write_subject_page(tmp_path, "01", [hostile, failed])
+    write_group_page(tmp_path, {"name": HOSTILE, "notes": [HOSTILE], "card": {HOSTILE: HOSTILE}})
+    write_index_page(tmp_path, ["01"])
+    for name in ("sub-01.html", "group.html", "index.html"):
+        found = Page(tmp_path / name)
+        assert found.tags.count("script") == 1, name
+        assert all("evil" not in image["src"] for image in found.images)
+        assert "alert('x')" in found.text
+
+
+def test_a_failed_scan_shows_the_message_and_the_end_of_its_log(tmp_path):
+    log = tmp_path / "crash.txt"
+    log.write_text("\n".join(f"line {i}" for i in range(1000)) + "\nMemoryError: out of memory\n")
+    failed = {
+        "status": "failed",
+        "input": "/d/sub-01_T1w.nii.gz",
+        "message": "not enough memory",
+        "log": str(log),
+    }
+    found = Page(write_subject_page(tmp_path, "01", [failed]))
+    assert (
+        found.says("not enough memory")
+        and found.says("MemoryError: out of memory")
+        and found.says("line 999")
+    )
+    assert not found.says("line 500 ")
+    assert not found.images
+
+
+def test_a_skipped_scan_shows_its_sentence(tmp_path):
+    sentence = "already near-isotropic (slices 1 mm apart), nothing to gain; --force enhances it all the same"
+    skipped = {"status": "skipped", "input": "/d/sub-01_T1w.nii.gz", "message": sentence}
+    assert Page(write_subject_page(tmp_path, "01", [skipped])).says(sentence)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "gone"])
+def test_a_volume_that_cannot_be_read_is_said_on_the_page_and_does_not_fail_it(record, tmp_path, damage):
+    broken = tmp_path / "broken.nii.gz"
+    if damage == "truncated":
+        broken.write_bytes(Path(record["output"]).read_bytes()[:2000])
+    found = Page(write_subject_page(tmp_path / "out", "01", [{**record, "output": str(broken)}]))
+    assert found.says("No pictures.") and not found.images
+
+
+def test_a_label_or_status_or_convention_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(InputError, match="letters and digits"):
+        write_subject_page(tmp_path, "../../etc", [])
+    with pytest.raises(InputError, match="enhanced, skipped, failed"):
+        write_subject_page(tmp_path, "01", [{"status": "done"}])
+    with pytest.raises(InputError, match="radiological or neurological"):
+        write_subject_page(tmp_path, "01", [], convention="japanese")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_same_scan_gives_the_same_bytes(record, page, tmp_path):
+    again = write_subject_page(tmp_path, "01", [record])
+    assert again.read_bytes() == page.path.read_bytes()
+    for path in page.image_files():
+        assert (tmp_path / "sub-01" / "figures" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("max_bytes", [700_000, 900_000])
+def test_a_page_stays_below_its_size_even_for_pure_noise(record, tmp_path, max_bytes):
+    noise = dict(record)
+    for i, key in enumerate(("output", "spline", "std", "truth")):
+        image = nib.load(record[key])
+        noise[key] = save(
+            tmp_path / f"{key}.nii", np.random.default_rng(i).random(image.shape) * 300, image.affine
+        )
+    write_subject_page(tmp_path / "out", "01", [noise], max_bytes=max_bytes)
+    assert sum(p.stat().st_size for p in (tmp_path / "out").rglob("*") if p.is_file()) <= max_bytes
+
+
+def test_a_page_that_is_current_is_not_drawn_again_and_one_that_lost_a_figure_is(record, tmp_path):
+    small = {**record, "std": None, "truth": None}
+    first = write_subject_page(tmp_path, "01", [small]).stat().st_mtime_ns
+    figure = tmp_path / "sub-01" / "figures" / "sub-01_ses-1_T1w_axial-iqt.webp"
+    assert write_subject_page(tmp_path, "01", [small]).stat().st_mtime_ns == first
+    figure.unlink()
+    write_subject_page(tmp_path, "01", [small])
+    assert figure.exists()
+
+
+def test_figures_of_an_earlier_run_do_not_stay_behind(record, tmp_path):
+    write_subject_page(tmp_path, "01", [{**record, "truth": None}])
+    foreign = tmp_path / "sub-01" / "figures" / "somebody-elses.png"
+    foreign.touch()
+    write_subject_page(tmp_path, "01", [{"status": "skipped", "input": record["input"], "message": "why"}])
+    left = {path.name for path in foreign.parent.iterdir()}
+    assert left == {"somebody-elses.png", "sub-01_desc-report.json"}
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_a_clinical_scan_takes_less_than_15_seconds_and_6_megabytes(real_data, tmp_path):
+    scan = real_data / "mixed" / "sub-lfC01" / "anat" / "sub-lfC01_T1w.nii.gz"
+    image = nib.load(scan)
+    thick = np.asarray(image.dataobj, np.float32)
+    thin = thin_affine(image.affine, K)
+    output = save(tmp_path / "iqt.nii", np.repeat(thick, K, axis=2), thin)
+    spline = save(
+        tmp_path / "spline.nii", ndimage.gaussian_filter1d(np.repeat(thick, K, axis=2), 2, axis=2), thin
+    )
+    std = save(
+        tmp_path / "std.nii", np.random.default_rng(0).random((*thick.shape[:2], thick.shape[2] * K)), thin
+    )
+    began = time.process_time()
+    write_subject_page(tmp_path / "out", "lfC01", [
+        {"status": "enhanced", "input": str(scan), "output": output, "spline": spline, "std": std}
+    ])  # fmt: skip
+    assert time.process_time() - began < 15
+    assert sum(p.stat().st_size for p in (tmp_path / "out").rglob("*") if p.is_file()) < 6_000_000

@@ -1,0 +1,216 @@
+"""The index, the page of a training, the node, and all pages in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from report_phantoms import K, Page, make_record
+
+from iqtflow.errors import InputError
+from iqtflow.report import write_group_page, write_index_page, write_pages, write_subject_page
+from iqtflow.report.group import rank_examples
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory) -> dict:
+    return make_record(tmp_path_factory.mktemp("volumes"))
+
+
+@pytest.fixture(scope="module")
+def page(record, tmp_path_factory) -> Page:
+    return Page(write_subject_page(tmp_path_factory.mktemp("out"), "01", [record]))
+
+
+def test_the_index_lists_who_passed_who_failed_and_who_is_missing(record, tmp_path):
+    write_subject_page(tmp_path, "01", [{**record, "truth": None}])
+    write_subject_page(
+        tmp_path, "02", [{"status": "failed", "input": "/d/sub-02_T1w.nii.gz", "message": "too dark"}]
+    )
+    found = Page(write_index_page(tmp_path, ["03"]))
+    assert found.says("3 subjects. Scans: 1 enhanced, 0 skipped, 1 failed; 1 subject without a page.")
+    assert found.says("too dark")
+    assert found.text.index("sub-02") < found.text.index("sub-01"), "failures want attention first"
+    assert "sub-01.html#sub-01_ses-1_T1w" in found.links
+    assert {path.name for path in found.image_files()} == {"sub-01_ses-1_T1w_thumbnail.webp"}
+    assert all(path.exists() for path in found.image_files())
+
+
+def test_a_subject_with_one_good_and_one_bad_scan_shows_both(record, tmp_path):
+    anat = tmp_path / "sub-01" / "anat"
+    anat.mkdir(parents=True)
+    for key, name in (("output", "sub-01_desc-iqt_T1w"), ("std", "sub-01_desc-iqtstd_T1w")):
+        shutil.copy(record[key], anat / f"{name}.nii.gz")
+    (anat / "sub-01_desc-iqt_T1w.json").write_text(
+        json.dumps({"Device": "cpu", "Model": {"Name": "from-sidecar"}})
+    )
+    output = str(anat / "sub-01_desc-iqt_T1w.nii.gz")
+    good = {"subject": "01", "status": "enhanced", "input": record["input"], "output": output}
+    bad = {
+        "subject": "01",
+        "status": "failed",
+        "input": "/d/sub-01_run-2_T1w.nii.gz",
+        "message": "4 dimensions",
+    }
+    write_pages(tmp_path, [good, bad])
+    found = Page(tmp_path / "sub-01.html")
+    assert found.says("4 dimensions") and found.says("from-sidecar") and found.says("Uncertainty")
+    assert Page(tmp_path / "index.html").says("1 enhanced, 0 skipped, 1 failed")
+
+
+EVALUATION = [
+    {
+        "subject": f"E{i}",
+        "spline": {"psnr": 22.0 + i, "mssim": 0.7 + 0.01 * i},
+        "members": [{"psnr": 25.0 + i, "mssim": 0.8}, {"psnr": 25.5 + i, "mssim": 0.81}],
+        "mean": {"psnr": 26.0 + 1.5 * i, "mssim": 0.85 + 0.01 * i},
+    }
+    for i in range(6)
+]
+
+
+@pytest.fixture(scope="module")
+def group_page(record, tmp_path_factory) -> Page:
+    out = tmp_path_factory.mktemp("group")
+    curves = out / "curves.csv"
+    rows = [f"{100 * i},{1 / (i + 1)},{'' if i % 2 else 1.1 / (i + 1)},1" for i in range(20)]
+    curves.write_text("\n".join(["step,train_loss,val_loss,seconds", *rows]) + "\n")
+    example = {
+        "truth": record["truth"],
+        "spline": record["spline"],
+        "iqt": record["output"],
+        "input": record["input"],
+        "mask": record["mask"],
+    }
+    summary = {
+        "name": "aniso-k4",
+        "k": K,
+        "curves": {"network 1": curves, "network 2": curves},
+        "evaluation": EVALUATION,
+        "examples": [{"subject": f"E{i}", **example} for i in range(5)],
+        "card": {"training": {"steps": 3000, "licence": "CC0"}, "network": {"name": "aniso-unet"}},
+    }
+    return Page(write_group_page(out, summary))
+
+
+def test_the_group_page_gives_every_subjects_figures_and_an_exact_test(group_page):
+    assert group_page.says("n = 6, p = 0.031"), "six subjects that all gained: 2 / 2^6"
+    assert group_page.says("IQT is better in 6 of 6")
+    assert group_page.says("E5 27.00 30.00 30.50 33.50 6.50")
+    assert group_page.says("3000") and group_page.says("CC0") and group_page.says("aniso-unet")
+    names = {path.name for path in group_page.image_files()}
+    assert {"group_curves.svg", "group_psnr.svg", "group_mssim.svg"} <= names
+    assert all(path.stat().st_size > 0 for path in group_page.image_files())
+
+
+def test_examples_are_the_largest_the_median_and_the_smallest_gain(group_page):
+    ranked = rank_examples([{"subject": f"E{i}"} for i in range(5)], EVALUATION)
+    assert [(rank, e["subject"]) for rank, _, e in ranked] == [
+        ("Largest gain", "E4"),
+        ("Median gain", "E2"),
+        ("Smallest gain", "E0"),
+    ]
+    names = {path.name for path in group_page.image_files()}
+    for name in ("largest-E4", "median-E2", "smallest-E0"):
+        assert {
+            f"group_{name}_{kind}.webp" for kind in ("truth", "spline", "iqt", "errspline", "erriqt")
+        } <= names
+
+
+def test_curves_without_validation_loss_are_refused_by_name(tmp_path):
+    (tmp_path / "c.csv").write_text("step,train_loss\n1,2\n")
+    with pytest.raises(InputError, match="no val_loss"):
+        write_group_page(tmp_path, {"name": "m", "curves": {"a": tmp_path / "c.csv"}})
+
+
+def test_one_evaluation_subject_alone_is_not_tested(tmp_path):
+    found = Page(write_group_page(tmp_path, {"name": "m", "evaluation": EVALUATION[:1]}))
+    assert found.says("One subject alone cannot be tested") and not found.says("SD")
+
+
+def test_the_node_writes_the_page_with_the_names_of_the_derivatives(record, tmp_path):
+    from iqtflow.interfaces.report import ReportSubject
+
+    details = tmp_path / "details.json"
+    details.write_text(json.dumps(record["details"]))
+    stored = tmp_path / "out" / "sub-01" / "anat" / "sub-01_desc-iqt_T1w.nii.gz"
+    node = ReportSubject(
+        n_scans=1,
+        base_directory=str(tmp_path / "out"),
+        subject="01",
+        inputs_named=[record["input"]],
+        outputs_named=[str(stored)],
+        enhanced1=record["output"],
+        spline1=record["spline"],
+        details1=str(details),
+    )
+    found = Page(Path(node.run().outputs.out_file))
+    assert found.says("sub-01/anat/sub-01_desc-iqt_T1w.nii.gz") and found.says("aniso-k4")
+    assert not found.says("Uncertainty"), "a single network has none"
+
+
+def test_writing_pages_never_loads_torch():
+    code = "import iqtflow.interfaces.report, iqtflow.report, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+QUIET = (
+    "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
+    "disable-component-update disable-sync enable-logging=stderr v=0 virtual-time-budget=20000"
+)
+#: A browser's window cannot be as narrow as a phone, but a frame can; the framed page tells its frame how it is.
+FRAME = """<iframe src="{page}" width="{width}" height="900" style="border: 0"></iframe><script>
+window.addEventListener("message", function (told) {
+  document.body.textContent = "told:" + told.data + ":end";
+});
+</script>"""
+TELL = """<script>window.addEventListener("load", function () { setTimeout(function () {
+  var root = document.documentElement;
+  parent.postMessage(JSON.stringify({width: window.innerWidth,
+    too_wide: root.scrollWidth - root.clientWidth, lost: Number(root.dataset.lostPictures), says_so: !document.getElementById("lost").hidden}), "*");
+}, 100); });</script></body>"""
+
+
+@pytest.fixture(scope="module")
+def in_browser(page, group_page, tmp_path_factory):
+    """Return a function that opens a page in a frame, and returns what it was like, and the console."""
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
+
+    def look(kind: str, width: int, *, with_figures: bool) -> tuple[dict, list[str]]:
+        found, figures = {"subject": (page, "sub-01/figures"), "group": (group_page, "figures")}[kind]
+        folder = tmp_path_factory.mktemp(kind)
+        (folder / "page.html").write_text(found.source.replace("</body>", TELL))
+        (folder / "frame.html").write_text(
+            FRAME.replace("{page}", "page.html").replace("{width}", str(width))
+        )
+        if with_figures:
+            shutil.copytree(found.path.parent / figures, folder / figures)
+        options = [f"--{option}" for option in QUIET.split()]
+        profile, window = f"--user-data-dir={folder / 'profile'}", f"--window-size={max(width, 600)},900"
+        command = [CHROMIUM, *options, profile, window, "--dump-dom", (folder / "frame.html").as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        told = re.search(r"told:(.*):end", done.stdout)
+        assert told, f"the page's script did not run: {done.stderr[-1000:]}"
+        # Refused and failed requests, errors and warnings all appear on the console.
+        return json.loads(told.group(1)), re.findall(r".*CONSOLE.*", done.stderr)
+
+    return look
+
+
+@pytest.mark.parametrize(("kind", "width"), [("subject", 390), ("subject", 1280), ("group", 390)])
+def test_in_a_browser_the_page_loads_whole_and_in_silence_and_fits_the_screen(in_browser, kind, width):
+    told, console = in_browser(kind, width, with_figures=True)
+    assert told == {"width": width, "too_wide": 0, "lost": 0, "says_so": False}
+    assert console == []
+
+
+def test_a_page_without_its_figures_says_how_many_it_lacks(in_browser, page):
+    told, _ = in_browser("subject", 1280, with_figures=False)
+    assert told["lost"] == len(page.images) and told["says_so"]
