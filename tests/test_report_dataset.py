@@ -164,7 +164,7 @@ QUIET = (
     "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
     "disable-component-update disable-sync enable-logging=stderr v=0 virtual-time-budget=20000"
 )
-#: A browser's window cannot be as narrow as a phone, but a frame can; the framed page tells its frame how it is.
+#: A window cannot be as narrow as a phone, but a frame can; the framed page tells its frame how it is.
 FRAME = """<iframe src="{page}" width="{width}" height="900" style="border: 0"></iframe><script>
 window.addEventListener("message", function (told) {
   document.body.textContent = "told:" + told.data + ":end";
@@ -173,7 +173,8 @@ window.addEventListener("message", function (told) {
 TELL = """<script>window.addEventListener("load", function () { setTimeout(function () {
   var root = document.documentElement;
   parent.postMessage(JSON.stringify({width: window.innerWidth,
-    too_wide: root.scrollWidth - root.clientWidth, lost: Number(root.dataset.lostPictures), says_so: !document.getElementById("lost").hidden}), "*");
+    too_wide: root.scrollWidth - root.clientWidth, lost: Number(root.dataset.lostPictures),
+    says_so: !document.getElementById("lost").hidden}), "*");
 }, 100); });</script></body>"""
 
 
