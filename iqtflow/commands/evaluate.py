@@ -1,0 +1,51 @@
+"""``iqtflow-evaluate``: compare estimates with the truth inside the brain: PSNR and MSSIM."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from iqtflow.errors import run_command
+
+PROG = "iqtflow-evaluate"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Command-line parser; cheap, imports nothing heavy."""
+    parser = argparse.ArgumentParser(prog=PROG, description=__doc__)
+    parser.add_argument("reference", type=Path, help="the truth; its grid may go on beyond the estimates'")
+    parser.add_argument("estimates", type=Path, nargs="+", help="estimates on the truth's grid")
+    parser.add_argument("--mask", type=Path, required=True, help="brain mask on the truth's grid")
+    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = build_parser().parse_args(argv)
+    return run_command(PROG, lambda: _evaluate(options))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from iqtflow.evaluation import evaluate_files
+    from iqtflow.nifti import write_json
+
+    scores = evaluate_files(options.reference, options.mask, {str(path): path for path in options.estimates})
+    print(score_table(scores))
+    if options.json:
+        write_json(options.json, scores)
+
+
+def score_table(scores: dict[str, dict[str, float]]) -> str:
+    """Figures of each estimate as lines of text; see `iqtflow.evaluation.COLUMNS` for their definitions."""
+    width = max(len(name) for name in scores)
+    lines = [f"{'':{width}}  PSNR (dB)   MSSIM   MSSIM, slice-wise"]
+    for name, row in scores.items():
+        lines.append(
+            f"{name:{width}}  {row['psnr']:9.2f}  {row['mssim']:6.3f}  {row['mssim_slicewise']:18.3f}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
