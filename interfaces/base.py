@@ -18,8 +18,8 @@ class ChildCommand(CommandLine):
     """A command of this package in a process of its own.
 
     torch and ANTs never enter the process that runs the graph: a child that dies (out of memory, say) is an
-    error with its last lines, while
-    a worker process that dies would leave nipype's scheduler waiting for ever.
+    error with its last lines, while a worker process that dies would leave nipype's scheduler waiting for
+    ever.
     """
 
     #: Name of the module under ``iqtflow.commands``.

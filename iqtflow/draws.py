@@ -2,10 +2,9 @@
 2.
 
 A batch is made in two halves. `DrawSampler.batch` (CPU, NumPy) chooses subject, slice axis, patch and the
-random parameters; it is a
-function of the seed and the batch's number alone, so that a resumed training sees the batches that it would
-have seen. `simulate_batch` (torch,
-on the training device) does the arithmetic of Algorithm 1 on the batch.
+random parameters; it is a function of the seed and the batch's number alone, so that a resumed training sees
+the batches that it would have seen. `simulate_batch` (torch, on the training device) does the arithmetic of
+Algorithm 1 on the batch.
 """
 
 from __future__ import annotations

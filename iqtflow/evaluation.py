@@ -118,8 +118,8 @@ def summarise(
     -------
     dict
         For each of psnr and mssim: mean and standard deviation of both methods, mean and smallest gain, the
-        number of subjects that gained, and the
-        test's n and exact p (None when there are too few subjects for a test).
+        number of subjects that gained, and the test's n and exact p (None when there are too few subjects for
+        a test).
     """
     summary: dict[str, Any] = {"n": len(records), "method": method, "baseline": baseline}
     for name in list(COLUMNS)[2:]:

@@ -1,13 +1,11 @@
 """The one geometry: which axis holds the slices, how far apart they are, and where each slice sits.
 
 Every place that relates a thick-slice grid to a thin one (simulator, cubic-spline baseline, residual
-connection of the networks,
-affine of the output) calls this file, because two conventions that differ by half a voxel cost 6 dB between
-them.
+connection of the networks, affine of the output) calls this file, because two conventions that differ by half
+a voxel cost 6 dB between them.
 
 Convention ("slab-centred"): thick slice ``i`` stands for thin slices ``k i ... k i + k - 1`` and sits at
-their centre, thin index
-``k i + (k - 1) / 2``.
+their centre, thin index ``k i + (k - 1) / 2``.
 """
 
 from __future__ import annotations
@@ -90,8 +88,8 @@ def find_slice_geometry(image: nib.Nifti1Image, sidecar: Mapping[str, Any] | Non
     """Find slice axis, spacing, thickness and gap of a scan.
 
     The axis with the largest voxel edge holds the slices. The spacing is the header's (it defines where
-    voxels are in the world);
-    the thickness is the sidecar's ``SliceThickness`` when there is one, since NIfTI does not store it.
+    voxels are in the world); the thickness is the sidecar's ``SliceThickness`` when there is one, since NIfTI
+    does not store it.
 
     Parameters
     ----------
@@ -150,8 +148,7 @@ def choose_upsampling(geometry: SliceGeometry, available_k: Sequence[int]) -> Up
     -------
     Upsampling
         The factor nearest to the scan's ratio in octaves; with an in-plane voxel size when ratio and factor
-        differ by more than
-        `IN_PLANE_TOLERANCE_OCTAVES`.
+        differ by more than `IN_PLANE_TOLERANCE_OCTAVES`.
     """
     octaves, _, k = min((abs(np.log2(geometry.ratio / k)), -k, k) for k in available_k)
     note = f"ratio {geometry.ratio:.2f}, nearest model k = {k}"
@@ -197,8 +194,7 @@ def spline_matrix(n_slices: int, k: int) -> np.ndarray:
     """Cubic B-spline interpolation from ``n_slices`` thick slices to ``k n_slices`` thin ones, as a matrix.
 
     Interpolation is linear in the data, so one matrix serves the baseline (NumPy) and the residual connection
-    (torch).
-    Beyond the outermost centres the edge value goes on.
+    (torch). Beyond the outermost centres the edge value goes on.
 
     Returns
     -------

@@ -1,12 +1,10 @@
 """One positive number per scan that brings its intensities to the networks' scale.
 
 A scan's intensities are arbitrary, and the network has to see the same numbers for the same tissue in
-training and in use. The scale is
-the 80th percentile of the brain: white matter is the brightest tissue of a T1w brain and fills about 40 % of
-it, so this is the middle of
-the white matter's own distribution. It needs no segmentation, is exactly proportional to the scan's units,
-and hardly moves when
-a brain mask takes in a little skull (a few per cent of bright fat) or dark fluid.
+training and in use. The scale is the 80th percentile of the brain: white matter is the brightest tissue of a
+T1w brain and fills about 40 % of it, so this is the middle of the white matter's own distribution. It needs
+no segmentation, is exactly proportional to the scan's units, and hardly moves when a brain mask takes in a
+little skull (a few per cent of bright fat) or dark fluid.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 training on.
 
 Patches are not copied out. Overlapping patches of the paper's grid repeat every voxel eight times or more,
-while a memory-mapped volume
-and a list of corners give the same patches from an eighth of the disk, for any slice axis and for any number
-of draws.
+while a memory-mapped volume and a list of corners give the same patches from an eighth of the disk, for any
+slice axis and for any number of draws.
 """
 
 from __future__ import annotations

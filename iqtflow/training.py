@@ -1,10 +1,8 @@
 """Training of one network (one member of an ensemble), with PyTorch Lightning's loop.
 
 A batch is a function of the seed and of its number (`iqtflow.draws`), and a checkpoint is written after each
-epoch under a temporary name and
-renamed. So a training that was killed at any instant goes on from the last finished epoch and, on a CPU, ends
-with the weights of an
-uninterrupted one.
+epoch under a temporary name and renamed. So a training that was killed at any instant goes on from the last
+finished epoch and, on a CPU, ends with the weights of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -120,8 +118,7 @@ def train_member(
         What decides the weights.
     checkpoint_dir
         Folder of the checkpoints. It must outlive an interruption. Changing `steps` or `max_epochs` between
-        runs is
-        allowed (train longer); any other change is refused.
+        runs is allowed (train longer); any other change is refused.
     device
         "cpu" or "cuda". Mixed precision (bfloat16) is used on CUDA only.
     num_threads

@@ -181,8 +181,7 @@ def choose_model_file(scan: Scan, settings: Settings) -> str | None:
     """Return the model for a scan: the one asked for, else the shipped one nearest to its slice spacing.
 
     The file is an input of the graph's node, so that the cache notices when a new version ships another
-    model. None when
-    the scan's header cannot be read: the node that checks the scan says so.
+    model. None when the scan's header cannot be read: the node that checks the scan says so.
     """
     from iqtflow.models import find_model, list_shipped
 

@@ -24,8 +24,7 @@ def register(name: str, factory: Callable[..., nn.Module]) -> None:
         The name used in settings and in model files.
     factory
         Called with keyword arguments (``k`` among them); returns a module with the attributes ``k``
-        (up-scaling factor) and
-        ``min_multiple`` (three integers that the input's sizes must be multiples of).
+        (up-scaling factor) and ``min_multiple`` (three integers that the input's sizes must be multiples of).
 
     Raises
     ------

@@ -1,8 +1,7 @@
 """Building blocks that the networks share (method: Lin et al., MLMI 2019, section 2.3 and Fig. 2).
 
 Tensors are (batch, channels, w, h, d) with the slice axis last. Batch normalisation has Keras' constants
-(epsilon 1e-3, decay 0.99), which
-the published networks were trained with.
+(epsilon 1e-3, decay 0.99), which the published networks were trained with.
 """
 
 from __future__ import annotations

@@ -16,9 +16,8 @@ class AnisoUNet(nn.Module):
     """ANISO U-Net(b) of Lin et al., MLMI 2019, Fig. 2.
 
     The encoder first pools the plane alone, log2(k) times, until features are isotropic, then all three axes;
-    every skip passes a bottleneck
-    block that up-samples the slice axis, so that the decoder works on cubes. Shapes for k = 4, f = 16 and an
-    input of 32 x 32 x 8:
+    every skip passes a bottleneck block that up-samples the slice axis, so that the decoder works on cubes.
+    Shapes for k = 4, f = 16 and an input of 32 x 32 x 8:
 
     =====  ========  ============  ===========  =================
     level  channels  encoder       pooling      skip and decoder
@@ -43,8 +42,7 @@ class AnisoUNet(nn.Module):
         b, the number of shrinking layers in each bottleneck block (2 or 3 in the paper).
     residual
         Add the cubic B-spline interpolation of the input (`iqtflow.geometry.spline_matrix`) to the output,
-        and start at it (the last
-        convolution is initialised with zeros). False is the paper's network.
+        and start at it (the last convolution is initialised with zeros). False is the paper's network.
     """
 
     def __init__(self, k: int = 4, filters: int = 16, shrink: int = 2, *, residual: bool = False) -> None:
