@@ -164,13 +164,12 @@ def _describe(record: Record, label: str, out_dir: Path, *, taken: set[str]) -> 
     for key, words in (
         ("output", "estimate (IQT)"),
         ("std", "uncertainty"),
-        ("spline", "cubic spline"),
-        ("mask", "brain mask"),
+        ("spline", "spline"),
+        ("mask", "mask"),
     ):
-        if record.get(key):
-            path = Path((record.get("names") or {}).get(key) or record[key])
-            inside = path.is_relative_to(out_dir)
-            outputs.append((words, path.relative_to(out_dir).as_posix() if inside else path.name))
+        path = Path((record.get("names") or {}).get(key) or record.get(key) or "")
+        if path.is_relative_to(out_dir):  # what lies elsewhere is a working file, which the user never sees
+            outputs.append((words, path.relative_to(out_dir).as_posix()))
     return Entry(
         anchor=anchor,
         title=title,
