@@ -33,7 +33,7 @@ def write_index_page(
     Path
         ``index.html``.
     """
-    out_dir = Path(out_dir)
+    out_dir = Path(out_dir).absolute()
     labels = sorted({*find_labels(out_dir), *(bare_label(subject) for subject in subjects)})
     rows = []
     for label in labels:
@@ -78,7 +78,7 @@ def write_pages(out_dir: str | os.PathLike, scans: Sequence[Mapping[str, Any]]) 
     Path
         ``index.html``.
     """
-    out_dir = Path(out_dir)
+    out_dir = Path(out_dir).absolute()
     subjects: dict[str, list[Mapping[str, Any]]] = {}
     for scan in scans:
         subjects.setdefault(bare_label(scan["subject"]), []).append(scan)

@@ -54,7 +54,7 @@ def write_group_page(
     InputError
         A file of curves lacks a column, or evaluation subjects differ in what was measured.
     """
-    out_dir = Path(out_dir)
+    out_dir = Path(out_dir).absolute()
     files: dict[str, bytes] = {}
 
     def add(name: str, content: bytes, alt: str) -> pictures.Picture:

@@ -107,7 +107,7 @@ def write_subject_page(
             expected=" or ".join(CONVENTIONS),
             next_step="Choose one of them.",
         )
-    out_dir = Path(out_dir)
+    out_dir = Path(out_dir).absolute()
     page, folder = out_dir / f"sub-{label}.html", summary_path(out_dir, label).parent
     mark = fingerprint(records, {"convention": convention, "max_bytes": max_bytes})
     if is_current(out_dir, label, mark):
