@@ -45,7 +45,7 @@ MRF_WEIGHT = 0.1
 #: Brain volumes (ml) outside of which a mask is wrong: a newborn's has 350 ml, the largest adults' 2000.
 BRAIN_ML = (300.0, 2300.0)
 #: GM to WM volume: 1.1 to 1.9 in healthy adults, up to 2.5 in infants; mixed voxels may be given to either.
-GM_TO_WM = (0.6, 3.5)
+GM_TO_WM = (0.9, 2.5)
 #: The least share of the brain that each of WM and GM takes.
 LEAST_SHARE = 0.12
 #: Extent below which a volume shows only part of a brain, so that its volumes mean nothing, mm.
