@@ -328,7 +328,7 @@ def _list_images(root: Path, subjects: Sequence[str], suffix: str) -> list[str]:
 
 def _as_scan(path: Path, root: Path) -> Scan:
     stem = path.name.split(".")[0]
-    entities = _entities(stem)
+    entities = read_entities(stem)
     sidecar, warnings = _inherited(path, root)
     beside = path.with_name(f"{stem}.json")
     return Scan(
@@ -344,7 +344,8 @@ def _as_scan(path: Path, root: Path) -> Scan:
     )
 
 
-def _entities(stem: str) -> dict[str, str]:
+def read_entities(stem: str) -> dict[str, str]:
+    """Return the entities of a BIDS file name (without its extension) by their short names, in its order."""
     pairs = (part.partition("-") for part in stem.split("_")[:-1])
     return {key: value for key, _, value in pairs}
 
@@ -352,7 +353,7 @@ def _entities(stem: str) -> dict[str, str]:
 def _inherited(image: Path, root: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Merge the JSON files that apply to an image, from the root down: the BIDS inheritance principle."""
     stem = image.name.split(".")[0]
-    suffix, own = stem.rpartition("_")[2], _entities(stem).items()
+    suffix, own = stem.rpartition("_")[2], read_entities(stem).items()
     merged: dict[str, Any] = {}
     warnings = []
     folders = [folder for folder in reversed(image.parents) if folder == root or root in folder.parents]
@@ -361,7 +362,7 @@ def _inherited(image: Path, root: Path) -> tuple[dict[str, Any], tuple[str, ...]
             folder.glob(f"*{suffix}.json"), key=lambda file: (file.name.count("_"), file.name)
         ):
             name = file.name.removesuffix(".json")
-            if name.rpartition("_")[2] != suffix or not _entities(name).items() <= own:
+            if name.rpartition("_")[2] != suffix or not read_entities(name).items() <= own:
                 continue
             try:
                 content = json.loads(file.read_text(encoding="utf-8-sig"))

@@ -28,6 +28,7 @@ MODES = ("enhance", "train")  #: what can be done with a data set
 LEVELS = ("participant", "group")  #: BIDS-App analysis levels
 AXES = ("x", "y", "z")  #: voxel axes of an image, first to third
 SCHEDULES = ("decay", "cosine")  #: learning rate: the paper's slow decay, or a cosine to zero
+ENGINES = ("auto", "spm", "ants", "derivatives")  #: what can make tissue maps
 LOSSES = ("mse", "l1")  #: what training minimises
 
 
@@ -96,6 +97,18 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SegmentationSettings:
+    """Tissue probability maps of WM, GM and CSF, wherever a mode needs them."""
+
+    engine: str = "auto"  #: one of :data:`ENGINES`; auto: ready-made maps, else SPM if found, else ants
+    derivatives: Path | None = None  #: root of fMRIPrep's or sMRIPrep's output with ready-made maps
+    spm_dir: Path | None = None  #: SPM compiled for GNU Octave; None looks for one
+    tpm: Path | None = None  #: SPM's tissue priors; None takes those of that SPM
+    octave: str | None = None  #: Octave program, by name or path; None looks for one
+    sampling_mm: float = 3.0  #: distance of the voxels that SPM estimates from; other distances, other maps
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """All settings of one run."""
 
@@ -103,6 +116,7 @@ class Settings:
     run: RunSettings = field(default_factory=RunSettings)
     enhance: EnhanceSettings = field(default_factory=EnhanceSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
 
 
 #: The sections of a settings file, by name.
@@ -111,6 +125,7 @@ SECTIONS: dict[str, type] = {
     "run": RunSettings,
     "enhance": EnhanceSettings,
     "train": TrainSettings,
+    "segmentation": SegmentationSettings,
 }
 
 
@@ -150,7 +165,7 @@ def read_sections(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
     Parameters
     ----------
     path
-        A TOML file with any of the tables ``[paths] [run] [enhance] [train]``.
+        A TOML file with any of the tables ``[paths] [run] [enhance] [train] [segmentation]``.
 
     Returns
     -------

@@ -8,7 +8,6 @@ doi:10.1016/j.neuroimage.2005.02.018. Nothing of SPM is part of this package; th
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -131,32 +130,6 @@ def brain_from_tissues(probability: np.ndarray) -> np.ndarray:
     # Closed with a margin around the volume: a brain that touches the border must not be eroded from there.
     closed = ndimage.binary_closing(np.pad(above, 2), iterations=2)[2:-2, 2:-2, 2:-2]
     return ndimage.binary_fill_holes(closed)
-
-
-def add_spm_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--spm-dir``, ``--tpm``, ``--octave`` and ``--sampling-distance`` to a command."""
-    group = parser.add_argument_group("SPM (only for the engine spm)")
-    group.add_argument(
-        "--spm-dir",
-        metavar="DIR",
-        help="SPM compiled for Octave (default: $SPM_HOME ... /opt/spm12, /opt/spm)",
-    )
-    group.add_argument("--tpm", metavar="FILE", help="tissue priors (default: SPM's own tpm/TPM.nii)")
-    group.add_argument(
-        "--octave", metavar="PROGRAM", help="Octave (default: $OCTAVE_EXEC, octave-cli, octave)"
-    )
-    group.add_argument(
-        "--sampling-distance",
-        metavar="MM",
-        type=float,
-        default=3.0,
-        help="distance of the voxels that SPM estimates from, in mm (default: %(default)g)",
-    )
-
-
-def find_spm_from_arguments(arguments: argparse.Namespace) -> SpmInstallation:
-    """Find SPM as the options of `add_spm_arguments` say; see `find_spm`."""
-    return find_spm(spm_dir=arguments.spm_dir, tpm=arguments.tpm, octave=arguments.octave)
 
 
 def _on_disk(image: str | os.PathLike | nib.Nifti1Image, folder: Path) -> Path:

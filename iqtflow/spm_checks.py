@@ -151,9 +151,36 @@ def measure(
         gm_ml=volumes_ml[0],
         wm_ml=volumes_ml[1],
         csf_ml=volumes_ml[2],
-        explained=_explained(maps, bias_corrected),
+        explained=explained_variance(maps, bias_corrected),
         coverage=_coverage(affine, image, tpm),
     )
+
+
+def explained_variance(maps: Sequence[np.ndarray], intensity: np.ndarray) -> float:
+    """Share of intensity variance in the brain that the tissues' mean intensities account for (R squared).
+
+    Parameters
+    ----------
+    maps : ndarrays, each of shape (w, h, D)
+        Tissue probabilities; the brain is where their sum is above one half.
+    intensity : ndarray, shape (w, h, D)
+        The image, on the same grid.
+
+    Returns
+    -------
+    float
+        At most 1; 0 when there are fewer than 100 voxels of brain.
+    """
+    brain = sum(maps) > 0.5
+    if np.count_nonzero(brain) < 100:
+        return 0.0
+    # Vessels and dura are few and far brighter than any tissue.
+    values = intensity[brain].astype(np.float64)
+    values = np.clip(values, *np.percentile(values, (0.5, 99.5)))
+    weights = np.stack([tissue[brain] for tissue in maps]).astype(np.float64)
+    means = weights @ values / np.maximum(weights.sum(axis=1), 1e-9)
+    predicted = means @ (weights / weights.sum(axis=0))
+    return float(1 - np.var(values - predicted) / max(np.var(values), 1e-12))
 
 
 def judge(figures: SpmFigures, path: str | os.PathLike) -> list[str]:
@@ -190,20 +217,6 @@ def judge(figures: SpmFigures, path: str | os.PathLike) -> list[str]:
         (figures.coverage < USUAL_COVERAGE, "part of the brain is outside the image"),
     ]
     return [f"{what}: {figures.describe()}" for strange, what in unusual if strange]
-
-
-def _explained(maps: Sequence[np.ndarray], intensity: np.ndarray) -> float:
-    """Share of intensity variance in the brain that the tissues' mean intensities account for (R squared)."""
-    brain = sum(maps) > 0.5
-    if np.count_nonzero(brain) < 100:
-        return 0.0
-    # Vessels and dura are few and far brighter than any tissue.
-    values = intensity[brain].astype(np.float64)
-    values = np.clip(values, *np.percentile(values, (0.5, 99.5)))
-    weights = np.stack([tissue[brain] for tissue in maps]).astype(np.float64)
-    means = weights @ values / np.maximum(weights.sum(axis=1), 1e-9)
-    predicted = means @ (weights / weights.sum(axis=0))
-    return float(1 - np.var(values - predicted) / max(np.var(values), 1e-12))
 
 
 def _coverage(affine: np.ndarray, image: nib.Nifti1Image, tpm: str | os.PathLike | None) -> float:

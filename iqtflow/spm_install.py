@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import hashlib
 import os
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from iqtflow.argument_types import positive
 from iqtflow.errors import UsageError
 
 #: Git's name for the TPM.nii of SPM12 ... SPM 26, so that anybody can look it up in SPM's repository.
@@ -123,6 +125,27 @@ def find_spm(
         or "none of $SPM_HOME, $SPM_PATH, $SPM_DIR, $SPMSTANDALONE_HOME, /opt/spm12, /opt/spm",
         expected="SPM12 or later, compiled for GNU Octave (make PLATFORM=octave), or standalone SPM",
         next_step="Name it with --spm-dir or $SPM_HOME, or choose --segmentation ants.",
+    )
+
+
+def add_spm_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--spm-dir``, ``--tpm``, ``--octave`` and ``--sampling-distance`` to a command."""
+    group = parser.add_argument_group("SPM (only for the engine spm)")
+    group.add_argument(
+        "--spm-dir",
+        metavar="DIR",
+        help="SPM compiled for Octave (default: $SPM_HOME ... /opt/spm12, /opt/spm)",
+    )
+    group.add_argument("--tpm", metavar="FILE", help="tissue priors (default: SPM's own tpm/TPM.nii)")
+    group.add_argument(
+        "--octave", metavar="PROGRAM", help="Octave (default: $OCTAVE_EXEC, octave-cli, octave)"
+    )
+    group.add_argument(
+        "--sampling-distance",
+        metavar="MM",
+        type=positive,
+        default=3.0,
+        help="distance of the voxels that SPM estimates from, in mm (default: %(default)g)",
     )
 
 

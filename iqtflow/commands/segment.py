@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from iqtflow.argument_types import whole_number
-from iqtflow.errors import require_parent, run_command
+from iqtflow.config import ENGINES
+from iqtflow.engines import EngineChoice, choose_engine
+from iqtflow.errors import InputError, require_parent, run_command
+from iqtflow.ready_maps import ReadyMaps, find_ready_maps
+from iqtflow.spm_install import add_spm_arguments
+
+if TYPE_CHECKING:
+    import nibabel as nib
+    import numpy as np
+
+    from iqtflow.segmentation import TissueMaps
 
 PROG = "iqtflow-segment"
 #: What the answers on the command line mean to `find_brain_mask`.
@@ -21,49 +33,97 @@ def build_parser() -> argparse.ArgumentParser:
         description="Segment a T1-weighted volume into WM, GM and CSF. Writes "
         "PREFIX_label-{WM,GM,CSF}_probseg.nii.gz, PREFIX_desc-brain_mask.nii.gz, "
         "PREFIX_desc-preproc_T1w.nii.gz and PREFIX_segmentation.json.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("image", type=Path, help="T1-weighted volume (.nii or .nii.gz)")
     parser.add_argument("--out-prefix", required=True, help="folder and beginning of the outputs' names")
     parser.add_argument(
-        "--skull-stripped", choices=list(SKULL_STRIPPED), default="auto", help="is the skull gone? auto: look"
+        "--engine",
+        choices=ENGINES,
+        default="ants",
+        help="auto: ready-made maps if given and there, else SPM if found, else ants (N4 and Atropos, which "
+        "come with this package) (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--skull-stripped",
+        choices=list(SKULL_STRIPPED),
+        default="auto",
+        help="is the skull gone? auto: look (default: %(default)s)",
     )
     parser.add_argument("--mask", type=Path, help="brain mask on the image's grid; found when not given")
-    parser.add_argument("--num-threads", type=whole_number(1), default=1, metavar="N", help="CPU threads")
-    parser.add_argument("--seed", type=whole_number(0), default=0, help="seed of the segmentation")
+    parser.add_argument(
+        "--num-threads",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help="CPU threads (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole_number(0),
+        default=0,
+        metavar="N",
+        help="seed of the segmentation (default: %(default)s)",
+    )
+    ready = parser.add_argument_group("ready-made maps (only for the engine derivatives)")
+    ready.add_argument(
+        "--derivatives", type=Path, metavar="DIR", help="fMRIPrep's or sMRIPrep's output, searched by name"
+    )
+    for tissue in ("WM", "GM", "CSF"):
+        ready.add_argument(
+            f"--{tissue.lower()}-map", type=Path, metavar="FILE", help=f"probability map of {tissue}"
+        )
+    ready.add_argument(
+        "--mask-map", type=Path, metavar="FILE", help="brain mask that comes with the three maps"
+    )
+    add_spm_arguments(parser)
+    parser.add_argument(
+        "--whole-head",
+        type=Path,
+        metavar="FILE",
+        help="the image before its skull was removed, same grid, for SPM to segment in its place (default: "
+        "the Human Connectome Project's, beside its ..._restore_brain.nii.gz)",
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = build_parser().parse_args(argv)
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    named = [options.wm_map, options.gm_map, options.csf_map]
+    if any(named) and not all(named):
+        parser.error("--wm-map, --gm-map and --csf-map belong together")
     return run_command(PROG, lambda: _segment(options))
 
 
 def _segment(options: argparse.Namespace) -> None:
-    # Known before minutes are spent: the folder can be written, the files can be read.
+    # Known before minutes are spent: the folder can be written, the files can be read, the engine is there.
     details_file = require_parent(f"{options.out_prefix}_segmentation.json")
     prefix = str(details_file).removesuffix("_segmentation.json")
+    choice = choose_engine(
+        options.engine,
+        maps=_ready_maps(options),
+        spm_dir=options.spm_dir,
+        tpm=options.tpm,
+        octave=options.octave,
+    )
 
     import nibabel as nib
     import numpy as np
 
     from iqtflow import __version__
     from iqtflow.nifti import read_volume, write_json, write_volume
-    from iqtflow.segmentation import check_plausible, segment_tissues
+    from iqtflow.segmentation import check_plausible
 
     image, data = read_volume(options.image)
     mask = None if options.mask is None else read_volume(options.mask, like=image)[1] > 0.5
     volume = nib.Nifti1Image(data, image.affine)
     volume.set_filename(os.fspath(options.image))  # what messages call it
-    maps = segment_tissues(
-        volume,
-        mask=mask,
-        skull_stripped=SKULL_STRIPPED[options.skull_stripped],
-        num_threads=options.num_threads,
-        seed=options.seed,
-    )
-    notes = check_plausible(maps, volume)
+    print(f"{PROG}: {options.image}: {choice.describe()}", flush=True)
+    engine = {"ants": _by_ants, "spm": _by_spm, "derivatives": _ready_made}[choice.engine]
+    maps = engine(choice, volume, mask, options, details_file.parent)
+    details = dict(maps.details)
+    notes = [*details.pop("remarks", []), *check_plausible(maps, volume)]
     for note in notes:
         print(f"{PROG}: note: {options.image}: {note}", flush=True)
 
@@ -77,14 +137,96 @@ def _segment(options: argparse.Namespace) -> None:
     for ending, values in outputs.items():
         write_volume(f"{prefix}_{ending}.nii.gz", values, image.affine, like=image)
     record = {
-        "Sources": [os.fspath(options.image)],
+        "Image": os.fspath(options.image),
         "Engine": maps.engine,
         "EngineVersion": maps.version,
+        "EngineChoice": choice.reason,
         "PackageVersion": __version__,
         "Warnings": notes,
-        **maps.details,
+        **details,
     }
     write_json(details_file, record)
+
+
+def _ready_maps(options: argparse.Namespace) -> ReadyMaps | None:
+    if options.wm_map is not None:
+        return ReadyMaps(options.wm_map, options.gm_map, options.csf_map, options.mask_map)
+    if options.derivatives is not None and options.engine in ("auto", "derivatives"):
+        return find_ready_maps(options.image, options.derivatives)
+    return None
+
+
+def _by_ants(
+    choice: EngineChoice, volume: nib.Nifti1Image, mask: np.ndarray | None, options: Any, _: Path
+) -> TissueMaps:
+    from iqtflow.segmentation import segment_tissues
+
+    return segment_tissues(
+        volume,
+        mask=mask,
+        skull_stripped=SKULL_STRIPPED[options.skull_stripped],
+        num_threads=options.num_threads,
+        seed=options.seed,
+    )
+
+
+def _by_spm(
+    choice: EngineChoice, volume: nib.Nifti1Image, mask: np.ndarray | None, options: Any, folder: Path
+) -> TissueMaps:
+    """Segment with SPM: the whole head where there is one, and only where the image itself has data."""
+    import numpy as np
+
+    from iqtflow.nifti import read_volume
+    from iqtflow.spm import segment_with_spm
+    from iqtflow.spm_checks import find_unstripped_sibling
+
+    head = options.whole_head or find_unstripped_sibling(os.path.realpath(options.image))
+    skull_stripped = SKULL_STRIPPED[options.skull_stripped]
+    if head is not None:
+        read_volume(head, like=volume)
+    maps = segment_with_spm(
+        options.image if head is None else head,
+        installation=choice.spm,
+        skull_stripped=skull_stripped if head is None else False,
+        sampling_mm=options.sampling_distance,
+        work_dir=folder,
+    )
+    if head is not None:
+        inside = volume.get_fdata(dtype=np.float32) != 0
+        details = {**maps.details, "skull_stripped": True, "segmented_whole_head": os.fspath(head)}
+        maps = dataclasses.replace(_within(maps, inside), details=details)
+    return maps if mask is None else _within(maps, mask)
+
+
+def _ready_made(
+    choice: EngineChoice, volume: nib.Nifti1Image, mask: np.ndarray | None, options: Any, _: Path
+) -> TissueMaps:
+    import numpy as np
+
+    from iqtflow.ready_maps import read_ready_maps
+
+    if choice.maps is None:
+        raise InputError(
+            options.image,
+            found=f"no tissue maps of it in {options.derivatives or 'no folder given'}",
+            expected="files named as the image, with label-WM, label-GM and label-CSF and the suffix probseg",
+            next_step="Run sMRIPrep or fMRIPrep on it, or choose auto: other engines then take its place.",
+        )
+    maps = read_ready_maps(
+        volume,
+        volume.get_fdata(dtype=np.float32),
+        choice.maps,
+        skull_stripped=SKULL_STRIPPED[options.skull_stripped],
+    )
+    return maps if mask is None else _within(maps, mask)
+
+
+def _within(maps: TissueMaps, region: np.ndarray) -> TissueMaps:
+    """Leave out what lies outside of a region."""
+    import numpy as np
+
+    tissues = {name: np.where(region, getattr(maps, name), np.float32(0)) for name in ("wm", "gm", "csf")}
+    return dataclasses.replace(maps, mask=maps.mask & region, **tissues)
 
 
 if __name__ == "__main__":
