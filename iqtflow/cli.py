@@ -36,7 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code; ``iqtflow --help`` lists them.
     """
     try:
-        settings, reason = settle(parse(argv))
+        options = parse(argv)
+        if options.doctor:
+            return examine(options)
+        settings, reason = settle(options)
         announce(settings, reason)
         # Only now: --help and a mistyped option should not have to wait for nipype.
         from iqtflow.workflows.base import run_workflow
@@ -93,6 +96,7 @@ def settle(options: argparse.Namespace) -> tuple[Settings, str]:
     given["run"]["omp_nthreads"] = min(given["run"]["omp_nthreads"], given["run"]["nprocs"])
     for section, key in (("enhance", "model"), ("train", "snr_prior"), ("train", "split")):
         given[section][key] = _absolute_file(given[section][key], f"--{key.replace('_', '-')}")
+    given["segmentation"] = absolute_segmentation(given["segmentation"])
     settings = Settings(**{name: section(**given[name]) for name, section in SECTIONS.items()})
     check_places(settings)
     check_inputs(settings)
@@ -101,6 +105,54 @@ def settle(options: argparse.Namespace) -> tuple[Settings, str]:
     check_writable(output_dir)
     check_writable(work_dir)
     return settings, device.reason
+
+
+def examine(options: argparse.Namespace) -> int:
+    """Check what a run with these arguments needs (``--doctor``); return 0 when it can run, 1 when not."""
+    from iqtflow.doctor import run_doctor
+
+    return run_doctor(
+        mode=options.run__mode,
+        segmentation=options.segmentation__engine,
+        device=options.run__device,
+        derivatives=options.segmentation__derivatives,
+        spm_dir=options.segmentation__spm_dir,
+        tpm=options.segmentation__tpm,
+        octave=options.segmentation__octave,
+        model=options.enhance__model,
+        output_dir=options.paths__output_dir,
+        work_dir=options.paths__work_dir,
+    )
+
+
+def needs_tissue_maps(settings: Settings) -> bool:
+    """Return whether a run segments scans."""
+    return settings.run.mode != "enhance" and "participant" in settings.run.levels
+
+
+def absolute_segmentation(given: dict[str, Any]) -> dict[str, Any]:
+    """Make the paths in these settings absolute: graphs run in other folders.
+
+    Raises
+    ------
+    UsageError
+        A file or folder is not there.
+    """
+    settled = {**given, "tpm": _absolute_file(given["tpm"], "--tpm")}
+    for key in ("derivatives", "spm_dir"):
+        if given[key] is None:
+            continue
+        settled[key] = Path(given[key]).absolute()
+        if not settled[key].is_dir():
+            raise UsageError(
+                f"--{key.replace('_', '-')}",
+                found=f"no folder {given[key]}",
+                expected="a folder",
+                next_step="Check the path (in a container: check what is mounted where).",
+            )
+    if given["octave"] and os.sep in given["octave"]:
+        settled["octave"] = os.path.abspath(given["octave"])
+    return settled
 
 
 def default_work_dir(bids_dir: Path, output_dir: Path) -> Path:
@@ -159,12 +211,17 @@ def check_inputs(settings: Settings) -> None:
             expected="a JSON file with the participants to train, validate and evaluate on",
             next_step='Write one, such as {"train": ["01"], "validation": ["02"], "evaluation": ["03"]}.',
         )
-    find_scans(
+    scans = find_scans(
         settings.paths.bids_dir,
         subjects=run.participant_labels,
         sessions=run.session_labels,
         suffix=settings.enhance.contrast if run.mode == "enhance" else "T1w",
     )
+    if needs_tissue_maps(settings):
+        from iqtflow.engines import check_engine
+
+        engine = check_engine([scan.path for scan in scans], settings.segmentation)
+        print(f"iqtflow: tissue maps: {engine}", flush=True)
 
 
 def check_writable(folder: Path) -> None:

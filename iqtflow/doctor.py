@@ -63,6 +63,7 @@ def run_doctor(
     mode: str = "enhance",
     segmentation: str = "auto",
     device: str = "auto",
+    derivatives: str | os.PathLike | None = None,
     spm_dir: str | os.PathLike | None = None,
     tpm: str | os.PathLike | None = None,
     octave: str | os.PathLike | None = None,
@@ -81,10 +82,12 @@ def run_doctor(
         ``"auto"``, ``"spm"``, ``"ants"`` or ``"derivatives"``.
     device
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    derivatives
+        Folder with ready-made tissue maps.
     spm_dir, tpm, octave
         As for `iqtflow.spm_install.find_spm`.
     model
-        Model file of the user; the shipped models are checked in any case.
+        Model file of the user, or the name of one that ships; the shipped models are checked in any case.
     output_dir, work_dir
         Folders that will be written to; they need not exist yet.
     stream
@@ -98,6 +101,7 @@ def run_doctor(
     stream = stream or sys.stdout
     checks = [
         *_check_packages(mode, segmentation),
+        *_check_derivatives(segmentation, derivatives),
         *check_spm(
             required=segmentation == "spm", segmentation=segmentation, spm_dir=spm_dir, tpm=tpm, octave=octave
         ),
@@ -238,6 +242,18 @@ def check_models(*, required: bool, folder: str | os.PathLike | None = None) -> 
         yield Check("Models", bad, f"none listed in {folder / 'index.json'}", again)
 
 
+def _check_derivatives(segmentation: str, folder: str | os.PathLike | None) -> Iterator[Check]:
+    if folder is not None:
+        n_maps = sum(1 for _ in Path(folder).glob("sub-*/**/anat/*_label-GM_probseg.nii*"))
+        if n_maps:
+            yield Check("Maps", OK, f"{n_maps} grey-matter maps in {folder}")
+        else:
+            bad = FAULT if segmentation == "derivatives" else NOTE
+            yield Check("Maps", bad, f"no *_label-GM_probseg.nii.gz in {folder}", "Correct --derivatives.")
+    elif segmentation == "derivatives":
+        yield Check("Maps", FAULT, "no folder named", "Name it with --derivatives.")
+
+
 def _check_packages(mode: str, segmentation: str) -> Iterator[Check]:
     needed = [*PACKAGES[mode], *(["ants"] if mode != "enhance" and segmentation in ("auto", "ants") else [])]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
@@ -306,6 +322,10 @@ def _driver() -> str:
 
 
 def _check_model_file(model: str | os.PathLike) -> Check:
+    from iqtflow.models import list_shipped
+
+    if os.fspath(model) in [info.name for info in list_shipped()]:
+        return Check("Model", OK, f"{model}, which ships")
     if Path(model).is_file():
         return Check("Model", OK, f"{model}: SHA-256 {_sha256(Path(model))[:12]}")
     return Check("Model", FAULT, f"{model}: no such file", "Correct --model.")

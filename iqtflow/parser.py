@@ -11,6 +11,7 @@ from typing import Any
 import iqtflow
 from iqtflow.argument_types import axes, bids_label, draws, fraction, not_negative, positive, whole_number
 from iqtflow.config import (
+    ENGINES,
     LEVELS,
     LOSSES,
     MODES,
@@ -18,63 +19,45 @@ from iqtflow.config import (
     SECTIONS,
     EnhanceSettings,
     RunSettings,
+    SegmentationSettings,
     TrainSettings,
     default_of,
     read_sections,
 )
+from iqtflow.parser_parts import DESCRIPTION, EPILOG, Formatter, ListModels, flag, option
 from iqtflow.resources import DEVICES, available_cpus, available_memory_gb
 
-DESCRIPTION = """\
-Image quality transfer for low-field, thick-slice MRI of the brain (Lin et al. 2019, arXiv:1909.06763).
-
-  enhance (the default): estimate an isotropic, high-field-like image from each thick-slice T1w scan
-  train, participant:    simulate low-field scans from high-field ones, and cut patches from both
-  train, group:          train and evaluate a network on the patches of all participants
-
-For research only. The output is an estimate: details may be missing from it, or be made up by it.
-"""
-
-EPILOG = """\
-exit codes:
-  0    every scan was processed, or skipped for a stated reason
-  1    at least one subject failed; the others are complete
-  2    the command line, or the data set as a whole, cannot be worked with
-  70   a defect of this program
-  73   the output cannot be written
-  130  interrupted
-
-examples:
-  iqtflow /data/bids /data/derivatives/iqtflow participant
-  iqtflow /data/bids /out participant --participant-label 01 02 --device cuda
-  iqtflow /data/highfield /out participant group --mode train --split split.json
-"""
-
-#: Options of a mode: given without it, they are a mistake.
-MODE_OPTIONS = {"enhance": "enhance", "train": "train"}
+#: Modes in which the options of a section have a meaning: given in another mode, they are a mistake.
+SECTION_MODES = {"enhance": ("enhance",), "train": ("train",), "segmentation": ("train",)}
 
 
-def build_parser(defaults: dict[str, dict[str, Any]] | None = None) -> argparse.ArgumentParser:
+def build_parser(
+    defaults: dict[str, dict[str, Any]] | None = None, *, folders_needed: bool = True
+) -> argparse.ArgumentParser:
     """Build the parser. The value of `key` in section `s` of the settings is its attribute ``s__key``.
 
     Parameters
     ----------
     defaults
         Values by section and key that replace the defaults, for instance from a settings file.
+    folders_needed
+        Whether the data set, the output and the level have to be given; ``--doctor`` does without.
     """
     parser = argparse.ArgumentParser(
         prog="iqtflow",
         usage="iqtflow bids_dir output_dir {participant,group} [...] [--mode {enhance,train}] [options]",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=_Formatter,
+        formatter_class=Formatter,
         allow_abbrev=False,  # or a script's --model would turn into another option when one is added
         argument_default=argparse.SUPPRESS,
     )
     parser.set_defaults(**_defaults(defaults or {}))
-    _add_positionals(parser)
+    _add_positionals(parser, needed=folders_needed)
     _add_general(parser)
     _add_selection(parser)
     _add_enhance(parser)
+    _add_segmentation(parser)
     _add_train(parser)
     _add_resources(parser)
     return parser
@@ -92,25 +75,28 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config-file", type=Path)
-    file = early.parse_known_args(argv)[0].config_file
-    defaults = read_sections(file) if file else {}
-    parser = build_parser(defaults)
+    early.add_argument("--doctor", action="store_true")
+    known = early.parse_known_args(argv)[0]
+    defaults = read_sections(known.config_file) if known.config_file else {}
+    parser = build_parser(defaults, folders_needed=not known.doctor)
     options = parser.parse_args(argv)
     _refuse_options_of_other_modes(parser, options, build_parser(defaults))
     return options
 
 
-def _add_positionals(parser: argparse.ArgumentParser) -> None:
+def _add_positionals(parser: argparse.ArgumentParser, *, needed: bool) -> None:
+    one: dict[str, Any] = {"type": Path, **({} if needed else {"nargs": "?", "default": None})}
+    level: dict[str, Any] = {"nargs": "+"} if needed else {"nargs": "*", "default": None}
     parser.add_argument(
-        "paths__bids_dir", metavar="bids_dir", type=Path, help="root of the BIDS data set; only read"
+        "paths__bids_dir", metavar="bids_dir", help="root of the BIDS data set; only read", **one
     )
-    parser.add_argument("paths__output_dir", metavar="output_dir", type=Path, help="root of the derivatives")
+    parser.add_argument("paths__output_dir", metavar="output_dir", help="root of the derivatives", **one)
     parser.add_argument(
         "run__levels",
         metavar="analysis_level",
-        nargs="+",
         choices=LEVELS,
         help="participant, group, or both, one after the other",
+        **level,
     )
 
 
@@ -118,9 +104,15 @@ def _add_general(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what to do")
     group.add_argument("--version", action="version", version=f"iqtflow {iqtflow.__version__}")
     group.add_argument(
-        "--list-models", action=_ListModels, nargs=0, help="list the models that ship, and exit"
+        "--list-models", action=ListModels, nargs=0, help="list the models that ship, and exit"
     )
-    _option(group, RunSettings, "mode", "--mode", choices=MODES, help="enhance scans, or train a network")
+    group.add_argument(
+        "--doctor",
+        action="store_true",
+        default=False,
+        help="check what a run with these arguments needs, and exit; needs no folders (default: %(default)s)",
+    )
+    option(group, RunSettings, "mode", "--mode", choices=MODES, help="enhance scans, or train a network")
     group.add_argument(
         "--config-file",
         metavar="FILE",
@@ -128,15 +120,15 @@ def _add_general(parser: argparse.ArgumentParser) -> None:
         help="settings in TOML, over which the command line's go; every run leaves a settings.toml in its"
         " work directory (default: none)",
     )
-    _flag(group, RunSettings, "force", "--force", help="enhance scans that are near-isotropic already, too")
-    _flag(
+    flag(group, RunSettings, "force", "--force", help="enhance scans that are near-isotropic already, too")
+    flag(
         group,
         RunSettings,
         "stop_on_first_crash",
         "--stop-on-first-crash",
         help="stop all when one subject fails",
     )
-    _option(
+    option(
         group,
         RunSettings,
         "seed",
@@ -172,7 +164,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 
 def _add_enhance(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("enhance")
-    _option(
+    option(
         group,
         EnhanceSettings,
         "model",
@@ -183,13 +175,49 @@ def _add_enhance(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_segmentation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("tissue maps")
+
+    def add(key: str, *flags: str, **settings: Any) -> None:
+        option(group, SegmentationSettings, key, *flags, **settings)
+
+    add(
+        *("engine", "--segmentation"),
+        choices=ENGINES,
+        help="auto: ready-made maps where they are, else SPM if found, else ants, which comes with iqtflow",
+    )
+    add(
+        *("derivatives", "--derivatives"),
+        type=Path,
+        metavar="DIR",
+        help="ready-made maps: output of fMRIPrep or sMRIPrep",
+        shown="none",
+    )
+    add(
+        "spm_dir",
+        "--spm-dir",
+        type=Path,
+        metavar="DIR",
+        help="SPM for Octave",
+        shown="$SPM_HOME ... /opt/spm",
+    )
+    add("tpm", "--tpm", type=Path, metavar="FILE", help="tissue priors for SPM", shown="its own")
+    add("octave", "--octave", metavar="PROGRAM", help="GNU Octave", shown="$OCTAVE_EXEC, octave-cli, octave")
+    add(
+        *("sampling_mm", "--sampling-distance"),
+        type=positive,
+        metavar="MM",
+        help="distance of the voxels that SPM estimates from, in mm",
+    )
+
+
 def _add_train(parser: argparse.ArgumentParser) -> None:
     simulation = parser.add_argument_group("train: simulated low field")
     network = parser.add_argument_group("train: network")
     loop = parser.add_argument_group("train: optimisation")
 
     def add(group: Any, key: str, *flags: str, **settings: Any) -> None:
-        _option(group, TrainSettings, key, *flags, **settings)
+        option(group, TrainSettings, key, *flags, **settings)
 
     add(
         simulation,
@@ -241,9 +269,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         metavar="fresh|N",
         help="simulated scans per subject, or anew for every batch",
     )
-    _flag(
-        simulation, TrainSettings, "mirror", "--mirror", help="mirror patches, and swap their in-plane axes"
-    )
+    flag(simulation, TrainSettings, "mirror", "--mirror", help="mirror patches, and swap their in-plane axes")
 
     count = {"type": whole_number(1), "metavar": "N"}
     add(network, "network", "--network", metavar="NAME", help="name in the registry of networks")
@@ -251,7 +277,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         network, "filters", "--filters", type=whole_number(2), metavar="N", help="channels at the first level"
     )
     add(network, "shrink", "--shrink", **count, help="shrinking layers of each bottleneck block")
-    _flag(network, TrainSettings, "residual", "--residual", help="learn what to add to the cubic spline")
+    flag(network, TrainSettings, "residual", "--residual", help="learn what to add to the cubic spline")
     add(network, "ensemble", "--ensemble", **count, help="networks, from different seeds")
     add(network, "model_name", "--model-name", metavar="NAME", help="of the model written", shown="by factor")
 
@@ -304,12 +330,12 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         " (default: OUTPUT_DIR-work, beside the output or the data set that holds it)",
     )
     count = {"type": whole_number(1), "metavar": "N"}
-    _option(group, RunSettings, "nprocs", "--nprocs", **count, help="processors to use")
-    _option(
+    option(group, RunSettings, "nprocs", "--nprocs", **count, help="processors to use")
+    option(
         group, RunSettings, "omp_nthreads", "--omp-nthreads", **count, help="processors that one task may use"
     )
-    _option(group, RunSettings, "mem_gb", "--mem-gb", type=positive, metavar="GB", help="memory to use")
-    _option(
+    option(group, RunSettings, "mem_gb", "--mem-gb", type=positive, metavar="GB", help="memory to use")
+    option(
         group,
         *(RunSettings, "device", "--device"),
         choices=DEVICES,
@@ -328,7 +354,7 @@ def _defaults(given: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "verbose": 0,
     }
     values: dict[str, Any] = {"paths__work_dir": None, "config_file": None}
-    for name in ("run", "enhance", "train"):
+    for name in ("run", "enhance", "train", "segmentation"):
         for item in dataclasses.fields(SECTIONS[name]):
             values[f"{name}__{item.name}"] = default_of(SECTIONS[name], item.name)
     values.update({f"run__{key}": value for key, value in machine.items()})
@@ -337,59 +363,16 @@ def _defaults(given: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _section_name(section: type) -> str:
-    return next(name for name, known in SECTIONS.items() if known is section)
-
-
-def _option(
-    group: Any, section: type, key: str, *flags: str, help: str, shown: str = "%(default)s", **more: Any
-) -> None:
-    group.add_argument(
-        *flags, dest=f"{_section_name(section)}__{key}", help=f"{help} (default: {shown})", **more
-    )
-
-
-def _flag(group: Any, section: type, key: str, flag: str, *, help: str) -> None:
-    action = group.add_argument(
-        flag, dest=f"{_section_name(section)}__{key}", action=argparse.BooleanOptionalAction
-    )
-    action.help = f"{help} (default: %(default)s)"  # later: up to Python 3.12 the action adds this by itself
-
-
 def _refuse_options_of_other_modes(
     parser: argparse.ArgumentParser, options: argparse.Namespace, untouched: argparse.ArgumentParser
 ) -> None:
-    for mode, section in MODE_OPTIONS.items():
-        if mode == options.run__mode:
+    for section, modes in SECTION_MODES.items():
+        if options.run__mode in modes:
             continue
         for action in parser._actions:
             given = getattr(options, action.dest, None)
             if action.dest.startswith(f"{section}__") and given != untouched.get_default(action.dest):
                 parser.error(
-                    f"{action.option_strings[-1]} is for --mode {mode}; the mode is {options.run__mode}"
+                    f"{action.option_strings[-1]} is for --mode {' or '.join(modes)}; "
+                    f"the mode is {options.run__mode}"
                 )
-
-
-class _ListModels(argparse.Action):
-    """Print the models that ship, and exit."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from iqtflow.models import list_shipped
-
-        for model in list_shipped():
-            print(f"{Path(model.file).stem}\tk = {model.k}\t{model.contrast}")
-        parser.exit()
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Show values as they are typed, not as Python writes them."""
-
-    def _expand_help(self, action: argparse.Action) -> str:
-        default = action.default
-        if isinstance(default, bool):
-            shown = "yes" if default else "no"
-        elif isinstance(default, tuple):
-            shown = (" " if action.nargs else ",").join(f"{item}" for item in default)
-        else:
-            shown = default
-        return (self._get_help_string(action) or "") % {"default": shown, "prog": self._prog}

@@ -12,6 +12,7 @@ from nipype.pipeline.engine import Workflow
 
 from iqtflow.bids import Scan, derivative_name
 from iqtflow.config import Settings
+from iqtflow.engines import engine_for
 from iqtflow.errors import UsageError
 from iqtflow.geometry import choose_upsampling, find_slice_geometry
 
@@ -130,6 +131,9 @@ def init_prepare_participants_wf(scans: Sequence[Scan], settings: Settings, *, n
             snr_prior=os.fspath(train.snr_prior) if train.snr_prior else "ibadan-0.36T",
             seed=run.seed,
             omp_nthreads=run.omp_nthreads,
+            engine=engine_for(scan.path, settings.segmentation),
+            sampling_mm=settings.segmentation.sampling_mm,
+            derivatives_dir=settings.segmentation.derivatives,
         )
         prepare.inputs.inputnode.in_file = os.fspath(scan.path)
         prepare.inputs.inputnode.sidecar = dict(scan.sidecar)

@@ -5,10 +5,12 @@ scans, patch library.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from nipype.pipeline.engine import Workflow
 
-SEGMENT_MEM_GB = 3.0
+from iqtflow.engines import EngineChoice
+
 SIMULATE_MEM_GB = 1.5
 
 
@@ -22,6 +24,9 @@ def init_prepare_wf(
     snr_prior: str = "ibadan-0.36T",
     seed: int = 0,
     omp_nthreads: int = 1,
+    engine: EngineChoice | None = None,
+    sampling_mm: float = 3.0,
+    derivatives_dir: Path | None = None,
 ) -> Workflow:
     """Build the graph that prepares one high-field scan for training.
 
@@ -47,6 +52,8 @@ def init_prepare_wf(
         Draw i has the seed ``1000 seed + i``.
     omp_nthreads
         Threads of the segmentation.
+    engine, sampling_mm, derivatives_dir
+        What makes the tissue maps, as for `iqtflow.workflows.segment.init_segment_node`.
 
     Inputs
     ------
@@ -66,8 +73,8 @@ def init_prepare_wf(
     """
     from iqtflow.interfaces.conform import ConformScan
     from iqtflow.interfaces.patches import ExtractPatches
-    from iqtflow.interfaces.segmentation import SegmentTissues
     from iqtflow.interfaces.simulate import SimulateLowField
+    from iqtflow.workflows.segment import init_segment_node
     from nipype.interfaces.utility import IdentityInterface
     from nipype.pipeline.engine import Node
 
@@ -87,11 +94,12 @@ def init_prepare_wf(
     ]
     outputnode = Node(IdentityInterface(fields), name="outputnode")
     conform = Node(ConformScan(), name="conform", mem_gb=0.5)
-    segment = Node(
-        SegmentTissues(seed=seed, num_threads=omp_nthreads),
-        name="segment",
-        mem_gb=SEGMENT_MEM_GB,
-        n_procs=omp_nthreads,
+    segment = init_segment_node(
+        engine,
+        sampling_mm=sampling_mm,
+        derivatives_dir=derivatives_dir,
+        seed=seed,
+        omp_nthreads=omp_nthreads,
     )
     extract = Node(
         ExtractPatches(
