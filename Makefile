@@ -1,5 +1,5 @@
 # make demo   enhance a small simulated scan, from nothing to a page to look at
-# make test   all tests (PYTEST_ARGS="-m 'not slow'" for the quick ones)
+# make test   all tests, two files at a time (PYTEST_ARGS="-m 'not slow'" for the quick ones, one at a time)
 # make lint   style
 # Each makes its own virtual environment on first use.
 
@@ -8,7 +8,7 @@ VENV   ?= .venv
 # First and alone, so that a build chosen by pip's own configuration (CPU only, another CUDA) stays: the constraint
 # below accepts any build of this version.
 TORCH  ?= torch==2.13.0
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 PIP      = $(VENV)/bin/python -m pip
 RECIPES  = setup.cfg pyproject.toml constraints.txt iqtflow/__init__.py
