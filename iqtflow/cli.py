@@ -199,7 +199,7 @@ def check_inputs(settings: Settings) -> None:
     Raises
     ------
     UsageError
-        No scan, an unknown subject or session, or training without a split.
+        No scan, an unknown subject or session, training without a split, or nothing to make tissue maps with.
     """
     run, train = settings.run, settings.train
     if train.split is not None:
@@ -220,8 +220,7 @@ def check_inputs(settings: Settings) -> None:
     if needs_tissue_maps(settings):
         from iqtflow.engines import check_engine
 
-        engine = check_engine([scan.path for scan in scans], settings.segmentation)
-        print(f"iqtflow: tissue maps: {engine}", flush=True)
+        check_engine([scan.path for scan in scans], settings.segmentation)
 
 
 def check_writable(folder: Path) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import make_affine, write_scan
+from phantoms import make_brain
 
 from iqtflow.geometry import cubic_upsample, slices_last, thin_affine
-from tests.conftest import make_affine, write_scan
-from tests.phantoms import make_brain
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -255,6 +255,8 @@ def test_from_high_field_scans_to_a_model_that_enhances(tmp_path):
         "tiny",
         "--ensemble",
         "2",
+        "--segmentation",
+        "ants",
     )
     assert run.returncode == 0, run.stdout + run.stderr
     for name in (

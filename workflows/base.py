@@ -12,6 +12,7 @@ from iqtflow.workflows.run import Failure, configure_engine, run_graph
 import iqtflow
 from iqtflow.bids import Scan, derivative_name, find_scans, write_dataset_description
 from iqtflow.config import Settings, write_settings
+from iqtflow.engines import check_engine
 from iqtflow.errors import EXIT_OK, EXIT_SUBJECT_FAILED
 from iqtflow.geometry import find_slice_geometry
 
@@ -71,6 +72,9 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
     chosen, skipped = _choose(scans, settings)
     for scan, why in skipped:
         print(f"{scan.path}: skipped: {why}", flush=True)
+    if chosen and not enhancing:
+        engine = check_engine([scan.path for scan in chosen], settings.segmentation)
+        print(f"iqtflow: tissue maps: {engine}", flush=True)
     failures: list[Failure] = []
     if chosen:
         build = init_enhance_participants_wf if enhancing else init_prepare_participants_wf
