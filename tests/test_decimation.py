@@ -8,6 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from conftest import make_affine
+from phantoms import make_brain
 from scipy import ndimage
 
 from iqtflow.commands.simulate import main as simulate
@@ -16,8 +18,6 @@ from iqtflow.errors import InputError
 from iqtflow.geometry import thick_affine
 from iqtflow.slice_profile import decimation_matrix
 from iqtflow.snr import PUBLISHED, SNRPrior, read_prior, tissue_mean
-from tests.conftest import make_affine
-from tests.phantoms import make_brain
 
 
 def thick_maps(brain, k=4, thickness=3.0):

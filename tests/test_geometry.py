@@ -5,6 +5,7 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import make_affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -23,7 +24,6 @@ from iqtflow.geometry import (
     thin_affine,
     voxel_sizes,
 )
-from tests.conftest import make_affine
 
 
 def image_of(shape, affine):

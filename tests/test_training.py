@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from phantoms import make_brain
 
 from iqtflow.commands.train import main as train
 from iqtflow.draws import Degradation, DrawSampler, simulate_batch
@@ -21,7 +22,6 @@ from iqtflow.normalisation import intensity_scale
 from iqtflow.patches import PATCH, GridSettings, foreground_corners, read_library, write_library
 from iqtflow.snr import PUBLISHED
 from iqtflow.training import TrainingPlan, train_member
-from tests.phantoms import make_brain
 
 TINY = {"k": 4, "filters": 2, "shrink": 2, "residual": True}
 
