@@ -86,7 +86,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _add_positionals(parser: argparse.ArgumentParser, *, needed: bool) -> None:
     one: dict[str, Any] = {"type": Path, **({} if needed else {"nargs": "?", "default": None})}
-    level: dict[str, Any] = {"nargs": "+"} if needed else {"nargs": "*", "default": None}
+    # With choices an empty list would be refused, up to Python 3.11.
+    level: dict[str, Any] = {"nargs": "+", "choices": LEVELS} if needed else {"nargs": "*", "default": None}
     parser.add_argument(
         "paths__bids_dir", metavar="bids_dir", help="root of the BIDS data set; only read", **one
     )
@@ -94,7 +95,6 @@ def _add_positionals(parser: argparse.ArgumentParser, *, needed: bool) -> None:
     parser.add_argument(
         "run__levels",
         metavar="analysis_level",
-        choices=LEVELS,
         help="participant, group, or both, one after the other",
         **level,
     )
