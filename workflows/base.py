@@ -70,6 +70,9 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
         suffix=settings.enhance.contrast if enhancing else "T1w",
     )
     chosen, skipped = _choose(scans, settings)
+    for scan in scans:
+        for warning in scan.warnings:
+            print(f"{scan.path}: note: {warning}", flush=True)
     for scan, why in skipped:
         print(f"{scan.path}: skipped: {why}", flush=True)
     if chosen and not enhancing:
@@ -77,10 +80,12 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
         print(f"iqtflow: tissue maps: {engine}", flush=True)
     failures: list[Failure] = []
     if chosen:
-        build = init_enhance_participants_wf if enhancing else init_prepare_participants_wf
-        failures = run_graph(
-            build(chosen, settings, name=f"{workflow_prefix(settings)}_participant"), settings, logs
-        )
+        name = f"{workflow_prefix(settings)}_participant"
+        if enhancing:
+            graph = init_enhance_participants_wf(chosen, settings, name=name, skipped=skipped)
+        else:
+            graph = init_prepare_participants_wf(chosen, settings, name=name)
+        failures = run_graph(graph, settings, logs)
     failed = _by_scan(failures, chosen)
     if enhancing:
         _write_pages(settings, chosen, skipped, failed)

@@ -22,7 +22,9 @@ def workflow_name(scan: Scan) -> str:
     return re.sub(r"\W+", "_", scan.path.name.split(".")[0])
 
 
-def init_enhance_participants_wf(scans: Sequence[Scan], settings: Settings, *, name: str) -> Workflow:
+def init_enhance_participants_wf(
+    scans: Sequence[Scan], settings: Settings, *, name: str, skipped: Sequence[tuple[Scan, str]] = ()
+) -> Workflow:
     """Build the graph that enhances scans and stores the derivatives.
 
     Parameters
@@ -33,6 +35,8 @@ def init_enhance_participants_wf(scans: Sequence[Scan], settings: Settings, *, n
         All settings.
     name
         Name of the workflow; it holds the package version, since caching looks at inputs, not at code.
+    skipped
+        Scans that are not enhanced, each with the reason: their subjects' pages mention them.
     """
     from iqtflow.interfaces.report import ReportSubject
     from iqtflow.workflows.enhance import init_enhance_wf
@@ -83,6 +87,11 @@ def init_enhance_participants_wf(scans: Sequence[Scan], settings: Settings, *, n
                     os.fspath(settings.paths.output_dir / derivative_name(s, desc="iqt")) for s, _ in members
                 ],
                 n_scans=len(members),
+                others=[
+                    {"status": "skipped", "input": os.fspath(scan.path), "message": why}
+                    for scan, why in skipped
+                    if scan.subject == subject
+                ],
             ),
             name=f"report_{subject}",
             mem_gb=1.0,
