@@ -43,6 +43,8 @@ def run_group(settings: Settings, logs: Path) -> int:
     """
     from iqtflow.workflows.base import workflow_prefix
 
+    from iqtflow.report.training import write_training_page
+
     if settings.train.split is None:
         raise UsageError(
             "--split",
@@ -68,7 +70,10 @@ def run_group(settings: Settings, logs: Path) -> int:
         print(f"  failed: {failure.node}\n    why: {failure.message}\n    log: {failure.log}", flush=True)
     if failures:
         return EXIT_SUBJECT_FAILED
-    _write_page(settings, name, evaluation)
+    scans = [
+        {"subject": e.subject, "truth": e.truth, "input": e.low_field, "mask": e.mask} for e in evaluation
+    ]
+    write_training_page(output, name, scans=scans)
     print(
         f"iqtflow: model {output / 'models' / name}.safetensors; figures {output / 'group_metrics.tsv'}; "
         f"page {output / 'group.html'}",
@@ -278,42 +283,3 @@ def _training_inputs(train: TrainSettings, *, seed: int) -> dict:
     if train.steps is not None:
         inputs["steps"] = train.steps
     return inputs
-
-
-def _write_page(settings: Settings, model_name: str, evaluation: Sequence[EvaluationScan]) -> None:
-    from iqtflow.report import write_group_page
-
-    output = settings.paths.output_dir
-    models = output / "models"
-    summary = {
-        "name": model_name,
-        "k": settings.train.upsampling_factor,
-        "curves": {
-            f"member {m}": models / f"{model_name}_member-{m}_curves.csv"
-            for m in range(1, settings.train.ensemble + 1)
-        },
-    }
-    if evaluation:
-        rows = [line.split("\t") for line in (output / "group_metrics.tsv").read_text().splitlines()]
-        head, records = rows[0], {}
-        for row in rows[1:]:
-            fields = dict(zip(head, row, strict=True))
-            records.setdefault(fields["participant_id"].removeprefix("sub-"), {})[fields["method"]] = {
-                m: float(fields[m]) for m in ("psnr", "mssim")
-            }
-        summary["evaluation"] = [
-            {"subject": s, "spline": r["spline"], "mean": r["iqt"], "members": []} for s, r in records.items()
-        ]
-        folder = models / f"{model_name}_evaluation"
-        summary["examples"] = [
-            {
-                "subject": e.subject,
-                "truth": e.truth,
-                "input": e.low_field,
-                "mask": e.mask,
-                "spline": folder / f"sub-{e.subject}_desc-spline_T1w.nii.gz",
-                "iqt": folder / f"sub-{e.subject}_desc-iqt_T1w.nii.gz",
-            }
-            for e in evaluation
-        ]
-    write_group_page(output, summary)
