@@ -85,3 +85,27 @@ def real_data() -> Path:
             f"no real scans in {folder}; set IQTFLOW_TEST_DATA to a folder that holds mixed/ and highfield/"
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def untrained_model(tmp_path_factory) -> Path:
+    """An untrained residual network: by construction it returns the cubic spline of the scan, whatever its
+    weights.
+    """
+    import torch
+
+    from iqtflow.models import save_model
+    from iqtflow.networks import build_network
+
+    torch.manual_seed(0)
+    settings = {"k": 4, "filters": 2, "shrink": 2, "residual": True}
+    states = [build_network("aniso-unet", **settings).state_dict() for _ in range(2)]
+    card = {
+        "name": "untrained",
+        "k": 4,
+        "contrast": "T1w",
+        "network": {"name": "aniso-unet", "kwargs": settings},
+        "normalisation": {"name": "brain-p80"},
+        "geometry": "slab-centred",
+    }
+    return save_model(tmp_path_factory.mktemp("model") / "untrained.safetensors", states, card)

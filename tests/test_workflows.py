@@ -56,31 +56,7 @@ def write_thick_scan(
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    """An untrained residual network: by construction it returns the cubic spline of the scan, whatever its
-    weights.
-    """
-    import torch
-
-    from iqtflow.models import save_model
-    from iqtflow.networks import build_network
-
-    torch.manual_seed(0)
-    settings = {"k": 4, "filters": 2, "shrink": 2, "residual": True}
-    states = [build_network("aniso-unet", **settings).state_dict() for _ in range(2)]
-    card = {
-        "name": "untrained",
-        "k": 4,
-        "contrast": "T1w",
-        "network": {"name": "aniso-unet", "kwargs": settings},
-        "normalisation": {"name": "brain-p80"},
-        "geometry": "slab-centred",
-    }
-    return save_model(tmp_path_factory.mktemp("model") / "untrained.safetensors", states, card)
-
-
-@pytest.fixture(scope="module")
-def enhanced(model, tmp_path_factory):
+def enhanced(untrained_model, tmp_path_factory):
     """Three good scans, one near-isotropic, and one that is cut short: run once, looked at by several
     tests.
     """
@@ -103,7 +79,7 @@ def enhanced(model, tmp_path_factory):
         folder / "out",
         "participant",
         "--model",
-        model,
+        untrained_model,
         "-w",
         folder / "work",
         "--nprocs",

@@ -14,8 +14,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from iqtflow.errors import IQTFlowError, run_command
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PROG = "iqtflow-demo"
 K = 4
@@ -75,7 +79,6 @@ def make_truth(folder: Path) -> tuple[Path, Path]:
     from nilearn import datasets
 
     from iqtflow.nifti import write_volume
-    from iqtflow.snr import tissue_mean
 
     template = datasets.load_mni152_template(resolution=1)
     volumes = {
@@ -84,10 +87,7 @@ def make_truth(folder: Path) -> tuple[Path, Path]:
         "gm": datasets.load_mni152_gm_template(resolution=1).get_fdata(dtype=np.float32),
         "mask": datasets.load_mni152_brain_mask(resolution=1).get_fdata(dtype=np.float32) > 0,
     }
-    now = tissue_mean(volumes["T1w"], volumes["gm"], tissue="GM") / tissue_mean(
-        volumes["T1w"], volumes["wm"], tissue="WM"
-    )
-    volumes["T1w"] = volumes["T1w"] * (1 + (GM_OVER_WM / now - 1) * np.clip(volumes["gm"], 0, 1))
+    volumes["T1w"] = _with_contrast(volumes["T1w"], volumes["wm"], volumes["gm"])
     head = np.argwhere(volumes["T1w"] > 0.05 * volumes["T1w"].max())
     low, high = head.min(axis=0), head.max(axis=0) + 1
     low[2] = max(high[2] - 168, low[2])  # the brain and a little neck: what is below only costs time
@@ -103,6 +103,17 @@ def make_truth(folder: Path) -> tuple[Path, Path]:
             cropped = np.clip(cropped, 0, 1)
         write_volume(paths[name], cropped.astype(np.uint8 if name == "mask" else np.float32), affine)
     return paths["T1w"], paths["mask"]
+
+
+def _with_contrast(intensity: np.ndarray, wm: np.ndarray, gm: np.ndarray) -> np.ndarray:
+    """Scale each voxel by its share of grey matter so that the ratio of the tissue means becomes `GM_OVER_WM`."""
+    from iqtflow.snr import tissue_mean
+
+    # With Y (1 + s M_GM) both means are linear in s, whose value follows from their wanted ratio.
+    gm_mean, wm_mean = (tissue_mean(intensity, m, tissue=t) for m, t in ((gm, "GM"), (wm, "WM")))
+    gm_slope, wm_slope = (tissue_mean(intensity * gm, m, tissue=t) for m, t in ((gm, "GM"), (wm, "WM")))
+    scale = (GM_OVER_WM * wm_mean - gm_mean) / (gm_slope - GM_OVER_WM * wm_slope)
+    return intensity * (1 + scale * gm)
 
 
 def make_data_set(bids: Path, truth: Path) -> Path:

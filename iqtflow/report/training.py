@@ -24,7 +24,7 @@ def write_training_page(
     model_name
         Name of the model under ``models``.
     scans
-        Evaluation scans: mappings with ``subject``, ``truth``, ``input`` and ``mask``; none when nothing was evaluated.
+        Evaluation scans, if any: mappings with ``subject``, ``truth``, ``input`` and ``mask``.
 
     Returns
     -------

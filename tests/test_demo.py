@@ -1,0 +1,46 @@
+"""The demonstration of the README, with a network that is quick because it is small and untrained."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from iqtflow.commands.demo import GM_OVER_WM, make_truth
+from iqtflow.snr import tissue_mean
+
+
+def test_the_truth_is_a_head_with_the_contrast_of_a_high_field_scan(tmp_path):
+    image, mask = make_truth(tmp_path)
+    head = nib.load(image)
+    maps = {n: nib.load(tmp_path / f"{n}.nii.gz").get_fdata(dtype=np.float32) for n in ("wm", "gm")}
+    inside = nib.load(mask).get_fdata() > 0
+    intensity = head.get_fdata(dtype=np.float32)
+    np.testing.assert_allclose(nib.affines.voxel_sizes(head.affine), 1)
+    assert 1200 < inside.sum() / 1000 < 2100, "brain in ml"
+    ratio = tissue_mean(intensity, maps["gm"], tissue="GM") / tissue_mean(intensity, maps["wm"], tissue="WM")
+    assert ratio == pytest.approx(GM_OVER_WM, abs=0.01)
+
+
+@pytest.mark.slow
+def test_the_demonstration_ends_with_figures_and_a_page(untrained_model, tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-m", "iqtflow.commands.demo", tmp_path, "--model", untrained_model],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=900,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    figures = dict(re.findall(r"^(cubic spline|iqtflow) +(\d+\.\d+)", run.stdout, re.MULTILINE))
+    # untrained, the residual network is the spline itself, but for the borders and negative values
+    assert float(figures["iqtflow"]) == pytest.approx(float(figures["cubic spline"]), abs=0.2)
+    page = tmp_path / "derivatives/sub-mni.html"
+    assert str(page) in run.stdout
+    assert page.stat().st_size > 5000
+    assert (tmp_path / "derivatives/sub-mni/anat/sub-mni_desc-iqt_T1w.nii.gz").exists()

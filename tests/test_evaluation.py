@@ -1,0 +1,94 @@
+"""Figures of a model on people it has never seen, and the command that compares volumes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from conftest import make_affine, write_scan
+from phantoms import make_brain
+
+from iqtflow.commands.evaluate import main as evaluate
+from iqtflow.errors import InputError
+from iqtflow.evaluation import COLUMNS, evaluate_files, summarise, table
+
+AFFINE = make_affine((1, 1, 1))
+
+
+@pytest.fixture
+def volumes(tmp_path):
+    """A truth of 83 slices, and estimates of the 80 that the simulator keeps for k = 4 or 8."""
+    brain = make_brain((48, 52, 83))
+    rng = np.random.default_rng(0)
+    files = {"truth": tmp_path / "truth.nii.gz", "mask": tmp_path / "mask.nii.gz"}
+    write_scan(files["truth"], brain.intensity, AFFINE)
+    write_scan(files["mask"], brain.mask.astype(np.uint8), AFFINE)
+    for name, noise in (("good", 10), ("bad", 100)):
+        files[name] = tmp_path / f"{name}.nii.gz"
+        noisy = brain.intensity + noise * rng.standard_normal(brain.intensity.shape)
+        write_scan(files[name], noisy[:, :, :80].astype(np.float32), AFFINE)
+    return files
+
+
+def test_noise_of_known_size_gives_the_psnr_that_it_must(volumes):
+    brain = make_brain((48, 52, 83))
+    scores = evaluate_files(volumes["truth"], volumes["mask"], {n: volumes[n] for n in ("good", "bad")})
+    peak = brain.intensity[:, :, :80][brain.mask[:, :, :80]].max()
+    assert scores["good"]["psnr"] == pytest.approx(20 * np.log10(peak / 10), abs=0.1)
+    assert scores["bad"]["psnr"] == pytest.approx(20 * np.log10(peak / 100), abs=0.1)
+    assert 1 > scores["good"]["mssim"] > scores["bad"]["mssim"] > 0
+    assert scores["good"]["mssim"] != scores["good"]["mssim_slicewise"]
+
+
+def test_an_estimate_on_another_grid_is_refused(volumes, tmp_path):
+    shifted = AFFINE.copy()
+    shifted[2, 3] += 1.5  # half of k - 1 voxels: the classical mistake
+    write_scan(tmp_path / "shifted.nii.gz", np.ones((48, 52, 80), np.float32), shifted)
+    with pytest.raises(InputError, match="grid"):
+        evaluate_files(volumes["truth"], volumes["mask"], {"shifted": tmp_path / "shifted.nii.gz"})
+
+
+def test_the_command_prints_and_writes_the_same_figures(volumes, tmp_path, capsys):
+    arguments = [
+        volumes["truth"],
+        volumes["good"],
+        "--mask",
+        volumes["mask"],
+        "--json",
+        tmp_path / "out.json",
+    ]
+    assert evaluate([str(a) for a in arguments]) == 0
+    scores = json.loads((tmp_path / "out.json").read_text())
+    assert f"{scores[str(volumes['good'])]['psnr']:.2f}" in capsys.readouterr().out
+
+
+def records(gains):
+    rows = []
+    for i, gain in enumerate(gains):
+        spline = {"psnr": 25.0 + i, "mssim": 0.7, "mssim_slicewise": 0.7}
+        iqt = {"psnr": 25.0 + i + gain, "mssim": 0.8, "mssim_slicewise": 0.8}
+        rows.append({"subject": f"{i:02d}", "methods": {"spline": spline, "iqt": iqt}})
+    return rows
+
+
+def test_the_summary_counts_who_gained_and_tests_it_exactly():
+    summary = summarise(records([3.0, 4.0, 5.0, 2.0, 1.0, 6.0]))
+    gain = summary["psnr"]["gain"]
+    assert (gain["mean"], gain["min"], gain["subjects_gained"]) == (pytest.approx(3.5), pytest.approx(1), 6)
+    assert summary["psnr"]["wilcoxon"]["p"] == pytest.approx(2 / 2**6)  # all six on one side, two tails
+    mixed = summarise(records([3.0, -4.0, 5.0]))
+    assert mixed["psnr"]["gain"]["subjects_gained"] == 2
+
+
+def test_one_subject_has_neither_spread_nor_test():
+    summary = summarise(records([3.0]))
+    assert summary["psnr"]["iqt"]["std"] is None
+    assert summary["psnr"]["wilcoxon"] is None
+
+
+def test_the_table_has_a_described_column_for_each_figure():
+    lines = table(records([1.0, 2.0])).splitlines()
+    assert lines[0].split("\t") == list(COLUMNS)
+    assert len(lines) == 5
+    assert all("Description" in column for column in COLUMNS.values())
