@@ -106,7 +106,7 @@ def make_truth(folder: Path) -> tuple[Path, Path]:
 
 
 def _with_contrast(intensity: np.ndarray, wm: np.ndarray, gm: np.ndarray) -> np.ndarray:
-    """Scale each voxel by its share of grey matter so that the ratio of the tissue means becomes `GM_OVER_WM`."""
+    """Scale voxels by their share of grey matter: the ratio of the tissue means becomes `GM_OVER_WM`."""
     from iqtflow.snr import tissue_mean
 
     # With Y (1 + s M_GM) both means are linear in s, whose value follows from their wanted ratio.
