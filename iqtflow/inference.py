@@ -1,252 +1,207 @@
-"""A whole scan through an ensemble of networks: one pass where memory allows, blended tiles where it does not.
-
-The way of a scan: find its slices, put them last, bring the plane to a grid that the network knows, find the brain, scale intensities by it,
-run the network(s), scale back, put the axes back. Geometry, normalisation and mask are the functions that training uses.
-"""
+"""A volume through an ensemble of networks: one pass where memory allows, blended tiles where it does not."""
 
 from __future__ import annotations
 
 import math
-import os
-import resource
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 
-from iqtflow.brainmask import find_brain_mask
-from iqtflow.errors import InputError
-from iqtflow.geometry import (
-    AXIS_NAMES, choose_upsampling, cubic_upsample, find_slice_geometry, resample_inplane, slices_back, slices_last, thin_affine, voxel_sizes,
-)
-from iqtflow.models import Model, find_model, list_shipped, load_model
-from iqtflow.normalisation import intensity_scale
+from iqtflow.memory import free_memory_gb
+from iqtflow.models import Model
 
-#: Memory of one pass, in bytes for each padded high-resolution voxel and channel of the first level (float32, measured
-#: with ANISO U-Net on a CPU: 385 bytes at 16 channels).
-BYTES_PER_VOXEL_AND_CHANNEL = 385 / 16
+PRECISIONS = ("float32", "bfloat16")
+
+#: Memory of one pass in bytes for each high-resolution voxel of the padded volume: for each channel of the
+#: first level, and besides. Measured in float32 with ANISO U-Net on a CPU, channels last: 442 bytes at 16
+#: channels, 208 at 8; bfloat16 takes half.
+BYTES_PER_CHANNEL, BYTES_BESIDES = 27, 24
 #: Share of the free memory that one pass may take.
 MEMORY_SHARE = 0.6
-#: Voxels that a volume is extended by on each side of the plane, and slices on either side, before it is padded to a multiple that the
-#: network needs: "same" convolutions put zeros there, which must not reach the head.
-MARGIN = 8
+#: Voxels (in plane) and slices by which a volume is extended on each side: "same" convolutions put zeros
+#: beyond the border, which must not reach the head.
+MARGIN = (8, 8, 1)
+#: Share of a tile that the next one repeats. With the blending's Gaussian weights, a voxel's value comes from
+#: tiles whose border is at least half of this share away.
+OVERLAP = 0.25
+#: Edge of the patches that networks are trained on, in high-resolution voxels: no tile is smaller.
+SMALLEST_TILE = 32
 
 
 @dataclass(frozen=True)
 class Enhanced:
-    """Network output for a slices-last volume: mean over the ensemble, standard deviation (None for one network), how it was done."""
+    """Output of an ensemble for a volume of shape (w, h, d), slices last.
+
+    Attributes
+    ----------
+    mean : ndarray, shape (w, h, k d), float32
+        Mean over the networks, in the units of the input; below 0 set to 0.
+    std : ndarray, shape (w, h, k d), float32, or None
+        Standard deviation over the networks (n - 1 in the denominator); None for a single one.
+    details
+        Device, precision, tiling, predicted memory: fields of a sidecar.
+    """
 
     mean: np.ndarray
     std: np.ndarray | None
     details: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class EnhancedScan:
-    """Images on the enhanced grid, brain mask on the scan's grid, and everything that a sidecar should say."""
+def enhance_volume(
+    data: np.ndarray,
+    model: Model,
+    *,
+    scale: float,
+    device: str = "cpu",
+    precision: str | None = None,
+    num_threads: int = 1,
+    max_memory_gb: float | None = None,
+) -> Enhanced:
+    """Run an ensemble over a volume.
 
-    mean: nib.Nifti1Image
-    std: nib.Nifti1Image | None
-    spline: nib.Nifti1Image
-    mask: nib.Nifti1Image
-    details: dict[str, Any] = field(default_factory=dict)
-
-
-class NothingToGain(InputError):
-    """The scan is near-isotropic already: skipped, not failed."""
-
-    exit_code = 0
-
-
-def enhance_image(image: nib.Nifti1Image, *, sidecar: Mapping[str, Any] | None = None, model: str | os.PathLike | None = None, device: str = "cpu", num_threads: int = 1,
-                  skull_stripped: bool | None = None, force: bool = False, max_memory_gb: float | None = None) -> EnhancedScan:
-    """Enhance a thick-slice scan.
+    The same input gives the same bits on the same kind of processor with the same number of threads.
 
     Parameters
     ----------
-    image
-        Three-dimensional T1w scan, slices along any axis, any orientation.
-    sidecar
-        Its BIDS metadata.
+    data : ndarray, shape (w, h, d)
+        Thick-slice scan in its own units, slices last.
     model
-        A model file or the name of a shipped one; None chooses by the scan's ratio of slice spacing to in-plane voxel size.
+        From `iqtflow.models.load_model`.
+    scale
+        Intensity that the networks see as 1 (`iqtflow.normalisation.intensity_scale`).
     device
         "cpu" or "cuda".
+    precision
+        One of `PRECISIONS`, for the convolutions; bfloat16 on CUDA and float32 on a CPU when not given.
     num_threads
         CPU threads.
-    skull_stripped
-        Whether the scan shows the brain only; None looks.
-    force
-        Enhance a near-isotropic scan too.
     max_memory_gb
-        Memory that one pass may take; the share `MEMORY_SHARE` of what is free when None.
-
-    Returns
-    -------
-    EnhancedScan
-        In the scan's axis order and world space and in its units (white matter keeps its intensity).
-
-    Raises
-    ------
-    NothingToGain
-        The scan is near-isotropic and `force` is False.
-    InputError
-        No model serves the scan, or the scan cannot be worked with.
-    """
-    began = time.monotonic()
-    geometry = find_slice_geometry(image, sidecar)
-    if geometry.near_isotropic and not force:
-        raise NothingToGain(image.get_filename() or "scan", found=f"slices {geometry.spacing_mm:.3g} mm apart at {geometry.inplane_mm[0]:.3g} x {geometry.inplane_mm[1]:.3g} mm in plane",
-                            expected="thick slices", next_step="It is skipped: there is nothing to gain along the slice axis. --force enhances it all the same.")
-    if skull_stripped is None and isinstance((sidecar or {}).get("SkullStripped"), bool):
-        skull_stripped = sidecar["SkullStripped"]
-    path, pinned = _choose_model(geometry, model)
-    loaded = load_model(path, expected_sha256=pinned)
-    upsampling = choose_upsampling(geometry, [loaded.card["k"]])
-
-    whole = np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
-    brain = find_brain_mask(whole, image.affine, skull_stripped=skull_stripped, num_threads=num_threads)
-    scale = intensity_scale(whole[brain.mask])
-    data, affine = slices_last(whole, image.affine, geometry.axis)
-    if upsampling.inplane_mm is not None:
-        data, affine = resample_inplane(data, affine, upsampling.inplane_mm)
-    result = enhance_volume(data, loaded, scale=scale, device=device, num_threads=num_threads, max_memory_gb=max_memory_gb)
-    spline = np.clip(cubic_upsample(data, upsampling.k), 0, None)
-
-    def put_back(volume: np.ndarray) -> nib.Nifti1Image:
-        back, back_affine = slices_back(volume, thin_affine(affine, upsampling.k), geometry.axis)
-        return nib.Nifti1Image(np.ascontiguousarray(back, dtype=np.float32), back_affine)
-
-    mean = put_back(result.mean)
-    details = {
-        "SkullStripped": brain.skull_stripped, "UpsamplingFactor": upsampling.k, "SliceAxis": AXIS_NAMES[geometry.axis], "SliceSpacing": round(geometry.spacing_mm, 4),
-        "SliceThickness": round(geometry.thickness_mm, 4), "SliceGap": round(geometry.gap_mm, 4), "GeometrySource": geometry.source,
-        "UpsamplingChoice": upsampling.note, "VoxelSize": [round(float(v), 4) for v in voxel_sizes(mean.affine)],
-        "Model": {"Name": loaded.card["name"], "SHA256": loaded.sha256, "Members": loaded.card["n_members"]},
-        "BrainMaskMethod": brain.method, "IntensityScale": scale,
-        "Units": "arbitrary, as the scan's own: white matter keeps its intensity; values below zero are set to zero",
-        **result.details, "Seconds": round(time.monotonic() - began, 1), "PeakMemoryGB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
-        "Warnings": _warnings(geometry, brain.method, loaded),
-    }
-    mask = nib.Nifti1Image(brain.mask.astype(np.uint8), image.affine)
-    return EnhancedScan(mean, None if result.std is None else put_back(result.std), put_back(spline), mask, details)
-
-
-def enhance_volume(data: np.ndarray, model: Model, *, scale: float, device: str = "cpu", num_threads: int = 1, max_memory_gb: float | None = None) -> Enhanced:
-    """Run an ensemble over a slices-last volume.
-
-    Parameters
-    ----------
-    data : ndarray, shape (w, h, d), float32
-        Scan in its own units.
-    model
-        Loaded model.
-    scale
-        Intensity that the network sees as 1 (`iqtflow.normalisation.intensity_scale`).
-    device, num_threads, max_memory_gb
-        As for `enhance_image`.
+        Memory that one pass may take; `MEMORY_SHARE` of what is free when not given.
 
     Returns
     -------
     Enhanced
-        Volumes of shape (w, h, k d), float32, in the scan's units; mean and standard deviation are computed member by member
-        (Welford 1962), so that no more than two volumes are held.
+
+    Notes
+    -----
+    Mean and standard deviation are updated network by network (Welford 1962, doi:10.2307/1266577), so that
+    the ensemble's size does not show in the memory.
     """
     torch.set_num_threads(num_threads)
-    k, multiple = model.card["k"], model.members[0].min_multiple
-    padded, inner = _pad(data / np.float32(scale), multiple)
-    limit = _memory_limit_gb(device) if max_memory_gb is None else max_memory_gb
-    need = predict_memory_gb(padded.shape, model)
-    tile = padded.shape if need <= limit else _tile_shape(padded.shape, model, limit)
-    volume = torch.from_numpy(padded)[None, None].to(device)
-    mean = m2 = None
-    for count, network in enumerate(model.members, start=1):
-        output = _run(network, volume, tile, k, device).clamp_(min=0)
-        if mean is None:
-            mean, m2 = output, torch.zeros_like(output) if len(model.members) > 1 else None
-        else:
-            delta = output - mean
-            mean += delta / count
-            m2 += delta * (output - mean)
+    precision = precision or ("bfloat16" if device == "cuda" else "float32")
+    padded, inner = _pad(data / np.float32(scale), model)
+    if max_memory_gb is None:
+        max_memory_gb = MEMORY_SHARE * (
+            torch.cuda.mem_get_info()[0] / 1e9 if device == "cuda" else free_memory_gb()
+        )
+    tile = choose_tile(padded.shape, model, max_memory_gb=max_memory_gb, precision=precision)
+    whole = tile == padded.shape
+    with torch.inference_mode(), torch.backends.cudnn.flags(benchmark=False, deterministic=True):
+        volume = torch.from_numpy(padded)[None, None].to(device)
+        mean = squares = None
+        for count, network in enumerate(model.members, start=1):
+            output = _predict(network, volume, tile, precision=precision)
+            if mean is None:
+                mean = output
+            else:
+                delta = output - mean
+                mean += delta / count
+                squares = (
+                    delta.mul_(output - mean) if squares is None else squares.addcmul_(delta, output - mean)
+                )
+        std = None if squares is None else squares.div_(len(model.members) - 1).sqrt_()
+        mean.clamp_(min=0)
+    k = model.k
     crop = (inner[0], inner[1], slice(inner[2].start * k, inner[2].stop * k))
-    std = None if m2 is None else torch.sqrt(m2 / (len(model.members) - 1)).cpu().numpy()[crop] * np.float32(scale)
-    details = {"Device": device, "Precision": "bfloat16" if device == "cuda" else "float32", "Tiling": "whole volume in one pass" if tile == padded.shape else f"tiles of {tile}, blended",
-               "PredictedMemoryGB": round(predict_memory_gb(tile, model), 2)}
-    return Enhanced(mean.cpu().numpy()[crop] * np.float32(scale), std, details)
+    mean, std = (v if v is None else v.cpu().numpy()[crop] * np.float32(scale) for v in (mean, std))
+    sizes = " x ".join(map(str, (*tile[:2], tile[2] * k)))
+    details = {
+        "Device": device if device == "cpu" else f"{device} ({torch.cuda.get_device_name()})",
+        "Precision": precision,
+        "NumThreads": num_threads,
+        "Tiling": f"whole volume in one pass ({sizes})" if whole else f"tiles of {sizes}, blended",
+        "PredictedMemoryGB": round(predict_memory_gb(tile, model, precision=precision), 2),
+    }
+    return Enhanced(mean, std, details)
 
 
-def predict_memory_gb(shape: tuple[int, ...], model: Model) -> float:
-    """Memory (GB) that one pass over a padded thick-slice volume takes beside the volume itself."""
-    filters = model.card["network"]["kwargs"].get("filters", 16)
-    return math.prod(shape) * model.card["k"] * BYTES_PER_VOXEL_AND_CHANNEL * filters / 1e9
+def predict_memory_gb(shape: Sequence[int], model: Model, *, precision: str = "float32") -> float:
+    """Return the memory (GB) that one pass takes over a thick-slice volume of this shape, slices last."""
+    channels = model.card["network"]["kwargs"].get("filters", 16)
+    half = 0.5 if precision == "bfloat16" else 1.0
+    return math.prod(shape) * model.k * (half * BYTES_PER_CHANNEL * channels + BYTES_BESIDES) / 1e9
 
 
-def _run(network: torch.nn.Module, volume: torch.Tensor, tile: tuple[int, ...], k: int, device: str) -> torch.Tensor:
-    network = network.to(device, memory_format=torch.channels_last_3d)
-    with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+def choose_tile(
+    shape: Sequence[int], model: Model, *, max_memory_gb: float, precision: str = "float32"
+) -> tuple[int, ...]:
+    """Choose the largest tile, of the shape of the volume or less, whose pass stays within a limit.
+
+    Parameters
+    ----------
+    shape
+        Of the padded thick-slice volume, slices last; multiples of what the networks need.
+    model
+        Decides multiples and memory.
+    max_memory_gb
+        The limit. A tile as large as a training patch is returned even if that is beyond it.
+    precision
+        Of the pass.
+
+    Returns
+    -------
+    tuple of int
+        Longest edges, counted in high-resolution voxels, are halved first.
+    """
+    multiple, k = model.members[0].min_multiple, model.k
+    smallest = (SMALLEST_TILE, SMALLEST_TILE, max(SMALLEST_TILE // k, multiple[2]))
+    tile = [int(n) for n in shape]
+    while predict_memory_gb(tile, model, precision=precision) > max_memory_gb:
+        reducible = [axis for axis in range(3) if tile[axis] > smallest[axis]]
+        if not reducible:
+            break
+        axis = max(reducible, key=lambda a: tile[a] / smallest[a])
+        tile[axis] = max(_round_up(tile[axis] / 2, multiple[axis]), smallest[axis])
+    return tuple(tile)
+
+
+def _predict(
+    network: torch.nn.Module, volume: torch.Tensor, tile: tuple[int, ...], *, precision: str
+) -> torch.Tensor:
+    """Run one network over (1, 1, w, h, d); returns (w, h, k d), float32."""
+    network = network.to(volume.device, memory_format=torch.channels_last_3d)
+    half = precision == "bfloat16"
+    with torch.autocast(volume.device.type, dtype=torch.bfloat16) if half else nullcontext():
         if tile == tuple(volume.shape[2:]):
             return network(volume)[0, 0].float()
         from monai.inferers import sliding_window_inference
 
-        # MONAI infers the zoom of the slice axis from the first tile's output.
-        return sliding_window_inference(volume, tile, 1, network, overlap=0.25, mode="gaussian")[0, 0].float()
+        # Steps between tiles are whole numbers of the multiple: pooling then groups the voxels that it groups
+        # in one pass over the whole. MONAI rounds the step down, so half a voxel less of overlap is asked
+        # for.
+        steps = [
+            max(int((1 - OVERLAP) * n) // m, 1) * m for n, m in zip(tile, network.min_multiple, strict=True)
+        ]
+        overlap = [max((n - step - 0.5) / n, 0.0) for n, step in zip(tile, steps, strict=True)]
+        return sliding_window_inference(volume, tile, 1, network, overlap=overlap, mode="gaussian")[
+            0, 0
+        ].float()
 
 
-def _pad(data: np.ndarray, multiple: tuple[int, int, int]) -> tuple[np.ndarray, tuple[slice, ...]]:
-    """Extend by the edge value to multiples that the network takes; also return where the data are."""
-    before, after, inner = [], [], []
-    for axis, (n, m) in enumerate(zip(data.shape, multiple)):
-        low = MARGIN if axis < 2 else 1
-        total = math.ceil((n + 2 * low) / m) * m
-        before.append(low)
-        after.append(total - n - low)
-        inner.append(slice(low, low + n))
-    return np.pad(data, list(zip(before, after)), mode="edge").astype(np.float32), tuple(inner)
+def _pad(data: np.ndarray, model: Model) -> tuple[np.ndarray, tuple[slice, ...]]:
+    """Extend by the edge value, by the margin and on to the next multiple; also return where the data are."""
+    widths, inner = [], []
+    for n, margin, multiple in zip(data.shape, MARGIN, model.members[0].min_multiple, strict=True):
+        total = _round_up(n + 2 * margin, multiple)
+        before = (total - n) // 2
+        widths.append((before, total - n - before))
+        inner.append(slice(before, before + n))
+    return np.pad(data, widths, mode="edge").astype(np.float32), tuple(inner)
 
 
-def _tile_shape(shape: tuple[int, ...], model: Model, limit_gb: float) -> tuple[int, ...]:
-    """The largest tile within the limit, halving the longest edge in turn, down to the training patch."""
-    multiple, k = model.members[0].min_multiple, model.card["k"]
-    floor = (32, 32, max(32 // k, multiple[2]))
-    tile = list(shape)
-    while predict_memory_gb(tuple(tile), model) > limit_gb:
-        reducible = [a for a in range(3) if tile[a] > floor[a]]
-        if not reducible:
-            break
-        axis = max(reducible, key=lambda a: tile[a] / floor[a])
-        tile[axis] = max(math.ceil(tile[axis] / 2 / multiple[axis]) * multiple[axis], floor[axis])
-    return tuple(tile)
-
-
-def _memory_limit_gb(device: str) -> float:
-    if device == "cuda":
-        return MEMORY_SHARE * torch.cuda.mem_get_info()[0] / 1e9
-    from iqtflow.resources import available_memory_gb
-
-    return MEMORY_SHARE * available_memory_gb()
-
-
-def _choose_model(geometry: Any, model: str | os.PathLike | None) -> tuple[Path, str | None]:
-    if model is not None:
-        return find_model(model)
-    shipped = [info for info in list_shipped() if info.contrast == "T1w"]
-    if not shipped:
-        raise InputError("shipped models", found="none", expected="at least one for T1w", next_step="Give a model of your own: --model PATH.")
-    k = choose_upsampling(geometry, sorted({info.k for info in shipped})).k
-    info = next(info for info in shipped if info.k == k)
-    return info.path, info.sha256
-
-
-def _warnings(geometry: Any, mask_method: str, model: Model) -> list[str]:
-    found = []
-    k = model.card["k"]
-    if abs(math.log2(geometry.ratio / k)) > 0.5:
-        found.append(f"slice spacing is {geometry.ratio:.1f} times the in-plane voxel size and the model was trained for {k}: the plane was resampled to fit")
-    if mask_method == "head":
-        found.append("no brain was found in the scan: intensities were scaled by the whole head, which scalp fat distorts")
-    return found
+def _round_up(n: float, multiple: int) -> int:
+    return math.ceil(n / multiple) * multiple

@@ -3,36 +3,52 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from iqtflow.argument_types import positive, whole_number
 from iqtflow.errors import InputError, run_command
+
+if TYPE_CHECKING:
+    import nibabel as nib
 
 PROG = "iqtflow-enhance"
 SKULL_STRIPPED = {"yes": True, "no": False, "auto": None}
+#: BIDS suffixes that say a scan's contrast.
+CONTRASTS = ("T1w", "T2w", "FLAIR", "PDw", "PDT2", "T2starw", "T1rho", "inplaneT1", "inplaneT2", "angio")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Command-line parser; cheap, imports nothing heavy."""
-    parser = argparse.ArgumentParser(prog=PROG, description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("scan", type=Path, help="thick-slice T1w scan (.nii or .nii.gz)")
-    parser.add_argument("output", type=Path, help="enhanced volume to write")
-    parser.add_argument("--std", type=Path, help="write the standard deviation over the ensemble here (ensembles only)")
-    parser.add_argument("--spline", type=Path, help="write the cubic B-spline interpolation on the same grid here")
-    parser.add_argument("--mask-out", type=Path, help="write the brain mask on the scan's grid here")
-    parser.add_argument("--json", type=Path, help="write geometry, model, device, seconds and memory here")
-    parser.add_argument("--model", help="model file, or name of a shipped model; chosen by slice spacing when not given")
-    parser.add_argument("--sidecar", type=Path, help="BIDS metadata of the scan (SliceThickness, SpacingBetweenSlices)")
-    parser.add_argument("--skull-stripped", choices=tuple(SKULL_STRIPPED), default="auto", help="does the scan show the brain only?")
-    parser.add_argument("--force", action="store_true", help="enhance a near-isotropic scan too")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run the network")
-    parser.add_argument("--num-threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--max-memory-gb", type=float, help="memory that one pass may take; tiles when it takes more")
+    parser = argparse.ArgumentParser(
+        prog=PROG, description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("scan", type=Path, help="thick-slice scan (.nii or .nii.gz)")
+    add("output", type=Path, help="enhanced volume to write")
+    add("--std", type=Path, help="write the standard deviation over the ensemble here (ensembles only)")
+    add("--spline", type=Path, help="write the cubic B-spline interpolation on the same grid here")
+    add("--mask-out", type=Path, help="write the brain mask on the scan's grid here")
+    add("--json", type=Path, help="write geometry, model, device, seconds and memory here")
+    add("--model", help="model file, or name of a model that ships; chosen by slice spacing when not given")
+    add("--contrast", help="BIDS suffix, such as T1w; read from the file's name when not given, else T1w")
+    add("--sidecar", type=Path, help="BIDS metadata of the scan (SliceThickness, SkullStripped)")
+    add("--skull-stripped", choices=tuple(SKULL_STRIPPED), default="auto", help="is the skull gone?")
+    add("--force", action="store_true", help="enhance a near-isotropic scan too")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to run the networks")
+    add("--precision", choices=("float32", "bfloat16"), help="bfloat16 on CUDA when not given, else float32")
+    add("--num-threads", type=whole_number(1), default=1, help="CPU threads")
+    add("--max-memory-gb", type=positive, help="memory that one pass may take; tiles when it takes more")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code (0 for a near-isotropic scan, which is skipped with a sentence)."""
+    """Run the command and return its exit code.
+
+    A near-isotropic scan is skipped with a sentence, nothing is written, and the code is 0.
+    """
     options = build_parser().parse_args(argv)
     return run_command(PROG, lambda: _enhance(options))
 
@@ -42,37 +58,80 @@ def _enhance(options: argparse.Namespace) -> None:
 
     from iqtflow import __version__
     from iqtflow.conform import check_scan
-    from iqtflow.inference import NothingToGain, enhance_image
-    from iqtflow.nifti import write_json, write_volume
+    from iqtflow.enhancement import NothingToGain, enhance_image
+    from iqtflow.nifti import write_json
 
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda", found="no CUDA device", expected="a visible NVIDIA GPU", next_step="Start the container with --gpus all (Docker) or --nv (Apptainer), or use --device cpu.")
+        raise InputError(
+            "--device cuda",
+            found="no CUDA device",
+            expected="a visible NVIDIA GPU",
+            next_step="Start the container with --gpus all (Docker) or --nv (Apptainer), or use the CPU.",
+        )
     image = check_scan(options.scan)
-    sidecar = _read_sidecar(options.sidecar)
     try:
-        result = enhance_image(image, sidecar=sidecar, model=options.model, device=options.device, num_threads=options.num_threads, skull_stripped=SKULL_STRIPPED[options.skull_stripped],
-                               force=options.force, max_memory_gb=options.max_memory_gb)
+        result = enhance_image(
+            image,
+            sidecar=_read_sidecar(options.sidecar),
+            model=options.model,
+            contrast=options.contrast or contrast_of(options.scan),
+            device=options.device,
+            precision=options.precision,
+            num_threads=options.num_threads,
+            skull_stripped=SKULL_STRIPPED[options.skull_stripped],
+            force=options.force,
+            max_memory_gb=options.max_memory_gb,
+            report=lambda line: print(f"{PROG} {__version__}: {line}", flush=True),
+        )
     except NothingToGain as skipped:
-        print(f"{PROG}: {options.scan}: skipped: found {skipped.found}. {skipped.next_step}")
+        print(f"{PROG}: {options.scan}: skipped: found {skipped.found}. {skipped.next_step}", flush=True)
         return
-    details = {**result.details, "SoftwareVersion": __version__}
-    print(f"{PROG} {__version__}: {details['Device']}, {details['Precision']}, {details['Tiling']}; model {details['Model']['Name']} (k = {details['UpsamplingFactor']}); {details['GeometrySource']}", flush=True)
-    for warning in details["Warnings"]:
-        print(f"{PROG}: note: {warning}", flush=True)
-    for path, volume in ((options.std, result.std), (options.spline, result.spline), (options.mask_out, result.mask), (options.output, result.mean)):
-        if path is not None and volume is not None:
-            write_volume(path, volume.dataobj, volume.affine, like=image)
+    for warning in result.details["Warnings"]:
+        print(f"{PROG}: note: {options.scan}: {warning}", flush=True)
+    _write(options.std, result.std)
+    _write(options.spline, result.spline)
+    _write(options.mask_out, result.mask)
+    _write(options.output, result.mean)
     if options.json:
-        write_json(options.json, details)
+        write_json(options.json, result.details)
+    done = result.details
+    print(
+        f"{PROG}: wrote {options.output}: {done['Precision']}, {done['Tiling']}, {done['Seconds']} s, "
+        f"{done['PeakMemoryGB']} GB at most",
+        flush=True,
+    )
+
+
+def contrast_of(path: Path) -> str:
+    """Return the contrast that a file's name states in the manner of BIDS (``..._T2w.nii.gz``), else T1w."""
+    suffix = path.name.split(".")[0].rpartition("_")[2]
+    return suffix if suffix in CONTRASTS else "T1w"
 
 
 def _read_sidecar(path: Path | None) -> dict:
     if path is None:
         return {}
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text(encoding="utf-8-sig")))
     except (OSError, ValueError, TypeError) as fault:
-        raise InputError(path, found=f"{type(fault).__name__}: {fault}", expected="a JSON object", next_step="Correct the sidecar.") from fault
+        raise InputError(
+            path,
+            found=f"{type(fault).__name__}: {fault}",
+            expected="a JSON object",
+            next_step="Correct the sidecar.",
+        ) from fault
+
+
+def _write(path: Path | None, image: nib.Nifti1Image | None) -> None:
+    """Write an image if both are given; the same image gives the same bytes."""
+    from iqtflow.files import write_atomically
+
+    if path is None or image is None:
+        return
+    content = image.to_bytes()
+    if path.suffix == ".gz":
+        content = gzip.compress(content, compresslevel=4, mtime=0)
+    write_atomically(path, lambda stream: stream.write(content))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,316 @@
+"""A thick-slice scan to a thin-slice one: the way of one image, from the scanner's file and back to its
+place.
+
+Find the slices, put them last, bring the plane to a grid that the network knows, find the brain, scale
+intensities by it, run the network(s), scale back, put the axes back. Geometry, normalisation and brain mask
+are the functions that training uses.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import inv_ornt_aff, ornt_transform
+from scipy import ndimage
+
+import iqtflow
+from iqtflow.brainmask import BrainMask, find_brain_mask
+from iqtflow.errors import InputError
+from iqtflow.geometry import (
+    AXIS_NAMES,
+    SliceGeometry,
+    Upsampling,
+    choose_upsampling,
+    cubic_upsample,
+    find_slice_geometry,
+    resample_inplane,
+    slices_back,
+    slices_last,
+    thin_affine,
+    voxel_sizes,
+)
+from iqtflow.inference import SMALLEST_TILE, enhance_volume
+from iqtflow.memory import peak_memory_gb
+from iqtflow.models import Model, list_shipped, load_model
+from iqtflow.normalisation import intensity_scale
+
+#: What the numbers in an enhanced volume mean.
+INTENSITIES = (
+    "In the input scan's own arbitrary units: white matter keeps its intensity, values below 0 are set to 0."
+)
+#: Share of brain voxels below 0 above which a scan is no magnitude image.
+NEGATIVE_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class EnhancedScan:
+    """What becomes of a scan.
+
+    Attributes
+    ----------
+    mean
+        Enhanced volume, in the scan's axis order, world space and units.
+    std
+        Standard deviation over the ensemble on the same grid; None for a single network.
+    spline
+        Cubic B-spline interpolation of the scan on the same grid.
+    mask
+        Brain mask on the scan's own grid.
+    details
+        What a BIDS sidecar should say.
+    """
+
+    mean: nib.Nifti1Image
+    std: nib.Nifti1Image | None
+    spline: nib.Nifti1Image
+    mask: nib.Nifti1Image
+    details: dict[str, Any]
+
+
+class NothingToGain(InputError):
+    """The scan is near-isotropic already: skipped, not failed."""
+
+    exit_code = 0
+
+
+def enhance_image(
+    image: nib.Nifti1Image,
+    *,
+    sidecar: Mapping[str, Any] | None = None,
+    model: str | os.PathLike | None = None,
+    contrast: str = "T1w",
+    device: str = "cpu",
+    precision: str | None = None,
+    num_threads: int = 1,
+    skull_stripped: bool | None = None,
+    force: bool = False,
+    max_memory_gb: float | None = None,
+    report: Callable[[str], None] | None = None,
+) -> EnhancedScan:
+    """Enhance a thick-slice scan.
+
+    Parameters
+    ----------
+    image
+        Three-dimensional scan (`iqtflow.conform.check_scan`); slices along any axis, any orientation.
+    sidecar
+        Its BIDS metadata.
+    model
+        A model file or the name of a model that ships; None chooses by slice spacing over in-plane voxel
+        size.
+    contrast
+        BIDS suffix of the scan; a model serves the contrast only that it was trained for.
+    device, precision, num_threads, max_memory_gb
+        See `iqtflow.inference.enhance_volume`.
+    skull_stripped
+        Whether the scan shows the brain only; None believes the sidecar, and looks when that does not say.
+    force
+        Enhance a near-isotropic scan too.
+    report
+        Receives one line, before the work, that says with what and on what it is done.
+
+    Returns
+    -------
+    EnhancedScan
+
+    Raises
+    ------
+    NothingToGain
+        The scan is near-isotropic and `force` is False.
+    InputError
+        No model serves the scan, or its intensities cannot be worked with.
+    """
+    began = time.monotonic()
+    sidecar = sidecar or {}
+    geometry = find_slice_geometry(image, sidecar)
+    if geometry.near_isotropic and not force:
+        raise NothingToGain(
+            image.get_filename() or "scan",
+            found=f"slices {geometry.spacing_mm:.3g} mm apart, {_by(geometry.inplane_mm)} mm in plane",
+            expected="thick slices",
+            next_step="There is nothing to gain along the slice axis; --force enhances it all the same.",
+        )
+    networks, upsampling = _choose_model(geometry, model, contrast)
+    if report is not None:
+        count = networks.card["n_members"]
+        report(
+            f"device {device}; model {networks.card['name']} (k = {networks.k}, {count} network(s), "
+            f"SHA-256 {networks.sha256[:12]}); slices along {AXIS_NAMES[geometry.axis]}, {geometry.source}"
+        )
+
+    laid = _Laid(image, geometry.axis)
+    stated = sidecar.get("SkullStripped")
+    if skull_stripped is None and isinstance(stated, bool):
+        skull_stripped = stated
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        brain = find_brain_mask(
+            laid.data, laid.affine, skull_stripped=skull_stripped, num_threads=num_threads
+        )
+    scale = intensity_scale(laid.data[brain.mask])
+    support = _support(laid.data, brain)
+
+    data, affine = slices_last(laid.data, laid.affine, laid.axis)
+    if upsampling.inplane_mm is not None:
+        data, affine = resample_inplane(data, affine, upsampling.inplane_mm)
+    result = enhance_volume(
+        data,
+        networks,
+        scale=scale,
+        device=device,
+        precision=precision,
+        num_threads=num_threads,
+        max_memory_gb=max_memory_gb,
+    )
+
+    if support is not None:
+        support, grid = slices_last(support, laid.affine, laid.axis)
+        if upsampling.inplane_mm is not None:
+            support = resample_inplane(support, grid, upsampling.inplane_mm)[0] > 0.1
+        support = np.repeat(support, upsampling.k, axis=2)
+
+    def finish(volume: np.ndarray) -> nib.Nifti1Image:
+        erased = volume if support is None else np.where(support, volume, np.float32(0))
+        return laid.put_back(*slices_back(erased, thin_affine(affine, upsampling.k), laid.axis))
+
+    mean = finish(result.mean)
+    std = None if result.std is None else finish(result.std)
+    spline = finish(np.clip(cubic_upsample(data, upsampling.k), 0, None))
+    notes = [str(w.message) for w in caught if issubclass(w.category, RuntimeWarning)]
+    details = {
+        "SkullStripped": brain.skull_stripped,
+        "UpsamplingFactor": upsampling.k,
+        "SliceAxis": AXIS_NAMES[geometry.axis],
+        "Units": "arbitrary",
+        "IntensityDescription": INTENSITIES,
+        "VoxelSizeMm": [round(float(v), 4) for v in voxel_sizes(mean.affine)],
+        "Geometry": {
+            "SpacingMm": round(geometry.spacing_mm, 4),
+            "ThicknessMm": round(geometry.thickness_mm, 4),
+            "GapMm": round(geometry.gap_mm, 4),
+            "InplaneMm": [round(v, 4) for v in geometry.inplane_mm],
+            "Ratio": round(geometry.ratio, 3),
+            "Source": geometry.source,
+        },
+        "Upsampling": {"Note": upsampling.note, "ResampledToMm": upsampling.inplane_mm},
+        "Model": {
+            "Name": networks.card["name"],
+            "SHA256": networks.sha256,
+            "Members": networks.card["n_members"],
+            "Contrast": networks.card["contrast"],
+        },
+        "BrainMask": {"Method": brain.method},
+        "IntensityScale": scale,
+        **result.details,
+        "Seconds": round(time.monotonic() - began, 1),
+        "PeakMemoryGB": round(peak_memory_gb(), 2),
+        "PackageVersion": iqtflow.__version__,
+        "Warnings": [*notes, *_warnings(data, laid.data[brain.mask], geometry, upsampling)],
+    }
+    mask = laid.put_back(brain.mask.astype(np.uint8), laid.affine)
+    return EnhancedScan(mean, std, spline, mask, details)
+
+
+def _choose_model(
+    geometry: SliceGeometry, model: str | os.PathLike | None, contrast: str
+) -> tuple[Model, Upsampling]:
+    """Load the model asked for, or the one whose factor suits the scan; and how the scan meets it."""
+    if model is None:
+        shipped = list_shipped()
+        serving = {info.k: info for info in shipped if info.contrast == contrast}
+        if not serving:
+            known = ", ".join(sorted({info.contrast for info in shipped})) or "none at all"
+            raise InputError(
+                f"model for {contrast}",
+                found=f"none that ships (there is: {known})",
+                expected=f"one that was trained on {contrast} scans",
+                next_step="Give one of your own with --model; networks do not carry over to other contrasts.",
+            )
+        model = serving[choose_upsampling(geometry, sorted(serving)).k].path
+    loaded = load_model(model)
+    if loaded.card["contrast"] != contrast:
+        raise InputError(
+            model,
+            found=f"a model trained on {loaded.card['contrast']} scans",
+            expected=f"one for the scan's contrast, {contrast}",
+            next_step="Networks do not carry over to other contrasts. If the scan is of the model's contrast "
+            "and only its name says otherwise, say so with --contrast.",
+        )
+    return loaded, choose_upsampling(geometry, [loaded.k])
+
+
+class _Laid:
+    """A scan with its axes laid as in RAS, and the way back for what is made of it.
+
+    `data` and `affine` are the scan's, `axis` is where its slices now are.
+    """
+
+    def __init__(self, scan: nib.Nifti1Image, axis: int) -> None:
+        data = np.asarray(scan.dataobj, dtype=np.float32).reshape(scan.shape[:3])
+        to_ras = nib.io_orientation(scan.affine)
+        self.scan = scan
+        self.data = np.ascontiguousarray(nib.apply_orientation(data, to_ras))
+        self.affine = scan.affine @ inv_ornt_aff(to_ras, data.shape)
+        self.axis = int(to_ras[axis, 0])
+        self._from_ras = ornt_transform([[0, 1], [1, 1], [2, 1]], to_ras)
+
+    def put_back(self, data: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+        """Return an image with axes as in the scan's file; qform and sform follow, each with its own code."""
+        stored = np.ascontiguousarray(nib.apply_orientation(data, self._from_ras))
+        grid = affine @ inv_ornt_aff(self._from_ras, data.shape)
+        out = nib.Nifti1Image(stored, grid)
+        out.header.set_xyzt_units("mm")
+        step = np.linalg.inv(self.scan.affine) @ grid  # from voxels of the new grid to voxels of the scan
+        for read, write in ((self.scan.get_sform, out.set_sform), (self.scan.get_qform, out.set_qform)):
+            form, code = read(coded=True)
+            if code:
+                write(form @ step, int(code))
+            else:
+                write(None, 0)
+        out.header.set_zooms(tuple(voxel_sizes(grid)))
+        return out
+
+
+def _support(scan: np.ndarray, brain: BrainMask) -> np.ndarray | None:
+    """Where a scan with an erased surround has anything, or nearly so; None for other scans.
+
+    Outside of it the enhanced volume is erased, too: it is still a skull-stripped one. Three voxels more
+    leave room for the brain's edge, anywhere within a thick slice, and for the spline's ringing about it.
+    """
+    if brain.method != "nonzero":
+        return None
+    return ndimage.binary_dilation(brain.mask | (scan != 0), np.ones((3, 3, 3)), iterations=3)
+
+
+def _warnings(
+    data: np.ndarray, brain: np.ndarray, geometry: SliceGeometry, upsampling: Upsampling
+) -> list[str]:
+    """What a reader of the enhanced volume should know about the scan, as sentences."""
+    found, n_slices, wanted = [], data.shape[2], SMALLEST_TILE // upsampling.k
+    if upsampling.inplane_mm is not None:
+        found.append(
+            f"Slice spacing is {geometry.ratio:.1f} times the in-plane voxel size and the model was trained "
+            f"for {upsampling.k}: the plane was resampled from {_by(geometry.inplane_mm)} to "
+            f"{_by((upsampling.inplane_mm,) * 2)} mm."
+        )
+    if n_slices < wanted:
+        found.append(
+            f"The scan has {n_slices} slices, fewer than the {wanted} that networks see in training."
+        )
+    share = float(np.mean(brain < 0))
+    if share > NEGATIVE_SHARE:
+        found.append(
+            f"{share:.0%} of the brain's voxels are below 0; networks are trained on magnitudes (>= 0)."
+        )
+    return found
+
+
+def _by(sizes: tuple[float, float]) -> str:
+    return f"{sizes[0]:.3g} x {sizes[1]:.3g}"

@@ -1,0 +1,339 @@
+"""A scan comes back where it was, in its own units, whatever its orientation; or it is refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import make_affine
+from nibabel.orientations import axcodes2ornt, ornt_transform
+from phantoms import make_brain
+
+from iqtflow import models
+from iqtflow.commands.enhance import contrast_of, main
+from iqtflow.enhancement import NothingToGain, enhance_image
+from iqtflow.errors import InputError
+from iqtflow.geometry import cubic_upsample
+from iqtflow.models import save_model
+from iqtflow.networks import build_network
+from iqtflow.normalisation import NAME
+
+torch.set_num_threads(1)
+
+#: Every way to lay the voxel axes along left-right, posterior-anterior and inferior-superior.
+ORIENTATIONS = [
+    "".join(code)
+    for order in itertools.permutations(("LR", "PA", "IS"))
+    for code in itertools.product(*order)
+]
+
+
+def write_model(path: Path, *, n_members: int = 1, contrast: str = "T1w", k: int = 4, trained: float = 0.05):
+    """Write an ensemble of tiny random networks."""
+    settings = {"k": k, "filters": 2, "residual": True}
+    states = []
+    for seed in range(n_members):
+        torch.manual_seed(seed)
+        network = build_network("aniso-unet", **settings)
+        torch.nn.init.normal_(network.head.weight, std=trained)
+        states.append(network.state_dict())
+    card = {
+        "name": f"tiny-{contrast}-k{k}",
+        "k": k,
+        "contrast": contrast,
+        "network": {"name": "aniso-unet", "kwargs": settings},
+        "normalisation": {"name": NAME},
+        "geometry": "slab-centred",
+    }
+    return save_model(path, states, card)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="module")
+def scan() -> nib.Nifti1Image:
+    """A skull-stripped brain, oblique: 32 x 36 voxels of 1.5 mm in plane, 9 axial slices 6 mm apart."""
+    brain = make_brain((32, 36, 36))
+    thick = brain.intensity.reshape(32, 36, 9, 4).mean(axis=3)
+    return nib.Nifti1Image(thick.astype(np.float32), make_affine((1.5, 1.5, 6.0)))
+
+
+def reorient(image: nib.Nifti1Image, code: str) -> nib.Nifti1Image:
+    """Store the same image with its axes along other directions."""
+    transform = ornt_transform(nib.io_orientation(image.affine), axcodes2ornt(code))
+    return image.as_reoriented(transform)
+
+
+def enhance(image: nib.Nifti1Image, model: Path, **options):
+    return enhance_image(image, model=model, skull_stripped=options.pop("skull_stripped", True), **options)
+
+
+def centroid_mm(image: nib.Nifti1Image) -> np.ndarray:
+    """Centre of mass of the intensities, in world mm."""
+    data = np.asarray(image.dataobj, dtype=float)
+    voxels = np.stack(np.meshgrid(*map(np.arange, data.shape), indexing="ij"), axis=-1)
+    return nib.affines.apply_affine(image.affine, (voxels * data[..., None]).sum((0, 1, 2)) / data.sum())
+
+
+@pytest.fixture(scope="module")
+def spotted() -> nib.Nifti1Image:
+    """A small brain with one very bright voxel."""
+    data = make_brain((16, 16, 32)).intensity.reshape(16, 16, 8, 4).mean(axis=3)
+    data[9, 6, 5] = 20_000.0
+    return nib.Nifti1Image(data.astype(np.float32), make_affine((2, 2, 8)))
+
+
+@pytest.fixture(scope="module")
+def spotted_result(spotted, model):
+    return enhance(spotted, model)
+
+
+@pytest.mark.parametrize("code", ORIENTATIONS)
+def test_how_a_file_orders_its_axes_changes_only_the_order(spotted, spotted_result, model, code):
+    """In all 48 orientations: a landmark stays where it is in the world, and every voxel keeps its value."""
+    stored = reorient(spotted, code)
+    result = enhance(stored, model)
+    assert nib.aff2axcodes(result.mean.affine) == nib.aff2axcodes(stored.affine) == tuple(code)
+    spot = np.unravel_index(np.argmax(stored.get_fdata()), stored.shape)
+    interpolated = result.spline.get_fdata()
+    bright = interpolated * (interpolated > 0.5 * interpolated.max())
+    landmark = nib.affines.apply_affine(stored.affine, spot)
+    assert np.linalg.norm(centroid_mm(nib.Nifti1Image(bright, result.spline.affine)) - landmark) < 0.05  # mm
+    for name in ("mean", "spline", "mask"):
+        ours, expected = reorient(getattr(result, name), "RAS"), getattr(spotted_result, name)
+        assert np.array_equal(ours.get_fdata(), expected.get_fdata())
+        np.testing.assert_allclose(ours.affine, expected.affine, atol=1e-4)
+
+
+def test_the_enhanced_grid_divides_each_slice_into_k_and_fills_the_same_space(scan, model):
+    result = enhance(scan, model)
+    assert result.mean.shape == (32, 36, 36)
+    np.testing.assert_allclose(result.mean.header.get_zooms(), (1.5, 1.5, 1.5), atol=1e-4)
+    corner = nib.affines.apply_affine(scan.affine, (-0.5, -0.5, -0.5))
+    np.testing.assert_allclose(nib.affines.apply_affine(result.mean.affine, (-0.5,) * 3), corner, atol=1e-4)
+    far = nib.affines.apply_affine(scan.affine, np.array(scan.shape) - 0.5)
+    np.testing.assert_allclose(
+        nib.affines.apply_affine(result.mean.affine, np.array((32, 36, 36)) - 0.5), far, atol=1e-4
+    )
+    assert np.array_equal(result.spline.affine, result.mean.affine)
+    assert result.mask.shape == scan.shape
+    np.testing.assert_allclose(result.mask.affine, scan.affine, atol=1e-5)
+
+
+def test_qform_and_sform_each_keep_their_code_and_space(scan, model):
+    """A scan whose sform leads to a template and whose qform to the scanner: both still do."""
+    image = nib.Nifti1Image(np.asarray(scan.dataobj), scan.affine)
+    scanner = make_affine((1.5, 1.5, 6.0), tilt_degrees=25)
+    image.set_sform(scan.affine, code=4)
+    image.set_qform(scanner, code=1)
+    out = enhance(image, model).mean
+    assert (int(out.header["sform_code"]), int(out.header["qform_code"])) == (4, 1)
+    corner = (-0.5, -0.5, -0.5)
+    for before, after in ((image.get_sform(), out.get_sform()), (image.get_qform(), out.get_qform())):
+        np.testing.assert_allclose(*(nib.affines.apply_affine(a, corner) for a in (before, after)), atol=1e-3)
+    assert out.header.get_xyzt_units()[0] == "mm"
+
+
+def test_a_form_that_the_scan_lacks_is_not_invented(scan, model):
+    image = nib.Nifti1Image(np.asarray(scan.dataobj), None)
+    image.set_sform(None, code=0)
+    image.set_qform(scan.affine, code=1)
+    out = enhance(image, model).mean
+    assert (int(out.header["sform_code"]), int(out.header["qform_code"])) == (0, 1)
+    np.testing.assert_allclose(out.affine, enhance(scan, model).mean.affine, atol=1e-3)
+    np.testing.assert_allclose(out.header.get_zooms(), 1.5, atol=1e-4)
+
+
+@pytest.mark.parametrize("unit", [1000.0, 1e-2])
+def test_units_of_the_scan_do_not_matter(scan, model, unit):
+    scaled = nib.Nifti1Image(np.asarray(scan.dataobj) * np.float32(unit), scan.affine)
+    one, other = enhance(scan, model), enhance(scaled, model)
+    np.testing.assert_allclose(other.mean.get_fdata(), one.mean.get_fdata() * unit, atol=1e-3 * 1000 * unit)
+    assert other.details["IntensityScale"] == pytest.approx(one.details["IntensityScale"] * unit, rel=1e-5)
+
+
+def test_integers_and_floats_give_the_same(scan, model):
+    whole = np.round(np.asarray(scan.dataobj)).astype(np.int16)
+    one, other = (
+        enhance(nib.Nifti1Image(whole.astype(t), scan.affine), model) for t in (np.int16, np.float32)
+    )
+    assert np.array_equal(one.mean.get_fdata(), other.mean.get_fdata())
+
+
+def test_a_stripped_scan_stays_stripped(scan, model):
+    """Networks leave traces in the erased background; downstream tools take what is not 0 for brain."""
+    result = enhance(scan, model)
+    assert result.details["SkullStripped"] is True
+    assert result.details["BrainMask"]["Method"] == "nonzero"
+    far = np.asarray(result.mean.dataobj)[:2, :2]
+    assert not far.any()
+
+
+def test_the_plane_is_resampled_when_the_ratio_is_not_the_models(scan, model):
+    """Slices 12 mm apart with 1.5 mm in plane: to a k = 4 network that is a 3 mm plane."""
+    brain = make_brain((32, 36, 32)).intensity.reshape(32, 36, 4, 8).mean(axis=3)
+    result = enhance(nib.Nifti1Image(brain.astype(np.float32), make_affine((1.5, 1.5, 12.0))), model)
+    assert result.mean.shape == (16, 18, 16)
+    np.testing.assert_allclose(result.details["VoxelSizeMm"], 3.0, atol=1e-3)
+    notes = " ".join(result.details["Warnings"])
+    assert "resampled from 1.5 x 1.5 to 3 x 3 mm" in notes
+    assert "4 slices" in notes
+
+
+def test_a_near_isotropic_scan_is_not_touched_unless_forced(scan, model):
+    flat = nib.Nifti1Image(np.asarray(scan.dataobj), make_affine((4.5, 4.5, 6.0)))
+    with pytest.raises(NothingToGain, match="nothing to gain"):
+        enhance(flat, model)
+    forced = enhance(flat, model, force=True)
+    assert forced.details["UpsamplingFactor"] == 4
+    np.testing.assert_allclose(forced.mean.header.get_zooms(), 1.5, atol=1e-3)
+
+
+def test_the_sidecar_is_believed_about_skull_and_thickness(scan, model):
+    details = enhance_image(scan, sidecar={"SkullStripped": True, "SliceThickness": 5.0}, model=model).details
+    assert details["SkullStripped"] is True
+    assert details["Geometry"]["ThicknessMm"] == 5.0
+    assert details["Geometry"]["GapMm"] == pytest.approx(1.0)
+    assert "SliceThickness in the sidecar" in details["Geometry"]["Source"]
+
+
+def test_details_are_what_a_sidecar_needs(scan, tmp_path):
+    path = write_model(tmp_path / "three.safetensors", n_members=3)
+    lines = []
+    result = enhance(scan, path, report=lines.append)
+    details = json.loads(json.dumps(result.details))
+    assert details["Model"] == {
+        "Name": "tiny-T1w-k4",
+        "SHA256": models.load_model(path).sha256,
+        "Members": 3,
+        "Contrast": "T1w",
+    }
+    assert (details["UpsamplingFactor"], details["SliceAxis"]) == (4, "k")
+    assert (details["Device"], details["Precision"]) == ("cpu", "float32")
+    assert details["PeakMemoryGB"] > 0.1
+    assert "white matter keeps its intensity" in details["IntensityDescription"]
+    assert result.std.shape == result.mean.shape
+    assert len(lines) == 1
+    assert all(word in lines[0] for word in ("cpu", "tiny-T1w-k4", "k = 4", "along k", "NIfTI header"))
+
+
+def test_a_model_serves_the_contrast_only_that_it_was_trained_for(scan, model):
+    with pytest.raises(InputError, match="trained on T1w"):
+        enhance(scan, model, contrast="T2w")
+
+
+def test_without_a_shipped_model_for_the_contrast_the_reason_is_given(scan):
+    with pytest.raises(InputError, match="model for bold"):
+        enhance_image(scan, contrast="bold", skull_stripped=True)
+
+
+@pytest.mark.parametrize(("spacing", "k"), [(6.0, 4), (10.5, 8), (3.0, 2)])
+def test_the_shipped_model_nearest_to_the_ratio_is_chosen(scan, tmp_path, monkeypatch, spacing, k):
+    shelf = tmp_path / "weights"
+    shelf.mkdir()
+    (shelf / "index.json").write_text('{"models": []}')
+    monkeypatch.setattr(models, "WEIGHTS", shelf)
+    for factor in (2, 4, 8):
+        models.register_shipped(write_model(tmp_path / "m.safetensors", k=factor))
+    image = nib.Nifti1Image(np.asarray(scan.dataobj), make_affine((1.5, 1.5, spacing)))
+    assert enhance_image(image, skull_stripped=True).details["Model"]["Name"] == f"tiny-T1w-k{k}"
+
+
+@pytest.mark.parametrize(
+    ("name", "contrast"),
+    [
+        ("sub-1_T2w.nii.gz", "T2w"),
+        ("sub-1_ses-a_FLAIR.nii", "FLAIR"),
+        ("brain.nii.gz", "T1w"),
+        ("my_scan.nii", "T1w"),
+    ],
+)
+def test_the_contrast_is_read_from_the_files_name(name, contrast):
+    assert contrast_of(Path("/data") / name) == contrast
+
+
+def test_the_command_on_a_plain_file(scan, tmp_path, model, capsys):
+    nib.save(scan, tmp_path / "scan.nii.gz")
+    names = ("out.nii.gz", "std.nii.gz", "spline.nii", "mask.nii.gz", "details.json")
+    out, std, spline, mask, details = (tmp_path / "new" / name for name in names)
+    arguments = [
+        tmp_path / "scan.nii.gz",
+        out,
+        "--model",
+        model,
+        "--std",
+        std,
+        "--spline",
+        spline,
+        "--json",
+        details,
+    ]
+    arguments += ["--mask-out", mask, "--skull-stripped", "yes"]
+    assert main([str(a) for a in arguments]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "device cpu" in said[0]
+    assert "tiny-T1w-k4" in said[0]
+    assert out.is_file()
+    assert not std.exists(), "one network has no spread"
+    assert nib.load(out).get_data_dtype() == np.float32
+    expected = np.clip(cubic_upsample(np.asarray(scan.dataobj), 4), 0, None)
+    tissue = nib.load(spline).get_fdata() > 0
+    np.testing.assert_allclose(nib.load(spline).get_fdata()[tissue], expected[tissue], atol=1e-2)
+    assert nib.load(mask).get_fdata().max() == 1
+    assert json.loads(details.read_text())["Model"]["Name"] == "tiny-T1w-k4"
+    before = out.read_bytes()
+    assert main([str(a) for a in arguments]) == 0
+    assert out.read_bytes() == before
+    assert not list(out.parent.glob(".*"))
+
+
+def test_the_command_skips_a_near_isotropic_scan_with_a_sentence(scan, tmp_path, model, capsys):
+    flat = nib.Nifti1Image(np.asarray(scan.dataobj), make_affine((4.5, 4.5, 6.0)))
+    nib.save(flat, tmp_path / "flat.nii.gz")
+    assert main([str(tmp_path / "flat.nii.gz"), str(tmp_path / "out.nii.gz"), "--model", str(model)]) == 0
+    assert "skipped: found slices 6 mm apart" in capsys.readouterr().out
+    assert not (tmp_path / "out.nii.gz").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["missing.nii.gz", "out.nii.gz"], "missing.nii.gz: found nothing"),
+        (["scan_T2w.nii.gz", "out.nii.gz", "--model", "MODEL"], "trained on T1w"),
+        (["scan_T2w.nii.gz", "out.nii.gz", "--model", "nowhere"], "no shipped model of this name"),
+        (["scan_T2w.nii.gz", "out.nii.gz", "--model", "scan_T2w.nii.gz"], "no whole safetensors file"),
+        (["scan_T2w.nii.gz", "out.nii.gz", "--sidecar", "scan_T2w.nii.gz"], "expected a JSON object"),
+    ],
+)
+def test_the_command_names_what_is_wrong(scan, tmp_path, model, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    nib.save(scan, "scan_T2w.nii.gz")
+    assert main([str(model) if a == "MODEL" else a for a in arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("iqtflow-enhance: error: ")
+    assert words in error
+    assert not Path("out.nii.gz").exists()
+
+
+def test_a_gpu_that_is_not_there_is_an_error(scan, tmp_path):
+    nib.save(scan, tmp_path / "scan.nii.gz")
+    run = subprocess.run(
+        [sys.executable, "-m", "iqtflow.commands.enhance", "scan.nii.gz", "out.nii.gz", "--device", "cuda"],
+        cwd=tmp_path,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    assert "no CUDA device" in run.stderr

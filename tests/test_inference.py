@@ -1,0 +1,169 @@
+"""A volume through networks: tiles and whole agree, units do not matter, nothing is random."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from iqtflow.geometry import cubic_upsample
+from iqtflow.inference import choose_tile, enhance_volume, predict_memory_gb
+from iqtflow.memory import free_memory_gb, peak_memory_gb
+from iqtflow.models import Model
+from iqtflow.networks import build_network
+
+torch.set_num_threads(1)
+
+
+def make_model(n_members: int = 1, *, k: int = 4, trained: float = 0.05, **settings) -> Model:
+    """Return tiny random networks that add something of the size `trained` to the spline."""
+    settings = {"k": k, "filters": 4, "residual": True, **settings}
+    members = []
+    for seed in range(n_members):
+        torch.manual_seed(seed)
+        network = build_network("aniso-unet", **settings)
+        torch.nn.init.normal_(network.head.weight, std=trained)
+        members.append(network.eval().requires_grad_(False))
+    card = {"k": k, "network": {"name": "aniso-unet", "kwargs": settings}, "n_members": n_members}
+    return Model(card, members, Path("memory"), "0" * 64)
+
+
+@pytest.fixture(scope="module")
+def scan() -> np.ndarray:
+    """A thick-slice head of 70 x 61 x 13 voxels with smooth texture; white matter near 500."""
+    texture = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((70, 61, 13)), (3, 3, 1))
+    axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in texture.shape), indexing="ij")
+    return np.where(sum(a**2 for a in axes) < 0.8, 500 * (1 + 2 * texture), 0).astype(np.float32)
+
+
+@pytest.mark.parametrize("k", [2, 4, 8])
+def test_an_untrained_residual_network_leaves_the_spline(scan, k):
+    """Residual, padding and cropping share one geometry. (At its ends the stack sees the padding.)"""
+    result = enhance_volume(scan, make_model(k=k, trained=0.0), scale=500.0)
+    assert result.mean.shape == (70, 61, 13 * k)
+    expected = np.clip(cubic_upsample(scan, k), 0, None)
+    inner = (..., slice(4 * k, -4 * k))
+    np.testing.assert_allclose(result.mean[inner], expected[inner], atol=5e-3 * 500)
+
+
+def test_tiles_and_one_pass_agree(scan):
+    """Random networks are rough: what they add depends on all that they see. Trained ones differ by less."""
+    model = make_model()
+    whole = enhance_volume(scan, model, scale=500.0)
+    tiled = enhance_volume(scan, model, scale=500.0, max_memory_gb=0.011)
+    assert "one pass" in whole.details["Tiling"]
+    assert "tiles of" in tiled.details["Tiling"]
+    contribution = np.abs(whole.mean - np.clip(cubic_upsample(scan, 4), 0, None)).mean()
+    assert np.abs(tiled.mean - whole.mean).mean() < 0.5 * contribution
+    assert np.abs(tiled.mean - whole.mean).mean() < 0.005 * np.ptp(whole.mean)
+
+
+def test_a_tile_stays_within_the_memory_and_is_no_smaller_than_a_training_patch():
+    model = make_model(filters=16)
+    shape = (272, 320, 64)
+    assert choose_tile(shape, model, max_memory_gb=100) == shape
+    for limit in (5.0, 1.0, 0.2):
+        tile = choose_tile(shape, model, max_memory_gb=limit)
+        assert predict_memory_gb(tile, model) <= limit
+        assert all(n % m == 0 for n, m in zip(tile, model.members[0].min_multiple, strict=True))
+    assert choose_tile(shape, model, max_memory_gb=1e-6) == (32, 32, 8)
+    halved = predict_memory_gb(shape, model, precision="bfloat16")
+    assert 0.5 < halved / predict_memory_gb(shape, model) < 0.6
+
+
+@pytest.mark.parametrize("unit", [1000.0, 1e-3])
+def test_units_of_the_scan_do_not_matter(scan, unit):
+    model = make_model(2)
+    one = enhance_volume(scan, model, scale=500.0)
+    other = enhance_volume(scan * np.float32(unit), model, scale=500.0 * unit)
+    np.testing.assert_allclose(other.mean, one.mean * unit, rtol=1e-3, atol=1e-4 * one.mean.max() * unit)
+    np.testing.assert_allclose(other.std, one.std * unit, rtol=1e-2, atol=1e-4 * one.mean.max() * unit)
+
+
+def test_the_same_scan_gives_the_same_bits(scan):
+    model = make_model(2)
+    first, second = (enhance_volume(scan, model, scale=500.0) for _ in range(2))
+    assert np.array_equal(first.mean, second.mean)
+    assert np.array_equal(first.std, second.std)
+
+
+def test_mean_and_standard_deviation_are_those_of_the_members(scan):
+    """Computed in a stream, they are what one gets by holding all members; a single network has no spread."""
+    model = make_model(4)
+    ensemble = enhance_volume(scan, model, scale=500.0)
+    alone = [enhance_volume(scan, Model(model.card, [m], model.path, ""), scale=500.0) for m in model.members]
+    assert all(member.std is None for member in alone)
+    volumes = np.stack([member.mean for member in alone])
+    # Members are shown without negative values, the ensemble is averaged before: look where none is near 0.
+    tissue = volumes.min(axis=0) > 0
+    assert tissue.mean() > 0.3
+    np.testing.assert_allclose(ensemble.mean[tissue], volumes.mean(axis=0)[tissue], atol=1e-3)
+    np.testing.assert_allclose(ensemble.std[tissue], volumes.std(axis=0, ddof=1)[tissue], atol=1e-3)
+
+
+def test_no_intensity_is_negative(scan):
+    result = enhance_volume(scan - 50, make_model(2), scale=500.0)
+    assert result.mean.min() == 0
+    assert result.std.min() >= 0
+
+
+def test_half_precision_is_close_to_single_precision(scan):
+    model = make_model()
+    exact = enhance_volume(scan, model, scale=500.0)
+    rough = enhance_volume(scan, model, scale=500.0, precision="bfloat16")
+    assert (exact.details["Precision"], rough.details["Precision"]) == ("float32", "bfloat16")
+    assert 0 < np.abs(rough.mean - exact.mean).mean() < 2e-3 * np.ptp(exact.mean)
+
+
+@pytest.mark.parametrize("shape", [(33, 47, 3), (16, 16, 60), (90, 20, 5)])
+def test_any_number_of_voxels_is_served(shape):
+    result = enhance_volume(np.ones(shape, np.float32), make_model(trained=0.0), scale=1.0)
+    assert result.mean.shape == (*shape[:2], 4 * shape[2])
+    np.testing.assert_allclose(result.mean, 1, atol=1e-3)
+
+
+def write(path: Path, text: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{text}\n")
+
+
+@pytest.mark.parametrize("group", ["/", "/slurm/job_7/step_0"])
+def test_memory_is_what_the_control_group_leaves(tmp_path, group):
+    """64 GB in the machine, 10 GB allowed to a job, 6 of them taken, 1 of those as file cache: 5 GB left."""
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    write(proc / "meminfo", f"MemTotal: 99999999 kB\nMemAvailable: {64_000_000_000 // 1024} kB")
+    write(proc / "self" / "cgroup", f"0::{group}")
+    folder = groups / group.lstrip("/")
+    holder = folder.parent if group != "/" else folder
+    write(holder / "memory.max", 10_000_000_000)
+    write(holder / "memory.current", 6_000_000_000)
+    write(holder / "memory.stat", "anon 5000000000\ninactive_file 1000000000")
+    if folder != holder:
+        write(folder / "memory.max", "max")
+        write(folder / "memory.current", 1)
+    assert free_memory_gb(proc=proc, cgroups=groups) == pytest.approx(5.0)
+
+
+def test_memory_of_an_old_kernels_control_group(tmp_path):
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    write(proc / "meminfo", f"MemAvailable: {64_000_000_000 // 1024} kB")
+    write(proc / "self" / "cgroup", "3:cpu:/a\n4:memory:/docker/abc")
+    for name, value in (("limit_in_bytes", 4_000_000_000), ("usage_in_bytes", 1_000_000_000)):
+        write(groups / "memory" / f"memory.{name}", value)  # a container sees its own group at the root
+    write(groups / "memory" / "memory.stat", "cache 5\ntotal_inactive_file 500000000")
+    assert free_memory_gb(proc=proc, cgroups=groups) == pytest.approx(3.5)
+
+
+def test_without_control_groups_the_machine_decides(tmp_path):
+    write(tmp_path / "meminfo", f"MemAvailable: {8_000_000_000 // 1024} kB")
+    assert free_memory_gb(proc=tmp_path, cgroups=tmp_path / "none") == pytest.approx(8.0)
+
+
+def test_peak_memory_grows_with_what_is_held():
+    before = peak_memory_gb()
+    held = np.ones(60_000_000, np.float64)
+    assert peak_memory_gb() - before > 0.2
+    assert held[-1] == 1
