@@ -33,10 +33,14 @@ def test_drawn_snr_is_measured_back():
     gm[52:88, 8:88, 8:88] = 1
     intensity = 900 * wm + 650 * gm
     alpha = (64.5, 54.1)
-    ratios = contrast_ratios(alpha, tissue_mean(intensity, wm, tissue="WM"), tissue_mean(intensity, gm, tissue="GM"))
+    ratios = contrast_ratios(
+        alpha, tissue_mean(intensity, wm, tissue="WM"), tissue_mean(intensity, gm, tissue="GM")
+    )
     matrix = decimation_matrix(96, 4, 3.0)
     thick = [decimate(torch.from_numpy(v), matrix) for v in (intensity, wm, gm)]
-    low = add_noise(recontrast(*thick, ratios.wm, ratios.gm), ratios.sigma, torch.Generator().manual_seed(3)).numpy()
+    low = add_noise(
+        recontrast(*thick, ratios.wm, ratios.gm), ratios.sigma, torch.Generator().manual_seed(3)
+    ).numpy()
     noise = low[:4].std()
     for tissue, snr in ((thick[1], alpha[0]), (thick[2], alpha[1])):
         inside = ndimage.binary_erosion(tissue.numpy() > 0.999, iterations=2)
@@ -44,7 +48,7 @@ def test_drawn_snr_is_measured_back():
 
 
 def test_the_slice_profile_is_as_wide_as_the_slice_is_thick():
-    """A thin plane moved through the slab traces the profile; its full width at half maximum is the thickness."""
+    """A thin plane moved through the slab traces the profile: full width at half maximum = thickness."""
     k, thickness = 8, 6.0
     matrix = decimation_matrix(80, k, thickness)
     profile = matrix[5]
@@ -52,7 +56,9 @@ def test_the_slice_profile_is_as_wide_as_the_slice_is_thick():
     above = fine[np.interp(fine, np.arange(80), profile) >= profile.max() / 2]
     # the maximum lies between two samples (k even), so the sampled maximum is a little low
     assert above[-1] - above[0] == pytest.approx(thickness, abs=0.15)
-    assert fine[np.argmax(np.interp(fine, np.arange(80), profile))] == pytest.approx(5 * k + (k - 1) / 2, abs=0.51)
+    assert fine[np.argmax(np.interp(fine, np.arange(80), profile))] == pytest.approx(
+        5 * k + (k - 1) / 2, abs=0.51
+    )
 
 
 @pytest.mark.parametrize("k", [2, 3, 4, 8])
@@ -110,8 +116,17 @@ def test_a_prior_survives_json(tmp_path):
     assert read_prior(file) == PUBLISHED["ibadan-0.36T"]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"mean": [1, 2]}', '{"mean": [60, 50], "covariance": [[1, 2], [2, 1]]}', '{"mean": [-1, 50], "covariance": [[1, 0], [0, 1]]}',
-                                     '{"mean": [60, 50], "covariance": [[1, 0], [0, 1]], "tissues": ["GM", "WM"]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"mean": [1, 2]}',
+        '{"mean": [60, 50], "covariance": [[1, 2], [2, 1]]}',
+        '{"mean": [-1, 50], "covariance": [[1, 0], [0, 1]]}',
+        '{"mean": [60, 50], "covariance": [[1, 0], [0, 1]], "tissues": ["GM", "WM"]}',
+    ],
+)
 def test_a_prior_that_is_no_distribution_is_refused(tmp_path, content):
     file = tmp_path / "bad.json"
     file.write_text(content)
@@ -140,7 +155,19 @@ def phantom_files(tmp_path_factory):
 
 
 def run(folder, out, *extra, axis="z"):
-    return simulate([str(folder / "t1.nii.gz"), str(out), "--wm", str(folder / "wm.nii.gz"), "--gm", str(folder / "gm.nii.gz"), "--slice-axis", axis, *extra])
+    return simulate(
+        [
+            str(folder / "t1.nii.gz"),
+            str(out),
+            "--wm",
+            str(folder / "wm.nii.gz"),
+            "--gm",
+            str(folder / "gm.nii.gz"),
+            "--slice-axis",
+            axis,
+            *extra,
+        ]
+    )
 
 
 def test_the_same_seed_gives_the_same_bytes_on_one_and_two_threads(phantom_files, tmp_path):
@@ -165,7 +192,10 @@ def test_any_slice_axis_gives_the_same_scan_up_to_reordering(phantom_files, tmp_
         image = nib.load(phantom_files / f"{name}.nii.gz")
         affine = image.affine.copy()
         affine[:, :3] = affine[:, [2, 0, 1]]
-        nib.save(nib.Nifti1Image(np.transpose(image.get_fdata(dtype=np.float32), (2, 0, 1)), affine), turned / f"{name}.nii.gz")
+        nib.save(
+            nib.Nifti1Image(np.transpose(image.get_fdata(dtype=np.float32), (2, 0, 1)), affine),
+            turned / f"{name}.nii.gz",
+        )
     assert run(phantom_files, tmp_path / "z.nii.gz") == 0
     assert run(turned, tmp_path / "x.nii.gz", axis="x") == 0
     z, x = nib.load(tmp_path / "z.nii.gz"), nib.load(tmp_path / "x.nii.gz")
@@ -175,15 +205,41 @@ def test_any_slice_axis_gives_the_same_scan_up_to_reordering(phantom_files, tmp_
 
 
 def test_the_sidecar_says_what_was_drawn(phantom_files, tmp_path):
-    assert run(phantom_files, tmp_path / "low.nii.gz", "--json", str(tmp_path / "low.json"), "--seed", "3", "--prior", "fixed-61-53") == 0
+    assert (
+        run(
+            phantom_files,
+            tmp_path / "low.nii.gz",
+            "--json",
+            str(tmp_path / "low.json"),
+            "--seed",
+            "3",
+            "--prior",
+            "fixed-61-53",
+        )
+        == 0
+    )
     fields = json.loads((tmp_path / "low.json").read_text())
     assert fields["SNR"] == {"WM": 61.0, "GM": 53.0}
-    assert (fields["SliceThickness"], fields["SliceGap"], fields["SpacingBetweenSlices"], fields["SliceAxis"]) == (3.0, 1.0, 4.0, "k")
+    assert (
+        fields["SliceThickness"],
+        fields["SliceGap"],
+        fields["SpacingBetweenSlices"],
+        fields["SliceAxis"],
+    ) == (3.0, 1.0, 4.0, "k")
     assert fields["Seed"] == 3
 
 
-@pytest.mark.parametrize(("extra", "message"), [(("--thickness-mm", "3", "--gap-mm", "2"), "thickness 3 mm"), (("--k", "64"), "thin slices"), (("--prior", "nowhere"), "nowhere")])
-def test_settings_that_make_no_scan_end_in_a_sentence_and_leave_no_file(phantom_files, tmp_path, capsys, extra, message):
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("--k", "4", "--thickness-mm", "3", "--gap-mm", "2"), "thickness 3 mm"),
+        (("--k", "64"), "thin slices"),
+        (("--prior", "nowhere"), "nowhere"),
+    ],
+)
+def test_settings_that_make_no_scan_end_in_a_sentence_and_leave_no_file(
+    phantom_files, tmp_path, capsys, extra, message
+):
     assert run(phantom_files, tmp_path / "low.nii.gz", *extra) == 1
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -191,5 +247,14 @@ def test_settings_that_make_no_scan_end_in_a_sentence_and_leave_no_file(phantom_
 
 def test_maps_on_another_grid_are_refused(phantom_files, tmp_path, capsys):
     nib.save(nib.Nifti1Image(np.ones((20, 20, 20), np.float32), np.eye(4)), tmp_path / "wm.nii.gz")
-    code = simulate([str(phantom_files / "t1.nii.gz"), str(tmp_path / "low.nii.gz"), "--wm", str(tmp_path / "wm.nii.gz"), "--gm", str(phantom_files / "gm.nii.gz")])
+    code = simulate(
+        [
+            str(phantom_files / "t1.nii.gz"),
+            str(tmp_path / "low.nii.gz"),
+            "--wm",
+            str(tmp_path / "wm.nii.gz"),
+            "--gm",
+            str(phantom_files / "gm.nii.gz"),
+        ]
+    )
     assert code == 1 and "grid" in capsys.readouterr().err

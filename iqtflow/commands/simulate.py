@@ -1,81 +1,221 @@
-"""``iqtflow-simulate``: make a low-field scan from a high-field one and its tissue maps (Algorithm 1 of Lin et al., MLMI 2019)."""
+"""``iqtflow-simulate``: make a low-field scan from a high-field one and its tissue maps.
+
+Algorithm 1 of Lin et al., MLMI 2019.
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from iqtflow.errors import InputError, run_command
+from iqtflow.argument_types import not_negative, positive, whole_number
+from iqtflow.errors import InputError, UsageError, run_command
 
+PROG = "iqtflow-simulate"
 AXES = {"x": 0, "y": 1, "z": 2, "0": 0, "1": 1, "2": 2}
+#: Options that a sidecar decides when the scan is made again from one.
+SETTINGS = (
+    "k", "slice_axis", "thickness_mm", "gap_mm", "prior", "fixed_tissue", "noise", "seed",
+    "fwhm_jitter", "slice_offset_mm", "inplane_fwhm_mm", "bias_amplitude",
+)  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Command-line parser; cheap, imports nothing heavy."""
-    parser = argparse.ArgumentParser(prog="iqtflow-simulate", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("high_field", type=Path, help="high-field T1w image")
-    parser.add_argument("output", type=Path, help="low-field image to write (.nii or .nii.gz)")
-    parser.add_argument("--wm", type=Path, required=True, help="white-matter probability map on the image's grid")
-    parser.add_argument("--gm", type=Path, required=True, help="grey-matter probability map on the image's grid")
-    parser.add_argument("--k", type=int, default=4, help="slice spacing over the thin voxel edge")
-    parser.add_argument("--slice-axis", choices=sorted(AXES), default="z", help="array axis along which thick slices are stacked")
-    parser.add_argument("--thickness-mm", type=float, help="slice thickness (FWHM of the profile); 3/4 of the spacing when not given")
-    parser.add_argument("--gap-mm", type=float, help="gap between slices; checked against spacing - thickness when given")
-    parser.add_argument("--prior", default="ibadan-0.36T", help="SNR prior: a published one by name, or a JSON file")
-    parser.add_argument("--fixed-tissue", choices=("WM", "GM"), default="WM", help="tissue that keeps its intensity")
-    parser.add_argument("--noise", choices=("gaussian", "rician"), default="gaussian", help="distribution of the noise")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the drawn SNR and of the noise")
-    parser.add_argument("--json", type=Path, help="write what was drawn here")
+    parser = argparse.ArgumentParser(
+        prog=PROG, description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("high_field", type=Path, help="high-field T1w image")
+    add("output", type=Path, help="low-field image to write (.nii or .nii.gz)")
+    add("--wm", type=Path, required=True, help="white-matter probability map on the image's grid")
+    add("--gm", type=Path, required=True, help="grey-matter probability map on the image's grid")
+    add("--json", type=Path, help="write what was drawn here")
+    add(
+        "--from-json",
+        type=Path,
+        help="make a scan again from the JSON that was written with it, instead of drawing a new one",
+    )
+
+    slices = parser.add_argument_group("slices")
+    slices.add_argument(
+        "--k",
+        type=whole_number(1),
+        help="slice spacing over the thin voxel edge; without it the spacing is thickness + gap when both "
+        "are given, which need not be a multiple of the edge, else k = 4",
+    )
+    slices.add_argument(
+        "--slice-axis", choices=sorted(AXES), default="z", help="array axis along which slices are stacked"
+    )
+    slices.add_argument(
+        "--thickness-mm",
+        type=float,
+        help="slice thickness (FWHM of the profile); 3/4 of the spacing when not given",
+    )
+    slices.add_argument("--gap-mm", type=float, help="gap between slices; the rest of the spacing")
+
+    signal = parser.add_argument_group("contrast and noise")
+    signal.add_argument(
+        "--prior", default="ibadan-0.36T", help="SNR prior: a published one by name, or a JSON file"
+    )
+    signal.add_argument(
+        "--snr",
+        type=positive,
+        nargs=2,
+        metavar=("WM", "GM"),
+        help="a fixed SNR instead of a drawn one",
+    )
+    signal.add_argument(
+        "--fixed-tissue", choices=("WM", "GM"), default="WM", help="tissue that keeps its intensity"
+    )
+    signal.add_argument(
+        "--noise", choices=("gaussian", "rician"), default="gaussian", help="distribution of the noise"
+    )
+    signal.add_argument(
+        "--seed", type=whole_number(0), default=0, help="seed of all that is drawn and of the noise"
+    )
+
+    extras = parser.add_argument_group("imperfections beyond the paper (0: off)")
+    size = {"type": not_negative, "default": 0.0}
+    extras.add_argument(
+        "--fwhm-jitter",
+        **size,
+        metavar="J",
+        help="profile wider or narrower than the thickness, by a factor of up to 1 + J "
+        "(doi:10.1016/j.media.2023.102789)",
+    )
+    extras.add_argument(
+        "--slice-offset-mm",
+        **size,
+        metavar="MM",
+        help="largest shift of the slices; the affine follows (doi:10.1016/j.neuroimage.2021.118206)",
+    )
+    extras.add_argument(
+        "--inplane-fwhm-mm",
+        **size,
+        metavar="MM",
+        help="largest blur in the plane, FWHM (doi:10.1016/j.neuroimage.2021.118206)",
+    )
+    extras.add_argument(
+        "--bias-amplitude",
+        **size,
+        metavar="A",
+        help="largest log-amplitude of a smooth shading (doi:10.1109/42.668698)",
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = build_parser().parse_args(argv)
-    return run_command("iqtflow-simulate", lambda: _simulate(options))
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    return run_command(PROG, lambda: _simulate(options, parser))
 
 
-def _simulate(options: argparse.Namespace) -> None:
-    import numpy as np
-    import torch
-
+def _simulate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     from iqtflow import __version__
-    from iqtflow.decimation import add_noise, contrast_ratios, decimate, recontrast
-    from iqtflow.geometry import AXIS_NAMES, slices_back, slices_last, thick_affine, voxel_sizes
+    from iqtflow.geometry import voxel_sizes
     from iqtflow.nifti import read_volume, write_json, write_volume
-    from iqtflow.slice_profile import decimation_matrix
-    from iqtflow.snr import read_prior, tissue_mean
+    from iqtflow.simulation import prepare_subject, ratios_of, realise
+    from iqtflow.simulation_sidecar import describe, digest
+
+    image, intensity = read_volume(options.high_field)
+    if options.from_json:
+        _refuse_settings(options, parser)
+        recipe, expected, record = _recalled(options.from_json)
+    else:
+        recipe, expected, record = _drawn(options, voxel_sizes(image.affine))
+    digests = {"image": digest(intensity)}
+    _compare(digests, expected, "image", options.high_field)
+
+    def maps() -> Iterator[Any]:
+        for name, path in (("wm", options.wm), ("gm", options.gm)):
+            _, probability = read_volume(path, like=image)
+            digests[name] = digest(probability)
+            _compare(digests, expected, name, path)
+            yield probability
+            del probability
+
+    draw = recipe.draw
+    subject = prepare_subject(
+        intensity, maps(), image.affine, recipe.stack, fwhm_mm=draw.fwhm_mm, offset_mm=draw.offset_mm
+    )
+    del intensity
+    choices = {"fixed": recipe.fixed}
+    low = realise(subject, draw, **choices, distribution=recipe.distribution)
+    write_volume(options.output, low, subject.affine, like=image)
+    if options.json:
+        fields = describe(
+            recipe,
+            ratio=recipe.stack.spacing_mm / float(voxel_sizes(image.affine)[recipe.stack.axis]),
+            ratios=ratios_of(subject, draw, **choices),
+            digests=digests,
+            **record,
+        )
+        write_json(options.json, {**fields, "SoftwareVersion": __version__})
+
+
+def _drawn(options: argparse.Namespace, edges_mm: Any) -> tuple[Any, dict[str, str], dict[str, Any]]:
+    """Settle what the options leave open, and draw the rest; nothing is known of the inputs' digests."""
+    from iqtflow.degradations import Extras
+    from iqtflow.simulation import draw_scan, plan_slices
+    from iqtflow.simulation_sidecar import Recipe, record_of
+    from iqtflow.snr import SNRPrior, read_prior
 
     axis = AXES[options.slice_axis]
-    image, intensity = read_volume(options.high_field)
-    _, wm = read_volume(options.wm, like=image)
-    _, gm = read_volume(options.gm, like=image)
-    prior = read_prior(options.prior)
-    edge = float(voxel_sizes(image.affine)[axis])
-    spacing = options.k * edge
-    thickness = 0.75 * spacing if options.thickness_mm is None else options.thickness_mm
-    gap = spacing - thickness if options.gap_mm is None else options.gap_mm
-    if abs(thickness + gap - spacing) > 0.01 * edge:
-        raise InputError(options.high_field, found=f"thickness {thickness:g} mm + gap {gap:g} mm", expected=f"their sum to be k x voxel edge = {spacing:g} mm",
-                         next_step="Change --thickness-mm, --gap-mm or --k.")
-    mean_wm, mean_gm = tissue_mean(intensity, wm, tissue="WM"), tissue_mean(intensity, gm, tissue="GM")
-    alpha = prior.sample(np.random.default_rng([options.seed, 0]))
-    ratios = contrast_ratios(alpha, mean_wm, mean_gm, fixed=options.fixed_tissue)
+    stack = plan_slices(
+        float(edges_mm[axis]),
+        axis=axis,
+        k=options.k,
+        thickness_mm=options.thickness_mm,
+        gap_mm=options.gap_mm,
+    )
+    extras = Extras(
+        options.fwhm_jitter, options.slice_offset_mm, options.inplane_fwhm_mm, options.bias_amplitude
+    )
+    if options.snr:
+        prior = SNRPrior("fixed", tuple(options.snr), ((0.0, 0.0), (0.0, 0.0)), "given on the command line")
+    else:
+        prior = read_prior(options.prior)
+    draw = draw_scan(prior, extras, stack, seed=options.seed)
+    recipe = Recipe(stack, draw, options.fixed_tissue, options.noise)
+    return recipe, {}, record_of(prior, extras)
 
-    matrix = decimation_matrix(intensity.shape[axis], options.k, thickness / edge)
-    last, affine = slices_last(intensity, image.affine, axis)
-    thick = [decimate(torch.from_numpy(np.ascontiguousarray(v)), matrix) for v in (last, slices_last(wm, image.affine, axis)[0], slices_last(gm, image.affine, axis)[0])]
-    clean = recontrast(*thick, ratios.wm, ratios.gm)
-    low = add_noise(clean, ratios.sigma, torch.Generator().manual_seed(options.seed), distribution=options.noise)
-    data, affine = slices_back(low.numpy(), thick_affine(affine, options.k), axis)
-    write_volume(options.output, np.ascontiguousarray(data), affine, like=image)
-    if options.json:
-        write_json(options.json, {
-            "SliceThickness": round(thickness, 6), "SpacingBetweenSlices": round(spacing, 6), "SliceGap": round(gap, 6), "SliceAxis": AXIS_NAMES[axis],
-            "UpsamplingFactor": options.k, "SNR": {"WM": alpha[0], "GM": alpha[1]}, "NoiseStandardDeviation": ratios.sigma,
-            "IntensityRatio": {"WM": ratios.wm, "GM": ratios.gm}, "FixedTissue": options.fixed_tissue, "NoiseDistribution": options.noise,
-            "SNRPrior": prior.as_dict(), "Seed": options.seed, "SoftwareVersion": __version__,
-        })
+
+def _recalled(path: Path) -> tuple[Any, dict[str, str], dict[str, Any]]:
+    from iqtflow.simulation_sidecar import read_fields, recall
+
+    recipe, digests = recall(path)
+    fields = read_fields(path)
+    return recipe, digests, {"prior": fields.get("SNRPrior", {}), "extras": fields.get("Extras", {})}
+
+
+def _refuse_settings(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in (*SETTINGS, "snr")
+        if getattr(options, name) != parser.get_default(name)
+    ]
+    if given:
+        raise UsageError(
+            "--from-json",
+            found=f"it together with {', '.join(given)}",
+            expected="the sidecar alone, which decides all of these",
+            next_step="Leave them out, or leave --from-json out.",
+        )
+
+
+def _compare(digests: dict[str, str], expected: dict[str, str], name: str, path: Path) -> None:
+    """The same recipe on other images makes other voxels: say so instead of making them."""
+    if expected and digests[name] != expected[name]:
+        raise InputError(
+            path,
+            found=f"voxels with SHA-256 {digests[name][:12]}...",
+            expected=f"those that the scan was made from ({expected[name][:12]}...)",
+            next_step="Give the images that the sidecar was written for.",
+        )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,337 @@
+"""Whole-volume simulation: what holds for any slice axis, any orientation, any spacing and any draw."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from scipy import ndimage
+
+from iqtflow.commands.simulate import main as simulate
+from iqtflow.degradations import Extras, bias_field, blur_in_plane, draw_bias
+from iqtflow.errors import InputError
+from iqtflow.simulation import Draw, SliceStack, draw_scan, plan_slices, prepare_subject, realise
+from iqtflow.slice_profile import apply_profile, profile_matrix
+from iqtflow.snr import PUBLISHED
+from conftest import make_affine
+from phantoms import make_brain
+
+PRIOR = PUBLISHED["ibadan-0.36T"]
+few = settings(max_examples=8, deadline=None, derandomize=True)
+ratios = st.floats(1.0, 9.0)
+
+
+def two_tissues(n=48):
+    """Two slabs of pure WM and GM with air around them."""
+    wm = np.zeros((n, n, n), np.float32)
+    gm = wm.copy()
+    wm[6 : n // 2 - 2, 6:-6, 6:-6] = 1
+    gm[n // 2 + 2 : n - 6, 6:-6, 6:-6] = 1
+    return 900 * wm + 650 * gm, wm, gm
+
+
+@few
+@given(
+    snr=st.tuples(st.floats(8, 90), st.floats(8, 90)),
+    seed=st.integers(0, 2**31),
+    axis=st.integers(0, 2),
+    fixed=st.sampled_from(["WM", "GM"]),
+)
+def test_the_drawn_snr_is_measured_back_within_sampling_error(snr, seed, axis, fixed):
+    intensity, wm, gm = two_tissues()
+    stack = SliceStack(axis, spacing_mm=4.0, thickness_mm=3.0)
+    subject = prepare_subject(intensity, (wm, gm), np.diag([-1, 1, 1, 1]), stack)
+    low = realise(subject, Draw(snr, seed, fwhm_mm=3.0), fixed=fixed)
+    matrix = profile_matrix(48, 4, 3.0)
+    pure = [apply_profile(m, axis, matrix) > 0.9999 for m in (wm, gm)]
+    air = low[apply_profile(wm + gm, axis, matrix) < 1e-6]
+    noise = air.std()
+    for inside, wanted in zip(pure, snr, strict=True):
+        measured = low[inside].mean() / noise
+        # mean of n voxels: 1/sqrt(n); standard deviation of m: 1/sqrt(2 m), relative; four of each
+        error = 4 * np.hypot(1 / np.sqrt(inside.sum()), wanted / np.sqrt(2 * air.size))
+        assert abs(measured - wanted) < error
+
+
+@few
+@given(ratio=st.floats(2.5, 9.0), share=st.floats(0.8, 1.0))
+def test_the_profile_is_as_wide_as_the_slice_is_thick(ratio, share):
+    """By second moment: the full width at half maximum is the thickness, its centre the slab's."""
+    thickness = share * ratio
+    matrix = profile_matrix(120, ratio, thickness).astype(float)
+    middle = len(matrix) // 2
+    place = np.arange(120)
+    centre = matrix[middle] @ place
+    width = np.sqrt(matrix[middle] @ (place - centre) ** 2) * np.sqrt(8 * np.log(2))
+    assert centre == pytest.approx(ratio * middle + (ratio - 1) / 2, abs=1e-4)
+    assert width == pytest.approx(thickness, rel=1e-3)
+
+
+@few
+@given(n=st.integers(9, 200), ratio=ratios, share=st.floats(0.3, 1.5), offset=st.floats(-0.5, 0.5))
+def test_probabilities_sum_to_one_in_every_thick_voxel(n, ratio, share, offset):
+    matrix = profile_matrix(n, ratio, max(share * ratio, 0.7), offset * ratio)
+    np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-5)
+    assert matrix.min() >= 0
+
+
+@few
+@given(
+    spacing=st.floats(3.0, 9.0),
+    offset=st.floats(-0.7, 0.7),
+    axis=st.integers(0, 2),
+    code=st.sampled_from(["RAS", "LPS", "PIR", "LAS", "SRA", "IAL"]),
+)
+def test_every_slice_lies_where_its_affine_says(spacing, offset, axis, code):
+    """An image of coordinates in mm: each slice shows the coordinate of its centre, for any real ratio."""
+    affine = make_affine((0.9, 1.1, 1.0)) @ inv_ornt_aff(
+        ornt_transform(io_orientation(np.eye(4)), axcodes2ornt(code)), (40, 40, 40)
+    )
+    stack = SliceStack(axis, spacing_mm=spacing, thickness_mm=0.75 * spacing)
+    grid = np.stack(np.meshgrid(*[np.arange(40)] * 3, indexing="ij"), axis=-1)
+    half = np.full((40, 40, 40), 0.5, np.float32)
+    direction = affine[:3, axis] / np.linalg.norm(affine[:3, axis])
+    along = (nib.affines.apply_affine(affine, grid) @ direction).astype(np.float32) + 500
+    subject = prepare_subject(along, (half, half), affine, stack, offset_mm=offset)
+    clean = realise(subject, Draw((1e6, 1e6), 0, fwhm_mm=stack.thickness_mm, offset_mm=offset))
+    where = np.stack(np.meshgrid(*[np.arange(n) for n in clean.shape], indexing="ij"), axis=-1)
+    expected = nib.affines.apply_affine(subject.affine, where) @ direction + 500
+    inner = tuple(slice(2, -2) if a == axis else slice(None) for a in range(3))
+    np.testing.assert_allclose(clean[inner], expected[inner], atol=0.02)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("code", ["RAS", "LPS", "PIR", "ASL"])
+@pytest.mark.parametrize("tilt", [0.0, 20.0], ids=["straight", "oblique"])
+def test_any_orientation_gives_the_same_scan_up_to_reordering(axis, code, tilt):
+    """The same head, its array turned and flipped: same noise in the same place, all extras on."""
+    brain = make_brain((48, 40, 44))
+    affine = make_affine((1.0, 1.1, 0.9), tilt_degrees=tilt)
+    turn = ornt_transform(io_orientation(affine), axcodes2ornt(code))
+    where = int(turn[axis, 0])
+    turned = [apply_orientation(v, turn) for v in (brain.intensity, brain.wm, brain.gm)]
+    turned_affine = affine @ inv_ornt_aff(turn, brain.wm.shape)
+    edge = float(np.linalg.norm(affine[:3, axis]))
+    extras = Extras(fwhm_jitter=0.2, slice_offset_mm=0.6, inplane_fwhm_mm=2.0, bias_amplitude=0.3)
+    low = []
+    for (intensity, wm, gm), grid, a in (
+        ((brain.intensity, brain.wm, brain.gm), affine, axis),
+        (turned, turned_affine, where),
+    ):
+        stack = SliceStack(a, 4 * edge, 3 * edge)
+        draw = draw_scan(PRIOR, extras, stack, seed=5)
+        subject = prepare_subject(
+            intensity, (wm, gm), grid, stack, fwhm_mm=draw.fwhm_mm, offset_mm=draw.offset_mm
+        )
+        low.append((realise(subject, draw), subject.affine))
+    (one, one_affine), (other, other_affine) = low
+    np.testing.assert_allclose(apply_orientation(one, turn), other, atol=1e-5 * np.ptp(one))
+    np.testing.assert_allclose(one_affine @ inv_ornt_aff(turn, one.shape), other_affine, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_are_the_profile_applied_along_their_axis_however_the_array_lies_in_memory(order, axis):
+    volume = np.asarray(np.random.default_rng(0).random((50, 41, 66), dtype=np.float32), order=order)
+    matrix = profile_matrix(volume.shape[axis], 2.6, 2.0)
+    expected = np.moveaxis(np.tensordot(matrix, volume, axes=(1, axis)), 0, axis)
+    np.testing.assert_allclose(apply_profile(volume, axis, matrix), expected, atol=1e-6)
+
+
+def test_the_other_extras_and_the_noise_stay_when_one_extra_is_switched_on():
+    stack = SliceStack(2, 4.0, 3.0)
+    plain = draw_scan(PRIOR, Extras(), stack, seed=3)
+    assert (plain.fwhm_mm, plain.offset_mm, plain.inplane_fwhm_mm, plain.bias) == (3.0, 0.0, 0.0, ())
+    all_on = draw_scan(PRIOR, Extras(0.2, 0.5, 1.0, 0.3), stack, seed=3)
+    only_blur = draw_scan(PRIOR, Extras(inplane_fwhm_mm=1.0), stack, seed=3)
+    assert all_on.snr == only_blur.snr == plain.snr
+    assert only_blur.inplane_fwhm_mm == all_on.inplane_fwhm_mm > 0
+    assert only_blur.fwhm_mm == 3.0 != all_on.fwhm_mm
+
+
+@few
+@given(seed=st.integers(0, 2**31), jitter=st.floats(0, 0.5), offset=st.floats(0, 2), bias=st.floats(0, 0.5))
+def test_no_extra_gets_larger_than_it_may(seed, jitter, offset, bias):
+    stack = SliceStack(2, 4.0, 3.0)
+    draw = draw_scan(PRIOR, Extras(jitter, offset, 1.5, bias), stack, seed=seed)
+    assert 3 / (1 + jitter) - 1e-9 <= draw.fwhm_mm <= 3 * (1 + jitter) + 1e-9
+    assert abs(draw.offset_mm) <= offset
+    assert 0 <= draw.inplane_fwhm_mm <= 1.5
+    if draw.bias:
+        shading = np.log(bias_field(draw.bias, (31, 29, 12)))
+        assert np.abs(shading).max() <= bias * 1.01
+        assert abs(shading.mean()) < 1e-4
+
+
+def test_shading_is_smooth():
+    """From voxel to voxel of a 60-voxel head the shading changes by a few per cent of its amplitude."""
+    shading = np.log(bias_field(draw_bias(np.random.default_rng(1), 0.3), (60, 60, 60)))
+    assert max(np.abs(np.diff(shading, axis=a)).max() for a in range(3)) < 0.1 * np.abs(shading).max()
+
+
+def test_a_point_is_blurred_in_the_plane_by_what_was_asked_for_and_not_across_slices():
+    point = np.zeros((61, 61, 5), np.float32)
+    point[30, 30, 2] = 1
+    blurred = blur_in_plane(point, 4.0, (0.8, 1.0))
+    assert blurred[:, :, [0, 1, 3, 4]].max() == 0
+    for axis, edge in ((0, 0.8), (1, 1.0)):
+        line = blurred[:, :, 2].sum(axis=1 - axis)
+        width = np.sqrt(line @ (np.arange(61) - 30.0) ** 2 / line.sum()) * np.sqrt(8 * np.log(2)) * edge
+        assert width == pytest.approx(4.0, rel=0.01)
+
+
+def test_thickness_and_gap_decide_the_spacing_when_k_is_not_given():
+    assert plan_slices(0.7, axis=2, thickness_mm=5.0, gap_mm=1.0) == SliceStack(2, 6.0, 5.0)
+    assert plan_slices(0.7, axis=2, k=4).thickness_mm == pytest.approx(2.1)
+    assert plan_slices(0.7, axis=2, k=8, gap_mm=1.4).thickness_mm == pytest.approx(4.2)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"k": 4, "thickness_mm": 5.0},
+        {"k": 4, "thickness_mm": 3.0, "gap_mm": 2.0},
+        {"thickness_mm": -1.0, "gap_mm": 5.0},
+        {"thickness_mm": 6.0, "gap_mm": -1.0},
+    ],
+    ids=["thickness above spacing", "sum is not the spacing", "negative thickness", "negative gap"],
+)
+def test_slices_that_cannot_be_are_refused(layout):
+    with pytest.raises(InputError, match="slices"):
+        plan_slices(1.0, axis=2, **layout)
+
+
+def test_what_is_no_subject_is_refused_by_name():
+    intensity, wm, gm = two_tissues()
+    stack = SliceStack(2, 4.0, 3.0)
+
+    def prepare(maps, layout=stack):
+        prepare_subject(intensity, maps, np.eye(4), layout)
+
+    with pytest.raises(InputError, match="WM probability map"):
+        prepare((np.zeros_like(wm), gm))
+    with pytest.raises(InputError, match="GM probability map"):
+        prepare((wm, np.zeros_like(gm)))
+    with pytest.raises(InputError, match="grid"):
+        prepare((wm[:-1], gm))
+    with pytest.raises(InputError, match="from 0 to 1"):
+        prepare((255 * wm, gm))
+    with pytest.raises(InputError, match="thin slices"):
+        prepare((wm, gm), SliceStack(2, 60.0, 45.0))
+    with pytest.raises(InputError, match="slice spacing"):
+        prepare((wm, gm), SliceStack(2, 0.5, 0.5))
+    with pytest.raises(InputError, match="half the spacing"):
+        draw_scan(PRIOR, Extras(slice_offset_mm=3.0), stack, seed=0)
+    with pytest.raises(InputError, match="bias amplitude"):
+        Extras(bias_amplitude=-1.0)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("subject")
+    brain = make_brain((48, 52, 40))
+    for name, data in (("t1", brain.intensity), ("wm", brain.wm), ("gm", brain.gm)):
+        nib.save(nib.Nifti1Image(data, make_affine((1, 1, 1))), folder / f"{name}.nii.gz")
+    return folder
+
+
+def arguments(files, out, *extra):
+    maps = [f"--{name}={files / name}.nii.gz" for name in ("wm", "gm")]
+    return [str(files / "t1.nii.gz"), str(out), *maps, *extra]
+
+
+EVERYTHING = (
+    *("--slice-axis", "y", "--thickness-mm", "4.1", "--gap-mm", "0.7", "--noise", "rician", "--seed", "11"),
+    *(
+        "--fwhm-jitter",
+        "0.2",
+        "--slice-offset-mm",
+        "1",
+        "--inplane-fwhm-mm",
+        "1.5",
+        "--bias-amplitude",
+        "0.2",
+    ),
+    *("--fixed-tissue", "GM"),
+)
+
+
+def test_the_sidecar_alone_makes_the_same_voxels_again(files, tmp_path):
+    assert (
+        simulate(arguments(files, tmp_path / "a.nii.gz", "--json", f"{tmp_path / 'a.json'}", *EVERYTHING))
+        == 0
+    )
+    again = ("--from-json", f"{tmp_path / 'a.json'}", "--json", f"{tmp_path / 'b.json'}")
+    assert simulate(arguments(files, tmp_path / "b.nii.gz", *again)) == 0
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+    assert json.loads((tmp_path / "a.json").read_text()) == json.loads((tmp_path / "b.json").read_text())
+
+
+def test_a_sidecar_is_refused_with_other_images_other_settings_or_when_it_is_none(files, tmp_path, capsys):
+    sidecar = tmp_path / "low.json"
+    assert simulate(arguments(files, tmp_path / "low.nii.gz", "--json", str(sidecar))) == 0
+    assert simulate(arguments(files, tmp_path / "x.nii.gz", "--from-json", str(sidecar), "--seed", "4")) == 2
+    assert "--seed" in capsys.readouterr().err
+    nib.save(
+        nib.Nifti1Image(np.ones((48, 52, 40), np.float32) / 2, make_affine((1, 1, 1))), tmp_path / "gm.nii"
+    )
+    other = [
+        *arguments(files, tmp_path / "x.nii.gz", "--from-json", str(sidecar))[:3],
+        f"--gm={tmp_path}/gm.nii",
+    ]
+    assert simulate([*other, "--from-json", str(sidecar)]) == 1
+    assert "gm.nii" in capsys.readouterr().err
+    sidecar.write_text('{"Seed": 1}')
+    assert simulate(arguments(files, tmp_path / "x.nii.gz", "--from-json", str(sidecar))) == 1
+    assert "Simulation" in capsys.readouterr().err
+    assert not (tmp_path / "x.nii.gz").exists()
+
+
+def test_any_real_spacing_and_a_fixed_snr_from_the_command_line(files, tmp_path):
+    extra = (
+        "--thickness-mm",
+        "5",
+        "--gap-mm",
+        "1.5",
+        "--snr",
+        "30",
+        "25",
+        "--json",
+        str(tmp_path / "low.json"),
+    )
+    assert simulate(arguments(files, tmp_path / "low.nii.gz", *extra)) == 0
+    low, fields = nib.load(tmp_path / "low.nii.gz"), json.loads((tmp_path / "low.json").read_text())
+    assert low.shape == (48, 52, 6)
+    assert low.header.get_zooms()[2] == pytest.approx(6.5, abs=1e-5)
+    assert (fields["UpsamplingFactor"], fields["SNR"]) == (6.5, {"WM": 30.0, "GM": 25.0})
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_bytes_in_processes_of_one_and_of_two_threads(files, tmp_path):
+    for n in ("1", "2"):
+        environment = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), n)}
+        command = [sys.executable, "-m", "iqtflow.commands.simulate"]
+        subprocess.run(
+            [*command, *arguments(files, tmp_path / f"{n}.nii.gz", *EVERYTHING)], check=True, env=environment
+        )
+    assert (tmp_path / "1.nii.gz").read_bytes() == (tmp_path / "2.nii.gz").read_bytes()
+
+
+def test_a_ball_keeps_its_centre_of_mass_for_any_real_ratio():
+    ball = ndimage.gaussian_filter(make_brain((60, 60, 60)).mask.astype(np.float32), 4)
+    half = np.full_like(ball, 0.5)
+    affine = make_affine((0.7, 0.7, 0.7))
+    before = nib.affines.apply_affine(affine, ndimage.center_of_mass(ball))
+    for spacing in (1.4, 2.0, 3.3):
+        subject = prepare_subject(ball, (half, half), affine, SliceStack(1, spacing, 0.8 * spacing))
+        thick = np.moveaxis(subject.intensity.numpy()[::-1], 2, 1)  # canonical is LAS, this image RAS
+        after = nib.affines.apply_affine(subject.affine, ndimage.center_of_mass(thick))
+        np.testing.assert_allclose(after, before, atol=0.1)
