@@ -27,6 +27,20 @@ def test_the_truth_is_a_head_with_the_contrast_of_a_high_field_scan(tmp_path):
     assert ratio == pytest.approx(GM_OVER_WM, abs=0.01)
 
 
+def test_the_demonstration_fails_when_the_scan_was_not_enhanced(tmp_path):
+    """Whatever comes after, the exit code tells ``make``."""
+    run = subprocess.run(
+        [sys.executable, "-m", "iqtflow.commands.demo", tmp_path, "--model", "no-such-model"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert run.returncode != 0
+    assert "no shipped model of this name" in run.stderr
+    assert "page to open" not in run.stdout
+
+
 @pytest.mark.slow
 def test_the_demonstration_ends_with_figures_and_a_page(untrained_model, tmp_path):
     run = subprocess.run(

@@ -63,6 +63,17 @@ def test_the_command_prints_and_writes_the_same_figures(volumes, tmp_path, capsy
     assert f"{scores[str(volumes['good'])]['psnr']:.2f}" in capsys.readouterr().out
 
 
+def test_without_a_mask_the_truth_says_where_to_look(volumes, tmp_path):
+    """The truth itself: infinite PSNR on the terminal, null in JSON, which knows no infinity."""
+    out = tmp_path / "out.json"
+    assert evaluate([str(volumes["truth"]), str(volumes["truth"]), "--json", str(out)]) == 0
+    assert json.loads(out.read_text())[str(volumes["truth"])] == {
+        "psnr": None,
+        "mssim": pytest.approx(1),
+        "mssim_slicewise": pytest.approx(1),
+    }
+
+
 def records(gains):
     rows = []
     for i, gain in enumerate(gains):

@@ -57,10 +57,11 @@ def _demonstrate(folder: Path, model: str | None) -> None:
     print(f"$ iqtflow {folder / 'bids'} {out} participant", flush=True)
     done = subprocess.run([*command, *choice])
     enhanced = out / f"sub-{LABEL}/anat/sub-{LABEL}_desc-iqt_T1w.nii.gz"
-    if done.returncode != 0 or not enhanced.exists():
+    page = out / f"sub-{LABEL}.html"
+    if done.returncode != 0 or not enhanced.exists() or not page.exists():
         raise IQTFlowError(f"iqtflow ended with exit code {done.returncode}; the lines above say why.")
     _compare(truth, mask, scan, enhanced)
-    print(f"\nthe enhanced scan   {enhanced}\nthe page to open    {out / f'sub-{LABEL}.html'}", flush=True)
+    print(f"\nthe enhanced scan   {enhanced}\nthe page to open    {page}", flush=True)
 
 
 def make_truth(folder: Path) -> tuple[Path, Path]:
@@ -126,14 +127,15 @@ def make_data_set(bids: Path, truth: Path) -> Path:
     (bids / "dataset_description.json").write_text(json.dumps(description, indent=2) + "\n")
     (bids / "README").write_text("Simulated by iqtflow-simulate from the ICBM 152 template (2009).\n")
     drawn = truth.parent / "drawn.json"
-    subprocess.run(
+    done = subprocess.run(
         [
             *(sys.executable, "-m", "iqtflow.commands.simulate", truth / "T1w.nii.gz", scan),
             *("--wm", truth / "wm.nii.gz", "--gm", truth / "gm.nii.gz", "--json", drawn),
             *("--k", str(K), "--slice-axis", "z", "--seed", str(SEED)),
-        ],
-        check=True,
+        ]
     )
+    if done.returncode != 0:
+        raise IQTFlowError(f"the simulator ended with exit code {done.returncode}; the lines above say why.")
     fields = json.loads(drawn.read_text())
     kept = {name: fields[name] for name in ("SliceThickness", "SpacingBetweenSlices")}
     scan.with_name(f"sub-{LABEL}_T1w.json").write_text(

@@ -1,8 +1,13 @@
-"""``iqtflow-evaluate``: compare estimates with the truth inside the brain: PSNR and MSSIM."""
+"""``iqtflow-evaluate``: compare estimates with the truth inside the brain: PSNR and MSSIM.
+
+The table has two kinds of MSSIM, which are not to be compared with each other: Wang's (2004), in three
+dimensions, and the slice-wise one of the paper's authors (see `iqtflow.metrics`).
+"""
 
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from iqtflow.errors import run_command
@@ -15,7 +20,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROG, description=__doc__)
     parser.add_argument("reference", type=Path, help="the truth; its grid may go on beyond the estimates'")
     parser.add_argument("estimates", type=Path, nargs="+", help="estimates on the truth's grid")
-    parser.add_argument("--mask", type=Path, required=True, help="brain mask on the truth's grid")
+    parser.add_argument(
+        "--mask", type=Path, help="brain mask on the truth's grid; the truth above 0 if not given"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     return parser
 
@@ -30,10 +37,15 @@ def _evaluate(options: argparse.Namespace) -> None:
     from iqtflow.evaluation import evaluate_files
     from iqtflow.nifti import write_json
 
-    scores = evaluate_files(options.reference, options.mask, {str(path): path for path in options.estimates})
+    files = {str(path): path for path in options.estimates}
+    scores = evaluate_files(options.reference, options.mask or options.reference, files)
     print(score_table(scores))
     if options.json:
-        write_json(options.json, scores)
+        # JSON has no infinity: null is the PSNR of an estimate that is the truth.
+        finite = {
+            n: {k: v if math.isfinite(v) else None for k, v in row.items()} for n, row in scores.items()
+        }
+        write_json(options.json, finite)
 
 
 def score_table(scores: dict[str, dict[str, float]]) -> str:
