@@ -20,7 +20,9 @@ class _SimulateInputSpec(ChildCommandInputSpec):
         exists=True, mandatory=True, argstr="--gm %s", desc="grey-matter probability map on the image's grid"
     )
     upsampling_factor = traits.Int(
-        4, usedefault=True, argstr="--k %d", desc="k: slice spacing over the thin voxel edge"
+        argstr="--k %d",
+        desc="k: slice spacing over the thin voxel edge; without it the spacing is thickness + gap when both "
+        "are given, else k = 4",
     )
     slice_axis = traits.Enum(
         "z",
@@ -47,6 +49,15 @@ class _SimulateInputSpec(ChildCommandInputSpec):
         "gaussian", "rician", usedefault=True, argstr="--noise %s", desc="distribution of the noise"
     )
     seed = traits.Int(0, usedefault=True, argstr="--seed %d", desc="seed of the drawn SNR and of the noise")
+    # No defaults below: what is not set stays out of the cache key and off the command line.
+    fwhm_jitter = traits.Float(
+        argstr="--fwhm-jitter %.6g", desc="profile wider or narrower by a factor of up to 1 + this"
+    )
+    slice_offset_mm = traits.Float(argstr="--slice-offset-mm %.6g", desc="largest shift of the slices in mm")
+    inplane_fwhm_mm = traits.Float(
+        argstr="--inplane-fwhm-mm %.6g", desc="largest blur in the plane, FWHM in mm"
+    )
+    bias_amplitude = traits.Float(argstr="--bias-amplitude %.6g", desc="largest log-amplitude of a shading")
     metadata_file = File(
         "lowfield.json", usedefault=True, argstr="--json %s", desc="name of the JSON with what was drawn"
     )

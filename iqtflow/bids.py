@@ -34,6 +34,7 @@ IGNORED_BY_VALIDATORS = (
     "models",
     "logs",
     "patches",
+    "calibration",
     "sub-*/patches",
     "*.toml",
 )

@@ -24,7 +24,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-MODES = ("enhance", "train")  #: what can be done with a data set
+MODES = ("enhance", "train", "calibrate")  #: what can be done with a data set
 LEVELS = ("participant", "group")  #: BIDS-App analysis levels
 AXES = ("x", "y", "z")  #: voxel axes of an image, first to third
 SCHEDULES = ("decay", "cosine")  #: learning rate: the paper's slow decay, or a cosine to zero

@@ -28,7 +28,7 @@ from iqtflow.parser_parts import DESCRIPTION, EPILOG, Formatter, ListModels, fla
 from iqtflow.resources import DEVICES, available_cpus, available_memory_gb
 
 #: Modes in which the options of a section have a meaning: given in another mode, they are a mistake.
-SECTION_MODES = {"enhance": ("enhance",), "train": ("train",), "segmentation": ("train",)}
+SECTION_MODES = {"enhance": ("enhance",), "train": ("train",), "segmentation": ("train", "calibrate")}
 
 
 def build_parser(
@@ -45,7 +45,7 @@ def build_parser(
     """
     parser = argparse.ArgumentParser(
         prog="iqtflow",
-        usage="iqtflow bids_dir output_dir {participant,group} [...] [--mode {enhance,train}] [options]",
+        usage="iqtflow bids_dir output_dir {participant,group} [...] [--mode MODE] [options]",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=Formatter,
@@ -112,7 +112,14 @@ def _add_general(parser: argparse.ArgumentParser) -> None:
         default=False,
         help="check what a run with these arguments needs, and exit; needs no folders (default: %(default)s)",
     )
-    option(group, RunSettings, "mode", "--mode", choices=MODES, help="enhance scans, or train a network")
+    option(
+        group,
+        RunSettings,
+        "mode",
+        "--mode",
+        choices=MODES,
+        help="enhance scans, train a network, or measure the SNR of one's own scanner",
+    )
     group.add_argument(
         "--config-file",
         metavar="FILE",
@@ -120,7 +127,7 @@ def _add_general(parser: argparse.ArgumentParser) -> None:
         help="settings in TOML, over which the command line's go; every run leaves a settings.toml in its"
         " work directory (default: none)",
     )
-    flag(group, RunSettings, "force", "--force", help="enhance scans that are near-isotropic already, too")
+    flag(group, RunSettings, "force", "--force", help="take scans that are near-isotropic, too")
     flag(
         group,
         RunSettings,

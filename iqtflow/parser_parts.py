@@ -11,9 +11,11 @@ from iqtflow.config import SECTIONS
 DESCRIPTION = """\
 Image quality transfer for low-field, thick-slice MRI of the brain (Lin et al. 2019, arXiv:1909.06763).
 
-  enhance (the default): estimate an isotropic, high-field-like image from each thick-slice T1w scan
-  train, participant:    simulate low-field scans from high-field ones, and cut patches from both
-  train, group:          train and evaluate a network on the patches of all participants
+  enhance (the default):  estimate an isotropic, high-field-like image from each thick-slice T1w scan
+  train, participant:     simulate low-field scans from high-field ones, and cut patches from both
+  train, group:           train and evaluate a network on the patches of all participants
+  calibrate, participant: measure the tissue SNR of a site's own low-field scans
+  calibrate, group:       fit the distribution of SNR that --snr-prior takes, for training
 
 For research only. The output is an estimate: details may be missing from it, or be made up by it.
 """
@@ -30,7 +32,9 @@ exit codes:
 examples:
   iqtflow /data/bids /data/derivatives/iqtflow participant
   iqtflow /data/bids /out participant --participant-label 01 02 --device cuda
-  iqtflow /data/highfield /out participant group --mode train --split split.json
+  iqtflow /data/lowfield /site participant group --mode calibrate
+  iqtflow /data/highfield /out participant group --mode train --split split.json \\
+      --snr-prior /site/calibration/prior.json
 """
 
 

@@ -183,7 +183,7 @@ def test_relative_paths_become_absolute(bids_tree, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--mode", "calibrate"], "--mode"),
+        (["--mode", "harmonise"], "--mode"),
         (["--filters", "0"], "0 is less than 2"),
         (["--filters", "many"], "invalid whole number value: 'many'"),
         (["--mem-gb", "-1"], "not above 0"),

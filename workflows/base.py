@@ -44,7 +44,10 @@ def run_workflow(settings: Settings) -> int:
     code = EXIT_OK
     for level in run.levels:
         if level == "group":
-            from iqtflow.workflows.group import run_group
+            if run.mode == "calibrate":
+                from iqtflow.workflows.calibrate import run_group
+            else:
+                from iqtflow.workflows.group import run_group
 
             code = max(code, run_group(settings, logs))
         else:
@@ -60,6 +63,7 @@ def workflow_prefix(settings: Settings) -> str:
 
 
 def _run_participants(settings: Settings, logs: os.PathLike) -> int:
+    from iqtflow.workflows.calibrate import init_calibrate_participants_wf
     from iqtflow.workflows.participant import init_enhance_participants_wf, init_prepare_participants_wf
 
     enhancing = settings.run.mode == "enhance"
@@ -83,6 +87,8 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
         name = f"{workflow_prefix(settings)}_participant"
         if enhancing:
             graph = init_enhance_participants_wf(chosen, settings, name=name, skipped=skipped)
+        elif settings.run.mode == "calibrate":
+            graph = init_calibrate_participants_wf(chosen, settings, name=name)
         else:
             graph = init_prepare_participants_wf(chosen, settings, name=name)
         failures = run_graph(graph, settings, logs)
@@ -95,7 +101,7 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
 def _choose(scans: Sequence[Scan], settings: Settings) -> tuple[list[Scan], list[tuple[Scan, str]]]:
     """Tell thick-slice scans from near-isotropic ones, by the header alone."""
     chosen, skipped = [], []
-    enhancing = settings.run.mode == "enhance"
+    mode = settings.run.mode
     for scan in scans:
         try:
             geometry = find_slice_geometry(nib.load(scan.path), scan.sidecar)
@@ -108,7 +114,7 @@ def _choose(scans: Sequence[Scan], settings: Settings) -> tuple[list[Scan], list
             f"slices {geometry.spacing_mm:.3g} mm apart, {geometry.inplane_mm[0]:.3g} x "
             f"{geometry.inplane_mm[1]:.3g} mm in plane"
         )
-        if enhancing and geometry.near_isotropic and not settings.run.force:
+        if mode == "enhance" and geometry.near_isotropic and not settings.run.force:
             skipped.append(
                 (
                     scan,
@@ -116,7 +122,14 @@ def _choose(scans: Sequence[Scan], settings: Settings) -> tuple[list[Scan], list
                     "enhances it all the same",
                 )
             )
-        elif not enhancing and not geometry.near_isotropic:
+        elif mode == "calibrate" and geometry.near_isotropic and not settings.run.force:
+            skipped.append(
+                (
+                    scan,
+                    f"near-isotropic ({sizes}), taken for high field; --force measures it all the same",
+                )
+            )
+        elif mode == "train" and not geometry.near_isotropic:
             skipped.append((scan, f"thick slices ({sizes}): not a high-field scan to train on"))
         else:
             chosen.append(scan)
@@ -184,7 +197,7 @@ def _summarise(
 ) -> int:
     """The last lines on the terminal: what was done, and who failed, why, and where the log is."""
     done = len(chosen) - len(failed)
-    verb = "enhanced" if settings.run.mode == "enhance" else "prepared"
+    verb = {"enhance": "enhanced", "train": "prepared", "calibrate": "measured"}[settings.run.mode]
     print(
         f"iqtflow: {done} {verb}, {len(skipped)} skipped, {len(failed)} failed; results in "
         f"{settings.paths.output_dir}",

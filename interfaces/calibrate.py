@@ -1,0 +1,59 @@
+"""A site's own SNR prior as nodes: one for each scan, one for all."""
+
+from __future__ import annotations
+
+import os
+
+from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
+from nipype.interfaces.base import File, InputMultiObject, TraitedSpec, traits
+
+
+class _MeasureInputSpec(ChildCommandInputSpec):
+    step = traits.Enum("scan", usedefault=True, position=0, argstr="%s", desc="part of the command")
+    in_file = File(exists=True, mandatory=True, position=1, argstr="%s", desc="low-field T1w scan")
+    out_file = File("snr.json", usedefault=True, position=2, argstr="%s", desc="name of the JSON to write")
+    wm_file = File(exists=True, mandatory=True, argstr="--wm %s", desc="white-matter probability map")
+    gm_file = File(exists=True, mandatory=True, argstr="--gm %s", desc="grey-matter probability map")
+    mask_file = File(exists=True, mandatory=True, argstr="--mask %s", desc="brain mask")
+    label = traits.Str(argstr="--label %s", desc="what the scan is called")
+
+
+class _MeasureOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc="JSON: SNR of WM and GM, noise and how it was estimated")
+
+
+class MeasureSNR(ChildCommand):
+    """Measure the SNR of white and grey matter of one scan (eq. (4) of Lin et al., MLMI 2019)."""
+
+    module = "calibrate"
+    input_spec = _MeasureInputSpec
+    output_spec = _MeasureOutputSpec
+
+    def _list_outputs(self):
+        return {"out_file": os.path.abspath(self.inputs.out_file)}
+
+
+class _FitInputSpec(ChildCommandInputSpec):
+    step = traits.Enum("fit", usedefault=True, position=0, argstr="%s", desc="part of the command")
+    scans = InputMultiObject(
+        File(exists=True), mandatory=True, position=1, argstr="%s", desc="JSON of each scan"
+    )
+    out_file = File("prior.json", usedefault=True, argstr="--output %s", desc="name of the prior")
+    figure_file = File("prior.png", usedefault=True, argstr="--figure %s", desc="name of the picture")
+    name = traits.Str("site", usedefault=True, argstr="--name %s", desc="name of the prior")
+
+
+class _FitOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc="prior as JSON, for --snr-prior")
+    figure_file = File(exists=True, desc="the scans over the published prior and the fitted one")
+
+
+class FitPrior(ChildCommand):
+    """Fit the distribution of tissue SNR to a site's scans."""
+
+    module = "calibrate"
+    input_spec = _FitInputSpec
+    output_spec = _FitOutputSpec
+
+    def _list_outputs(self):
+        return {name: os.path.abspath(getattr(self.inputs, name)) for name in ("out_file", "figure_file")}

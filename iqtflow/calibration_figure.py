@@ -1,0 +1,71 @@
+"""A picture of a site's tissue SNR: the cloud of its scans, its fitted prior, and the published one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iqtflow.calibration import Calibration
+from iqtflow.files import write_atomically
+from iqtflow.snr import DEFAULT_PRIOR, PUBLISHED, SNRPrior
+
+#: Share of the scans inside an ellipse of two dimensions.
+ELLIPSE_PROBABILITY = 0.95
+
+
+def draw_cloud(
+    path: str | os.PathLike, snr: Mapping[str, tuple[float, float]], calibration: Calibration
+) -> Path:
+    """Draw the scans over the published prior and the fitted one, as ellipses that hold 95 %.
+
+    Parameters
+    ----------
+    path
+        PNG file.
+    snr
+        (SNR_WM, SNR_GM) by the scan's label.
+    calibration
+        What was fitted to them.
+
+    Returns
+    -------
+    Path
+        The file; the same data give the same bytes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    published = PUBLISHED[DEFAULT_PRIOR]
+    _ellipse(axes, published, color="0.5", linestyle="--", label=f"published, {published.name}")
+    _ellipse(axes, calibration.prior, color="C0", label=f"fitted, {calibration.weight:.0%} own covariance")
+    for outlier, color, marker in ((False, "C0", "o"), (True, "C3", "x")):
+        chosen = {label: v for label, v in snr.items() if (label in calibration.outliers) == outlier}
+        if chosen:
+            what = "left out" if outlier else "scans"
+            points = np.array(list(chosen.values()))
+            axes.scatter(*points.T, s=22, color=color, marker=marker, label=f"{len(chosen)} {what}")
+        for label, point in chosen.items() if outlier or len(snr) <= 12 else ():
+            axes.annotate(label, point, xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axes.set_xlabel("SNR of white matter")
+    axes.set_ylabel("SNR of grey matter")
+    axes.set_title(f"Tissue SNR of {calibration.n_scans} scans; ellipses hold {ELLIPSE_PROBABILITY:.0%}")
+    axes.legend(fontsize=8)
+    return write_atomically(
+        path, lambda stream: figure.savefig(stream, format="png", dpi=120, metadata={"Software": None})
+    )
+
+
+def _ellipse(axes: Any, prior: SNRPrior, **style: Any) -> None:
+    values, vectors = np.linalg.eigh(np.asarray(prior.covariance, float))
+    radius = np.sqrt(-2 * np.log(1 - ELLIPSE_PROBABILITY))  # chi squared of two dimensions
+    turn = np.linspace(0, 2 * np.pi, 181)
+    circle = np.stack([np.cos(turn), np.sin(turn)])
+    outline = np.asarray(prior.mean)[:, None] + vectors @ (radius * np.sqrt(values)[:, None] * circle)
+    axes.plot(*outline, **style)

@@ -1,0 +1,230 @@
+"""A site's own SNR prior: measured on scans whose SNR is known, and fitted to them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import make_affine, write_scan
+from phantoms import make_brain
+
+from iqtflow.calibration import ENOUGH_SCANS, SCANS_FOR_SCATTER, fit_prior, measure_snr, scaled_covariance
+from iqtflow.commands.calibrate import main as calibrate
+from iqtflow.degradations import Extras
+from iqtflow.errors import InputError
+from iqtflow.noise import estimate_noise
+from iqtflow.simulation import SliceStack, draw_scan, prepare_subject, realise
+from iqtflow.slice_profile import apply_profile, profile_matrix
+from iqtflow.snr import PUBLISHED, SNRPrior, read_prior
+
+REFERENCE = PUBLISHED["ibadan-0.36T"]
+#: Not the published one: another level, another spread, another contrast, a looser correlation (0.85).
+SITE = SNRPrior("known", (35.0, 25.0), ((25.0, 17.0), (17.0, 16.0)))
+VOXEL_MM = (1.0, 1.0, 4.0)
+
+
+def phantom():
+    """A brain's draw-independent part, and its true maps on the thick-slice grid."""
+    brain = make_brain((72, 80, 72))
+    subject = prepare_subject(
+        brain.intensity, (brain.wm, brain.gm), np.diag([-1.0, 1, 1, 1]), SliceStack(2, 4.0, 3.0)
+    )
+    matrix = profile_matrix(72, 4, 3.0)
+    maps = [apply_profile(m.astype(np.float32), 2, matrix) for m in (brain.wm, brain.gm, brain.mask)]
+    return subject, maps[0], maps[1], maps[2] > 0.5
+
+
+@pytest.fixture(scope="module")
+def site():
+    """Thirty scans simulated from a known prior, with Rician noise; what was drawn and what was measured."""
+    subject, wm, gm, mask = phantom()
+    drawn, measured = {}, {}
+    for seed in range(30):
+        draw = draw_scan(SITE, Extras(), SliceStack(2, 4.0, 3.0), seed=seed)
+        scan = realise(subject, draw, distribution="rician")
+        snr = measure_snr(scan, wm, gm, mask, axis=2, voxel_mm=VOXEL_MM)
+        drawn[f"{seed:02d}"], measured[f"{seed:02d}"] = draw.snr, (snr.wm, snr.gm)
+    return drawn, measured
+
+
+def correlation(covariance):
+    covariance = np.asarray(covariance)
+    return covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1])
+
+
+def test_the_known_prior_of_thirty_scans_is_recovered(site):
+    """Mean within 5 % and correlation within 0.1 of what the scans were simulated from."""
+    drawn, measured = site
+    calibration = fit_prior(measured)
+    values = np.array(list(drawn.values()))
+    np.testing.assert_allclose(calibration.prior.mean, values.mean(axis=0), rtol=0.05)
+    np.testing.assert_allclose(calibration.prior.mean, SITE.mean, rtol=0.05)
+    assert correlation(calibration.prior.covariance) == pytest.approx(correlation(SITE.covariance), abs=0.1)
+    assert calibration.weight == 1 and calibration.n_scans == 30 and not calibration.outliers
+
+
+def test_a_scan_that_is_unlike_the_others_is_named_and_left_out(site):
+    """Grey matter brighter than white: a T2w scan among T1w ones, or a segmentation gone wrong."""
+    _, measured = site
+    plain = fit_prior(measured)
+    spoilt = fit_prior({**measured, "sub-odd_T1w": (25.0, 36.0)})
+    assert list(spoilt.outliers) == ["sub-odd_T1w"]
+    assert any("sub-odd_T1w" in note for note in spoilt.notes)
+    np.testing.assert_allclose(spoilt.prior.mean, plain.prior.mean)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 10])
+def test_few_scans_shrink_the_covariance_towards_the_published_one_and_say_so(site, n):
+    _, measured = site
+    few = fit_prior(dict(list(measured.items())[:n]))
+    mean = np.array(list(measured.values())[:n]).mean(axis=0)
+    np.testing.assert_allclose(few.prior.mean, mean)
+    assert few.weight == (n - 1) / (ENOUGH_SCANS - 1)
+    assert ("too few scans" in few.notes[0]) == (n < SCANS_FOR_SCATTER)
+    assert "fewer than the 20" in few.notes[-1] and "ibadan-0.36T" in few.notes[-1]
+    if n == 1:
+        np.testing.assert_allclose(few.prior.covariance, scaled_covariance(REFERENCE, mean))
+
+
+def test_scans_that_are_all_alike_still_make_a_prior_that_can_be_drawn_from():
+    alike = fit_prior({str(i): (40.0, 30.0) for i in range(12)})
+    assert np.linalg.eigvalsh(np.array(alike.prior.covariance)).min() > 0
+    assert min(alike.prior.sample(np.random.default_rng(0))) > 0
+
+
+def test_the_published_prior_stays_what_it_is_when_its_own_scans_are_fitted():
+    rng = np.random.default_rng(4)
+    fitted = fit_prior({str(i): REFERENCE.sample(rng) for i in range(2000)})
+    np.testing.assert_allclose(fitted.prior.mean, REFERENCE.mean, rtol=0.02)
+    np.testing.assert_allclose(fitted.prior.covariance, REFERENCE.covariance, rtol=0.12)
+    assert len(fitted.outliers) < 10
+
+
+@pytest.mark.parametrize("snr", [{}, {"a": (0.0, 5.0)}, {"a": (np.nan, 5.0)}])
+def test_no_scan_and_no_number_make_no_prior(snr):
+    with pytest.raises(InputError, match="tissue SNR"):
+        fit_prior(snr)
+
+
+def head(noise, *, magnitude=True, sigma=10.0, seed=0):
+    rng = np.random.default_rng(seed)
+    subject, wm, _, mask = phantom()
+    clean = subject.intensity.numpy()
+    real = clean + sigma * rng.standard_normal(clean.shape)
+    if not magnitude:
+        return real.astype(np.float32), wm, mask
+    parts = [real**2 + (sigma * rng.standard_normal(clean.shape)) ** 2]
+    parts += [2 * (sigma * rng.standard_normal(clean.shape)) ** 2 for _ in range(noise - 1)]
+    return np.sqrt(np.sum(parts, axis=0)).astype(np.float32), wm, mask
+
+
+@pytest.mark.parametrize(
+    ("make", "method"),
+    [
+        (lambda: head(1), "air-rayleigh"),
+        (lambda: head(1, magnitude=False), "air-gaussian"),
+        (lambda: (lambda d, w, m: (d * m, w, m))(*head(1)), "tissue-mad"),
+        (lambda: (lambda d, w, m: (np.where(d > 25, d, 0), w, m))(*head(1)), "tissue-mad"),
+        (lambda: head(8), "tissue-mad"),
+    ],
+    ids=["magnitude", "real-valued", "erased air", "thresholded air", "eight coils"],
+)
+def test_the_noise_is_found_and_the_way_it_was_found_is_said(make, method):
+    data, wm, mask = make()
+    noise = estimate_noise(data, mask, wm, axis=2, voxel_mm=VOXEL_MM)
+    assert noise.method == method
+    # inside tissue a few per cent of anatomical texture come on top
+    assert noise.sigma == pytest.approx(10.0, rel=0.02 if method.startswith("air") else 0.1)
+    assert noise.note and noise.n_voxels > 400
+
+
+def test_the_noise_of_interpolated_voxels_is_not_taken_for_less():
+    """Interpolation correlates the noise of neighbours, so that their difference understates it."""
+    rng = np.random.default_rng(0)
+    frequencies = np.fft.fftshift(np.fft.fft2(10 * rng.standard_normal((60, 60, 12)), axes=(0, 1)), (0, 1))
+    filled = np.fft.ifftshift(np.pad(frequencies, ((30, 30), (30, 30), (0, 0))), (0, 1))
+    scan = 500 + 4 * np.fft.ifft2(filled, axes=(0, 1)).real  # zero-filled to 120 x 120, as scanners do
+    mask = np.ones(scan.shape, bool)
+    noise = estimate_noise(scan, mask, mask.astype(np.float32), axis=2, voxel_mm=VOXEL_MM)
+    assert "interpolated" in noise.note
+    assert noise.sigma == pytest.approx(scan.std(), rel=0.1)
+
+
+def test_a_scan_without_noise_has_no_snr():
+    _, wm, gm, mask = phantom()
+    with pytest.raises(InputError, match="noise"):
+        measure_snr(np.where(mask, 500.0, 0), wm, gm, mask, axis=2, voxel_mm=VOXEL_MM)
+
+
+def test_the_prior_that_is_written_is_one_that_training_takes(site, tmp_path, capsys):
+    _, measured = site
+    paths = []
+    for label, (wm, gm) in measured.items():
+        fields = {"Scan": label, "SNR": {"WM": wm, "GM": gm}, "Noise": {"method": "air-rayleigh"}}
+        paths.append(tmp_path / f"{label}.json")
+        paths[-1].write_text(json.dumps(fields))
+    out, picture = tmp_path / "prior.json", tmp_path / "prior.png"
+    command = ["fit", *map(str, paths), "--output", str(out), "--figure", str(picture)]
+    assert calibrate(command) == 0
+    assert read_prior(out).mean == fit_prior(measured).prior.mean
+    assert json.loads(out.read_text())["n_scans"] == 30
+    before = picture.read_bytes()
+    assert calibrate(command) == 0 and picture.read_bytes() == before
+    paths[0].write_text("{}")
+    assert calibrate(command) == 1 and str(paths[0]) in capsys.readouterr().err
+
+
+def write_low_field(path, *, seed, prior=SITE):
+    """A skull-stripped thick-slice scan with air around it, simulated from a prior; returns its SNR."""
+    brain = make_brain((72, 80, 72), seed=seed)
+    affine = make_affine((1.6, 1.6, 1.6))
+    stack = SliceStack(2, 6.4, 4.8)
+    draw = draw_scan(prior, Extras(), stack, seed=seed)
+    subject = prepare_subject(brain.intensity, (brain.wm, brain.gm), affine, stack)
+    write_scan(path, np.ascontiguousarray(realise(subject, draw, distribution="rician")), subject.affine)
+    return draw.snr
+
+
+@pytest.mark.slow
+def test_a_sites_scans_become_a_prior_by_one_command(tmp_path):
+    """Through the real segmentation: three scans of known SNR and one high-field scan, which is skipped."""
+    bids, out = tmp_path / "bids", tmp_path / "out"
+    bids.mkdir()
+    (bids / "dataset_description.json").write_text(json.dumps({"Name": "site", "BIDSVersion": "1.10.0"}))
+    (bids / "README").write_text("Phantoms.\n")
+    drawn = [write_low_field(bids / f"sub-{i}" / "anat" / f"sub-{i}_T1w.nii.gz", seed=i) for i in range(1, 4)]
+    write_scan(bids / "sub-9" / "anat" / "sub-9_T1w.nii.gz", make_brain().intensity, make_affine((1, 1, 1)))
+    command = [sys.executable, "-m", "iqtflow.cli", str(bids), str(out), "participant", "group"]
+    options = ["--mode", "calibrate", "-w", str(tmp_path / "work"), "--segmentation", "ants", "--nprocs", "1"]
+    run = subprocess.run([*command, *options], capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "sub-9_T1w.nii.gz: skipped: near-isotropic" in run.stdout
+    names = sorted(p.name for p in (out / "calibration").iterdir())
+    assert names == ["prior.json", "prior.png", *(f"sub-{i}_T1w_snr.json" for i in range(1, 4))]
+    prior = read_prior(out / "calibration" / "prior.json")
+    np.testing.assert_allclose(prior.mean, np.mean(drawn, axis=0), rtol=0.1)
+    assert "calibration" in (out / ".bidsignore").read_text().splitlines()
+
+
+def test_group_level_without_participant_level_says_what_to_run_first(tmp_path):
+    bids, out = tmp_path / "bids", tmp_path / "out"
+    write_scan(bids / "sub-1" / "anat" / "sub-1_T1w.nii.gz", np.ones((4, 4, 4), np.float32), np.eye(4))
+    (bids / "dataset_description.json").write_text(json.dumps({"Name": "site", "BIDSVersion": "1.10.0"}))
+    command = [sys.executable, "-m", "iqtflow.cli", str(bids), str(out), "group", "--mode", "calibrate"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 2
+    assert "participant level" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_maps_of_another_scan_are_refused(tmp_path, capsys):
+    for name, shape in (("scan", (20, 20, 10)), ("map", (20, 20, 12))):
+        data = np.random.default_rng(0).random(shape, dtype=np.float32)
+        nib.save(nib.Nifti1Image(data, np.diag([1, 1, 5, 1])), tmp_path / f"{name}.nii")
+    maps = [f"--{name}={tmp_path / 'map.nii'}" for name in ("wm", "gm", "mask")]
+    assert calibrate(["scan", str(tmp_path / "scan.nii"), str(tmp_path / "snr.json"), *maps]) == 1
+    assert "grid" in capsys.readouterr().err
+    assert not (tmp_path / "snr.json").exists()

@@ -1,0 +1,170 @@
+"""A site's own SNR prior: scans measured one by one (participant level), a distribution fitted (group)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from iqtflow.workflows.run import run_graph
+from nipype.pipeline.engine import Workflow
+
+from iqtflow.bids import Scan, derivative_name
+from iqtflow.config import Settings
+from iqtflow.errors import EXIT_OK, EXIT_SUBJECT_FAILED, UsageError
+
+#: Folder under the derivatives, which validators are told to leave alone.
+FOLDER = "calibration"
+ENDING = "_snr.json"
+
+
+def init_calibrate_participants_wf(scans: Sequence[Scan], settings: Settings, *, name: str) -> Workflow:
+    """Build the graph that measures the tissue SNR of low-field scans and stores it, one JSON file for each.
+
+    Workflow Graph
+        conform -> segment -> measure -> sink (one chain for each scan)
+
+    Parameters
+    ----------
+    scans
+        Low-field scans.
+    settings
+        All settings.
+    name
+        Name of the workflow.
+    """
+    from iqtflow.interfaces.calibrate import MeasureSNR
+    from iqtflow.interfaces.conform import ConformScan
+    from iqtflow.interfaces.sink import SinkDerivative
+    from iqtflow.workflows.participant import workflow_name
+    from iqtflow.workflows.segment import init_segment_node
+    from nipype.pipeline.engine import Node
+
+    from iqtflow.engines import engine_for
+
+    workflow = Workflow(name=name)
+    for scan in scans:
+        conform = Node(
+            ConformScan(in_file=os.fspath(scan.path), sidecar=dict(scan.sidecar)), name="conform", mem_gb=0.5
+        )
+        segment = init_segment_node(
+            engine_for(scan.path, settings.segmentation),
+            sampling_mm=settings.segmentation.sampling_mm,
+            derivatives_dir=settings.segmentation.derivatives,
+            seed=settings.run.seed,
+            omp_nthreads=settings.run.omp_nthreads,
+        )
+        stripped = scan.sidecar.get("SkullStripped")
+        if stripped is not None:
+            segment.inputs.skull_stripped = "yes" if stripped else "no"
+        label = scan.path.name.split(".")[0]
+        measure = Node(MeasureSNR(label=label), name="measure", mem_gb=1.0)
+        sink = Node(
+            SinkDerivative(
+                base_directory=os.fspath(settings.paths.output_dir), name=os.fspath(measurement_name(scan))
+            ),
+            name="sink",
+            mem_gb=0.3,
+        )
+        maps = [("wm_file", "wm_file"), ("gm_file", "gm_file"), ("mask_file", "mask_file")]
+        one = Workflow(name=workflow_name(scan))
+        one.connect(
+            [
+                (conform, segment, [("out_file", "in_file")]),
+                (conform, measure, [("out_file", "in_file")]),
+                (segment, measure, maps),
+                (measure, sink, [("out_file", "in_file")]),
+            ]
+        )
+        workflow.add_nodes([one])
+    return workflow
+
+
+def init_calibrate_group_wf(measurements: Sequence[Path], settings: Settings, *, name: str) -> Workflow:
+    """Build the graph that fits the prior to measured scans and stores it with its picture.
+
+    Workflow Graph
+        fit -> sinks
+
+    Parameters
+    ----------
+    measurements
+        JSON files of the participant level.
+    settings
+        All settings.
+    name
+        Name of the workflow.
+    """
+    from iqtflow.interfaces.calibrate import FitPrior
+    from iqtflow.interfaces.sink import SinkDerivative
+    from nipype.pipeline.engine import Node
+
+    workflow = Workflow(name=name)
+    fit = Node(FitPrior(scans=[os.fspath(path) for path in measurements]), name="fit", mem_gb=0.5)
+    for field, file in (("out_file", "prior.json"), ("figure_file", "prior.png")):
+        sink = SinkDerivative(base_directory=os.fspath(settings.paths.output_dir), name=f"{FOLDER}/{file}")
+        workflow.connect(fit, field, Node(sink, name=f"sink_{field}"), "in_file")
+    return workflow
+
+
+def run_group(settings: Settings, logs: Path) -> int:
+    """Fit the prior, say what it is and what is to be known about it; returns the exit code.
+
+    Raises
+    ------
+    UsageError
+        The participant level has measured no scan (of a subject asked for).
+    """
+    from iqtflow.workflows.base import workflow_prefix
+
+    folder = settings.paths.output_dir / FOLDER
+    measurements = find_measurements(folder, settings.run.participant_labels, settings.run.session_labels)
+    workflow = init_calibrate_group_wf(measurements, settings, name=f"{workflow_prefix(settings)}_group")
+    failures = run_graph(workflow, settings, logs)
+    for failure in failures:
+        print(f"  failed: {failure.node}\n    why: {failure.message}\n    log: {failure.log}", flush=True)
+    if failures:
+        return EXIT_SUBJECT_FAILED
+    prior = json.loads((folder / "prior.json").read_text(encoding="utf-8"))
+    mean = prior["mean"]
+    print(f"iqtflow: prior {folder / 'prior.json'}, for --snr-prior; picture {folder / 'prior.png'}")
+    print(f"  mean SNR WM {mean[0]:.1f}, GM {mean[1]:.1f}; {prior['source']}")
+    for note in prior["notes"]:
+        print(f"  note: {note}", flush=True)
+    return EXIT_OK
+
+
+def measurement_name(scan: Scan) -> Path:
+    """Path of a scan's measurement under the root of the derivatives."""
+    return Path(FOLDER, derivative_name(scan, extension="").name + ENDING)
+
+
+def find_measurements(folder: Path, subjects: Sequence[str] = (), sessions: Sequence[str] = ()) -> list[Path]:
+    """Return the measurements of subjects and sessions, sorted by name; all of them when none is asked for.
+
+    Raises
+    ------
+    UsageError
+        There is none, or none of a subject or session asked for.
+    """
+    found = sorted(folder.glob(f"*{ENDING}"))
+    for entity, labels in (("sub", subjects), ("ses", sessions)):
+        wanted = {f"{entity}-{label}" for label in labels}
+        if wanted:
+            found = [path for path in found if wanted & set(path.name.split("_"))]
+            missing = sorted(wanted - {part for path in found for part in path.name.split("_")})
+            if missing:
+                raise _nothing_measured(folder, f"no measurement of {', '.join(missing)}")
+    if not found:
+        raise _nothing_measured(folder, "no measured scan")
+    return found
+
+
+def _nothing_measured(folder: Path, found: str) -> UsageError:
+    return UsageError(
+        folder,
+        found=found,
+        expected=f"files *{ENDING} of the participant level",
+        next_step="Run --mode calibrate at participant level on low-field scans first.",
+    )
