@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 
 from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
 from nipype.interfaces.base import File, InputMultiObject, TraitedSpec, traits
@@ -28,6 +30,12 @@ class MeasureSNR(ChildCommand):
     module = "calibrate"
     input_spec = _MeasureInputSpec
     output_spec = _MeasureOutputSpec
+
+    def _run_interface(self, runtime):
+        runtime = super()._run_interface(runtime)
+        # The child's own lines are kept in a file; which way the noise was found is to be seen at once.
+        print(summarise(json.loads(Path(runtime.cwd, self.inputs.out_file).read_text())), flush=True)
+        return runtime
 
     def _list_outputs(self):
         return {"out_file": os.path.abspath(self.inputs.out_file)}
@@ -57,3 +65,18 @@ class FitPrior(ChildCommand):
 
     def _list_outputs(self):
         return {name: os.path.abspath(getattr(self.inputs, name)) for name in ("out_file", "figure_file")}
+
+
+def summarise(record: dict) -> str:
+    """Say on one line what was measured on a scan.
+
+    Parameters
+    ----------
+    record
+        The JSON of ``iqtflow-calibrate scan``.
+    """
+    snr, noise = record["SNR"], record["Noise"]
+    return (
+        f"{record['Scan']}: SNR WM {snr['WM']:.1f}, GM {snr['GM']:.1f}; noise {noise['sigma']:.4g} by "
+        f"{noise['method']} ({noise['note']})"
+    )

@@ -108,8 +108,8 @@ def estimate_noise(
             )
         why = (
             f"air is not Rayleigh-distributed (quartiles over median {shape[0]:.2f} and {shape[1]:.2f}, "
-            f"expected {RAYLEIGH_QUARTILES[0]:.2f} and {RAYLEIGH_QUARTILES[1]:.2f}): ghosts, combined coils "
-            "or a filter"
+            f"expected {RAYLEIGH_QUARTILES[0]:.2f} and {RAYLEIGH_QUARTILES[1]:.2f}): ghosts, combined coils, "
+            "a threshold or a filter"
         )
     return _from_tissue(data, mask, wm, axis, why)
 
@@ -130,7 +130,7 @@ def find_air(
     in_plane = [0 if a == axis else 1 for a in range(3)]
     smooth = ndimage.gaussian_filter(np.maximum(data, 0), [2.0 * p for p in in_plane])
     # Half of Otsu's threshold: dim tissue (fluid, the skull base) is on the head's side of it.
-    head = (smooth > 0.5 * threshold_otsu(smooth)) | mask
+    head = (smooth > 0.5 * threshold_otsu(smooth.ravel())) | mask
     reach = [
         max(int(np.ceil(AIR_DISTANCE_MM / edge)), 1) * p for edge, p in zip(voxel_mm, in_plane, strict=True)
     ]
