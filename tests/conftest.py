@@ -107,5 +107,6 @@ def untrained_model(tmp_path_factory) -> Path:
         "network": {"name": "aniso-unet", "kwargs": settings},
         "normalisation": {"name": "brain-p80"},
         "geometry": "slab-centred",
+        "context": "whole",
     }
     return save_model(tmp_path_factory.mktemp("model") / "untrained.safetensors", states, card)

@@ -52,6 +52,7 @@ def write_model(path: Path, *, n_members: int = 1, contrast: str = "T1w", k: int
         "network": {"name": "aniso-unet", "kwargs": settings},
         "normalisation": {"name": NAME},
         "geometry": "slab-centred",
+        "context": "whole",
     }
     return save_model(path, states, card)
 

@@ -195,6 +195,7 @@ def _train(options: argparse.Namespace) -> None:
         "network": {"name": options.network, "kwargs": settings},
         "normalisation": {"name": NORMALISATION},
         "geometry": "slab-centred",
+        "context": "patch",
         "slice_profile": {"shape": "gaussian", "fwhm_over_spacing": list(options.thickness_fraction)},
         "snr_prior": prior.as_dict(),
         "training": {**member.facts, **extra},
