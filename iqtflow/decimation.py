@@ -1,8 +1,8 @@
 """Probabilistic decimation simulator (Algorithm 1 of Lin et al., MLMI 2019) in torch.
 
-The same few functions serve one volume on a CPU, a batch of patches on a GPU and a test. Arrays have the slices last. The work splits
-into a part that does not depend on the draw (slice profile and down-sampling: once for each subject, linear, one matrix product) and
-a cheap part that does (contrast and noise).
+The same few functions serve one volume on a CPU, a batch of patches on a GPU and a test. Arrays have the
+slices last. The work splits into a part that does not depend on the draw (slice profile and down-sampling:
+once for each subject, linear, one matrix product) and a cheap part that does (contrast and noise).
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from iqtflow.errors import InputError
 
 @dataclass(frozen=True)
 class Ratios:
-    """What one drawn SNR pair does to a subject: intensity ratios of WM and GM and the noise's standard deviation."""
+    """What one drawn SNR pair does to a subject: intensity ratios of WM and GM and the noise's standard
+    deviation.
+    """
 
     wm: float
     gm: float
@@ -38,16 +40,23 @@ def decimate(volumes: torch.Tensor, matrix: np.ndarray | torch.Tensor) -> torch.
     -------
     tensor, shape (..., d)
     """
-    matrix = torch.as_tensor(np.array(matrix) if isinstance(matrix, np.ndarray) else matrix, dtype=volumes.dtype, device=volumes.device)
+    matrix = torch.as_tensor(
+        np.array(matrix) if isinstance(matrix, np.ndarray) else matrix,
+        dtype=volumes.dtype,
+        device=volumes.device,
+    )
     if matrix.ndim == 3:
         matrix = matrix[:, None, None]
     return volumes @ matrix.transpose(-1, -2)
 
 
-def contrast_ratios(alpha: tuple[float, float], mean_wm: float, mean_gm: float, *, fixed: str = "WM") -> Ratios:
+def contrast_ratios(
+    alpha: tuple[float, float], mean_wm: float, mean_gm: float, *, fixed: str = "WM"
+) -> Ratios:
     """Intensity ratios and noise level that give tissues the drawn SNR (Algorithm 1, step 5).
 
-    The wanted mean of tissue j is ``SNR_j sigma``; one scale is free and fixed by letting one tissue keep its intensity.
+    The wanted mean of tissue j is ``SNR_j sigma``; one scale is free and fixed by letting one tissue keep its
+    intensity.
 
     Parameters
     ----------
@@ -63,15 +72,31 @@ def contrast_ratios(alpha: tuple[float, float], mean_wm: float, mean_gm: float, 
         return Ratios(1.0, snr_gm / snr_wm * mean_wm / mean_gm, mean_wm / snr_wm)
     if fixed == "GM":
         return Ratios(snr_wm / snr_gm * mean_gm / mean_wm, 1.0, mean_gm / snr_gm)
-    raise InputError("tissue held fixed", found=repr(fixed), expected='"WM" or "GM"', next_step="Choose one of the two.")
+    raise InputError(
+        "tissue held fixed", found=repr(fixed), expected='"WM" or "GM"', next_step="Choose one of the two."
+    )
 
 
-def recontrast(intensity: torch.Tensor, wm: torch.Tensor, gm: torch.Tensor, ratio_wm: torch.Tensor | float, ratio_gm: torch.Tensor | float) -> torch.Tensor:
-    """Translate contrast softly: ``(r_WM M_WM + r_GM M_GM + M_other) Y`` (Algorithm 1, step 6); all tensors of one shape."""
+def recontrast(
+    intensity: torch.Tensor,
+    wm: torch.Tensor,
+    gm: torch.Tensor,
+    ratio_wm: torch.Tensor | float,
+    ratio_gm: torch.Tensor | float,
+) -> torch.Tensor:
+    """Translate contrast softly: ``(r_WM M_WM + r_GM M_GM + M_other) Y`` (Algorithm 1, step 6); all tensors
+    of one shape.
+    """
     return intensity * (1 + (ratio_wm - 1) * wm + (ratio_gm - 1) * gm)
 
 
-def add_noise(clean: torch.Tensor, sigma: torch.Tensor | float, generator: torch.Generator, *, distribution: str = "gaussian") -> torch.Tensor:
+def add_noise(
+    clean: torch.Tensor,
+    sigma: torch.Tensor | float,
+    generator: torch.Generator,
+    *,
+    distribution: str = "gaussian",
+) -> torch.Tensor:
     """Add background noise, independent for each voxel (Algorithm 1, step 7).
 
     Parameters
@@ -83,13 +108,22 @@ def add_noise(clean: torch.Tensor, sigma: torch.Tensor | float, generator: torch
     generator
         Source of randomness, on the tensor's device.
     distribution
-        "gaussian" (the paper's), or "rician": the magnitude of a complex signal with this noise in both channels
-        (Gudbjartsson and Patz 1995, doi:10.1002/mrm.1910340618).
+        "gaussian" (the paper's), or "rician": the magnitude of a complex signal with this noise in both
+        channels (Gudbjartsson and Patz 1995, doi:10.1002/mrm.1910340618).
     """
-    real = clean + sigma * torch.randn(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
+    real = clean + sigma * torch.randn(
+        clean.shape, generator=generator, device=clean.device, dtype=clean.dtype
+    )
     if distribution == "gaussian":
         return real
     if distribution == "rician":
-        imaginary = sigma * torch.randn(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
+        imaginary = sigma * torch.randn(
+            clean.shape, generator=generator, device=clean.device, dtype=clean.dtype
+        )
         return torch.sqrt(real**2 + imaginary**2)
-    raise InputError("noise distribution", found=repr(distribution), expected='"gaussian" or "rician"', next_step="Choose one of the two.")
+    raise InputError(
+        "noise distribution",
+        found=repr(distribution),
+        expected='"gaussian" or "rician"',
+        next_step="Choose one of the two.",
+    )

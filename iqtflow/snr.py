@@ -1,6 +1,7 @@
 """The prior of tissue SNR at low field: a two-dimensional normal distribution of (white matter, grey matter).
 
-White- and grey-matter SNR co-vary strongly (a quiet coil is quiet for both), so they are drawn together, never apart.
+White- and grey-matter SNR co-vary strongly (a quiet coil is quiet for both), so they are drawn together,
+never apart.
 """
 
 from __future__ import annotations
@@ -41,10 +42,18 @@ class SNRPrior:
         mean, covariance = np.asarray(self.mean, float), np.asarray(self.covariance, float)
         if mean.shape != (2,) or not np.all(np.isfinite(mean)) or np.any(mean <= 0):
             raise _bad(self.name, f"mean {self.mean}", "two positive numbers, (WM, GM)")
-        if covariance.shape != (2, 2) or not np.all(np.isfinite(covariance)) or not np.allclose(covariance, covariance.T):
+        if (
+            covariance.shape != (2, 2)
+            or not np.all(np.isfinite(covariance))
+            or not np.allclose(covariance, covariance.T)
+        ):
             raise _bad(self.name, f"covariance {self.covariance}", "a symmetric 2 x 2 matrix")
         if np.any(covariance) and np.linalg.eigvalsh(covariance).min() <= 0:
-            raise _bad(self.name, f"covariance {self.covariance} with a non-positive eigenvalue", "a positive definite 2 x 2 matrix")
+            raise _bad(
+                self.name,
+                f"covariance {self.covariance} with a non-positive eigenvalue",
+                "a positive definite 2 x 2 matrix",
+            )
 
     def sample(self, rng: np.random.Generator) -> tuple[float, float]:
         """Draw one (SNR_WM, SNR_GM); redrawn while any component is not positive (Algorithm 1, step 4)."""
@@ -58,13 +67,19 @@ class SNRPrior:
 
     def as_dict(self) -> dict[str, Any]:
         """The prior as JSON-ready fields; `read_prior` reads them back."""
-        return {"name": self.name, "tissues": ["WM", "GM"], "mean": list(self.mean),
-                "covariance": [list(row) for row in self.covariance], "source": self.source}
+        return {
+            "name": self.name,
+            "tissues": ["WM", "GM"],
+            "mean": list(self.mean),
+            "covariance": [list(row) for row in self.covariance],
+            "source": self.source,
+        }
 
 
 _PAPER = "Lin et al., MLMI 2019"
 
-#: Priors known by name. ``ibadan-0.36T`` is the reference scanner's (28 children); ``fixed-61-53`` the paper's fixed-SNR experiment.
+#: Priors known by name. ``ibadan-0.36T`` is the reference scanner's (28 children); ``fixed-61-53`` the
+#: paper's fixed-SNR experiment.
 PUBLISHED = {
     prior.name: prior
     for prior in (
@@ -76,7 +91,8 @@ DEFAULT_PRIOR = "ibadan-0.36T"
 
 
 def read_prior(name_or_path: str | os.PathLike) -> SNRPrior:
-    """Return a published prior by name, or read one from a JSON file with ``mean`` and ``covariance`` in the order (WM, GM).
+    """Return a published prior by name, or read one from a JSON file with ``mean`` and ``covariance`` in the
+    order (WM, GM).
 
     Raises
     ------
@@ -92,16 +108,23 @@ def read_prior(name_or_path: str | os.PathLike) -> SNRPrior:
         mean = tuple(float(v) for v in fields["mean"])
         covariance = tuple(tuple(float(v) for v in row) for row in fields["covariance"])
     except FileNotFoundError as fault:
-        raise _bad(key, "no such file and no prior of this name", f"one of {known}, or a JSON file") from fault
+        raise _bad(
+            key, "no such file and no prior of this name", f"one of {known}, or a JSON file"
+        ) from fault
     except (OSError, ValueError, KeyError, TypeError) as fault:
-        raise _bad(key, f"{type(fault).__name__}: {fault}", "JSON with mean (2 numbers) and covariance (2 x 2), order WM, GM") from fault
+        raise _bad(
+            key,
+            f"{type(fault).__name__}: {fault}",
+            "JSON with mean (2 numbers) and covariance (2 x 2), order WM, GM",
+        ) from fault
     if list(fields.get("tissues", ["WM", "GM"])) != ["WM", "GM"]:
         raise _bad(key, f"tissues {fields['tissues']}", 'tissues ["WM", "GM"]')
     return SNRPrior(str(fields.get("name", Path(key).stem)), mean, covariance, str(fields.get("source", "")))
 
 
 def tissue_mean(intensity: np.ndarray, probability: np.ndarray, *, tissue: str) -> float:
-    """Probability-weighted mean intensity of a tissue, ``sum(M Y) / sum(M)``: eq. (4) times the noise's standard deviation.
+    """Probability-weighted mean intensity of a tissue, ``sum(M Y) / sum(M)``: eq. (4) times the noise's
+    standard deviation.
 
     Raises
     ------
@@ -109,13 +132,28 @@ def tissue_mean(intensity: np.ndarray, probability: np.ndarray, *, tissue: str) 
         The tissue map is empty, or the mean is not positive.
     """
     total = float(np.sum(probability, dtype=np.float64))
-    mean = float(np.sum(np.asarray(probability, np.float32) * np.asarray(intensity, np.float32), dtype=np.float64)) / total if total > 1 else float("nan")
+    mean = (
+        float(
+            np.sum(np.asarray(probability, np.float32) * np.asarray(intensity, np.float32), dtype=np.float64)
+        )
+        / total
+        if total > 1
+        else float("nan")
+    )
     if not mean > 0:
-        raise InputError(f"{tissue} probability map", found=f"{total:g} voxels of {tissue} with mean intensity {mean:g}",
-                         expected=f"a {tissue} map with a positive mean intensity under it",
-                         next_step="Check that map and image belong together and that the segmentation is plausible.")
+        raise InputError(
+            f"{tissue} probability map",
+            found=f"{total:g} voxels of {tissue} with mean intensity {mean:g}",
+            expected=f"a {tissue} map with a positive mean intensity under it",
+            next_step="Check that map and image belong together and that the segmentation is plausible.",
+        )
     return mean
 
 
 def _bad(name: str, found: str, expected: str) -> InputError:
-    return InputError(f"SNR prior {name}", found=found, expected=expected, next_step="Correct the prior, or use a published one by name.")
+    return InputError(
+        f"SNR prior {name}",
+        found=found,
+        expected=expected,
+        next_step="Correct the prior, or use a published one by name.",
+    )

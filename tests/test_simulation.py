@@ -10,9 +10,11 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import make_affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from phantoms import make_brain
 from scipy import ndimage
 
 from iqtflow.commands.simulate import main as simulate
@@ -21,8 +23,6 @@ from iqtflow.errors import InputError
 from iqtflow.simulation import Draw, SliceStack, draw_scan, plan_slices, prepare_subject, realise
 from iqtflow.slice_profile import apply_profile, profile_matrix
 from iqtflow.snr import PUBLISHED
-from conftest import make_affine
-from phantoms import make_brain
 
 PRIOR = PUBLISHED["ibadan-0.36T"]
 few = settings(max_examples=8, deadline=None, derandomize=True)
