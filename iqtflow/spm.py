@@ -18,13 +18,13 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from iqtflow.brainmask import ERASED_BACKGROUND, HEAD_TO_BRAIN
 from iqtflow.errors import OutputError
 from iqtflow.segmentation import TissueMaps
 from iqtflow.spm_checks import SpmFigures, check_spm_input, judge, measure
 from iqtflow.spm_install import GENUINE_TPM_BLOB, SpmInstallation, find_spm, tpm_blob_id
 from iqtflow.spm_job import UnifiedSegmentationRun, run_unified_segmentation
 from iqtflow.spm_script import UnifiedSegmentationSettings
+from iqtflow.spm_stripped import looks_stripped, stripped_settings, write_brain_priors, write_with_background
 
 #: Largest resident memory of a run on 0.7 mm voxels, for schedulers (a 1 mm head takes a third of it).
 MEMORY_GB = 2.0
@@ -48,9 +48,9 @@ def segment_with_spm(
     installation
         From `find_spm`; found in the documented order when None.
     skull_stripped
-        Whether the skull has been removed: the maps are then kept to voxels that are not zero, where SPM
-        had data and not its priors alone. None: judge by how much larger than the brain the non-zero region
-        is.
+        Whether the skull has been removed: SPM then gets a background and priors that fit
+        (`iqtflow.spm_stripped`), and the maps are kept to voxels that are not zero. None: judge by how much
+        of the image is not zero.
     sampling_mm
         SPM's sampling distance. Part of the method: maps of 3 and 2 mm differ.
     work_dir
@@ -81,16 +81,23 @@ def segment_with_spm(
     with _temporary_folder(work_dir) as folder:
         path = _on_disk(image, folder)
         scan = check_spm_input(path)
+        present = scan.get_fdata(dtype=np.float32) != 0
+        if skull_stripped is None:
+            skull_stripped = looks_stripped(present, scan.affine)
+        source = path
+        if skull_stripped and installation.tpm is not None and not present.all():
+            source = write_with_background(scan, folder / "filled" / path.name)
+            priors = write_brain_priors(installation.tpm, folder / "brain-priors.nii")
+            settings = stripped_settings(priors, sampling_mm=float(sampling_mm))
         run = run_unified_segmentation(
-            path, folder, installation=installation, settings=settings, stem="T1", timeout_s=timeout_s
+            source, folder, installation=installation, settings=settings, stem="T1", timeout_s=timeout_s
         )
         gm, wm, csf = (nib.load(run.native[i]).get_fdata(dtype=np.float32) for i in range(3))
         bias_corrected = nib.load(run.bias_corrected).get_fdata(dtype=np.float32)
-        present = scan.get_fdata(dtype=np.float32) != 0
-        if skull_stripped is None:
-            skull_stripped = _looks_stripped(present, gm + wm + csf)
         if skull_stripped:
-            gm, wm, csf = (np.where(present, p, np.float32(0)) for p in (gm, wm, csf))
+            gm, wm, csf, bias_corrected = (
+                np.where(present, values, np.float32(0)) for values in (gm, wm, csf, bias_corrected)
+            )
         mask = brain_from_tissues(gm + wm + csf)
         if skull_stripped:
             mask &= ndimage.binary_fill_holes(present)
@@ -158,13 +165,6 @@ def _temporary_folder(work_dir: str | os.PathLike | None) -> Iterator[Path]:
         yield Path(name)
 
 
-def _looks_stripped(present: np.ndarray, brain: np.ndarray) -> bool:
-    """Tell a brain in zeros from a head in zeros: the latter is much larger than the brain in it."""
-    if 1 - present.mean() < ERASED_BACKGROUND:
-        return False
-    return bool(np.count_nonzero(present) < HEAD_TO_BRAIN * np.count_nonzero(present & (brain > 0.5)))
-
-
 def _details(
     installation: SpmInstallation,
     settings: UnifiedSegmentationSettings,
@@ -188,6 +188,7 @@ def _details(
         "tpm": None if run.tpm is None else str(run.tpm),
         "tpm_git_blob": blob,
         "tpm_genuine": blob == GENUINE_TPM_BLOB,
+        "tissue_classes": len(settings.tissues),
         "sampling_distance_mm": settings.sampling_mm,
         "mask_method": "c1 + c2 + c3",
         "skull_stripped": bool(skull_stripped),

@@ -20,14 +20,15 @@ MIN_EXTENT_MM = 80.0  #: along every axis; SPM "completes" on less, with garbage
 #: Beyond these the maps are refused: no head needs such an affine, or the maps do not follow the image.
 DETERMINANT_LIMITS = (0.5, 2.2)  # template volume / head volume
 STRETCH_LIMIT = 1.6  # largest / smallest of the three scalings
-LEAST_EXPLAINED = 0.5  # real heads 0.85 to 0.9; with axes mislabelled by 90 degrees 0.04 to 0.41
+#: Real heads 0.85 to 0.9; axes mislabelled by 90 degrees 0.04 to 0.41; a brain stretched by half 0.64.
+LEAST_EXPLAINED = 0.65
 LEAST_COVERAGE = 0.6  # part of the template's brain inside the field of view
 
 #: Beyond these a remark goes with the maps.
 USUAL_DETERMINANT = (0.75, 1.6)
 USUAL_ROTATION_DEG = 65.0
 USUAL_STRETCH = 1.35
-USUAL_EXPLAINED = 0.7
+USUAL_EXPLAINED = 0.75
 USUAL_COVERAGE = 0.9
 
 
