@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from iqtflow.config import SECTIONS
@@ -77,7 +76,7 @@ class ListModels(argparse.Action):
         from iqtflow.models import list_shipped
 
         for model in list_shipped():
-            print(f"{Path(model.file).stem}\tk = {model.k}\t{model.contrast}")
+            print(f"{model.name}\tk = {model.k}\t{model.contrast}\t{model.sha256}")
         parser.exit()
 
 

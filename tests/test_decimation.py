@@ -199,7 +199,8 @@ def test_any_slice_axis_gives_the_same_scan_up_to_reordering(phantom_files, tmp_
     assert run(phantom_files, tmp_path / "z.nii.gz") == 0
     assert run(turned, tmp_path / "x.nii.gz", axis="x") == 0
     z, x = nib.load(tmp_path / "z.nii.gz"), nib.load(tmp_path / "x.nii.gz")
-    np.testing.assert_array_equal(np.transpose(x.get_fdata(), (1, 2, 0)), z.get_fdata())
+    # the noise is the same to the bit; the profile's sums run over memory in another order
+    np.testing.assert_allclose(np.transpose(x.get_fdata(), (1, 2, 0)), z.get_fdata(), rtol=0, atol=1e-3)
     np.testing.assert_allclose(x.affine[:, [1, 2, 0, 3]], z.affine, atol=1e-5)
     assert z.shape == (48, 52, 10) and source.shape == (48, 52, 40)
 
