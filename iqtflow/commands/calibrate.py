@@ -71,6 +71,8 @@ def _measure(options: argparse.Namespace) -> None:
 
 
 def _fit(options: argparse.Namespace) -> None:
+    from collections import Counter
+
     from iqtflow import __version__
     from iqtflow.calibration import fit_prior
     from iqtflow.nifti import write_json
@@ -88,12 +90,19 @@ def _fit(options: argparse.Namespace) -> None:
         scans[label] = (values, method)
     snr = {label: values for label, (values, _) in scans.items()}
     calibration = fit_prior(snr, name=options.name)
+    methods = Counter(method for _, method in scans.values())
+    notes = [*calibration.notes]
+    if len(methods) > 1:
+        ways = ", ".join(f"{method} for {n}" for method, n in sorted(methods.items()))
+        notes.append(
+            f"noise was found in more than one way ({ways} scans): are all of one scanner and protocol?"
+        )
     fields = {
         **calibration.prior.as_dict(),
         "n_scans": calibration.n_scans,
         "own_covariance_weight": calibration.weight,
         "outliers": dict(calibration.outliers),
-        "notes": list(calibration.notes),
+        "notes": notes,
         "scans": {
             label: {"WM": values[0], "GM": values[1], "noise_method": method}
             for label, (values, method) in scans.items()
@@ -107,7 +116,7 @@ def _fit(options: argparse.Namespace) -> None:
     write_json(options.output, fields)
     mean = calibration.prior.mean
     print(f"{options.output}: mean SNR WM {mean[0]:.1f}, GM {mean[1]:.1f}; {calibration.prior.source}")
-    for note in calibration.notes:
+    for note in notes:
         print(f"  note: {note}", flush=True)
 
 
