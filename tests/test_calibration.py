@@ -206,7 +206,7 @@ def test_a_sites_scans_become_a_prior_by_one_command(tmp_path):
     names = sorted(p.name for p in (out / "calibration").iterdir())
     assert names == ["prior.json", "prior.png", *(f"sub-{i}_T1w_snr.json" for i in range(1, 4))]
     prior = read_prior(out / "calibration" / "prior.json")
-    # On thick slices of so coarse a phantom the embedded engine's grey matter holds mixed voxels, and reads low; with
+    # On slices this thick the embedded engine's grey matter holds mixed voxels, and reads low; with
     # the true maps both are recovered within 5 % (see the closed loop above).
     white, grey = np.mean(drawn, axis=0)
     assert prior.mean[0] == pytest.approx(white, rel=0.12)
