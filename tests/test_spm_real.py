@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from iqtflow.interfaces.spm import UnifiedSegmentation
 from nibabel.affines import from_matvec
-from spm_phantom import SAMPLING_MM, Phantom, make_image, make_phantom
+from spm_phantom import HEAD_SCALE, SAMPLING_MM, Phantom, make_image, make_phantom
 
 from iqtflow.errors import InputError
 from iqtflow.segmentation import TissueMaps, check_plausible
@@ -223,6 +223,9 @@ def test_a_stripped_brain_is_recognised_and_its_maps_end_where_the_data_end(outc
     assert maps.details["skull_stripped"] is True
     assert any("skull-stripped" in remark for remark in maps.details["remarks"])
     assert not (maps.gm + maps.wm + maps.csf)[~brain].any()
+    # Priors that go on beyond the brain must not draw it out: its size is known to be the whole head's.
+    assert maps.details["tissue_classes"] == 4
+    assert maps.details["affine_determinant"] == pytest.approx(HEAD_SCALE**-3, rel=0.1)
     assert dice(maps.gm, np.where(brain, phantom.gm, 0)) > 0.75
 
 
