@@ -139,7 +139,7 @@ def make_data_set(bids: Path, truth: Path) -> Path:
     fields = json.loads(drawn.read_text())
     kept = {name: fields[name] for name in ("SliceThickness", "SpacingBetweenSlices")}
     scan.with_name(f"sub-{LABEL}_T1w.json").write_text(
-        json.dumps({**kept, "Modality": "MR"}, indent=2) + "\n"
+        json.dumps({**kept, "Modality": "MR", "SkullStripped": True}, indent=2) + "\n"
     )
     return scan
 
