@@ -24,6 +24,8 @@ from iqtflow.snr import PUBLISHED, SNRPrior, read_prior
 REFERENCE = PUBLISHED["ibadan-0.36T"]
 #: Not the published one: another level, another spread, another contrast, a looser correlation (0.85).
 SITE = SNRPrior("known", (35.0, 25.0), ((25.0, 17.0), (17.0, 16.0)))
+#: A usual contrast of grey to white matter (0.8).
+BRIGHT = SNRPrior("bright", (35.0, 28.0), ((25.0, 17.0), (17.0, 16.0)))
 VOXEL_MM = (1.0, 1.0, 4.0)
 
 
@@ -179,24 +181,37 @@ def test_the_prior_that_is_written_is_one_that_training_takes(site, tmp_path, ca
 
 
 def write_low_field(path, *, seed, prior=SITE):
-    """A skull-stripped thick-slice scan with air around it, simulated from a prior; returns its SNR."""
-    brain = make_brain((72, 80, 72), seed=seed)
-    affine = make_affine((1.6, 1.6, 1.6))
-    stack = SliceStack(2, 6.4, 4.8)
+    """An average brain (MNI, which nilearn brings along) in 6 mm slices with noisy air; returns its SNR."""
+    from nilearn import datasets
+
+    loaders = (getattr(datasets, f"load_mni152_{name}template") for name in ("", "wm_", "gm_"))
+    images = [load(resolution=2) for load in loaders]
+    intensity, wm, gm = (np.asarray(image.get_fdata(), np.float32) for image in images)
+    total = np.maximum(wm + gm, 1)
+    stack = SliceStack(2, spacing_mm=6.0, thickness_mm=5.0)
     draw = draw_scan(prior, Extras(), stack, seed=seed)
-    subject = prepare_subject(brain.intensity, (brain.wm, brain.gm), affine, stack)
+    subject = prepare_subject(
+        1000 * intensity / intensity.max(), (wm / total, gm / total), images[0].affine, stack
+    )
     write_scan(path, np.ascontiguousarray(realise(subject, draw, distribution="rician")), subject.affine)
     return draw.snr
 
 
 @pytest.mark.slow
 def test_a_sites_scans_become_a_prior_by_one_command(tmp_path):
-    """Through the real segmentation: three scans of known SNR and one high-field scan, which is skipped."""
+    """Two scans of known SNR through the real segmentation, and a high-field one, which is skipped.
+
+    At an SNR of 30 in 6 mm slices the embedded segmentation gives bright grey matter to white: grey matter
+    comes out up to 20 % low, white up to 9 %.
+    """
     bids, out = tmp_path / "bids", tmp_path / "out"
     bids.mkdir()
     (bids / "dataset_description.json").write_text(json.dumps({"Name": "site", "BIDSVersion": "1.10.0"}))
     (bids / "README").write_text("Phantoms.\n")
-    drawn = [write_low_field(bids / f"sub-{i}" / "anat" / f"sub-{i}_T1w.nii.gz", seed=i) for i in range(1, 4)]
+    drawn = [
+        write_low_field(bids / f"sub-{i}" / "anat" / f"sub-{i}_T1w.nii.gz", seed=i, prior=BRIGHT)
+        for i in (1, 2)
+    ]
     write_scan(bids / "sub-9" / "anat" / "sub-9_T1w.nii.gz", make_brain().intensity, make_affine((1, 1, 1)))
     command = [sys.executable, "-m", "iqtflow.cli", str(bids), str(out), "participant", "group"]
     options = ["--mode", "calibrate", "-w", str(tmp_path / "work"), "--segmentation", "ants", "--nprocs", "1"]
@@ -204,13 +219,12 @@ def test_a_sites_scans_become_a_prior_by_one_command(tmp_path):
     assert run.returncode == 0, run.stdout + run.stderr
     assert "sub-9_T1w.nii.gz: skipped: near-isotropic" in run.stdout
     names = sorted(p.name for p in (out / "calibration").iterdir())
-    assert names == ["prior.json", "prior.png", *(f"sub-{i}_T1w_snr.json" for i in range(1, 4))]
+    assert names == ["prior.json", "prior.png", *(f"sub-{i}_T1w_snr.json" for i in (1, 2))]
     prior = read_prior(out / "calibration" / "prior.json")
-    # On slices this thick the embedded engine's grey matter holds mixed voxels, and reads low; with
-    # the true maps both are recovered within 5 % (see the closed loop above).
+    # With the true maps both are recovered within 5 % (see the closed loop above).
     white, grey = np.mean(drawn, axis=0)
     assert prior.mean[0] == pytest.approx(white, rel=0.12)
-    assert prior.mean[1] == pytest.approx(grey, rel=0.3)
+    assert prior.mean[1] == pytest.approx(grey, rel=0.25)
     assert "calibration" in (out / ".bidsignore").read_text().splitlines()
 
 
