@@ -89,6 +89,25 @@ def test_tiles_of_the_training_patch_keep_everything_in_its_place(scan):
     assert error < 0.3 * np.abs(moved - expected).mean()
 
 
+class Tilted(torch.nn.Module):
+    """Repeats each slice eight times, brighter by 1 at the end of what it is given than at the start."""
+
+    k, min_multiple = 8, (16, 16, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        thin = x.repeat_interleave(self.k, dim=-1)
+        return thin + torch.linspace(-0.5, 0.5, thin.shape[-1])
+
+
+def test_tiles_leave_no_seams():
+    """A network is not the same at both ends of a tile; where tiles give way to others nothing jumps."""
+    card = {"k": 8, "network": {"name": "tilted", "kwargs": {}}, "n_members": 1}
+    uniform = np.ones((40, 40, 20), np.float32)
+    profile = enhance_volume(uniform, Model(card, [Tilted()], Path("memory"), ""), scale=1.0).mean[20, 20]
+    assert np.ptp(profile) > 0.4, "the tilt is there to be blended"
+    assert np.abs(np.diff(profile)).max() < 0.12
+
+
 def test_air_is_left_to_the_spline():
     """Tiles without tissue do not pass through the network, which could invent some."""
     noise = np.abs(np.random.default_rng(0).normal(0, 10, (96, 96, 24))).astype(np.float32)
