@@ -89,12 +89,14 @@ def choose_engine(
 def engine_for(image: str | os.PathLike, settings: SegmentationSettings) -> EngineChoice:
     """Choose the engine for one image of a data set, as the settings say.
 
+    Under ``"auto"`` an image that shows too little of the head for SPM goes to the embedded engine.
+
     Raises
     ------
     SpmNotFoundError
         As `choose_engine`.
     """
-    from iqtflow.spm_checks import find_unstripped_sibling
+    from iqtflow.spm_checks import MIN_EXTENT_MM, find_unstripped_sibling, least_extent_mm
 
     looks = settings.derivatives is not None and settings.engine in ("auto", "derivatives")
     choice = choose_engine(
@@ -105,6 +107,9 @@ def engine_for(image: str | os.PathLike, settings: SegmentationSettings) -> Engi
         octave=settings.octave,
     )
     if choice.engine == "spm":
+        extent_mm = least_extent_mm(image)
+        if settings.engine == "auto" and extent_mm is not None and extent_mm < MIN_EXTENT_MM:
+            return EngineChoice("ants", f"SPM needs {MIN_EXTENT_MM:.0f} mm along every axis")
         # Data sets in BIDS' form often are links to files under the names that they came with.
         choice = replace(choice, whole_head=find_unstripped_sibling(os.path.realpath(image)))
     return choice
@@ -143,21 +148,25 @@ def check_engine(images: Sequence[str | os.PathLike], settings: SegmentationSett
             next_step="Leave one of the two out.",
         )
     choices = [engine_for(image, settings) for image in images]
-    counts = Counter("none" if c.engine == "derivatives" and not c.maps else c.engine for c in choices)
-    if settings.engine == "derivatives" and set(counts) == {"none"}:
+    if settings.engine == "derivatives" and not any(choice.maps for choice in choices):
         raise UsageError(
             folder,
             found="no tissue maps of any image",
             expected="sub-X/anat/sub-X_label-WM_probseg.nii.gz, and the same for GM and CSF",
             next_step="Check the path; or choose --segmentation auto, which lets another engine take over.",
         )
-    if folder is None:
-        return choices[0].describe()
-    lacking = [choice for choice in choices if choice.maps is None]
-    text = f"ready-made maps of {len(choices) - len(lacking)} of {len(choices)} images in {folder}"
-    if lacking and settings.engine == "auto":
-        text += f"; the others by {lacking[0].describe()}"
-    return text + ("; the others will fail" if lacking and settings.engine == "derivatives" else "")
+    # Counted before they are described, which reads the tissue priors.
+    kinds = Counter((replace(c, maps=None, whole_head=None), c.maps is not None) for c in choices)
+    said = {_describe(kind, has_maps=has_maps, folder=folder): n for (kind, has_maps), n in kinds.items()}
+    if len(said) == 1:
+        return next(iter(said))
+    return "; ".join(f"{n} of {len(choices)} images by {text}" for text, n in said.items())
+
+
+def _describe(choice: EngineChoice, *, has_maps: bool, folder: Path | None) -> str:
+    if choice.engine != "derivatives":
+        return choice.describe()
+    return f"ready-made maps in {folder}" if has_maps else "nothing, and they will fail"
 
 
 def describe_priors(spm: SpmInstallation) -> str:

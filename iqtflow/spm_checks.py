@@ -99,6 +99,15 @@ def check_spm_input(path: str | os.PathLike) -> nib.Nifti1Image:
     return image
 
 
+def least_extent_mm(path: str | os.PathLike) -> float | None:
+    """Return the smallest extent of an image in mm, by its header; None where that cannot be read."""
+    try:
+        header = nib.load(path).header
+        return float(np.min(np.array(header.get_zooms()[:3], dtype=float) * header.get_data_shape()[:3]))
+    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError):
+        return None
+
+
 def find_unstripped_sibling(path: str | os.PathLike) -> Path | None:
     """Whole-head image beside a skull-stripped one, by the names of the Human Connectome Project.
 

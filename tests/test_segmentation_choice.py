@@ -362,8 +362,18 @@ def test_scans_without_maps_go_to_the_next_engine_and_the_terminal_says_how_many
     scans = [scan.path for scan in find_scans(root)]
     assert [engine_for(scan, settings).engine for scan in scans] == ["derivatives", "ants"]
     text = check_engine(scans, settings)
-    assert "1 of 2 images" in text
-    assert "embedded engine" in text
+    assert "1 of 2 images by ready-made maps" in text
+    assert "1 of 2 images by embedded engine" in text
+
+
+@pytest.mark.usefixtures("some_spm")
+def test_a_slab_goes_to_the_embedded_engine_unless_spm_is_insisted_on(tmp_path):
+    slab = write_scan(tmp_path / "slab.nii.gz", np.ones((90, 90, 12), np.float32), make_affine((2, 2, 6)))
+    head = write_scan(tmp_path / "head.nii.gz")
+    assert engine_for(slab, SegmentationSettings()).engine == "ants"
+    assert "80 mm" in check_engine([slab, head], SegmentationSettings())
+    assert engine_for(head, SegmentationSettings()).engine == "spm"
+    assert engine_for(slab, SegmentationSettings(engine="spm")).engine == "spm"
 
 
 # --- the doctor ---
@@ -421,7 +431,7 @@ def test_a_subject_without_the_maps_that_are_insisted_on_fails_alone(prepared, b
         *("--segmentation", "derivatives", "--derivatives", derivatives),
     )
     assert run.returncode == 1, run.stdout + run.stderr
-    assert "ready-made maps of 1 of 2 images" in run.stdout
+    assert "1 of 2 images by ready-made maps" in run.stdout
     assert "sub-01_T1w.nii.gz: tissue maps by ready-made (sMRIPrep 0.19.1)" in run.stdout
     assert "1 prepared, 0 skipped, 1 failed" in run.stdout
     assert "no tissue maps of it" in run.stdout.splitlines()[-2]
