@@ -1,4 +1,4 @@
-"""BIDS: which images to process, and the names and sidecars of what is written. All entity names are here."""
+"""Which images of a BIDS data set to process, and what is known about each."""
 
 from __future__ import annotations
 
@@ -11,33 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import iqtflow
 from iqtflow.errors import UsageError
-from iqtflow.files import write_text
 
 LOGGER = logging.getLogger("nipype.workflow")
-
-#: Entities of structural images and their derivatives, in the order in which BIDS wants them in a file name.
-ENTITY_ORDER = (
-    "sub", "ses", "sample", "task", "tracksys", "acq", "nuc", "voi", "ce", "trc", "stain", "rec", "dir",
-    "run", "mod", "echo", "flip", "inv", "mt", "part", "proc", "hemi", "space", "split", "recording", "chunk",
-    "seg", "res", "den", "label", "desc",
-)  # fmt: skip
-
-BIDS_VERSION = "1.10.0"  #: version of the standard that the derivatives follow
-
-#: What the pages, models and logs beside the images are to a BIDS validator: not its business.
-IGNORED_BY_VALIDATORS = (
-    "*.html",
-    "figures",
-    "sub-*/figures",
-    "models",
-    "logs",
-    "patches",
-    "calibration",
-    "sub-*/patches",
-    "*.toml",
-)
 
 
 @dataclass(frozen=True)
@@ -166,125 +142,6 @@ def list_subjects(bids_dir: str | os.PathLike) -> list[str]:
         return sorted(entry.name[4:] for entry in entries if entry.name.startswith("sub-") and entry.is_dir())
 
 
-def derivative_name(
-    scan: Scan,
-    *,
-    desc: str | None = None,
-    label: str | None = None,
-    suffix: str | None = None,
-    extension: str = ".nii.gz",
-) -> Path:
-    """Name a derivative of a scan.
-
-    Parameters
-    ----------
-    scan
-        What it derives from; all entities of its name are kept.
-    desc, label
-        Entities to add.
-    suffix
-        None keeps the scan's.
-    extension
-        With its dot.
-
-    Returns
-    -------
-    Path
-        Relative to the root of the derivatives: ``sub-X/[ses-Y/]anat/sub-X[_ses-Y]_..._desc-D_T1w.nii.gz``.
-
-    Raises
-    ------
-    ValueError
-        `desc` or `label` is not alphanumeric.
-    """
-    entities = dict(scan.entities)
-    for key, value in (("label", label), ("desc", desc)):
-        if value is not None:
-            if not (value.isascii() and value.isalnum()):
-                raise ValueError(f"{key}-{value} is no BIDS entity: labels are letters and digits only")
-            entities[key] = value
-    ordered = sorted(entities.items(), key=lambda item: ENTITY_ORDER.index(item[0]))
-    name = "_".join([*(f"{key}-{value}" for key, value in ordered), suffix or scan.suffix])
-    folders = [f"sub-{scan.subject}", *([f"ses-{scan.session}"] if scan.session else []), "anat"]
-    return Path(*folders, name + extension)
-
-
-def write_dataset_description(
-    out_dir: str | os.PathLike,
-    *,
-    source_dir: str | os.PathLike,
-    name: str = "Image quality transfer (iqtflow)",
-) -> Path:
-    """Describe a folder of derivatives, and tell validators what in it is not BIDS.
-
-    Parameters
-    ----------
-    out_dir
-        Root of the derivatives; made when missing.
-    source_dir
-        Root of the data set that they derive from; becomes the ``raw`` of BIDS URIs.
-    name
-        Title of the data set.
-
-    Returns
-    -------
-    Path
-        The ``dataset_description.json`` written.
-
-    Raises
-    ------
-    OutputError
-        The folder cannot be written.
-    """
-    out, source = Path(out_dir).absolute(), Path(source_dir).absolute()
-    # A data set that holds its derivatives is moved as a whole; one elsewhere is where it is.
-    link = os.path.relpath(source, out) if source in out.parents else source.as_uri()
-    write_text(out / ".bidsignore", "".join(f"{pattern}\n" for pattern in IGNORED_BY_VALIDATORS))
-    return write_sidecar(
-        out / "dataset_description.json",
-        {
-            "Name": name,
-            "BIDSVersion": BIDS_VERSION,
-            "DatasetType": "derivative",
-            "GeneratedBy": [
-                {
-                    "Name": "iqtflow",
-                    "Version": iqtflow.__version__,
-                    "Description": "Image quality transfer (Lin et al. 2019, arXiv:1909.06763)",
-                }
-            ],
-            "DatasetLinks": {"raw": link},
-        },
-    )
-
-
-def write_sidecar(path: str | os.PathLike, metadata: Mapping[str, Any]) -> Path:
-    """Write metadata as JSON. Values that are None are left out; NumPy scalars and paths are converted.
-
-    Parameters
-    ----------
-    path
-        The ``.json`` file.
-    metadata
-        What to write, in this order.
-
-    Returns
-    -------
-    Path
-        The file written.
-
-    Raises
-    ------
-    OutputError
-        The folder cannot be written.
-    ValueError
-        A number is not finite; JSON has no such thing.
-    """
-    present = {key: value for key, value in metadata.items() if value is not None}
-    text = json.dumps(present, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
-    return write_text(path, text + "\n")
-
-
 def _known_labels(
     wanted: Iterable[str] | None, known: Sequence[str], *, entity: str, where: Path
 ) -> list[str]:
@@ -385,12 +242,3 @@ def _without_twins(scans: Sequence[Scan]) -> list[Scan]:
             LOGGER.warning("%s is left out: %s has the same name.", kept[name].path, scan.path.name)
         kept[name] = scan  # sorted: .nii.gz comes after .nii
     return list(kept.values())
-
-
-def _plain(value: Any) -> Any:
-    """Convert what JSON does not know: NumPy scalars and arrays (by their own method), paths."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

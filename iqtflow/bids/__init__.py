@@ -1,0 +1,16 @@
+"""BIDS: which images to process, and the names and sidecars of what is written."""
+
+from iqtflow.bids.names import derivative_name
+from iqtflow.bids.scans import Scan, check_dataset, find_scans, list_subjects, read_entities
+from iqtflow.bids.sidecars import write_dataset_description, write_sidecar
+
+__all__ = [
+    "Scan",
+    "check_dataset",
+    "derivative_name",
+    "find_scans",
+    "list_subjects",
+    "read_entities",
+    "write_dataset_description",
+    "write_sidecar",
+]

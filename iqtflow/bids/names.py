@@ -1,0 +1,57 @@
+"""Names of what is written. All entity names are here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from iqtflow.bids.scans import Scan
+
+#: Entities of structural images and their derivatives, in the order in which BIDS wants them in a file name.
+ENTITY_ORDER = (
+    "sub", "ses", "sample", "task", "tracksys", "acq", "nuc", "voi", "ce", "trc", "stain", "rec", "dir",
+    "run", "mod", "echo", "flip", "inv", "mt", "part", "proc", "hemi", "space", "split", "recording", "chunk",
+    "seg", "res", "den", "label", "desc",
+)  # fmt: skip
+
+
+def derivative_name(
+    scan: Scan,
+    *,
+    desc: str | None = None,
+    label: str | None = None,
+    suffix: str | None = None,
+    extension: str = ".nii.gz",
+) -> Path:
+    """Name a derivative of a scan.
+
+    Parameters
+    ----------
+    scan
+        What it derives from; all entities of its name are kept.
+    desc, label
+        Entities to add.
+    suffix
+        None keeps the scan's.
+    extension
+        With its dot.
+
+    Returns
+    -------
+    Path
+        Relative to the root of the derivatives: ``sub-X/[ses-Y/]anat/sub-X[_ses-Y]_..._desc-D_T1w.nii.gz``.
+
+    Raises
+    ------
+    ValueError
+        `desc` or `label` is not alphanumeric.
+    """
+    entities = dict(scan.entities)
+    for key, value in (("label", label), ("desc", desc)):
+        if value is not None:
+            if not (value.isascii() and value.isalnum()):
+                raise ValueError(f"{key}-{value} is no BIDS entity: labels are letters and digits only")
+            entities[key] = value
+    ordered = sorted(entities.items(), key=lambda item: ENTITY_ORDER.index(item[0]))
+    name = "_".join([*(f"{key}-{value}" for key, value in ordered), suffix or scan.suffix])
+    folders = [f"sub-{scan.subject}", *([f"ses-{scan.session}"] if scan.session else []), "anat"]
+    return Path(*folders, name + extension)

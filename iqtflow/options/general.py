@@ -1,0 +1,65 @@
+"""Options that say what to do."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import iqtflow
+from iqtflow.argument_types import whole_number
+from iqtflow.config import MODES, RunSettings
+from iqtflow.parser_parts import ListModels, flag, option
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the group "what to do"."""
+    group = parser.add_argument_group("what to do")
+    group.add_argument("--version", action="version", version=f"iqtflow {iqtflow.__version__}")
+    group.add_argument(
+        "--list-models", action=ListModels, nargs=0, help="list the models that ship, and exit"
+    )
+    group.add_argument(
+        "--doctor",
+        action="store_true",
+        default=False,
+        help="check what a run with these arguments needs, and exit; needs no folders (default: %(default)s)",
+    )
+    option(
+        group,
+        RunSettings,
+        "mode",
+        "--mode",
+        choices=MODES,
+        help="enhance scans, train a network, or measure the SNR of one's own scanner",
+    )
+    group.add_argument(
+        "--config-file",
+        metavar="FILE",
+        type=Path,
+        help="settings in TOML, over which the command line's go; every run leaves a settings.toml in its"
+        " work directory (default: none)",
+    )
+    flag(group, RunSettings, "force", "--force", help="take scans that are near-isotropic, too")
+    flag(
+        group,
+        RunSettings,
+        "stop_on_first_crash",
+        "--stop-on-first-crash",
+        help="stop all when one subject fails",
+    )
+    option(
+        group,
+        RunSettings,
+        "seed",
+        "--random-seed",
+        type=whole_number(0),
+        metavar="N",
+        help="seed of everything random",
+    )
+    group.add_argument(
+        "-v",
+        "--verbose",
+        dest="run__verbose",
+        action="count",
+        help="say more; -vv says all (default: progress only)",
+    )

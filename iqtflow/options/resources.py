@@ -1,0 +1,37 @@
+"""Options that say where, and with how much of the machine."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from iqtflow.argument_types import positive, whole_number
+from iqtflow.config import RunSettings
+from iqtflow.parser_parts import option
+from iqtflow.resources import DEVICES
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the group "resources"."""
+    group = parser.add_argument_group("resources")
+    group.add_argument(
+        "-w",
+        "--work-dir",
+        dest="paths__work_dir",
+        metavar="DIR",
+        type=Path,
+        help="intermediate results, from which an interrupted run goes on; never inside the data set"
+        " (default: OUTPUT_DIR-work, beside the output or the data set that holds it)",
+    )
+    count = {"type": whole_number(1), "metavar": "N"}
+    option(group, RunSettings, "nprocs", "--nprocs", **count, help="processors to use")
+    option(
+        group, RunSettings, "omp_nthreads", "--omp-nthreads", **count, help="processors that one task may use"
+    )
+    option(group, RunSettings, "mem_gb", "--mem-gb", type=positive, metavar="GB", help="memory to use")
+    option(
+        group,
+        *(RunSettings, "device", "--device"),
+        choices=DEVICES,
+        help="where networks run: auto takes a GPU that works; cuda fails without one",
+    )
