@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
+from typing import Any
 
 from iqtflow.config import AXES
 
@@ -64,3 +66,14 @@ def axes(text: str) -> tuple[str, ...]:
 def draws(text: str) -> int | str:
     """Convert to a number of simulated scans, or the word "fresh"."""
     return text if text == "fresh" else whole_number(1)(text)
+
+
+def network_option(text: str) -> tuple[str, Any]:
+    """Convert ``name=value`` to a setting of a network; a value that is no JSON is a text."""
+    name, separator, value = text.partition("=")
+    if not separator or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

@@ -8,7 +8,11 @@ import argparse
 import json
 from pathlib import Path
 
+from iqtflow.argument_types import network_option
 from iqtflow.errors import InputError, run_command
+
+#: Arguments that cannot be left out; parsed alone, they give the others' defaults.
+_LEAST = ["--train", "", "--validation", "", "--output", "", "--checkpoint-dir", ""]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,10 +41,25 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--name", help="the model's name; the output's stem when not given")
     network = parser.add_argument_group("network")
-    network.add_argument("--network", default="aniso-unet", help="name in the registry of networks")
+    network.add_argument(
+        "--network",
+        default="aniso-unet",
+        help="aniso-unet, iso-unet, sru-net, or one of your own: the name of an entry point iqtflow.networks,"
+        " or module:attribute",
+    )
+    network.add_argument(
+        "--network-option",
+        action="append",
+        default=[],
+        type=network_option,
+        metavar="NAME=VALUE",
+        help="a setting that only this network has; again for another one",
+    )
     network.add_argument("--k", type=int, default=4, help="up-scaling factor")
     network.add_argument("--filters", type=int, default=16, help="channels of the first level")
-    network.add_argument("--shrink", type=int, default=2, help="b: shrinking layers of each bottleneck block")
+    network.add_argument(
+        "--shrink", type=int, default=2, help="b: shrinking layers of each bottleneck block (ANISO U-Net)"
+    )
     network.add_argument(
         "--residual",
         action=argparse.BooleanOptionalAction,
@@ -125,6 +144,7 @@ def _train(options: argparse.Namespace) -> None:
     from iqtflow.draws import Degradation
     from iqtflow.files import write_atomically
     from iqtflow.models import save_model
+    from iqtflow.networks import allow_network, choose_settings
     from iqtflow.normalisation import NAME as NORMALISATION
     from iqtflow.patches import read_library
     from iqtflow.snr import read_prior
@@ -138,6 +158,7 @@ def _train(options: argparse.Namespace) -> None:
             next_step="Start the container with --gpus all (Docker) or --nv (Apptainer), or use --device "
             "cpu.",
         )
+    allow_network(options.network)
     extra = _read_card(options.card)
     prior = read_prior(options.prior)
     degradation = Degradation(
@@ -147,12 +168,9 @@ def _train(options: argparse.Namespace) -> None:
         bias_amplitude=options.bias_amplitude,
         mirror=options.mirror,
     )
-    settings = {
-        "k": options.k,
-        "filters": options.filters,
-        "shrink": options.shrink,
-        "residual": options.residual,
-    }
+    defaults = vars(build_parser().parse_args(_LEAST))
+    general = {name: getattr(options, name) for name in ("k", "filters", "shrink", "residual")}
+    settings = choose_settings(options.network, {**general, **dict(options.network_option)}, defaults)
     plan = TrainingPlan(
         network=options.network,
         network_settings=settings,

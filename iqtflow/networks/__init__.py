@@ -1,21 +1,41 @@
 """Networks by name. A network maps a normalised thick-slice patch (batch, 1, w, h, d) to the thin-slice one
 (batch, 1, w, h, k d).
+
+A network of one's own is a `torch.nn.Module` with the attributes ``k`` (up-scaling factor) and
+``min_multiple`` (three integers that the input's sizes must be multiples of). There are three ways to make it
+known by name, none of which touches this package:
+
+* an entry point of the group ``iqtflow.networks`` in the package that holds it: found wherever that package
+  is installed, in child processes and in inference too;
+* ``module:attribute`` instead of a name, for a module on Python's path. A *model file* that names its network
+  so is only opened when the environment variable ``IQTFLOW_NETWORKS`` lists it: weights from a stranger must
+  not choose what is imported;
+* `register`, within one process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Any
 
 from torch import nn
 
 from iqtflow.errors import InputError
-from iqtflow.networks.unets import AnisoUNet
+from iqtflow.networks.unets import AnisoUNet, IsoUNet, SRUNet
 
-_REGISTRY: dict[str, Callable[..., nn.Module]] = {}
+GROUP = "iqtflow.networks"  #: entry points of networks that other packages bring
+ALLOWED = "IQTFLOW_NETWORKS"  #: environment variable: ``module:attribute``, with commas between several
+
+Factory = Callable[..., nn.Module]
+
+_REGISTRY: dict[str, Factory] = {}
 
 
-def register(name: str, factory: Callable[..., nn.Module]) -> None:
+def register(name: str, factory: Factory) -> None:
     """Make a network available by name.
 
     Parameters
@@ -42,29 +62,117 @@ def register(name: str, factory: Callable[..., nn.Module]) -> None:
 
 
 def build_network(name: str, **kwargs: Any) -> nn.Module:
-    """Build a network by its registered name.
+    """Build a network by its name: registered, an entry point, or an allowed ``module:attribute``.
 
     Raises
     ------
     InputError
-        No network of this name is registered, or it does not take these settings.
+        There is no network of this name, it does not take these settings, or what it returns is no network.
     """
-    if name not in _REGISTRY:
-        raise InputError(
-            "network",
-            found=repr(name),
-            expected="one of " + ", ".join(sorted(_REGISTRY)),
-            next_step="Correct the name, or register the network first.",
-        )
+    factory = find_network(name)
     try:
-        return _REGISTRY[name](**kwargs)
+        network = factory(**kwargs)
     except TypeError as fault:
         raise InputError(
             f"network {name}",
             found=f"settings {kwargs}",
-            expected="settings that it takes",
+            expected=f"settings that it takes{_list_settings(factory)}",
             next_step=f"{fault}.",
         ) from fault
+    lacks = [a for a in ("k", "min_multiple") if not hasattr(network, a)]
+    if not isinstance(network, nn.Module) or lacks:
+        raise InputError(
+            f"network {name}",
+            found=f"{type(network).__name__} without {' and '.join(lacks)}" if lacks else repr(network),
+            expected="a torch.nn.Module with k and min_multiple",
+            next_step="Give the module these attributes.",
+        )
+    return network
+
+
+def find_network(name: str) -> Factory:
+    """Return what builds a network.
+
+    Raises
+    ------
+    InputError
+        There is no network of this name, it cannot be imported, or its module is not allowed.
+    """
+    if name in _REGISTRY:
+        return _REGISTRY[name]
+    found = {point.name: point for point in entry_points(group=GROUP)}
+    try:
+        if name in found:
+            return found[name].load()
+        if ":" in name and name in allowed_networks():
+            module, _, attribute = name.partition(":")
+            return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as fault:
+        raise InputError(
+            f"network {name}",
+            found=f"{type(fault).__name__}: {fault}",
+            expected="a network that can be imported",
+            next_step="Install the package that holds it, or put its folder on PYTHONPATH.",
+        ) from fault
+    raise InputError(
+        "network",
+        found=repr(name),
+        expected="one of " + ", ".join(sorted({*_REGISTRY, *found})),
+        next_step=f"To import it from there, set {ALLOWED}={name}: do so if you trust that code."
+        if ":" in name
+        else "Correct the name, or install the package that brings this network.",
+    )
+
+
+def allowed_networks() -> list[str]:
+    """Networks that may be imported by ``module:attribute``, as the environment variable lists them."""
+    return [item.strip() for item in os.environ.get(ALLOWED, "").split(",") if item.strip()]
+
+
+def allow_network(name: str) -> None:
+    """Allow a network that the user named as ``module:attribute``, in this process and in its children."""
+    if ":" in name and name not in allowed_networks():
+        os.environ[ALLOWED] = ",".join([*allowed_networks(), name])
+
+
+def choose_settings(name: str, wanted: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Choose from general settings those that a network takes.
+
+    Parameters
+    ----------
+    name
+        Of the network.
+    wanted
+        Values of settings, such as ``k``, ``filters``, ``shrink``.
+    defaults
+        Values that stand for "not asked for": such a setting is left out where the network has no use for it.
+
+    Raises
+    ------
+    InputError
+        A setting was changed that the network does not take.
+    """
+    parameters = inspect.signature(find_network(name)).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    chosen = {key: value for key, value in wanted.items() if takes_all or key in parameters}
+    useless = [key for key in wanted if key not in chosen and wanted[key] != defaults.get(key)]
+    if useless:
+        raise InputError(
+            f"network {name}",
+            found=", ".join(f"{key} = {wanted[key]}" for key in useless),
+            expected=f"settings that it takes{_list_settings(find_network(name))}",
+            next_step="Leave the others out.",
+        )
+    return chosen
+
+
+def _list_settings(factory: Factory) -> str:
+    try:
+        return f" ({', '.join(inspect.signature(factory).parameters)})"
+    except (TypeError, ValueError):
+        return ""
 
 
 register("aniso-unet", AnisoUNet)
+register("iso-unet", IsoUNet)
+register("sru-net", SRUNet)

@@ -6,8 +6,12 @@ Tensors are (batch, channels, w, h, d) with the slice axis last. Batch normalisa
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import nn
+
+from iqtflow.geometry import spline_matrix
 
 
 def normalisation(channels: int) -> nn.BatchNorm3d:
@@ -72,3 +76,29 @@ def initialise(network: nn.Module) -> None:
         if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
             nn.init.xavier_normal_(module.weight)
             nn.init.zeros_(module.bias)
+
+
+@lru_cache(maxsize=32)
+def _spline_weights(n_slices: int, k: int, device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):  # what is first used in inference may be used in training later
+        return torch.tensor(spline_matrix(n_slices, k).T, dtype=torch.float32, device=device)
+
+
+def spline_upsample(x: torch.Tensor, k: int) -> torch.Tensor:
+    """Cubic B-spline interpolation along the slice axis, on the slices' own positions, in single precision.
+
+    The same matrix (`iqtflow.geometry.spline_matrix`) makes the baseline: half a voxel's difference between
+    the two would be learnt before anything else.
+
+    Parameters
+    ----------
+    x : tensor, shape (batch, channels, w, h, d)
+    k
+        Up-scaling factor.
+
+    Returns
+    -------
+    tensor, shape (batch, channels, w, h, k d), float32
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return x.float() @ _spline_weights(x.shape[-1], k, x.device)

@@ -1,21 +1,108 @@
-"""The paper's anisotropic U-Net."""
+"""The paper's three networks (Lin et al., MLMI 2019, section 2.3 and Fig. 2), on one skeleton.
+
+All take thick slices and give thin ones. ANISO U-Net and 3D-SRU-Net pool the plane alone until features are
+isotropic, and up-sample the slice axis in their skip connections; ISO U-Net interpolates first and works on
+cubes throughout.
+"""
 
 from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from iqtflow.errors import InputError
-from iqtflow.geometry import spline_matrix
-from iqtflow.networks.blocks import BottleneckBlock, ResidualCore, initialise
+from iqtflow.networks.blocks import (
+    BottleneckBlock,
+    ResidualCore,
+    conv_chain,
+    initialise,
+    spline_upsample,
+    upsample_slices,
+)
 
-LEVELS = 5
+LEVELS = 5  #: of ANISO U-Net and ISO U-Net
+FACTORS = (2, 3, 4, 6, 8)  #: k; the paper has 4 and 8
 
 
-class AnisoUNet(nn.Module):
+class EncoderDecoder(nn.Module):
+    """Encoder, bridge and decoder with a skip connection at each level but the deepest.
+
+    Parameters
+    ----------
+    k
+        Up-scaling factor along the slice axis.
+    channels
+        Of each level.
+    pools
+        Pooling between one level and the next, for each axis; the decoder undoes it with transposed
+        convolutions of the first number along all three axes, since every skip arrives with cubic voxels.
+    core
+        Makes what is done at each level, encoder and decoder, from numbers of channels in and out.
+    skip
+        Makes the skip connection of a level from its channels and the factor that its slice axis lacks.
+    bridge
+        What follows the deepest level of the encoder.
+    residual
+        Add the cubic B-spline interpolation of the input to the output, and start at it (the last
+        convolution is initialised with zeros).
+    """
+
+    def __init__(
+        self,
+        *,
+        k: int,
+        channels: Sequence[int],
+        pools: Sequence[tuple[int, int, int]],
+        core: Callable[[int, int], nn.Module],
+        skip: Callable[[int, int], nn.Module],
+        bridge: nn.Module,
+        residual: bool,
+    ) -> None:
+        super().__init__()
+        self.k, self.residual = k, residual
+        self.min_multiple = tuple(math.prod(pool[axis] for pool in pools) for axis in range(3))
+        lacking = [math.prod(p[0] // p[2] for p in pools[level:]) for level in range(len(pools))]
+        pairs = list(itertools.pairwise(channels))
+        self.encoder = nn.ModuleList(core(i, o) for i, o in [(1, channels[0]), *pairs])
+        self.bridge = bridge
+        self.pools = nn.ModuleList(nn.MaxPool3d(pool) for pool in pools)
+        self.skips = nn.ModuleList(skip(c, up) for c, up in zip(channels[:-1], lacking, strict=True))
+        self.ups = nn.ModuleList(
+            nn.ConvTranspose3d(deep, c, pool[0], pool[0])
+            for (c, deep), pool in zip(pairs, pools, strict=True)
+        )
+        self.decoder = nn.ModuleList(core(2 * c, c) for c in channels[:-1])
+        self.head = nn.Conv3d(channels[0], 1, 1)
+        initialise(self)
+        if residual:
+            nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (batch, 1, w, h, d) to (batch, 1, w, h, k d); sizes must be multiples of `min_multiple`."""
+        y = self.encode_decode(x)
+        return y + spline_upsample(x, self.k) if self.residual else y
+
+    def encode_decode(self, x: torch.Tensor) -> torch.Tensor:
+        """The network without its residual connection."""
+        skips, y = [], x
+        for level, pool in enumerate(self.pools):
+            y = self.encoder[level](y)
+            skips.append(self.skips[level](y))
+            y = pool(y)
+        y = self.bridge(self.encoder[-1](y))
+        for level in reversed(range(len(self.pools))):
+            y = self.decoder[level](torch.cat([self.ups[level](y), skips.pop()], dim=1))
+        return self.head(y)
+
+
+class AnisoUNet(EncoderDecoder):
     """ANISO U-Net(b) of Lin et al., MLMI 2019, Fig. 2.
 
-    The encoder first pools the plane alone, log2(k) times, until features are isotropic, then all three axes;
+    The encoder first pools the plane alone, by k in all, until features are isotropic, then all three axes;
     every skip passes a bottleneck block that up-samples the slice axis, so that the decoder works on cubes.
     Shapes for k = 4, f = 16 and an input of 32 x 32 x 8:
 
@@ -30,64 +117,145 @@ class AnisoUNet(nn.Module):
     =====  ========  ============  ===========  =================
 
     For k = 8 (input 32 x 32 x 4) the plane is pooled three times and skips are up-sampled 8, 4, 2 and 1
-    times; for k = 2 once, and 2, 1, 1, 1.
+    times; for k = 2 once, and 2, 1, 1, 1. The paper's rule, one pooling of the plane for each factor 2 in k,
+    goes on to other prime factors: for k = 3 (input 48 x 48 x 16) the first pooling is (3, 3, 1) and skips
+    are up-sampled 3, 1, 1, 1; for k = 6 (48 x 48 x 8) the first two are (2, 2, 1) and (3, 3, 1), and skips
+    6, 3, 1, 1.
 
     Parameters
     ----------
     k
-        Up-scaling factor along the slice axis: 2, 4 or 8.
+        Up-scaling factor along the slice axis, one of `FACTORS`.
     filters
         Channels of the first level; they double at each level.
     shrink
         b, the number of shrinking layers in each bottleneck block (2 or 3 in the paper).
     residual
-        Add the cubic B-spline interpolation of the input (`iqtflow.geometry.spline_matrix`) to the output,
-        and start at it (the last convolution is initialised with zeros). False is the paper's network.
+        Add the cubic B-spline interpolation of the input to the output, and start at it. False is the
+        paper's network.
+
+    Raises
+    ------
+    InputError
+        The design has no network for this factor.
     """
 
     def __init__(self, k: int = 4, filters: int = 16, shrink: int = 2, *, residual: bool = False) -> None:
-        super().__init__()
-        if k not in (2, 4, 8):
-            raise InputError(
-                "up-scaling factor of ANISO U-Net",
-                found=str(k),
-                expected="2, 4 or 8",
-                next_step="Choose one of these factors.",
-            )
-        self.k, self.residual = k, residual
-        octaves = k.bit_length() - 1
-        self.min_multiple = (16, 16, 2 ** (LEVELS - 1 - octaves))
         channels = [filters * 2**level for level in range(LEVELS)]
-        inputs = [1, *channels[:-1]]
-        self.encoder = nn.ModuleList(ResidualCore(i, o) for i, o in zip(inputs, channels, strict=True))
-        self.bridge = ResidualCore(channels[-1], channels[-1])
-        self.pools = nn.ModuleList(
-            nn.MaxPool3d((2, 2, 1 if level < octaves else 2)) for level in range(LEVELS - 1)
+        plane = [(factor, factor, 1) for factor in _prime_factors(k)]
+        super().__init__(
+            k=k,
+            channels=channels,
+            pools=[*plane, *[(2, 2, 2)] * (LEVELS - 1 - len(plane))],
+            core=ResidualCore,
+            skip=lambda c, up: BottleneckBlock(c, shrink, up),
+            bridge=ResidualCore(channels[-1], channels[-1]),
+            residual=residual,
         )
-        self.skips = nn.ModuleList(
-            BottleneckBlock(c, shrink, max(k >> level, 1)) for level, c in enumerate(channels[:-1])
+
+
+class SRUNet(EncoderDecoder):
+    """3D-SRU-Net (Heinrich et al. 2017, doi:10.1007/978-3-319-66185-8_16), as Lin et al. compare with it: the
+    plane is pooled until features are isotropic, and there the encoder ends.
+
+    Three convolutions at each level; each skip is up-sampled by one transposed convolution. Shapes for k = 4,
+    f = 16 and an input of 32 x 32 x 8, and those of k = 8 and 32 x 32 x 4:
+
+    =====  ========  ============  =========  ================  ============  =========  ================
+    level  channels  encoder       pooling    skip and decoder  k = 8         pooling    skip and decoder
+    =====  ========  ============  =========  ================  ============  =========  ================
+    1      16        32 x 32 x 8   (2, 2, 1)  32 x 32 x 32      32 x 32 x 4   (2, 2, 1)  32 x 32 x 32
+    2      32        16 x 16 x 8   (2, 2, 1)  16 x 16 x 16      16 x 16 x 4   (2, 2, 1)  16 x 16 x 16
+    3      64        8 x 8 x 8                                  8 x 8 x 4     (2, 2, 1)  8 x 8 x 8
+    4      128                                                  4 x 4 x 4
+    =====  ========  ============  =========  ================  ============  =========  ================
+
+    One level more than k has prime factors: two for k = 2 and 3, three for k = 6.
+
+    Parameters
+    ----------
+    k, filters, residual
+        As for `AnisoUNet`.
+
+    Raises
+    ------
+    InputError
+        The design has no network for this factor.
+    """
+
+    def __init__(self, k: int = 4, filters: int = 16, *, residual: bool = False) -> None:
+        pools = [(factor, factor, 1) for factor in _prime_factors(k)]
+        super().__init__(
+            k=k,
+            channels=[filters * 2**level for level in range(len(pools) + 1)],
+            pools=pools,
+            core=_three_convolutions,
+            skip=upsample_slices,
+            bridge=nn.Identity(),
+            residual=residual,
         )
-        self.ups = nn.ModuleList(nn.ConvTranspose3d(2 * c, c, 2, 2) for c in channels[:-1])
-        self.decoder = nn.ModuleList(ResidualCore(2 * c, c) for c in channels[:-1])
-        self.head = nn.Conv3d(filters, 1, 1)
-        initialise(self)
-        if residual:
-            nn.init.zeros_(self.head.weight)
+
+
+class IsoUNet(EncoderDecoder):
+    """ISO U-Net: the 3-D U-Net that works on the interpolated scan.
+
+    The module itself interpolates (cubic B-splines on the slices' own positions), so that it takes thick
+    slices as the other networks do. Three convolutions at each level, skips as they are. Shapes for f = 16
+    and 32 x 32 x 32 / k, any k:
+
+    =====  ========  ============  ===========  =================
+    level  channels  encoder       pooling      skip and decoder
+    =====  ========  ============  ===========  =================
+    1      16        32 x 32 x 32  (2, 2, 2)    32 x 32 x 32
+    2      32        16 x 16 x 16  (2, 2, 2)    16 x 16 x 16
+    3      64        8 x 8 x 8     (2, 2, 2)    8 x 8 x 8
+    4      128       4 x 4 x 4     (2, 2, 2)    4 x 4 x 4
+    5      256       2 x 2 x 2
+    =====  ========  ============  ===========  =================
+
+    Parameters
+    ----------
+    k, filters, residual
+        As for `AnisoUNet`.
+
+    Raises
+    ------
+    InputError
+        The factor is none of `FACTORS`.
+    """
+
+    def __init__(self, k: int = 4, filters: int = 16, *, residual: bool = False) -> None:
+        _prime_factors(k)
+        super().__init__(
+            k=k,
+            channels=[filters * 2**level for level in range(LEVELS)],
+            pools=[(2, 2, 2)] * (LEVELS - 1),
+            core=_three_convolutions,
+            skip=lambda channels, up: nn.Identity(),
+            bridge=nn.Identity(),
+            residual=residual,
+        )
+        w, h, depth = self.min_multiple  # of the interpolated grid
+        self.min_multiple = (w, h, depth // math.gcd(depth, k))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (batch, 1, w, h, d) to (batch, 1, w, h, k d); sizes must be multiples of `min_multiple`."""
-        skips, y = [], x
-        for level in range(LEVELS - 1):
-            y = self.encoder[level](y)
-            skips.append(self.skips[level](y))
-            y = self.pools[level](y)
-        y = self.bridge(self.encoder[-1](y))
-        for level in reversed(range(LEVELS - 1)):
-            y = self.decoder[level](torch.cat([self.ups[level](y), skips.pop()], dim=1))
-        y = self.head(y)
-        return y + self._spline(x) if self.residual else y
+        interpolated = spline_upsample(x, self.k).contiguous(memory_format=torch.channels_last_3d)
+        y = self.encode_decode(interpolated)
+        return y + interpolated if self.residual else y
 
-    def _spline(self, x: torch.Tensor) -> torch.Tensor:
-        matrix = torch.tensor(spline_matrix(x.shape[-1], self.k), dtype=torch.float32, device=x.device)
-        with torch.autocast(x.device.type, enabled=False):
-            return x.float() @ matrix.T
+
+def _three_convolutions(inputs: int, outputs: int) -> nn.Sequential:
+    return conv_chain(inputs, outputs, 3)
+
+
+def _prime_factors(k: int) -> list[int]:
+    """Prime factors of an up-scaling factor, the smallest first: fine features are pooled in fine steps."""
+    if k not in FACTORS:
+        raise InputError(
+            "up-scaling factor of the network",
+            found=str(k),
+            expected="one of " + ", ".join(map(str, FACTORS)),
+            next_step="Choose one of these factors.",
+        )
+    return {2: [2], 3: [3], 4: [2, 2], 6: [2, 3], 8: [2, 2, 2]}[k]
