@@ -10,6 +10,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from iqtflow.workflows.progress import followed
 from nipype.pipeline.engine import Workflow
 
 from iqtflow.config import Settings
@@ -90,7 +91,9 @@ def run_graph(workflow: Workflow, settings: Settings, logs: Path) -> list[Failur
         "mp_context": "forkserver",
     }
     try:
-        workflow.run(plugin=plugin, plugin_args=arguments if plugin == "MultiProc" else {})
+        with followed(workflow, settings) as callback:
+            arguments["status_callback"] = callback
+            workflow.run(plugin=plugin, plugin_args=arguments)
     except RuntimeError:
         # nipype raises after everything that could run has run; what failed is in the crash files.
         if set(logs.glob("crash-*.txt")) == before:
@@ -126,4 +129,6 @@ def _reason(text: str) -> str:
 
 
 def _level(settings: Settings) -> str:
-    return ("WARNING", "INFO", "DEBUG")[min(settings.run.verbose, 2)]
+    # nipype prints the whole trace of a step that failed as an error. It is in the crash file, and the last
+    # lines on the terminal say why and where; on the way, a line is enough.
+    return ("CRITICAL", "INFO", "DEBUG")[min(settings.run.verbose, 2)]

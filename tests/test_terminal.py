@@ -1,0 +1,193 @@
+"""What is told of a run on the terminal: who is where, how long it will take, and who failed."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from iqtflow.workflows.progress import followed, step_of
+from nipype.interfaces.utility import Function, IdentityInterface
+from nipype.pipeline.engine import Node, Workflow
+
+from iqtflow.config import SECTIONS, Settings
+from iqtflow.terminal import Ledger, PlainLines, Step, about, duration, text_table
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make_ledger(n_subjects: int, **options) -> tuple[Ledger, Clock]:
+    clock = Clock()
+    steps = [
+        Step(f"sub-{i:02d}", name, words, name, seconds)
+        for i in range(1, n_subjects + 1)
+        for name, words, seconds in (("segment", "tissue maps", 100.0), ("sink", "writing", 1.0))
+    ]
+    return Ledger(steps, clock=clock, **options), clock
+
+
+def work(ledger: Ledger, clock: Clock, subject: str, name: str, seconds: float, **how) -> Step:
+    ledger.start(subject, name)
+    clock.now += seconds
+    return ledger.end(subject, name, **how)
+
+
+def test_time_left_follows_what_this_machine_was_seen_to_take():
+    ledger, clock = make_ledger(3)
+    assert ledger.seconds_left() == pytest.approx(303)
+    work(ledger, clock, "sub-01", "segment", 40.0)
+    # Writing has not been timed yet, but this machine is 2.5 times faster than thought.
+    assert ledger.seconds_left() == pytest.approx(2 * 40 + 3 * 0.4)
+    work(ledger, clock, "sub-01", "sink", 2.0)
+    assert ledger.seconds_left() == pytest.approx(2 * 42)
+    ledger.start("sub-02", "segment")
+    clock.now += 30
+    assert ledger.seconds_left("sub-02") == pytest.approx(12)
+    assert ledger.share("sub-02") == pytest.approx(30 / 42)
+
+
+def test_subjects_at_work_together_share_the_time_left():
+    ledger, _ = make_ledger(10, at_a_time=5)
+    assert ledger.seconds_left() == pytest.approx(1010 / 5)
+    alone, _ = make_ledger(1, at_a_time=5)
+    assert alone.seconds_left() == pytest.approx(101)
+
+
+def test_what_was_found_in_the_cache_does_not_promise_that_the_rest_is_quick():
+    ledger, clock = make_ledger(2)
+    work(ledger, clock, "sub-01", "segment", 0.01)
+    assert ledger.seconds_left("sub-02") == pytest.approx(101)
+
+
+def test_a_step_that_says_how_long_it_has_left_is_believed():
+    ledger, _ = make_ledger(1, told_s=lambda step: 17.0 if step.kind == "segment" else None)
+    ledger.start("sub-01", "segment")
+    assert ledger.seconds_left() == pytest.approx(18)
+
+
+def test_a_failed_subject_is_told_at_once_and_its_other_steps_are_not_waited_for():
+    ledger, clock = make_ledger(2)
+    lines: list[str] = []
+    view = PlainLines(ledger, write=lines.append)
+    view.changed(work(ledger, clock, "sub-01", "segment", 12.0, failed=True))
+    view.changed(ledger.end("sub-01", "sink"))  # the scheduler announces a dropped step like an ended one
+    assert ledger.state("sub-01") == "failed" and ledger.count("done") == 0
+    assert ledger.seconds_left("sub-01") == 0
+    assert len(lines) == 1
+    assert "sub-01  FAILED after 0:12: tissue maps" in lines[0] and "0 of 2 done, 1 failed" in lines[0]
+
+
+def test_a_quiet_log_has_a_line_for_the_long_step_and_one_for_the_end():
+    ledger, clock = make_ledger(1)
+    lines: list[str] = []
+    view = PlainLines(ledger, write=lines.append)
+    for name, seconds in (("segment", 65.0), ("sink", 1.0)):
+        view.changed(ledger.start("sub-01", name))
+        clock.now += seconds
+        view.changed(ledger.end("sub-01", name))
+    assert [re.sub(r"^  \S+  ", "", line) for line in lines] == [
+        "sub-01  tissue maps",
+        "sub-01  done in 1:06   (1 of 1 done)",
+    ]
+
+
+def test_durations_read_like_a_watch_and_promises_are_no_more_exact_than_they_can_be():
+    assert [duration(s) for s in (7, 750, 11100)] == ["0:07", "12:30", "3:05:00"]
+    assert [about(s) for s in (1, 43, 600, 3 * 3600)] == [
+        "about 5 s left", "about 45 s left", "about 10 min left", "about 3.0 h left",
+    ]  # fmt: skip
+
+
+def test_columns_of_a_table_are_as_wide_as_they_need_and_numbers_stand_under_each_other():
+    lines = text_table(["scan", "s"], [["a", "9.5"], ["longer", "112.0"]], right=[1]).splitlines()
+    assert lines == ["scan        s", "------  -----", "a         9.5", "longer  112.0"]
+
+
+@pytest.mark.parametrize(
+    ("path", "subject", "words"),
+    [
+        ("sub_01_ses_2_T1w.enhance", "sub-01", "estimating"),
+        ("sub_01_ses_2_T1w.simulate_draw03", "sub-01", "simulating low field"),
+        ("report_01", "sub-01", "drawing the page"),
+        ("train_m2", "network 2", "training"),
+        ("evaluate_07", "sub-07", "comparing with the truth"),
+        ("join", "model", "join"),
+    ],
+)
+def test_every_node_belongs_to_someone(path, subject, words):
+    step = step_of(path)
+    assert (step.subject, step.words, step.name) == (subject, words, path)
+
+
+def _fail_if(fail):
+    if fail:
+        raise ValueError("on purpose")
+    return fail
+
+
+def make_graph(base_dir: Path) -> Workflow:
+    graph = Workflow("top", base_dir=os.fspath(base_dir))
+    graph.config["execution"] = {"crashdump_dir": os.fspath(base_dir), "crashfile_format": "txt"}
+    for label in ("01", "02"):
+        one = Workflow(f"sub_{label}_T1w")
+        first = Node(IdentityInterface(["fail"]), name="inputnode")
+        segment = Node(Function(["fail"], ["out"], _fail_if), name="segment")
+        sink = Node(Function(["fail"], ["out"], _fail_if), name="sink")
+        first.inputs.fail = label == "02"
+        one.connect([(first, segment, [("fail", "fail")]), (segment, sink, [("out", "fail")])])
+        graph.add_nodes([one])
+    return graph
+
+
+def make_settings(tmp_path: Path, **run) -> Settings:
+    given = {name: {} for name in SECTIONS}
+    given["paths"] = dict.fromkeys(("bids_dir", "output_dir", "work_dir"), tmp_path)
+    given["run"] = run
+    return Settings(**{name: section(**given[name]) for name, section in SECTIONS.items()})
+
+
+@pytest.mark.parametrize("plugin", ["Linear", "MultiProc"])
+def test_a_graph_tells_who_is_done_and_who_failed_whatever_runs_it(tmp_path, capsys, plugin):
+    graph = make_graph(tmp_path)
+    with followed(graph, make_settings(tmp_path)) as callback, pytest.raises(RuntimeError):
+        graph.run(
+            plugin=plugin, plugin_args={"status_callback": callback, "n_procs": 2, "mp_context": "fork"}
+        )
+    out = capsys.readouterr().out
+    assert re.search(r"sub-01  done", out) and re.search(r"sub-02  FAILED after \S+: tissue maps", out)
+    assert "\x1b" not in out  # no terminal, no control characters
+
+
+def test_on_a_terminal_lines_are_redrawn_in_place_and_outcomes_stay(tmp_path):
+    code = """
+import time
+from pathlib import Path
+from iqtflow.terminal import Ledger, LiveLines, Step, choose_view
+ledger = Ledger([Step("sub-01", "segment", "tissue maps", "segment", 100.0)])
+view = choose_view(ledger)
+assert isinstance(view, LiveLines)
+with view:
+    view.changed(ledger.start("sub-01", "segment"))
+    time.sleep(0.7)
+    view.changed(ledger.end("sub-01", "segment"))
+"""
+    parent, child = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "1"}
+    subprocess.run([sys.executable, "-c", code], stdout=child, env=environment, check=True, timeout=60)
+    os.close(child)
+    shown = os.read(parent, 65536).decode()
+    os.close(parent)
+    assert "tissue maps" in shown and "of 1 done" in shown
+    assert re.search(r"sub-01  done in 0:0[01]", shown)
