@@ -265,10 +265,16 @@ def prepare_subject(
     fwhm = (stack.thickness_mm if fwhm_mm is None else fwhm_mm) / edge
     matrix = profile_matrix(intensity.shape[stack.axis], ratio, fwhm, offset)
 
+    axis = int(forward[stack.axis, 0])
+    order = (*(a for a in range(3) if a != axis), axis)
+    turn = ornt_transform(canonical, orientation)
+    in_plane = [intensity.shape[int(np.flatnonzero(forward[:, 0] == a)[0])] for a in order[:2]]
+
     def thicken(volume: np.ndarray) -> torch.Tensor:
-        turned = apply_orientation(apply_profile(volume, stack.axis, matrix), forward)
-        last = slices_last(turned, np.eye(4), int(forward[stack.axis, 0]))[0]
-        return torch.from_numpy(np.ascontiguousarray(last))
+        thick = np.empty((*in_plane, len(matrix)), np.float32)
+        as_input = apply_orientation(slices_back(thick, np.eye(4), axis)[0], turn)  # a view
+        apply_profile(volume, stack.axis, matrix, out=as_input)
+        return torch.from_numpy(thick)
 
     thick, means = [thicken(intensity)], []
     iterator = iter(maps)
@@ -278,8 +284,6 @@ def prepare_subject(
         means.append(tissue_mean(intensity, probability, tissue=tissue))
         thick.append(thicken(probability))
         del probability  # before the next one is read
-    axis = int(forward[stack.axis, 0])
-    order = (*(a for a in range(3) if a != axis), axis)
     canonical_affine = affine @ inv_ornt_aff(forward, intensity.shape)
     sizes = voxel_sizes(canonical_affine)
     return ThickSubject(
@@ -289,7 +293,7 @@ def prepare_subject(
         axis=stack.axis,
         inplane_mm=(float(sizes[order[0]]), float(sizes[order[1]])),
         order=order,
-        turn=ornt_transform(canonical, orientation),
+        turn=turn,
     )
 
 

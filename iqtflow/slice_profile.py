@@ -12,8 +12,9 @@ from iqtflow.errors import InputError
 
 FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
 
-#: Weights below this cannot change a sum in single precision.
-NEGLIGIBLE = 1e-12
+#: The Gaussian ends at so many standard deviations (rounded to whole voxels from the centre), as in SciPy and
+#: nibabel: what lies beyond is less than 1e-4 of it.
+REACH_SIGMAS = 4.0
 #: Thick slices computed together: few enough to skip most of the stack, enough to fill the processor.
 BLOCK = 16
 
@@ -112,7 +113,8 @@ def profile_matrix(n_thin: int, ratio: float, fwhm_voxels: float, offset_voxels:
         )
     centres = ratio * np.arange(n_thick) + (ratio - 1) / 2 + offset_voxels
     distance = np.arange(n_thin) - centres[:, None]
-    weights = np.exp(-0.5 * (distance / (fwhm_voxels * FWHM_TO_SIGMA)) ** 2)
+    sigma = fwhm_voxels * FWHM_TO_SIGMA
+    weights = np.exp(-0.5 * (distance / sigma) ** 2) * (np.abs(distance) <= REACH_SIGMAS * sigma + 0.5)
     total = weights.sum(axis=1, keepdims=True)
     if not total.min() > 0:
         raise InputError(
@@ -131,7 +133,9 @@ def count_slices(n_thin: int, ratio: float) -> int:
     return int(np.floor(n_thin / ratio + 1e-6))
 
 
-def apply_profile(volume: np.ndarray, axis: int, matrix: np.ndarray) -> np.ndarray:
+def apply_profile(
+    volume: np.ndarray, axis: int, matrix: np.ndarray, *, out: np.ndarray | None = None
+) -> np.ndarray:
     """Blur and down-sample a whole volume along one axis, in the order in which it lies in memory.
 
     Only the slices that are kept are computed, each from the thin slices within its reach, plane by plane so
@@ -145,6 +149,8 @@ def apply_profile(volume: np.ndarray, axis: int, matrix: np.ndarray) -> np.ndarr
         Slice axis.
     matrix : ndarray, shape (d, n)
         From `decimation_matrix` or `profile_matrix`; n is the volume's extent along `axis`.
+    out : ndarray, float32
+        Where to put the result, any view of an array: turned and flipped while the plane is in the cache.
 
     Returns
     -------
@@ -152,19 +158,24 @@ def apply_profile(volume: np.ndarray, axis: int, matrix: np.ndarray) -> np.ndarr
         The volume's shape with d instead of n along `axis`.
     """
     if volume.flags.f_contiguous and not volume.flags.c_contiguous:
-        return apply_profile(volume.T, 2 - axis, matrix).T
+        return apply_profile(volume.T, 2 - axis, matrix, out=None if out is None else out.T).T
     volume = np.ascontiguousarray(volume, dtype=np.float32)
-    thick = np.empty([len(matrix) if a == axis else n for a, n in enumerate(volume.shape)], np.float32)
+    if out is None:
+        out = np.empty([len(matrix) if a == axis else n for a, n in enumerate(volume.shape)], np.float32)
     blocks = _blocks(matrix)
     across = 1 if axis == 0 else 0
-    for plane, low in zip(np.moveaxis(volume, across, 0), np.moveaxis(thick, across, 0), strict=True):
+    planes = np.moveaxis(volume, across, 0)
+    shape = [len(matrix) if a == axis else n for a, n in enumerate(volume.shape) if a != across]
+    thick = np.empty(shape, np.float32)
+    for plane, target in zip(planes, np.moveaxis(out, across, 0), strict=True):
         for rows, columns in blocks:
             weights = matrix[rows, columns]
             if axis == 2:
-                np.matmul(plane[:, columns], weights.T, out=low[:, rows])
+                np.matmul(plane[:, columns], weights.T, out=thick[:, rows])
             else:
-                np.matmul(weights, plane[columns], out=low[rows])
-    return thick
+                np.matmul(weights, plane[columns], out=thick[rows])
+        target[...] = thick
+    return out
 
 
 def _blocks(matrix: np.ndarray) -> list[tuple[slice, slice]]:
@@ -172,6 +183,6 @@ def _blocks(matrix: np.ndarray) -> list[tuple[slice, slice]]:
     blocks = []
     for first in range(0, len(matrix), BLOCK):
         rows = slice(first, first + BLOCK)
-        reach = np.flatnonzero((matrix[rows] > NEGLIGIBLE).any(axis=0))
+        reach = np.flatnonzero(matrix[rows].any(axis=0))
         blocks.append((rows, slice(int(reach[0]), int(reach[-1]) + 1)))
     return blocks

@@ -131,15 +131,14 @@ def tissue_mean(intensity: np.ndarray, probability: np.ndarray, *, tissue: str) 
     InputError
         The tissue map is empty, or the mean is not positive.
     """
-    total = float(np.sum(probability, dtype=np.float64))
-    mean = (
-        float(
-            np.sum(np.asarray(probability, np.float32) * np.asarray(intensity, np.float32), dtype=np.float64)
-        )
-        / total
-        if total > 1
-        else float("nan")
-    )
+    if probability.flags.f_contiguous:  # as read from NIfTI: sums run along memory
+        intensity, probability = np.asarray(intensity).T, probability.T
+    intensity, probability = np.asarray(intensity, np.float32), np.asarray(probability, np.float32)
+    # Each line of voxels in single precision, the lines in double: exact to rounding, without a copy. Not a
+    # product of matrices, whose order of summation follows the number of threads.
+    total = float(probability.sum(axis=-1).sum(dtype=np.float64))
+    weighted = float(np.einsum("...i,...i->...", probability, intensity).sum(dtype=np.float64))
+    mean = weighted / total if total > 1 else float("nan")
     if not mean > 0:
         raise InputError(
             f"{tissue} probability map",
