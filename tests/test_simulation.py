@@ -145,7 +145,7 @@ def test_any_orientation_gives_the_same_scan_up_to_reordering(axis, code, tilt):
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_all_48_orientation_codes_give_the_same_scan_up_to_reordering(axis):
-    """Every way to store an array, slices along each anatomical axis in turn; the field of view is oblique."""
+    """Every way to store an array, slices along each anatomical axis in turn; oblique."""
     rng = np.random.default_rng(0)
     volumes = [rng.random((16, 20, 24), dtype=np.float32) for _ in range(3)]  # whole slices of 4
     affine = make_affine((1.0, 1.1, 0.9), tilt_degrees=15.0)
@@ -349,7 +349,7 @@ def test_any_real_spacing_and_a_fixed_snr_from_the_command_line(files, tmp_path)
     assert (fields["UpsamplingFactor"], fields["SNR"]) == (6.5, {"WM": 30.0, "GM": 25.0})
 
 
-#: Prints a digest of one scan for each slice axis of a volume of usual size, where libraries share out their work.
+#: Prints digests of scans of a volume of usual size, where libraries share out their work.
 LARGE = """
 import hashlib
 import numpy as np
