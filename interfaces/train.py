@@ -48,6 +48,12 @@ class _TrainInputSpec(ChildCommandInputSpec):
     shrink = traits.Int(
         2, usedefault=True, argstr="--shrink %d", desc="b: shrinking layers of each bottleneck block"
     )
+    start_from = traits.Either(
+        File(exists=True),
+        traits.Str,
+        argstr="--start-from %s",
+        desc="model whose weights training begins with: a file, or the name of one that ships",
+    )
     residual = traits.Bool(True, usedefault=True, desc="learn what to add to the cubic spline")
     batch_size = traits.Int(32, usedefault=True, argstr="--batch-size %d", desc="patches in a step")
     learning_rate = traits.Float(

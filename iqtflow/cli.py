@@ -94,7 +94,12 @@ def settle(options: argparse.Namespace) -> tuple[Settings, str]:
     given["paths"] = {"bids_dir": bids_dir, "output_dir": output_dir, "work_dir": work_dir}
     given["run"]["levels"] = tuple(dict.fromkeys(given["run"]["levels"]))
     given["run"]["omp_nthreads"] = min(given["run"]["omp_nthreads"], given["run"]["nprocs"])
-    for section, key in (("enhance", "model"), ("train", "snr_prior"), ("train", "split")):
+    for section, key in (
+        ("enhance", "model"),
+        ("train", "snr_prior"),
+        ("train", "split"),
+        ("train", "start_from"),
+    ):
         given[section][key] = _absolute_file(given[section][key], f"--{key.replace('_', '-')}")
     given["segmentation"] = absolute_segmentation(given["segmentation"])
     settings = Settings(**{name: section(**given[name]) for name, section in SECTIONS.items()})

@@ -84,6 +84,7 @@ class TrainSettings:
     filters: int = 16  #: channels at the first level of the network
     shrink: int = 2  #: b, shrinking layers in each bottleneck block; 2 or 3 in the paper
     residual: bool = True  #: the network learns what to add to the cubic spline; False is the paper's network
+    start_from: str | None = None  #: name of a shipped model, or path of one, to begin with its weights
     ensemble: int = 1  #: networks trained from different seeds
     batch_size: int = 32  #: patches in an optimisation step
     learning_rate: float = 1e-3  #: of Adam, at the first step

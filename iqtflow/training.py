@@ -17,7 +17,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ class TrainingPlan:
         Of initialisation and of every draw.
     degradation
         Distribution of the simulator's parameters.
+    start_from
+        Name and SHA-256 of the model whose weights training begins with; None begins with Glorot's.
     """
 
     network: str = "aniso-unet"
@@ -82,6 +84,7 @@ class TrainingPlan:
     patience: int = 5
     seed: int = 0
     degradation: Degradation = field(default_factory=Degradation)
+    start_from: str | None = None
 
     @property
     def total_steps(self) -> int:
@@ -104,6 +107,7 @@ def train_member(
     plan: TrainingPlan,
     *,
     checkpoint_dir: str | os.PathLike,
+    start: Mapping[str, torch.Tensor] | None = None,
     device: str = "cpu",
     num_threads: int = 1,
     report: Callable[[str], None] = print,
@@ -119,6 +123,8 @@ def train_member(
     checkpoint_dir
         Folder of the checkpoints. It must outlive an interruption. Changing `steps` or `max_epochs` between
         runs is allowed (train longer); any other change is refused.
+    start
+        Weights to begin with, of the network that the plan describes; `TrainingPlan.start_from` names them.
     device
         "cpu" or "cuda". Mixed precision (bfloat16) is used on CUDA only.
     num_threads
@@ -152,6 +158,8 @@ def train_member(
     _check_identity(checkpoint_dir, train, validation, plan)
     lightning.seed_everything(plan.seed, workers=True, verbose=False)
     module = _Training(plan, train, validation, report)
+    if start is not None:
+        module.network.load_state_dict(start)
     # Both files are renamed into place by Lightning's atomic save.
     best = ModelCheckpoint(
         checkpoint_dir, filename="best", monitor="val_loss", save_top_k=1, enable_version_counter=False
@@ -202,8 +210,9 @@ def train_member(
 
 
 def plan_as_dict(plan: TrainingPlan) -> dict[str, Any]:
-    """The plan as JSON-ready fields."""
-    return json.loads(json.dumps(dataclasses.asdict(plan)))
+    """The plan as JSON-ready fields; a start from Glorot's weights, the usual one, goes without saying."""
+    fields = json.loads(json.dumps(dataclasses.asdict(plan)))
+    return {key: value for key, value in fields.items() if key != "start_from" or value is not None}
 
 
 def curves_as_csv(curves: Sequence[dict[str, float]]) -> str:
@@ -277,7 +286,7 @@ class _Training(lightning.LightningModule):
         }
 
     def train_dataloader(self) -> DataLoader:
-        per_epoch = self.plan.steps_per_epoch
+        per_epoch = min(self.plan.steps_per_epoch, self.plan.total_steps)  # or nothing would be validated
         return DataLoader(
             _Batches(self.samplers[0], self.current_epoch * per_epoch, per_epoch), batch_size=None
         )

@@ -18,6 +18,7 @@ from iqtflow.commands.train import main as train
 from iqtflow.draws import Degradation, DrawSampler, simulate_batch
 from iqtflow.errors import InputError
 from iqtflow.geometry import cubic_upsample
+from iqtflow.models import load_model
 from iqtflow.normalisation import intensity_scale
 from iqtflow.patches import PATCH, GridSettings, foreground_corners, read_library, write_library
 from iqtflow.snr import PUBLISHED
@@ -253,3 +254,20 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(libraries
     whole, resumed = load_file(tmp_path / "whole.safetensors"), load_file(tmp_path / "killed.safetensors")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_training_may_begin_with_the_weights_of_a_model(libraries, tmp_path):
+    first = [*command(libraries, tmp_path / "first.safetensors", tmp_path / "a"), "--steps", "4"]
+    assert train(first) == 0
+    further = [*command(libraries, tmp_path / "further.safetensors", tmp_path / "b"), "--steps", "1"]
+    further += ["--learning-rate", "1e-9", "--start-from", os.fspath(tmp_path / "first.safetensors")]
+    assert train(further) == 0
+    before, after = (load_model(tmp_path / f"{name}.safetensors") for name in ("first", "further"))
+    assert before.sha256 in after.card["training"]["plan"]["start_from"]
+    weights = [dict(model.members[0].named_parameters()) for model in (before, after)]
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-3) for name in weights[0])
+
+
+def test_a_model_of_another_network_is_no_start(libraries, tmp_path, capsys):
+    assert train([*command(libraries, tmp_path / "x.safetensors", tmp_path / "a"), "--start-from", "iqt-k8"])
+    assert "a model of {'kwargs': {'filters': 8" in capsys.readouterr().err

@@ -280,6 +280,7 @@ def _training_inputs(train: TrainSettings, *, seed: int) -> dict:
         "mirror",
     )
     inputs.update({field: getattr(train, field) for field in same})
-    if train.steps is not None:
-        inputs["steps"] = train.steps
+    for field in ("steps", "start_from"):
+        if getattr(train, field) is not None:
+            inputs[field] = getattr(train, field)
     return inputs

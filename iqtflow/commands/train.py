@@ -7,9 +7,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from iqtflow.argument_types import network_option
 from iqtflow.errors import InputError, run_command
+
+if TYPE_CHECKING:
+    import torch
 
 #: Arguments that cannot be left out; parsed alone, they give the others' defaults.
 _LEAST = ["--train", "", "--validation", "", "--output", "", "--checkpoint-dir", ""]
@@ -59,6 +63,11 @@ def build_parser() -> argparse.ArgumentParser:
     network.add_argument("--filters", type=int, default=16, help="channels of the first level")
     network.add_argument(
         "--shrink", type=int, default=2, help="b: shrinking layers of each bottleneck block (ANISO U-Net)"
+    )
+    network.add_argument(
+        "--start-from",
+        metavar="MODEL",
+        help="model whose weights training begins with: a file, or the name of one that ships",
     )
     network.add_argument(
         "--residual",
@@ -171,6 +180,7 @@ def _train(options: argparse.Namespace) -> None:
     defaults = vars(build_parser().parse_args(_LEAST))
     general = {name: getattr(options, name) for name in ("k", "filters", "shrink", "residual")}
     settings = choose_settings(options.network, {**general, **dict(options.network_option)}, defaults)
+    start = read_start(options.start_from, options.network, settings, seed=options.seed)
     plan = TrainingPlan(
         network=options.network,
         network_settings=settings,
@@ -184,6 +194,7 @@ def _train(options: argparse.Namespace) -> None:
         patience=options.patience,
         seed=options.seed,
         degradation=degradation,
+        start_from=start and start.name,
     )
     train, validation = (
         [read_library(p) for p in options.train],
@@ -194,7 +205,7 @@ def _train(options: argparse.Namespace) -> None:
         f"{'bfloat16 mixed' if options.device == 'cuda' else 'float32'} precision, "
         f"{options.network} {settings}, {len(train)} training and {len(validation)} validation subjects, "
         f"{sum(len(lib.corners) for lib in train)} patches, prior {prior.name}, at most {plan.total_steps} "
-        f"steps of {plan.batch_size}",
+        f"steps of {plan.batch_size}" + (f", starting from {plan.start_from}" if plan.start_from else ""),
         flush=True,
     )
     member = train_member(
@@ -202,6 +213,7 @@ def _train(options: argparse.Namespace) -> None:
         validation,
         plan,
         checkpoint_dir=options.checkpoint_dir,
+        start=start and start.weights,
         device=options.device,
         num_threads=options.num_threads,
         report=lambda line: print(line, flush=True),
@@ -226,6 +238,49 @@ def _train(options: argparse.Namespace) -> None:
         f"{member.facts['steps']} steps",
         flush=True,
     )
+
+
+class Start(NamedTuple):
+    """Weights that a training begins with, and what they are called."""
+
+    name: str
+    weights: dict[str, torch.Tensor]
+
+
+def read_start(
+    model: str | Path | None, network: str, settings: dict[str, object], *, seed: int
+) -> Start | None:
+    """Return the weights of a model to begin with; None when no model is given.
+
+    Parameters
+    ----------
+    model
+        A model file, or the name of one that ships.
+    network, settings
+        Of the network that is to be trained.
+    seed
+        Of the training: chooses the member when the model is an ensemble.
+
+    Raises
+    ------
+    InputError
+        The model cannot be read, or is of another network.
+    """
+    if model is None:
+        return None
+    from iqtflow.models import load_model
+
+    source = load_model(model)
+    wanted = {"name": network, "kwargs": settings}
+    if source.card["network"] != wanted:
+        raise InputError(
+            model,
+            found=f"a model of {source.card['network']}",
+            expected=f"one of {wanted}, the network to be trained",
+            next_step="Choose the settings of that network (iqtflow --list-models), or begin without it.",
+        )
+    member = source.members[seed % len(source.members)]
+    return Start(f"{source.card['name']} (SHA-256 {source.sha256})", member.state_dict())
 
 
 def _read_card(path: Path | None) -> dict:

@@ -79,6 +79,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add(network, "shrink", "--shrink", **count, help="shrinking layers of each bottleneck block")
     flag(network, TrainSettings, "residual", "--residual", help="learn what to add to the cubic spline")
+    add(
+        network,
+        *("start_from", "--start-from"),
+        metavar="MODEL",
+        help="model whose weights training begins with: a name from --list-models, or a file",
+        shown="none, random weights",
+    )
     add(network, "ensemble", "--ensemble", **count, help="networks, from different seeds")
     add(network, "model_name", "--model-name", metavar="NAME", help="of the model written", shown="by factor")
 
