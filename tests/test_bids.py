@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 from conftest import make_affine
 
-from iqtflow.bids import derivative_name, find_scans, write_dataset_description, write_sidecar
+from iqtflow.bids import (
+    derivative_name,
+    find_scans,
+    scan_seed,
+    write_dataset_description,
+    write_sidecar,
+)
 from iqtflow.errors import OutputError, UsageError
 
 T1W = "sub-01/anat/sub-01_T1w.nii.gz"
@@ -223,3 +229,12 @@ def test_inheritance_agrees_with_pybids_on_real_data(real_data):
     assert {str(scan.path): scan.sidecar for scan in scans} == {
         file.path: file.get_metadata() for file in layout.get(suffix="T1w", extension=[".nii", ".nii.gz"])
     }
+
+
+def test_no_two_scans_share_a_simulated_draw(bids_tree):
+    names = [f"sub-{i:02d}/ses-{j}/anat/sub-{i:02d}_ses-{j}_T1w.nii.gz" for i in range(20) for j in "ab"]
+    scans = find_scans(bids_tree(*names))
+    seeds = [scan_seed(scan, seed) + draw for scan in scans for seed in (0, 1) for draw in range(8)]
+    assert len(set(seeds)) == len(seeds) == 20 * 2 * 2 * 8
+    assert max(seeds) < 2**53, "a seed is written to JSON without loss"
+    assert scan_seed(scans[0], 0) == scan_seed(scans[0], 0)

@@ -246,6 +246,8 @@ def test_from_high_field_scans_to_a_model_that_enhances(tmp_path):
         assert (out / name).exists(), name
     drawn = json.loads((out / "sub-1/anat/sub-1_desc-sim01_T1w.json").read_text())
     assert {"SNR", "Seed", "SliceThickness", "SliceGap", "SkullStripped"} <= drawn.keys()
+    other = json.loads((out / "sub-2/anat/sub-2_desc-sim01_T1w.json").read_text())
+    assert drawn["SNR"] != other["SNR"], "each person is drawn for"
     rows = (out / "group_metrics.tsv").read_text().splitlines()
     assert len(rows) == 3 and rows[1].startswith("sub-2\tspline")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import nibabel as nib
 from nipype.pipeline.engine import Workflow
 
-from iqtflow.bids import Scan, derivative_name
+from iqtflow.bids import Scan, derivative_name, scan_seed
 from iqtflow.config import Settings
 from iqtflow.engines import engine_for
 from iqtflow.errors import UsageError
@@ -139,6 +139,7 @@ def init_prepare_participants_wf(scans: Sequence[Scan], settings: Settings, *, n
             n_draws=n_draws,
             snr_prior=os.fspath(train.snr_prior) if train.snr_prior else "ibadan-0.36T",
             seed=run.seed,
+            first_draw_seed=scan_seed(scan, run.seed),
             omp_nthreads=run.omp_nthreads,
             engine=engine_for(scan.path, settings.segmentation),
             sampling_mm=settings.segmentation.sampling_mm,

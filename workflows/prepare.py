@@ -23,6 +23,7 @@ def init_prepare_wf(
     n_draws: int = 1,
     snr_prior: str = "ibadan-0.36T",
     seed: int = 0,
+    first_draw_seed: int | None = None,
     omp_nthreads: int = 1,
     engine: EngineChoice | None = None,
     sampling_mm: float = 3.0,
@@ -49,7 +50,10 @@ def init_prepare_wf(
     snr_prior
         A published prior by name, or a JSON file.
     seed
-        Draw i has the seed ``1000 seed + i``.
+        Of the tissue maps and of the patch library's reference voxels.
+    first_draw_seed
+        Of the first draw, from which the others count on; a scan needs one of its own
+        (`iqtflow.bids.scan_seed`). None: ``1000 seed + 1``.
     omp_nthreads
         Threads of the segmentation.
     engine, sampling_mm, derivatives_dir
@@ -79,6 +83,7 @@ def init_prepare_wf(
     from nipype.pipeline.engine import Node
 
     draws = [f"draw{i:02d}" for i in range(1, n_draws + 1)]
+    first = 1000 * seed + 1 if first_draw_seed is None else first_draw_seed
     inputnode = Node(IdentityInterface(["in_file", "sidecar", "skull_stripped"]), name="inputnode")
     inputnode.inputs.skull_stripped = "auto"
     fields = [
@@ -138,7 +143,7 @@ def init_prepare_wf(
                 upsampling_factor=upsampling_factor,
                 slice_axis=slice_axes[i % len(slice_axes)],
                 snr_prior=snr_prior,
-                seed=1000 * seed + i + 1,
+                seed=first + i,
             ),
             name=f"simulate_{draw}",
             mem_gb=SIMULATE_MEM_GB,

@@ -1,6 +1,6 @@
 """BIDS: which images to process, and the names and sidecars of what is written."""
 
-from iqtflow.bids.names import derivative_name
+from iqtflow.bids.names import derivative_name, scan_seed
 from iqtflow.bids.scans import Scan, check_dataset, find_scans, list_subjects, read_entities
 from iqtflow.bids.sidecars import write_dataset_description, write_sidecar
 
@@ -11,6 +11,7 @@ __all__ = [
     "find_scans",
     "list_subjects",
     "read_entities",
+    "scan_seed",
     "write_dataset_description",
     "write_sidecar",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from iqtflow.bids.scans import Scan
@@ -55,3 +56,13 @@ def derivative_name(
     name = "_".join([*(f"{key}-{value}" for key, value in ordered), suffix or scan.suffix])
     folders = [f"sub-{scan.subject}", *([f"ses-{scan.session}"] if scan.session else []), "anat"]
     return Path(*folders, name + extension)
+
+
+def scan_seed(scan: Scan, seed: int) -> int:
+    """Return the seed of the first draw of a scan; its further draws count on, up to a thousand.
+
+    A scan's name is part of it: people who shared one draw would all have the same SNR, and the same noise.
+    """
+    name = derivative_name(scan).name
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return 1000 * int.from_bytes(digest[:5], "big") + 1
