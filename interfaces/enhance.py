@@ -62,6 +62,9 @@ class _EnhanceInputSpec(ChildCommandInputSpec):
         argstr="--max-memory-gb %.2f",
         desc="memory that one pass may take, in GB; the volume is tiled when it takes more",
     )
+    num_threads = traits.Int(
+        1, usedefault=True, nohash=True, argstr="--num-threads %d", desc="CPU threads of the network"
+    )
     device = traits.Enum(
         "cpu", "cuda", usedefault=True, nohash=True, argstr="--device %s", desc="where to run the network"
     )

@@ -47,8 +47,17 @@ class ReportSubject(SimpleInterface):
 
     input_spec = _ReportInputSpec
     output_spec = _ReportOutputSpec
-    # A page that someone deleted is written again; one that is there and current is left alone in no time.
-    _always_run = True
+
+    @property
+    def always_run(self) -> bool:
+        """Whether to run although nothing before has changed: a page that someone deleted, or that tells of a
+        failure since, is written again.
+        """
+        from iqtflow.report.summaries import is_complete
+
+        others = self.inputs.others if isdefined(self.inputs.others) else []
+        statuses = ["enhanced"] * len(self.inputs.inputs_named) + [other["status"] for other in others]
+        return not is_complete(self.inputs.base_directory, self.inputs.subject, statuses)
 
     def __init__(self, n_scans: int = 1, **inputs) -> None:
         names = [f"{field}{i}" for i in range(1, n_scans + 1) for field in FIELDS]

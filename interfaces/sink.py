@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
+import shutil
 from pathlib import Path
 
 from nipype.interfaces.base import (
@@ -40,8 +42,13 @@ class SinkDerivative(SimpleInterface):
 
     input_spec = _SinkInputSpec
     output_spec = _SinkOutputSpec
-    # A derivative that someone deleted is put back even when everything before it is cached.
-    _always_run = True
+
+    @property
+    def always_run(self) -> bool:
+        """Whether to run although nothing before has changed: a derivative that someone deleted or changed is
+        put back.
+        """
+        return isdefined(self.inputs.in_file) and not self._is_stored()
 
     def _run_interface(self, runtime):
         from iqtflow.bids import write_sidecar
@@ -49,15 +56,38 @@ class SinkDerivative(SimpleInterface):
 
         if not isdefined(self.inputs.in_file):
             return runtime
-        out = Path(self.inputs.base_directory, self.inputs.name)
-        content = Path(self.inputs.in_file).read_bytes()
-        if not (out.exists() and out.read_bytes() == content):
-            write_atomically(out, lambda stream: stream.write(content))
+        out = self._path()
+        source = Path(self.inputs.in_file)
+        if not (out.exists() and filecmp.cmp(source, out, shallow=False)):
+            with source.open("rb") as content:
+                write_atomically(out, lambda stream: shutil.copyfileobj(content, stream, 1 << 20))
+            # The time of the computation, by which the next run sees at a glance that this is it.
+            os.utime(out, ns=(source.stat().st_atime_ns, source.stat().st_mtime_ns))
+        fields = self._fields()
+        if fields:
+            write_sidecar(self._sidecar(), fields)
+        self._results["out_file"] = os.fspath(out)
+        return runtime
+
+    def _path(self) -> Path:
+        return Path(self.inputs.base_directory, self.inputs.name)
+
+    def _sidecar(self) -> Path:
+        out = self._path()
+        return out.with_name(f"{out.name.split('.')[0]}.json")
+
+    def _fields(self) -> dict:
         fields = dict(self.inputs.metadata) if isdefined(self.inputs.metadata) else {}
         for name in self.inputs.metadata_files if isdefined(self.inputs.metadata_files) else []:
             fields.update(json.loads(Path(name).read_text()))
-        if fields:
-            stem = out.name.split(".")[0]
-            write_sidecar(out.with_name(f"{stem}.json"), fields)
-        self._results["out_file"] = os.fspath(out)
-        return runtime
+        return fields
+
+    def _is_stored(self) -> bool:
+        """Whether the derivative and its sidecar are there, as this node would write them."""
+        try:
+            if not filecmp.cmp(self.inputs.in_file, self._path()):
+                return False
+            fields = {key: value for key, value in self._fields().items() if value is not None}
+            return not fields or json.loads(self._sidecar().read_text(encoding="utf-8")) == fields
+        except (OSError, ValueError):
+            return False

@@ -94,6 +94,9 @@ class _TrainInputSpec(ChildCommandInputSpec):
     )
     mirror = traits.Bool(False, usedefault=True, desc="mirror patches and swap the in-plane axes")
     seed = traits.Int(0, usedefault=True, argstr="--seed %d", desc="of initialisation and of every draw")
+    num_threads = traits.Int(
+        1, usedefault=True, nohash=True, argstr="--num-threads %d", desc="CPU threads of the network"
+    )
     device = traits.Enum(
         "cpu", "cuda", usedefault=True, nohash=True, argstr="--device %s", desc="where to train"
     )

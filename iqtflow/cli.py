@@ -16,7 +16,7 @@ from typing import Any
 import iqtflow
 from iqtflow.bids import check_dataset, find_scans
 from iqtflow.config import SECTIONS, Settings
-from iqtflow.errors import EXIT_INTERRUPTED, EXIT_SOFTWARE, IQTFlowError, OutputError, UsageError
+from iqtflow.errors import IQTFlowError, OutputError, UsageError, exit_code_of
 from iqtflow.parser import parse
 from iqtflow.resources import resolve_device
 from iqtflow.split import read_split
@@ -47,17 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_workflow(settings)
     except IQTFlowError as fault:
         print(f"iqtflow: error: {fault}", file=sys.stderr)
-        return fault.exit_code
-    except KeyboardInterrupt:
+        return exit_code_of(fault)
+    except KeyboardInterrupt as fault:
         print("iqtflow: interrupted; the same command goes on from here", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except Exception:
+        return exit_code_of(fault)
+    except Exception as fault:
         traceback.print_exc()
         print(
             f"iqtflow: this is a defect of iqtflow {iqtflow.__version__}; please report the lines above",
             file=sys.stderr,
         )
-        return EXIT_SOFTWARE
+        return exit_code_of(fault)
 
 
 def settle(options: argparse.Namespace) -> tuple[Settings, str]:
@@ -99,13 +99,14 @@ def settle(options: argparse.Namespace) -> tuple[Settings, str]:
         ("train", "snr_prior"),
         ("train", "split"),
         ("train", "start_from"),
+        ("run", "use_plugin"),
     ):
         given[section][key] = _absolute_file(given[section][key], f"--{key.replace('_', '-')}")
     given["segmentation"] = absolute_segmentation(given["segmentation"])
     settings = Settings(**{name: section(**given[name]) for name, section in SECTIONS.items()})
     check_places(settings)
     check_inputs(settings)
-    device = resolve_device(settings.run.device)
+    device = resolve_device(settings.run.device, elsewhere=settings.run.use_plugin is not None)
     settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, device=device.name))
     check_writable(output_dir)
     check_writable(work_dir)

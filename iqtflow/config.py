@@ -52,7 +52,10 @@ class RunSettings:
     nprocs: int = 1  #: processes at a time, over all nodes
     omp_nthreads: int = 1  #: threads that one node may use
     mem_gb: float = 4.0  #: memory that all running nodes may claim together, in GB
+    low_mem: bool = False  #: take less memory and more time
     device: str = "cpu"  #: "cpu" or "cuda", resolved once on the command line
+    n_gpu_procs: int | None = None  #: GPU jobs at a time; None: one for each GPU
+    use_plugin: Path | None = None  #: YAML file that names a cluster's scheduler; None runs here
     seed: int = 0  #: seed of everything random
     force: bool = False  #: process near-isotropic scans too, instead of skipping them
     stop_on_first_crash: bool = False  #: stop everything when one subject fails

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 EXIT_OK = 0  #: every subject was processed or skipped for a stated reason
 EXIT_SUBJECT_FAILED = 1  #: at least one subject failed; the others are complete
 EXIT_USAGE = 2  #: the command line or the data set as a whole cannot be worked with
 EXIT_SOFTWARE = 70  #: a defect of this program (sysexits EX_SOFTWARE)
-EXIT_CANTCREAT = 73  #: the output cannot be written (sysexits EX_CANTCREAT)
+EXIT_CANTCREAT = 73  #: the output cannot be written, or the disk is full (sysexits EX_CANTCREAT)
+EXIT_SUBMITTED = 75  #: jobs are queued on a cluster and not done yet (sysexits EX_TEMPFAIL)
 EXIT_INTERRUPTED = 130  #: stopped by Ctrl-C (128 + SIGINT)
+EXIT_TERMINATED = 143  #: stopped by a request to end: scancel, docker stop, kill (128 + SIGTERM)
+
+#: What the codes mean, for ``--help`` and the documentation.
+EXIT_CODES = {
+    EXIT_OK: "every scan was processed, or skipped for a stated reason",
+    EXIT_SUBJECT_FAILED: "at least one subject failed; the others are complete",
+    EXIT_USAGE: "the command line, or the data set as a whole, cannot be worked with",
+    EXIT_SOFTWARE: "a defect of this program",
+    EXIT_CANTCREAT: "the output cannot be written, or the disk is full",
+    EXIT_SUBMITTED: "jobs are in the queue of a cluster, and not done yet",
+    EXIT_INTERRUPTED: "interrupted by Ctrl-C; the same command goes on from there",
+    EXIT_TERMINATED: "asked to end (scancel, docker stop); the same command goes on from there",
+}
 
 
 class IQTFlowError(Exception):
@@ -55,6 +69,32 @@ class OutputError(InputError):
     """The output cannot be written where it was asked for."""
 
     exit_code = EXIT_CANTCREAT
+
+
+class Submitted(IQTFlowError):
+    """Jobs were handed to a cluster by a plugin that does not wait for them."""
+
+    exit_code = EXIT_SUBMITTED
+
+
+def exit_code_of(fault: BaseException | None) -> int:
+    """Return the exit code that an exception, which ends the program, stands for."""
+    if fault is None:
+        return EXIT_OK
+    if isinstance(fault, IQTFlowError):
+        return fault.exit_code
+    if isinstance(fault, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    return EXIT_SOFTWARE
+
+
+def exit_code_of_failures(codes: Iterable[int]) -> int:
+    """Return the exit code of a run some of whose nodes failed, from what each stands for.
+
+    The largest one: an output that cannot be written concerns all subjects, and is told before one that
+    failed by itself.
+    """
+    return max(codes, default=EXIT_OK)
 
 
 def _rebuild(

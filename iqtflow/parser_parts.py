@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from iqtflow.config import SECTIONS
+from iqtflow.errors import EXIT_CODES
 
 DESCRIPTION = """\
 Image quality transfer for low-field, thick-slice MRI of the brain (Lin et al. 2019, arXiv:1909.06763).
@@ -19,14 +20,9 @@ Image quality transfer for low-field, thick-slice MRI of the brain (Lin et al. 2
 For research only. The output is an estimate: details may be missing from it, or be made up by it.
 """
 
-EPILOG = """\
+_EPILOG = """\
 exit codes:
-  0    every scan was processed, or skipped for a stated reason
-  1    at least one subject failed; the others are complete
-  2    the command line, or the data set as a whole, cannot be worked with
-  70   a defect of this program
-  73   the output cannot be written
-  130  interrupted
+{codes}
 
 examples:
   iqtflow /data/bids /data/derivatives/iqtflow participant
@@ -35,6 +31,9 @@ examples:
   iqtflow /data/highfield /out participant group --mode train --split split.json \\
       --snr-prior /site/calibration/prior.json
 """
+
+
+EPILOG = _EPILOG.format(codes="\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items()))
 
 
 def option(

@@ -40,13 +40,16 @@ class Device:
     reason: str
 
 
-def resolve_device(requested: str) -> Device:
+def resolve_device(requested: str, *, elsewhere: bool = False) -> Device:
     """Decide where networks run. A GPU asked for that is not there is an error, never the CPU instead.
 
     Parameters
     ----------
     requested
         One of :data:`DEVICES`; "auto" takes a GPU that works, and the CPU otherwise.
+    elsewhere
+        Networks will run as jobs on other machines, whose GPUs cannot be asked from here: "cuda" is believed
+        (each job checks for itself, and fails without a GPU), "auto" is the CPU.
 
     Returns
     -------
@@ -59,6 +62,10 @@ def resolve_device(requested: str) -> Device:
     """
     if requested == "cpu":
         return Device("cpu", "asked for")
+    if elsewhere:
+        if requested == "cuda":
+            return Device("cuda", "asked for; every job on the cluster gets a GPU")
+        return Device("cpu", "--device cuda takes the cluster's GPUs")
     works, reason = _ask_cuda()
     if works:
         return Device("cuda", reason)

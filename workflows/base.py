@@ -7,13 +7,14 @@ import re
 from collections.abc import Sequence
 
 import nibabel as nib
-from iqtflow.workflows.run import Failure, configure_engine, run_graph
+from iqtflow.workflows.run import Failure, configure_engine, describe, report_failures, run_graph
 
 import iqtflow
 from iqtflow.bids import Scan, derivative_name, find_scans, write_dataset_description
 from iqtflow.config import Settings, write_settings
 from iqtflow.engines import check_engine
-from iqtflow.errors import EXIT_OK, EXIT_SUBJECT_FAILED
+from iqtflow.errors import EXIT_OK, exit_code_of_failures
+from iqtflow.files import remove_leftovers
 from iqtflow.geometry import find_slice_geometry
 
 
@@ -28,8 +29,7 @@ def run_workflow(settings: Settings) -> int:
     Returns
     -------
     int
-        `iqtflow.errors.EXIT_OK`, or `EXIT_SUBJECT_FAILED` when at least one scan failed (the others are
-        complete).
+        One of `iqtflow.errors.EXIT_CODES`.
 
     Raises
     ------
@@ -40,6 +40,7 @@ def run_workflow(settings: Settings) -> int:
     os.makedirs(paths.work_dir, exist_ok=True)
     write_dataset_description(paths.output_dir, source_dir=paths.bids_dir)
     write_settings(settings, paths.work_dir / "settings.toml")
+    remove_leftovers(paths.output_dir)
     logs = configure_engine(settings)
     code = EXIT_OK
     for level in run.levels:
@@ -92,10 +93,12 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
         else:
             graph = init_prepare_participants_wf(chosen, settings, name=name)
         failures = run_graph(graph, settings, logs)
-    failed = _by_scan(failures, chosen)
+    failed, others = _by_scan(failures, chosen)
     if enhancing:
         _write_pages(settings, chosen, skipped, failed)
-    return _summarise(settings, chosen, skipped, failed, failures)
+    _summarise(settings, chosen, skipped, failed)
+    report_failures(others)
+    return exit_code_of_failures(failure.exit_code for failure in failures)
 
 
 def _choose(scans: Sequence[Scan], settings: Settings) -> tuple[list[Scan], list[tuple[Scan, str]]]:
@@ -136,17 +139,24 @@ def _choose(scans: Sequence[Scan], settings: Settings) -> tuple[list[Scan], list
     return chosen, skipped
 
 
-def _by_scan(failures: Sequence[Failure], scans: Sequence[Scan]) -> dict[os.PathLike, Failure]:
-    """The first failure of each scan; a failed node's full name holds its scan's sub-workflow."""
+def _by_scan(
+    failures: Sequence[Failure], scans: Sequence[Scan]
+) -> tuple[dict[os.PathLike, Failure], list[Failure]]:
+    """The first failure of each scan, and failures that are no scan's (a page's, say); a failed node's full
+    name holds its scan's sub-workflow.
+    """
     from iqtflow.workflows.participant import workflow_name
 
     names = {workflow_name(scan): scan.path for scan in scans}
     found: dict[os.PathLike, Failure] = {}
+    others = []
     for failure in failures:
-        for part in failure.node.split("."):
-            if part in names:
-                found.setdefault(names[part], failure)
-    return found
+        owners = [names[part] for part in failure.node.split(".") if part in names]
+        if owners:
+            found.setdefault(owners[0], failure)
+        else:
+            others.append(failure)
+    return found, others
 
 
 def _write_pages(
@@ -193,8 +203,7 @@ def _summarise(
     chosen: Sequence[Scan],
     skipped: Sequence[tuple[Scan, str]],
     failed: dict[os.PathLike, Failure],
-    failures: Sequence[Failure],
-) -> int:
+) -> None:
     """The last lines on the terminal: what was done, and who failed, why, and where the log is."""
     done = len(chosen) - len(failed)
     verb = {"enhance": "enhanced", "train": "prepared", "calibrate": "measured"}[settings.run.mode]
@@ -204,10 +213,4 @@ def _summarise(
         flush=True,
     )
     for path, failure in failed.items():
-        print(f"  failed: {path}\n    why: {failure.message}\n    log: {failure.log}", flush=True)
-    others = [
-        f for f in failures if f not in failed.values() and not any(part in str(f.node) for part in failed)
-    ]
-    for failure in others if not failed else []:
-        print(f"  failed: {failure.node}\n    why: {failure.message}\n    log: {failure.log}", flush=True)
-    return EXIT_SUBJECT_FAILED if failures else EXIT_OK
+        print(describe(path, failure), flush=True)

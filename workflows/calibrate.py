@@ -7,12 +7,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from iqtflow.workflows.run import run_graph
+from iqtflow.workflows.run import report_failures, run_graph
 from nipype.pipeline.engine import Workflow
 
 from iqtflow.bids import Scan, derivative_name
 from iqtflow.config import Settings
-from iqtflow.errors import EXIT_OK, EXIT_SUBJECT_FAILED, UsageError
+from iqtflow.errors import EXIT_OK, UsageError
 
 #: Folder under the derivatives, which validators are told to leave alone.
 FOLDER = "calibration"
@@ -122,10 +122,8 @@ def run_group(settings: Settings, logs: Path) -> int:
     measurements = find_measurements(folder, settings.run.participant_labels, settings.run.session_labels)
     workflow = init_calibrate_group_wf(measurements, settings, name=f"{workflow_prefix(settings)}_group")
     failures = run_graph(workflow, settings, logs)
-    for failure in failures:
-        print(f"  failed: {failure.node}\n    why: {failure.message}\n    log: {failure.log}", flush=True)
     if failures:
-        return EXIT_SUBJECT_FAILED
+        return report_failures(failures)
     prior = json.loads((folder / "prior.json").read_text(encoding="utf-8"))
     mean = prior["mean"]
     print(f"iqtflow: prior {folder / 'prior.json'}, for --snr-prior; picture {folder / 'prior.png'}")

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iqtflow.workflows.enhance import ENHANCE_MEM_GB
-from iqtflow.workflows.run import run_graph
+from iqtflow.workflows.run import report_failures, run_graph
 from nipype.pipeline.engine import Workflow
 
 from iqtflow.bids import derivative_name, find_scans
 from iqtflow.config import Settings, TrainSettings
-from iqtflow.errors import EXIT_OK, EXIT_SUBJECT_FAILED, UsageError
+from iqtflow.errors import EXIT_OK, UsageError
 from iqtflow.split import read_split
 
 TRAIN_MEM_GB = 6.0
@@ -66,10 +66,8 @@ def run_group(settings: Settings, logs: Path) -> int:
         name=f"{workflow_prefix(settings)}_group",
     )
     failures = run_graph(workflow, settings, logs)
-    for failure in failures:
-        print(f"  failed: {failure.node}\n    why: {failure.message}\n    log: {failure.log}", flush=True)
     if failures:
-        return EXIT_SUBJECT_FAILED
+        return report_failures(failures)
     scans = [
         {"subject": e.subject, "truth": e.truth, "input": e.low_field, "mask": e.mask} for e in evaluation
     ]

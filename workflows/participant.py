@@ -54,8 +54,9 @@ def init_enhance_participants_wf(
             omp_nthreads=run.omp_nthreads,
             mem_gb=memory_share_gb(settings),
         )
-        enhance.inputs.inputnode.in_file = os.fspath(scan.path)
-        enhance.inputs.inputnode.sidecar = dict(scan.sidecar)
+        given = enhance.get_node("inputnode").inputs  # enhance.inputs would list all inputs of all nodes
+        given.in_file = os.fspath(scan.path)
+        given.sidecar = dict(scan.sidecar)
         out = enhance.get_node("outputnode")
         shared = {"Sources": [scan.uri], "RandomSeed": run.seed}
         for field, desc, extra in (
@@ -145,11 +146,12 @@ def init_prepare_participants_wf(scans: Sequence[Scan], settings: Settings, *, n
             sampling_mm=settings.segmentation.sampling_mm,
             derivatives_dir=settings.segmentation.derivatives,
         )
-        prepare.inputs.inputnode.in_file = os.fspath(scan.path)
-        prepare.inputs.inputnode.sidecar = dict(scan.sidecar)
+        given = prepare.get_node("inputnode").inputs
+        given.in_file = os.fspath(scan.path)
+        given.sidecar = dict(scan.sidecar)
         stripped = scan.sidecar.get("SkullStripped")
         if stripped is not None:
-            prepare.inputs.inputnode.skull_stripped = "yes" if stripped else "no"
+            given.skull_stripped = "yes" if stripped else "no"
         out = prepare.get_node("outputnode")
         shared = {"Sources": [scan.uri]}
         for field, label in (("wm", "WM"), ("gm", "GM"), ("csf", "CSF")):

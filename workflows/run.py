@@ -1,65 +1,70 @@
-"""Running a graph: engine settings, and who failed and why in one place."""
+"""Running a graph: on this machine or on a cluster, and who failed and why in one place."""
 
 from __future__ import annotations
 
-import logging
+import multiprocessing
 import os
 import re
+import signal
+import sys
 import time
 import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from iqtflow.workflows.engine import configure_nipype
+from iqtflow.workflows.local import LocalProcesses
 from iqtflow.workflows.progress import followed
+from iqtflow.workflows.scheduler import Crash, Limits, SchedulerPlugin
 from nipype.pipeline.engine import Workflow
 
 from iqtflow.config import Settings
+from iqtflow.errors import EXIT_CANTCREAT, EXIT_SUBJECT_FAILED, EXIT_TERMINATED, exit_code_of_failures
+from iqtflow.gpus import visible_gpus
 
-LOGGER = logging.getLogger("nipype.workflow")
+#: What the fork server imports before it forks the first node's process.
+PRELOAD = ("iqtflow.workflows.worker", "iqtflow.workflows.preload")
+
+OUT_OF_MEMORY_HINT = (
+    "most often for lack of memory: lower --nprocs, try --low-mem, or give the machine more memory"
+)
+FULL = r"\[Errno (?:28|122)\]|No space left on device|Disk quota exceeded"
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A node that failed: full name in the graph, one sentence of why, and the crash file."""
+    """A node that failed.
+
+    Attributes
+    ----------
+    node
+        Full name in the graph.
+    message
+        One sentence of why.
+    log
+        The crash file; None when none could be written.
+    exit_code
+        What the run as a whole ends with for it.
+    """
 
     node: str
     message: str
-    log: Path
+    log: Path | None
+    exit_code: int = EXIT_SUBJECT_FAILED
 
 
 def configure_engine(settings: Settings) -> Path:
-    """Set nipype's global configuration for this run; return the folder that receives crash files.
-
-    Hashing is by content, so that a touched or copied input re-runs nothing; nothing is asked of the network.
-    """
-    import multiprocessing
-
-    from nipype import config
-    from nipype import logging as nipype_logging
-
-    os.environ["IQTFLOW_LOG_LEVEL"] = _level(settings)
-    multiprocessing.set_forkserver_preload(["iqtflow.workflows.worker"])
-    logs = settings.paths.output_dir / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}_{uuid.uuid4().hex[:8]}"
-    config.update_config(
-        {
-            "execution": {
-                "hash_method": "content",
-                "crashfile_format": "txt",
-                "crashdump_dir": os.fspath(logs),
-                "check_version": "false",
-                "stop_on_first_crash": str(settings.run.stop_on_first_crash).lower(),
-                "remove_unnecessary_outputs": "false",
-                "poll_sleep_duration": "0.2",
-            },
-            "logging": {
-                "workflow_level": _level(settings),
-                "interface_level": _level(settings),
-                "utils_level": "WARNING",
-                "log_to_file": "false",
-            },
-        }
-    )
-    nipype_logging.update_logging(config)
+    """Set nipype's global configuration for this run; return the folder that receives crash files."""
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}_{uuid.uuid4().hex[:8]}"
+    logs = settings.paths.output_dir / "logs" / name
+    # nipype prints the whole trace of a step that failed as an error. It is in the crash file, and the last
+    # lines on the terminal say why and where; on the way, a line is enough.
+    level = ("CRITICAL", "INFO", "DEBUG")[min(settings.run.verbose, 2)]
+    configure_nipype(crash_dir=os.fspath(logs), level=level)
+    multiprocessing.set_forkserver_preload(list(PRELOAD))
     return logs
 
 
@@ -78,57 +83,85 @@ def run_graph(workflow: Workflow, settings: Settings, logs: Path) -> list[Failur
     Returns
     -------
     list of Failure
-        In the order of the crash files' names; empty when all went well.
+        In the order in which they happened; empty when all went well.
     """
     workflow.base_dir = os.fspath(settings.paths.work_dir)
-    logs.mkdir(parents=True, exist_ok=True)
-    before = set(logs.glob("crash-*.txt"))
-    plugin = "Linear" if settings.run.nprocs == 1 else "MultiProc"
-    arguments = {
-        "n_procs": settings.run.nprocs,
-        "memory_gb": settings.run.mem_gb,
-        "raise_insufficient": False,
-        "mp_context": "forkserver",
-    }
+    with followed(workflow, settings) as callback, ended_by_sigterm():
+        plugin = make_plugin(settings, callback)
+        workflow.run(plugin=plugin)
+    return [as_failure(crash) for crash in plugin.crashes]
+
+
+def make_plugin(settings: Settings, callback: Callable[[Any, str], None] | None = None) -> SchedulerPlugin:
+    """Return what runs graphs as the settings want: here, or as jobs of a cluster."""
+    run = settings.run
+    if run.use_plugin is not None:
+        from iqtflow.workflows.cluster import cluster_plugin
+
+        return cluster_plugin(
+            run.use_plugin, stop_on_first_crash=run.stop_on_first_crash, status_callback=callback
+        )
+    limits = Limits(run.nprocs, run.mem_gb, run.n_gpu_procs or len(visible_gpus()) or 1)
+    return SchedulerPlugin(
+        LocalProcesses(), limits, stop_on_first_crash=run.stop_on_first_crash, status_callback=callback
+    )
+
+
+def report_failures(failures: Sequence[Failure]) -> int:
+    """Print the lines that end a run at group level, and return its exit code."""
+    for failure in failures:
+        print(describe(failure.node, failure), flush=True)
+    return exit_code_of_failures(failure.exit_code for failure in failures)
+
+
+def describe(who: str | os.PathLike, failure: Failure) -> str:
+    """Three lines for the terminal: who failed, why, and where the log is."""
+    log = failure.log or "none could be written; see the lines above"
+    return f"  failed: {os.fspath(who)}\n    why: {failure.message}\n    log: {log}"
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let a request to end (``scancel``, ``docker stop``, shutdown) end all processes of the run, too."""
+
+    def end(*_: object) -> None:
+        print("iqtflow: terminated; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(EXIT_TERMINATED)
+
     try:
-        with followed(workflow, settings) as callback:
-            arguments["status_callback"] = callback
-            workflow.run(plugin=plugin, plugin_args=arguments)
-    except RuntimeError:
-        # nipype raises after everything that could run has run; what failed is in the crash files.
-        if set(logs.glob("crash-*.txt")) == before:
-            raise
-    failures = [_read_crash(path) for path in sorted(set(logs.glob("crash-*.txt")) - before)]
-    if not failures and not any(logs.iterdir()):
-        logs.rmdir()
-    return failures
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not in the main thread: its business
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def _read_crash(path: Path) -> Failure:
-    text = path.read_text(errors="replace")
-    node = re.search(r"^Node: (\S+)", text, re.MULTILINE)
-    return Failure(node.group(1) if node else path.stem, _reason(text), path)
+def as_failure(crash: Crash) -> Failure:
+    """Say why a node failed in one sentence, and what that means for the run."""
+    text = crash.traceback
+    cannot_write = re.search(rf"{FULL}|Return code: {EXIT_CANTCREAT}\b|\bOutputError: ", text)
+    return Failure(
+        crash.node, reason(text), crash.file, EXIT_CANTCREAT if cannot_write else EXIT_SUBJECT_FAILED
+    )
 
 
-def _reason(text: str) -> str:
-    """The sentence that a user can act on: our own error where there is one, else the last line."""
+def reason(text: str) -> str:
+    """Return the sentence that a user can act on: our own error where there is one, else the last line."""
     ours = re.findall(r"^\s*iqtflow-\w+: error: (.+)$", text, re.MULTILINE) or re.findall(
         r"^\s*iqtflow\.[\w.]+: (.+)$", text, re.MULTILINE
     )
     if ours:
         return ours[-1].strip()
-    killed = re.search(r"Return code: (-9|137)\b", text)
-    if killed:
-        return (
-            "the child process was killed (signal 9), most often for lack of memory: lower --nprocs, "
-            "or give the machine more memory"
-        )
+    if re.search(FULL, text):
+        return "the disk is full: free space where the work and output directories are, and run again"
+    if re.search(r"Return code: (-9|137)\b", text):
+        return f"the child process was killed (SIGKILL), {OUT_OF_MEMORY_HINT}"
+    lost = re.search(r"^WorkerLost: (.+)$", text, re.MULTILINE)
+    if lost:
+        return f"{lost.group(1)}, {OUT_OF_MEMORY_HINT}" if "SIGKILL" in lost.group(1) else lost.group(1)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    wrong = [line for line in lines if re.match(r"^[\w.]*(Error|Exception|Interrupt)\b", line)]
+    wrong = [line for line in lines if re.match(r"^[\w.]*(Error|Exception|Interrupt|JobLost)\b", line)]
     return (wrong or lines or ["unknown"])[-1]
-
-
-def _level(settings: Settings) -> str:
-    # nipype prints the whole trace of a step that failed as an error. It is in the crash file, and the last
-    # lines on the terminal say why and where; on the way, a line is enough.
-    return ("CRITICAL", "INFO", "DEBUG")[min(settings.run.verbose, 2)]

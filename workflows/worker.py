@@ -1,20 +1,43 @@
-"""What a worker process of the scheduler is told before its first node: how much to say.
+"""The process of one node.
 
-Imported by multiprocessing's fork server, from which workers are forked; nipype itself sets log levels in the
-parent only.
+Imported by multiprocessing's fork server, from which these processes are forked: what is imported here is
+imported once.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection, wait
+from traceback import format_exception
 
-VERBOSITY = "IQTFLOW_LOG_LEVEL"
+from iqtflow.workflows.engine import apply_in_worker
+from nipype.pipeline.engine import Node
 
-if VERBOSITY in os.environ:
-    from nipype import config, logging
+apply_in_worker()
 
-    level = os.environ[VERBOSITY]
-    config.update_config(
-        {"logging": {"workflow_level": level, "interface_level": level, "utils_level": "WARNING"}}
-    )
-    logging.update_logging(config)
+
+def run_node(node: Node, answer: Connection) -> None:
+    """Run a node and send its traceback, or None when it went well."""
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C the parent makes an end, for all of this group
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        node.run()
+        traceback = None
+    except BaseException:
+        traceback = format_exception(*sys.exc_info())
+    answer.send(traceback)
+    answer.close()
+
+
+def _end_with_parent() -> None:
+    """End this process and all that it started when the run that wants its result has died."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.killpg(0, signal.SIGKILL)

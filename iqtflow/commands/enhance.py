@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from iqtflow.argument_types import positive, whole_number
 from iqtflow.errors import InputError, run_command
+from iqtflow.gpus import device_claimed
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -50,7 +51,13 @@ def main(argv: list[str] | None = None) -> int:
     A near-isotropic scan is skipped with a sentence, nothing is written, and the code is 0.
     """
     options = build_parser().parse_args(argv)
-    return run_command(PROG, lambda: _enhance(options))
+    return run_command(PROG, lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    # Before torch is there, which looks at once what GPUs it may see.
+    with device_claimed(options.device, lambda line: print(f"{PROG}: {line}", flush=True)):
+        _enhance(options)
 
 
 def _enhance(options: argparse.Namespace) -> None:

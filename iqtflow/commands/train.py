@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from iqtflow.argument_types import network_option
 from iqtflow.errors import InputError, run_command
+from iqtflow.gpus import device_claimed
 
 if TYPE_CHECKING:
     import torch
@@ -143,7 +144,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = build_parser().parse_args(argv)
-    return run_command("iqtflow-train", lambda: _train(options))
+    return run_command("iqtflow-train", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    # Before torch is there, which looks at once what GPUs it may see.
+    with device_claimed(options.device, lambda line: print(f"iqtflow-train: {line}", flush=True)):
+        _train(options)
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from iqtflow.argument_types import positive, whole_number
 from iqtflow.config import RunSettings
-from iqtflow.parser_parts import option
+from iqtflow.parser_parts import flag, option
 from iqtflow.resources import DEVICES
 
 
@@ -29,9 +29,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         group, RunSettings, "omp_nthreads", "--omp-nthreads", **count, help="processors that one task may use"
     )
     option(group, RunSettings, "mem_gb", "--mem-gb", type=positive, metavar="GB", help="memory to use")
+    flag(group, RunSettings, "low_mem", "--low-mem", help="take less memory, and more time")
     option(
         group,
         *(RunSettings, "device", "--device"),
         choices=DEVICES,
         help="where networks run: auto takes a GPU that works; cuda fails without one",
+    )
+    option(
+        group,
+        *(RunSettings, "n_gpu_procs", "--n-gpu-procs"),
+        **count,
+        help="GPU jobs at a time, never two on one card",
+        shown="one for each GPU",
+    )
+    option(
+        group,
+        *(RunSettings, "use_plugin", "--use-plugin"),
+        type=Path,
+        metavar="FILE",
+        help="run as jobs of a cluster: nipype's plugin and its arguments in YAML, see docs/clusters.md",
+        shown="none",
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,19 @@ def fingerprint(records: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
 def is_current(out_dir: Path, label: str, mark: str) -> bool:
     """True when the page with this fingerprint is there, with all its figures."""
     summary = read_summary(out_dir, label)
+    return summary.get("fingerprint") == mark and _has_files(out_dir, label, summary)
+
+
+def is_complete(out_dir: str | os.PathLike, label: str, statuses: Sequence[str]) -> bool:
+    """True when a page is there that tells of scans with these statuses, with all its figures."""
+    out_dir = Path(out_dir)
+    summary = read_summary(out_dir, label)
+    told = [scan.get("status") for scan in summary.get("scans", ())]
+    return told == list(statuses) and _has_files(out_dir, label, summary)
+
+
+def _has_files(out_dir: Path, label: str, summary: Mapping[str, Any]) -> bool:
     folder = summary_path(out_dir, label).parent
-    return (
-        summary.get("fingerprint") == mark
-        and (out_dir / f"sub-{label}.html").is_file()
-        and all((folder / name).is_file() for name in summary.get("figures", ()))
+    return (out_dir / f"sub-{label}.html").is_file() and all(
+        (folder / name).is_file() for name in summary.get("figures", ())
     )

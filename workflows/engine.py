@@ -1,0 +1,92 @@
+"""How nipype is to behave in this program, in the parent process and in those of the nodes."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+
+from nipype import config, logging
+from nipype.interfaces.base import specs
+from nipype.utils import filemanip
+
+#: Carries the level of what is logged to the processes of the nodes.
+VERBOSITY = "IQTFLOW_LOG_LEVEL"
+
+
+def configure_nipype(*, crash_dir: str, level: str) -> None:
+    """Set nipype's global configuration. A stray nipype.cfg in the current folder changes none of this.
+
+    Parameters
+    ----------
+    crash_dir
+        Folder of crash files.
+    level
+        "WARNING", "INFO" or "DEBUG".
+    """
+    os.environ[VERBOSITY] = level
+    config.update_config(
+        {
+            "execution": {
+                # By content: a touched or copied input re-runs nothing.
+                "hash_method": "content",
+                # The work directory may be moved.
+                "use_relative_paths": "true",
+                "crashfile_format": "txt",
+                "crashdump_dir": crash_dir,
+                "check_version": "false",
+                # Pages of nipype's own: of no use to a user, and their making takes the square of the nodes.
+                "create_report": "false",
+                "stop_on_first_crash": "false",
+                "stop_on_first_rerun": "false",
+                "remove_unnecessary_outputs": "false",
+                "remove_node_directories": "false",
+                "write_provenance": "false",
+                "parameterize_dirs": "true",
+                "poll_sleep_duration": "0.2",
+            }
+        }
+    )
+    _set_level(level)
+    specs.hash_infile = hash_file
+
+
+def apply_in_worker() -> None:
+    """Do in the process of a node what `configure_nipype` did in the parent, as far as nodes do not carry
+    it.
+    """
+    specs.hash_infile = hash_file
+    if VERBOSITY in os.environ:
+        _set_level(os.environ[VERBOSITY])
+
+
+def hash_file(path: str, **options: object) -> str | None:
+    """Return nipype's hash of a file's content, read once as long as size and times stay.
+
+    nipype reads a file twice for each node that has it as an input; a thousand nodes share one model.
+    """
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    if options:
+        return filemanip.hash_infile(path, **options)
+    return _hash_once(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@lru_cache(maxsize=100_000)
+def _hash_once(path: str, *_: int) -> str | None:
+    return filemanip.hash_infile(path, chunk_len=1 << 20)
+
+
+def _set_level(level: str) -> None:
+    config.update_config(
+        {
+            "logging": {
+                "workflow_level": level,
+                "interface_level": level,
+                "utils_level": "WARNING",
+                "log_to_file": "false",
+            }
+        }
+    )
+    logging.update_logging(config)
