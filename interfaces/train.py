@@ -33,10 +33,10 @@ class _TrainInputSpec(ChildCommandInputSpec):
         "curves.csv", usedefault=True, argstr="--curves %s", desc="name of the table of training curves"
     )
     checkpoint_dir = traits.Str(
-        mandatory=True,
         nohash=True,
         argstr="--checkpoint-dir %s",
-        desc="folder of the checkpoints, outside the node's own (which is emptied before a re-run)",
+        desc="folder of the checkpoints, outside the node's own (which is emptied before a re-run), to go on "
+        "from after an interruption; within it when not given",
     )
     name = traits.Str(argstr="--name %s", desc="the model's name")
     card_file = File(exists=True, argstr="--card %s", desc="JSON with more fields for the model's card")
@@ -123,6 +123,8 @@ class TrainModel(ChildCommand):
         switches = [
             f"--{'' if getattr(self.inputs, name) else 'no-'}{name}" for name in ("residual", "mirror")
         ]
+        if not isdefined(self.inputs.checkpoint_dir):
+            switches.append("--checkpoint-dir checkpoints")
         return [*super()._parse_inputs(skip=skip), *switches]
 
     def _list_outputs(self):

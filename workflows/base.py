@@ -46,7 +46,7 @@ def run_workflow(settings: Settings) -> int:
     for level in run.levels:
         if level == "group":
             if run.mode == "calibrate":
-                from iqtflow.workflows.calibrate import run_group
+                from iqtflow.workflows.calibration import run_group
             else:
                 from iqtflow.workflows.group import run_group
 
@@ -64,8 +64,8 @@ def workflow_prefix(settings: Settings) -> str:
 
 
 def _run_participants(settings: Settings, logs: os.PathLike) -> int:
-    from iqtflow.workflows.calibrate import init_calibrate_participants_wf
-    from iqtflow.workflows.participant import init_enhance_participants_wf, init_prepare_participants_wf
+    from iqtflow.workflows.calibration import build_calibrate_graph
+    from iqtflow.workflows.participant import build_enhance_graph, build_prepare_graph
 
     enhancing = settings.run.mode == "enhance"
     scans = find_scans(
@@ -87,11 +87,11 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
     if chosen:
         name = f"{workflow_prefix(settings)}_participant"
         if enhancing:
-            graph = init_enhance_participants_wf(chosen, settings, name=name, skipped=skipped)
+            graph = build_enhance_graph(chosen, settings, name=name, skipped=skipped)
         elif settings.run.mode == "calibrate":
-            graph = init_calibrate_participants_wf(chosen, settings, name=name)
+            graph = build_calibrate_graph(chosen, settings, name=name)
         else:
-            graph = init_prepare_participants_wf(chosen, settings, name=name)
+            graph = build_prepare_graph(chosen, settings, name=name)
         failures = run_graph(graph, settings, logs)
     failed, others = _by_scan(failures, chosen)
     if enhancing:

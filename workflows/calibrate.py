@@ -1,168 +1,147 @@
-"""A site's own SNR prior: scans measured one by one (participant level), a distribution fitted (group)."""
+"""A scanner's own SNR: one scan measured, and a distribution fitted to many."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Sequence
 from pathlib import Path
 
-from iqtflow.workflows.run import report_failures, run_graph
 from nipype.pipeline.engine import Workflow
 
-from iqtflow.bids import Scan, derivative_name
-from iqtflow.config import Settings
-from iqtflow.errors import EXIT_OK, UsageError
-
-#: Folder under the derivatives, which validators are told to leave alone.
-FOLDER = "calibration"
-ENDING = "_snr.json"
+from iqtflow.engines import EngineChoice
 
 
-def init_calibrate_participants_wf(scans: Sequence[Scan], settings: Settings, *, name: str) -> Workflow:
-    """Build the graph that measures the tissue SNR of low-field scans and stores it, one JSON file for each.
+def init_calibrate_wf(
+    *,
+    name: str = "calibrate",
+    engine: EngineChoice | str = "ants",
+    sampling_mm: float = 3.0,
+    derivatives_dir: Path | None = None,
+    seed: int = 0,
+    omp_nthreads: int = 1,
+) -> Workflow:
+    """Build the graph that measures the SNR of white and grey matter of one low-field scan.
 
     Workflow Graph
-        conform -> segment -> measure -> sink (one chain for each scan)
+        conform -> segment -> measure
 
     Parameters
     ----------
-    scans
-        Low-field scans.
-    settings
-        All settings.
     name
         Name of the workflow.
+    engine
+        What makes the tissue maps: "ants", "spm", "auto" (SPM where it is found), or the choice made for this
+        very scan by `iqtflow.engines.engine_for`.
+    sampling_mm
+        Distance of the voxels that SPM estimates from, in mm.
+    derivatives_dir
+        Where ready-made maps were looked for; for messages.
+    seed
+        Seed of the embedded engine.
+    omp_nthreads
+        Threads of the segmentation.
+
+    Inputs
+    ------
+    in_file
+        Low-field T1w scan.
+    sidecar
+        Its BIDS metadata, a dict.
+    skull_stripped
+        Whether it shows the brain only: "yes", "no", or "auto" (the default), which looks at it.
+    label
+        What the scan is called in the measurement.
+
+    Outputs
+    -------
+    snr
+        JSON: SNR of white and grey matter, noise, and how it was found.
+    wm, gm, csf, mask, segmentation
+        Tissue probability maps, brain mask, JSON with engine and volumes.
     """
     from iqtflow.interfaces.calibrate import MeasureSNR
     from iqtflow.interfaces.conform import ConformScan
-    from iqtflow.interfaces.sink import SinkDerivative
-    from iqtflow.workflows.participant import workflow_name
     from iqtflow.workflows.segment import init_segment_node
+    from nipype.interfaces.utility import IdentityInterface
     from nipype.pipeline.engine import Node
 
-    from iqtflow.engines import engine_for
+    inputnode = Node(IdentityInterface(["in_file", "sidecar", "skull_stripped", "label"]), name="inputnode")
+    inputnode.inputs.skull_stripped = "auto"
+    outputnode = Node(
+        IdentityInterface(["snr", "wm", "gm", "csf", "mask", "segmentation"]), name="outputnode"
+    )
+    conform = Node(ConformScan(), name="conform", mem_gb=0.5)
+    segment = init_segment_node(
+        engine,
+        sampling_mm=sampling_mm,
+        derivatives_dir=derivatives_dir,
+        seed=seed,
+        omp_nthreads=omp_nthreads,
+    )
+    measure = Node(MeasureSNR(), name="measure", mem_gb=1.0)
 
     workflow = Workflow(name=name)
-    for scan in scans:
-        conform = Node(
-            ConformScan(in_file=os.fspath(scan.path), sidecar=dict(scan.sidecar)), name="conform", mem_gb=0.5
-        )
-        segment = init_segment_node(
-            engine_for(scan.path, settings.segmentation),
-            sampling_mm=settings.segmentation.sampling_mm,
-            derivatives_dir=settings.segmentation.derivatives,
-            seed=settings.run.seed,
-            omp_nthreads=settings.run.omp_nthreads,
-        )
-        stripped = scan.sidecar.get("SkullStripped")
-        if stripped is not None:
-            segment.inputs.skull_stripped = "yes" if stripped else "no"
-        label = scan.path.name.split(".")[0]
-        measure = Node(MeasureSNR(label=label), name="measure", mem_gb=1.0)
-        sink = Node(
-            SinkDerivative(
-                base_directory=os.fspath(settings.paths.output_dir), name=os.fspath(measurement_name(scan))
+    workflow.connect(
+        [
+            (inputnode, conform, [("in_file", "in_file"), ("sidecar", "sidecar")]),
+            (inputnode, segment, [("skull_stripped", "skull_stripped")]),
+            (inputnode, measure, [("label", "label")]),
+            (conform, segment, [("out_file", "in_file")]),
+            (conform, measure, [("out_file", "in_file")]),
+            (segment, measure, [("wm_file", "wm_file"), ("gm_file", "gm_file"), ("mask_file", "mask_file")]),
+            (measure, outputnode, [("out_file", "snr")]),
+            (
+                segment,
+                outputnode,
+                [
+                    ("wm_file", "wm"),
+                    ("gm_file", "gm"),
+                    ("csf_file", "csf"),
+                    ("mask_file", "mask"),
+                    ("details_file", "segmentation"),
+                ],
             ),
-            name="sink",
-            mem_gb=0.3,
-        )
-        maps = [("wm_file", "wm_file"), ("gm_file", "gm_file"), ("mask_file", "mask_file")]
-        one = Workflow(name=workflow_name(scan))
-        one.connect(
-            [
-                (conform, segment, [("out_file", "in_file")]),
-                (conform, measure, [("out_file", "in_file")]),
-                (segment, measure, maps),
-                (measure, sink, [("out_file", "in_file")]),
-            ]
-        )
-        workflow.add_nodes([one])
+        ]
+    )
     return workflow
 
 
-def init_calibrate_group_wf(measurements: Sequence[Path], settings: Settings, *, name: str) -> Workflow:
-    """Build the graph that fits the prior to measured scans and stores it with its picture.
+def init_fit_prior_wf(*, name: str = "fit_prior", prior_name: str = "site") -> Workflow:
+    """Build the graph that fits a prior of tissue SNR to measured scans.
 
     Workflow Graph
-        fit -> sinks
+        fit
 
     Parameters
     ----------
-    measurements
-        JSON files of the participant level.
-    settings
-        All settings.
     name
         Name of the workflow.
+    prior_name
+        Name of the prior.
+
+    Inputs
+    ------
+    measurements
+        JSON files, ``snr`` of `init_calibrate_wf`.
+
+    Outputs
+    -------
+    prior
+        JSON, for ``--snr-prior`` and `iqtflow.interfaces.simulate.SimulateLowField`.
+    figure
+        The scans over the published prior and the fitted one.
     """
     from iqtflow.interfaces.calibrate import FitPrior
-    from iqtflow.interfaces.sink import SinkDerivative
+    from nipype.interfaces.utility import IdentityInterface
     from nipype.pipeline.engine import Node
 
+    inputnode = Node(IdentityInterface(["measurements"]), name="inputnode")
+    outputnode = Node(IdentityInterface(["prior", "figure"]), name="outputnode")
+    fit = Node(FitPrior(name=prior_name), name="fit", mem_gb=0.5)
+
     workflow = Workflow(name=name)
-    fit = Node(FitPrior(scans=[os.fspath(path) for path in measurements]), name="fit", mem_gb=0.5)
-    for field, file in (("out_file", "prior.json"), ("figure_file", "prior.png")):
-        sink = SinkDerivative(base_directory=os.fspath(settings.paths.output_dir), name=f"{FOLDER}/{file}")
-        workflow.connect(fit, field, Node(sink, name=f"sink_{field}"), "in_file")
-    return workflow
-
-
-def run_group(settings: Settings, logs: Path) -> int:
-    """Fit the prior, say what it is and what is to be known about it; returns the exit code.
-
-    Raises
-    ------
-    UsageError
-        The participant level has measured no scan (of a subject asked for).
-    """
-    from iqtflow.workflows.base import workflow_prefix
-
-    folder = settings.paths.output_dir / FOLDER
-    measurements = find_measurements(folder, settings.run.participant_labels, settings.run.session_labels)
-    workflow = init_calibrate_group_wf(measurements, settings, name=f"{workflow_prefix(settings)}_group")
-    failures = run_graph(workflow, settings, logs)
-    if failures:
-        return report_failures(failures)
-    prior = json.loads((folder / "prior.json").read_text(encoding="utf-8"))
-    mean = prior["mean"]
-    print(f"iqtflow: prior {folder / 'prior.json'}, for --snr-prior; picture {folder / 'prior.png'}")
-    print(f"  mean SNR WM {mean[0]:.1f}, GM {mean[1]:.1f}; {prior['source']}")
-    for note in prior["notes"]:
-        print(f"  note: {note}", flush=True)
-    return EXIT_OK
-
-
-def measurement_name(scan: Scan) -> Path:
-    """Path of a scan's measurement under the root of the derivatives."""
-    return Path(FOLDER, derivative_name(scan, extension="").name + ENDING)
-
-
-def find_measurements(folder: Path, subjects: Sequence[str] = (), sessions: Sequence[str] = ()) -> list[Path]:
-    """Return the measurements of subjects and sessions, sorted by name; all of them when none is asked for.
-
-    Raises
-    ------
-    UsageError
-        There is none, or none of a subject or session asked for.
-    """
-    found = sorted(folder.glob(f"*{ENDING}"))
-    for entity, labels in (("sub", subjects), ("ses", sessions)):
-        wanted = {f"{entity}-{label}" for label in labels}
-        if wanted:
-            found = [path for path in found if wanted & set(path.name.split("_"))]
-            missing = sorted(wanted - {part for path in found for part in path.name.split("_")})
-            if missing:
-                raise _nothing_measured(folder, f"no measurement of {', '.join(missing)}")
-    if not found:
-        raise _nothing_measured(folder, "no measured scan")
-    return found
-
-
-def _nothing_measured(folder: Path, found: str) -> UsageError:
-    return UsageError(
-        folder,
-        found=found,
-        expected=f"files *{ENDING} of the participant level",
-        next_step="Run --mode calibrate at participant level on low-field scans first.",
+    workflow.connect(
+        [
+            (inputnode, fit, [("measurements", "scans")]),
+            (fit, outputnode, [("out_file", "prior"), ("figure_file", "figure")]),
+        ]
     )
+    return workflow

@@ -1,5 +1,5 @@
-"""Group level of training: train an ensemble on the patch libraries, judge it on people it has never seen,
-write the model.
+"""The application's group level of training: an ensemble is trained on the patch libraries, judged on people
+that it has never seen, and written.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from iqtflow.workflows.enhance import ENHANCE_MEM_GB
 from iqtflow.workflows.run import report_failures, run_graph
 from nipype.pipeline.engine import Workflow
 
@@ -18,8 +17,6 @@ from iqtflow.bids import derivative_name, find_scans
 from iqtflow.config import Settings, TrainSettings
 from iqtflow.errors import EXIT_OK, UsageError
 from iqtflow.split import read_split
-
-TRAIN_MEM_GB = 6.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def run_group(settings: Settings, logs: Path) -> int:
     libraries = {part: find_libraries(output, split[part]) for part in ("train", "validation")}
     evaluation = find_evaluation(settings, split["evaluation"])
     name = settings.train.model_name or f"iqt-k{settings.train.upsampling_factor}"
-    workflow = init_group_train_wf(
+    workflow = build_train_graph(
         libraries,
         evaluation,
         settings,
@@ -124,7 +121,7 @@ def find_evaluation(settings: Settings, subjects: Sequence[str]) -> list[Evaluat
     return found
 
 
-def init_group_train_wf(
+def build_train_graph(
     libraries: Mapping[str, Sequence[Path]],
     evaluation: Sequence[EvaluationScan],
     settings: Settings,
@@ -133,10 +130,7 @@ def init_group_train_wf(
     model_name: str,
     name: str = "group",
 ) -> Workflow:
-    """Build the graph that trains an ensemble and evaluates it through the inference path.
-
-    Workflow Graph
-        train_m1, train_m2, ... -> join -> enhance_X -> evaluate_X -> summarise -> stamp -> sink
+    """Build the graph that trains an ensemble, evaluates it through the inference path, and stores both.
 
     Parameters
     ----------
@@ -153,22 +147,15 @@ def init_group_train_wf(
     name
         Name of the workflow.
     """
-    from iqtflow.interfaces.enhance import EnhanceVolume
-    from iqtflow.interfaces.evaluate import EvaluateVolume, SummariseMetrics
+    from iqtflow.interfaces.evaluate import SummariseMetrics
     from iqtflow.interfaces.sink import SinkDerivative
-    from iqtflow.interfaces.train import JoinEnsemble, StampFigures, TrainModel
+    from iqtflow.interfaces.train import StampFigures
+    from iqtflow.workflows.evaluate import init_evaluate_wf
+    from iqtflow.workflows.train import init_train_wf
     from nipype.interfaces.utility import Merge
     from nipype.pipeline.engine import Node
 
     run, train = settings.run, settings.train
-    gpu = run.device == "cuda"
-    workflow = Workflow(name=name)
-    join = Node(
-        JoinEnsemble(name=model_name, card={"split": {part: list(labels) for part, labels in split.items()}}),
-        name="join",
-    )
-    merge = Node(Merge(train.ensemble), name="members")
-    workflow.connect(merge, "out", join, "members")
 
     def sink(label: str, path: str) -> Node:
         return Node(
@@ -176,75 +163,57 @@ def init_group_train_wf(
             name=f"sink_{label}",
         )
 
+    training = init_train_wf(
+        model_name=model_name,
+        ensemble=train.ensemble,
+        seed=run.seed,
+        device=run.device,
+        omp_nthreads=run.omp_nthreads,
+        checkpoint_dir=settings.paths.work_dir / "checkpoints",
+        split=split,
+        training=_training_inputs(train),
+    )
+    for part, files in libraries.items():
+        setattr(training.get_node("inputnode").inputs, f"{part}_libraries", [os.fspath(path) for path in files])
+    workflow = Workflow(name=name)
     for member in range(1, train.ensemble + 1):
-        node = Node(
-            TrainModel(
-                **_training_inputs(train, seed=run.seed + member - 1),
-                train_libraries=[os.fspath(p) for p in libraries["train"]],
-                validation_libraries=[os.fspath(p) for p in libraries["validation"]],
-                name=model_name,
-                device=run.device,
-                use_gpu=gpu,
-                num_threads=run.omp_nthreads,
-                checkpoint_dir=os.fspath(
-                    settings.paths.work_dir / "checkpoints" / f"{model_name}_member-{member}"
-                ),
-            ),
-            name=f"train_m{member}",
-            mem_gb=TRAIN_MEM_GB,
-            n_procs=1 if gpu else run.omp_nthreads,
-        )
         curves = sink(f"curves{member}", f"models/{model_name}_member-{member}_curves.csv")
-        workflow.connect(
-            [(node, merge, [("out_file", f"in{member}")]), (node, curves, [("curves_file", "in_file")])]
-        )
+        workflow.connect(training, f"outputnode.curves{member}", curves, "in_file")
+    model = sink("model", f"models/{model_name}.safetensors")
     if not evaluation:
-        workflow.connect(join, "out_file", sink("model", f"models/{model_name}.safetensors"), "in_file")
+        workflow.connect(training, "outputnode.model", model, "in_file")
         return workflow
 
     scores = Node(Merge(len(evaluation)), name="scores")
     for i, scan in enumerate(evaluation, start=1):
-        enhance = Node(
-            EnhanceVolume(
-                in_file=os.fspath(scan.low_field),
-                sidecar_file=os.fspath(scan.sidecar),
-                device=run.device,
-                use_gpu=gpu,
-                num_threads=run.omp_nthreads,
-                force=True,
-            ),
-            name=f"enhance_{scan.subject}",
-            mem_gb=ENHANCE_MEM_GB,
-            n_procs=1 if gpu else run.omp_nthreads,
+        evaluate = init_evaluate_wf(
+            name=f"evaluate_{scan.subject}", device=run.device, omp_nthreads=run.omp_nthreads
         )
+        given = evaluate.get_node("inputnode").inputs
+        given.in_file, given.sidecar_file = os.fspath(scan.low_field), os.fspath(scan.sidecar)
+        given.truth, given.mask, given.subject = os.fspath(scan.truth), os.fspath(scan.mask), scan.subject
         stripped = json.loads(scan.sidecar.read_text()).get("SkullStripped")
-        enhance.inputs.skull_stripped = "auto" if stripped is None else "yes" if stripped else "no"
-        evaluate = Node(
-            EvaluateVolume(subject=scan.subject, reference=os.fspath(scan.truth), mask=os.fspath(scan.mask)),
-            name=f"evaluate_{scan.subject}",
-            mem_gb=2.0,
-        )
+        given.skull_stripped = "auto" if stripped is None else "yes" if stripped else "no"
         workflow.connect(
             [
-                (join, enhance, [("out_file", "model")]),
-                (enhance, evaluate, [("out_file", "enhanced"), ("spline_file", "spline")]),
-                (evaluate, scores, [("out_file", f"in{i}")]),
+                (training, evaluate, [("outputnode.model", "inputnode.model")]),
+                (evaluate, scores, [("outputnode.metrics", f"in{i}")]),
             ]
         )
-        for field, desc in (("out_file", "iqt"), ("spline_file", "spline")):
+        for field, desc in (("enhanced", "iqt"), ("spline", "spline")):
             example = sink(
                 f"{desc}_{scan.subject}",
                 f"models/{model_name}_evaluation/sub-{scan.subject}_desc-{desc}_T1w.nii.gz",
             )
-            workflow.connect(enhance, field, example, "in_file")
+            workflow.connect(evaluate, f"outputnode.{field}", example, "in_file")
     summarise = Node(SummariseMetrics(), name="summarise")
     stamp = Node(StampFigures(), name="stamp")
     workflow.connect(
         [
             (scores, summarise, [("out", "in_files")]),
             (summarise, stamp, [("summary_file", "summary_file")]),
-            (join, stamp, [("out_file", "in_file")]),
-            (stamp, sink("model", f"models/{model_name}.safetensors"), [("out_file", "in_file")]),
+            (training, stamp, [("outputnode.model", "in_file")]),
+            (stamp, model, [("out_file", "in_file")]),
             (summarise, sink("metrics", "group_metrics.tsv"), [("out_file", "in_file")]),
             (summarise, sink("dictionary", "group_metrics.json"), [("dictionary_file", "in_file")]),
             (summarise, sink("summary", f"models/{model_name}_summary.json"), [("summary_file", "in_file")]),
@@ -253,12 +222,11 @@ def init_group_train_wf(
     return workflow
 
 
-def _training_inputs(train: TrainSettings, *, seed: int) -> dict:
+def _training_inputs(train: TrainSettings) -> dict:
     """Inputs of the training node that settings decide."""
     inputs = {
         "upsampling_factor": train.upsampling_factor,
         "snr_prior": train.snr_prior,
-        "seed": seed,
         "thickness_fraction": tuple(train.thickness_fraction),
         "snr_scale": tuple(train.snr_scale),
     }

@@ -1,4 +1,7 @@
-"""Participant level: one sub-workflow for each scan, its results stored under BIDS names."""
+"""Participant level of the application: one sub-workflow for each scan, its results stored under BIDS names.
+
+Workflows for others are in `enhance`, `prepare`, `segment`, `calibrate`, `train` and `evaluate`.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def workflow_name(scan: Scan) -> str:
     return re.sub(r"\W+", "_", scan.path.name.split(".")[0])
 
 
-def init_enhance_participants_wf(
+def build_enhance_graph(
     scans: Sequence[Scan], settings: Settings, *, name: str, skipped: Sequence[tuple[Scan, str]] = ()
 ) -> Workflow:
     """Build the graph that enhances scans and stores the derivatives.
@@ -113,7 +116,7 @@ def init_enhance_participants_wf(
     return workflow
 
 
-def init_prepare_participants_wf(scans: Sequence[Scan], settings: Settings, *, name: str) -> Workflow:
+def build_prepare_graph(scans: Sequence[Scan], settings: Settings, *, name: str) -> Workflow:
     """Build the graph that prepares high-field scans for training and stores maps, simulated scans and patch
     libraries.
 
@@ -134,7 +137,6 @@ def init_prepare_participants_wf(scans: Sequence[Scan], settings: Settings, *, n
     for scan in scans:
         prepare = init_prepare_wf(
             name=workflow_name(scan),
-            subject=scan.subject,
             upsampling_factor=train.upsampling_factor,
             slice_axes=train.slice_axes,
             n_draws=n_draws,
@@ -149,6 +151,7 @@ def init_prepare_participants_wf(scans: Sequence[Scan], settings: Settings, *, n
         given = prepare.get_node("inputnode").inputs
         given.in_file = os.fspath(scan.path)
         given.sidecar = dict(scan.sidecar)
+        given.subject = scan.subject
         stripped = scan.sidecar.get("SkullStripped")
         if stripped is not None:
             given.skull_stripped = "yes" if stripped else "no"

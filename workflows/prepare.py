@@ -17,7 +17,6 @@ SIMULATE_MEM_GB = 1.5
 def init_prepare_wf(
     *,
     name: str = "prepare",
-    subject: str,
     upsampling_factor: int = 4,
     slice_axes: Sequence[str] = ("z",),
     n_draws: int = 1,
@@ -25,22 +24,20 @@ def init_prepare_wf(
     seed: int = 0,
     first_draw_seed: int | None = None,
     omp_nthreads: int = 1,
-    engine: EngineChoice | None = None,
+    engine: EngineChoice | str = "ants",
     sampling_mm: float = 3.0,
     derivatives_dir: Path | None = None,
 ) -> Workflow:
     """Build the graph that prepares one high-field scan for training.
 
     Workflow Graph
-        conform -> segment -> simulate (one node for each draw)
+        conform -> segment -> simulate_draw01, simulate_draw02, ...
                            -> extract
 
     Parameters
     ----------
     name
         Name of the workflow.
-    subject
-        Participant label, without sub-.
     upsampling_factor
         k.
     slice_axes
@@ -56,8 +53,13 @@ def init_prepare_wf(
         (`iqtflow.bids.scan_seed`). None: ``1000 seed + 1``.
     omp_nthreads
         Threads of the segmentation.
-    engine, sampling_mm, derivatives_dir
-        What makes the tissue maps, as for `iqtflow.workflows.segment.init_segment_node`.
+    engine
+        What makes the tissue maps: "ants", "spm", "auto" (SPM where it is found), or the choice made for this
+        very scan by `iqtflow.engines.engine_for`.
+    sampling_mm
+        Distance of the voxels that SPM estimates from, in mm.
+    derivatives_dir
+        Where ready-made maps were looked for; for messages.
 
     Inputs
     ------
@@ -65,6 +67,10 @@ def init_prepare_wf(
         High-field T1w image.
     sidecar
         Its BIDS metadata, a dict.
+    skull_stripped
+        Whether it shows the brain only: "yes", "no", or "auto" (the default), which looks at it.
+    subject
+        Participant label, without sub-: whose patches they are, so that no one is trained and tested on.
 
     Outputs
     -------
@@ -84,7 +90,7 @@ def init_prepare_wf(
 
     draws = [f"draw{i:02d}" for i in range(1, n_draws + 1)]
     first = 1000 * seed + 1 if first_draw_seed is None else first_draw_seed
-    inputnode = Node(IdentityInterface(["in_file", "sidecar", "skull_stripped"]), name="inputnode")
+    inputnode = Node(IdentityInterface(["in_file", "sidecar", "skull_stripped", "subject"]), name="inputnode")
     inputnode.inputs.skull_stripped = "auto"
     fields = [
         "wm",
@@ -107,9 +113,7 @@ def init_prepare_wf(
         omp_nthreads=omp_nthreads,
     )
     extract = Node(
-        ExtractPatches(
-            subject=subject, upsampling_factor=upsampling_factor, slice_axes=list(slice_axes), seed=seed
-        ),
+        ExtractPatches(upsampling_factor=upsampling_factor, slice_axes=list(slice_axes), seed=seed),
         name="extract",
         mem_gb=1.0,
     )
@@ -120,6 +124,7 @@ def init_prepare_wf(
             (inputnode, conform, [("in_file", "in_file"), ("sidecar", "sidecar")]),
             (inputnode, segment, [("skull_stripped", "skull_stripped")]),
             (conform, segment, [("out_file", "in_file")]),
+            (inputnode, extract, [("subject", "subject")]),
             (conform, extract, [("out_file", "in_file")]),
             (segment, extract, [("wm_file", "wm_file"), ("gm_file", "gm_file"), ("mask_file", "mask_file")]),
             (

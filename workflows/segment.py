@@ -1,21 +1,106 @@
-"""Tissue maps of one scan as a node, whichever engine makes them: the graph around it stays the same."""
+"""Tissue maps of one scan, whichever engine makes them: the graph around them stays the same."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from nipype.pipeline.engine import Node
+from nipype.pipeline.engine import Node, Workflow
 
-from iqtflow.engines import EngineChoice
+from iqtflow.engines import EngineChoice, choose_engine
 
 ANTS_MEM_GB = 3.0
 SPM_MEM_GB = 2.0  # 0.7 mm voxels; a head of 1 mm takes 0.7 GB
 READY_MADE_MEM_GB = 1.0
 
 
+def init_segment_wf(
+    *,
+    name: str = "segment",
+    engine: str | EngineChoice = "ants",
+    spm_dir: str | os.PathLike | None = None,
+    tpm: str | os.PathLike | None = None,
+    octave: str | None = None,
+    sampling_mm: float = 3.0,
+    seed: int = 0,
+    omp_nthreads: int = 1,
+) -> Workflow:
+    """Build the graph that makes tissue maps of a T1w image.
+
+    Workflow Graph
+        segment
+
+    Parameters
+    ----------
+    name
+        Name of the workflow.
+    engine
+        ``"ants"`` (the embedded one), ``"spm"``, or ``"auto"``: SPM where it is found, else ants.
+    spm_dir, tpm, octave
+        SPM for Octave, its tissue priors, the Octave program; each is looked for when not given.
+    sampling_mm
+        Distance of the voxels that SPM estimates from, in mm.
+    seed
+        Seed of the embedded engine.
+    omp_nthreads
+        Threads of the embedded engine; SPM gains nothing from a second one.
+
+    Inputs
+    ------
+    in_file
+        T1w image.
+    skull_stripped
+        Whether it shows the brain only: "yes", "no", or "auto" (the default), which looks at it.
+
+    Outputs
+    -------
+    wm, gm, csf
+        Probability maps of white matter, grey matter and cerebrospinal fluid.
+    mask
+        Brain mask.
+    preproc
+        Bias-corrected image.
+    details
+        JSON with engine, version, volumes (ml) and warnings.
+
+    Raises
+    ------
+    SpmNotFoundError
+        `engine` is ``"spm"``, or a part of SPM is named, and there is no usable SPM.
+    """
+    from nipype.interfaces.utility import IdentityInterface
+
+    inputnode = Node(IdentityInterface(["in_file", "skull_stripped"]), name="inputnode")
+    inputnode.inputs.skull_stripped = "auto"
+    outputnode = Node(IdentityInterface(["wm", "gm", "csf", "mask", "preproc", "details"]), name="outputnode")
+    choice = engine
+    if isinstance(engine, str):
+        choice = choose_engine(engine, spm_dir=spm_dir, tpm=tpm, octave=octave)
+    segment = init_segment_node(choice, sampling_mm=sampling_mm, seed=seed, omp_nthreads=omp_nthreads)
+
+    workflow = Workflow(name=name)
+    workflow.connect(
+        [
+            (inputnode, segment, [("in_file", "in_file"), ("skull_stripped", "skull_stripped")]),
+            (
+                segment,
+                outputnode,
+                [
+                    ("wm_file", "wm"),
+                    ("gm_file", "gm"),
+                    ("csf_file", "csf"),
+                    ("mask_file", "mask"),
+                    ("preproc_file", "preproc"),
+                    ("details_file", "details"),
+                ],
+            ),
+        ]
+    )
+    return workflow
+
+
 def init_segment_node(
-    choice: EngineChoice | None = None,
+    choice: EngineChoice | str | None = None,
     *,
     name: str = "segment",
     sampling_mm: float = 3.0,
@@ -28,7 +113,7 @@ def init_segment_node(
     Parameters
     ----------
     choice
-        From `iqtflow.engines.engine_for`; None takes the embedded engine.
+        From `iqtflow.engines.engine_for`, or an engine by name; None takes the embedded engine.
     name
         Name of the node.
     sampling_mm
@@ -48,7 +133,8 @@ def init_segment_node(
     """
     from iqtflow.interfaces.segmentation import SegmentTissues
 
-    engine = "ants" if choice is None else choice.engine
+    choice = choose_engine(choice or "ants") if not isinstance(choice, EngineChoice) else choice
+    engine = choice.engine
     inputs: dict[str, object] = {"seed": seed}
     threads, mem_gb = 1, READY_MADE_MEM_GB
     if engine == "ants":

@@ -1,0 +1,79 @@
+"""Judging a model on a scan whose truth is known."""
+
+from __future__ import annotations
+
+from iqtflow.workflows.enhance import ENHANCE_MEM_GB
+from nipype.pipeline.engine import Workflow
+
+
+def init_evaluate_wf(
+    *,
+    name: str = "evaluate",
+    device: str = "cpu",
+    omp_nthreads: int = 1,
+    mem_gb: float = ENHANCE_MEM_GB,
+) -> Workflow:
+    """Build the graph that enhances one simulated scan and compares it with the scan that it was made from.
+
+    Workflow Graph
+        enhance -> evaluate
+
+    Parameters
+    ----------
+    name
+        Name of the workflow.
+    device
+        "cpu" or "cuda".
+    omp_nthreads
+        Threads of the network on the CPU.
+    mem_gb
+        Memory of the enhancing node.
+
+    Inputs
+    ------
+    model
+        Model file, or name of a shipped one.
+    in_file, sidecar_file
+        Low-field scan and its metadata (JSON), as `iqtflow.interfaces.simulate.SimulateLowField` makes them.
+    skull_stripped
+        Whether it shows the brain only: "yes", "no", or "auto" (the default), which looks at it.
+    truth, mask
+        High-field image, and brain mask on its grid.
+    subject
+        Participant label, for the table.
+
+    Outputs
+    -------
+    metrics
+        JSON: PSNR and MSSIM of the network and of the cubic spline.
+    enhanced, spline
+        The two volumes, on one grid.
+    """
+    from iqtflow.interfaces.enhance import EnhanceVolume
+    from iqtflow.interfaces.evaluate import EvaluateVolume
+    from nipype.interfaces.utility import IdentityInterface
+    from nipype.pipeline.engine import Node
+
+    fields = ["model", "in_file", "sidecar_file", "skull_stripped", "truth", "mask", "subject"]
+    inputnode = Node(IdentityInterface(fields), name="inputnode")
+    inputnode.inputs.skull_stripped = "auto"
+    outputnode = Node(IdentityInterface(["metrics", "enhanced", "spline"]), name="outputnode")
+    enhance = Node(
+        EnhanceVolume(device=device, use_gpu=device == "cuda", num_threads=omp_nthreads, force=True),
+        name="enhance",
+        mem_gb=mem_gb,
+        n_procs=1 if device == "cuda" else omp_nthreads,
+    )
+    evaluate = Node(EvaluateVolume(), name="evaluate", mem_gb=2.0)
+
+    workflow = Workflow(name=name)
+    workflow.connect(
+        [
+            (inputnode, enhance, [(field, field) for field in fields[:4]]),
+            (inputnode, evaluate, [("truth", "reference"), ("mask", "mask"), ("subject", "subject")]),
+            (enhance, evaluate, [("out_file", "enhanced"), ("spline_file", "spline")]),
+            (enhance, outputnode, [("out_file", "enhanced"), ("spline_file", "spline")]),
+            (evaluate, outputnode, [("out_file", "metrics")]),
+        ]
+    )
+    return workflow

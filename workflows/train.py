@@ -1,0 +1,115 @@
+"""From patch libraries to a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nipype.pipeline.engine import Workflow
+
+TRAIN_MEM_GB = 6.0
+
+
+def init_train_wf(
+    *,
+    name: str = "train",
+    model_name: str = "iqt",
+    ensemble: int = 1,
+    seed: int = 0,
+    device: str = "cpu",
+    omp_nthreads: int = 1,
+    mem_gb: float = TRAIN_MEM_GB,
+    checkpoint_dir: str | os.PathLike | None = None,
+    split: Mapping[str, Sequence[str]] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> Workflow:
+    """Build the graph that trains an ensemble of networks, each from a seed of its own.
+
+    Workflow Graph
+        train_m1, train_m2, ... -> members -> join
+
+    Parameters
+    ----------
+    name
+        Name of the workflow.
+    model_name
+        Name of the model.
+    ensemble
+        Networks.
+    seed
+        Of the first network; the others have the seeds after it.
+    device
+        "cpu" or "cuda".
+    omp_nthreads
+        Threads of each network on the CPU.
+    mem_gb
+        Memory of each training node.
+    checkpoint_dir
+        Folder that holds a folder of checkpoints for each network, outside of the node's, which is emptied
+        before a re-run; None keeps them in the node's folder, and an interrupted training starts again.
+    split
+        Labels of participants by part, for the model's card.
+    training
+        More inputs of `iqtflow.interfaces.train.TrainModel` by name, such as ``{"upsampling_factor": 8}``.
+
+    Inputs
+    ------
+    train_libraries, validation_libraries
+        Patch libraries (``library`` of `iqtflow.workflows.prepare.init_prepare_wf`); no subject in both.
+
+    Outputs
+    -------
+    model
+        The ensemble (.safetensors).
+    members
+        Models of one network each.
+    curves1, curves2, ...
+        Training curves (.csv).
+    """
+    from iqtflow.interfaces.train import JoinEnsemble, TrainModel
+    from nipype.interfaces.utility import IdentityInterface, Merge
+    from nipype.pipeline.engine import Node
+
+    members = range(1, ensemble + 1)
+    libraries = ["train_libraries", "validation_libraries"]
+    inputnode = Node(IdentityInterface(libraries), name="inputnode")
+    fields = ["model", "members", *(f"curves{member}" for member in members)]
+    outputnode = Node(IdentityInterface(fields), name="outputnode")
+    card = {"split": {part: list(labels) for part, labels in split.items()}} if split else {}
+    merge = Node(Merge(ensemble), name="members")
+    join = Node(JoinEnsemble(name=model_name, card=card), name="join")
+
+    workflow = Workflow(name=name)
+    workflow.connect(
+        [
+            (merge, join, [("out", "members")]),
+            (merge, outputnode, [("out", "members")]),
+            (join, outputnode, [("out_file", "model")]),
+        ]
+    )
+    for member in members:
+        train = Node(
+            TrainModel(
+                **(training or {}),
+                seed=seed + member - 1,
+                name=model_name,
+                device=device,
+                use_gpu=device == "cuda",
+                num_threads=omp_nthreads,
+            ),
+            name=f"train_m{member}",
+            mem_gb=mem_gb,
+            n_procs=1 if device == "cuda" else omp_nthreads,
+        )
+        if checkpoint_dir is not None:
+            folder = f"{model_name}_member-{member}"
+            train.inputs.checkpoint_dir = os.path.join(checkpoint_dir, folder)
+        workflow.connect(
+            [
+                (inputnode, train, [(field, field) for field in libraries]),
+                (train, merge, [("out_file", f"in{member}")]),
+                (train, outputnode, [("curves_file", f"curves{member}")]),
+            ]
+        )
+    return workflow
