@@ -10,11 +10,11 @@ import nibabel as nib
 import numpy as np
 
 from iqtflow.errors import InputError
+from iqtflow.pointers import how_to_fetch
 
 MAX_VOXEL_MM = 30.0  #: no slice of a brain scan is thicker; past it the header's units are wrong
 MIN_VOXEL_MM = 0.05  #: no scanner of living people resolves more
 FIELD_OF_VIEW_MM = (30.0, 1000.0)  #: between a slab of a few slices and more than a head coil holds
-POINTER_BYTES = 32_768  #: git-annex and Git LFS pointers are shorter
 
 #: What nibabel, gzip and zlib raise for a file that is cut short, or that is something else.
 _UNREADABLE = (
@@ -62,36 +62,33 @@ def check_scan(path: str | os.PathLike) -> nib.Nifti1Image:
 
 def _check_content(path: Path) -> None:
     """Tell a missing file from one whose content a data-management tool has not fetched yet."""
+    way_out = how_to_fetch(path)
+    if way_out:
+        link = f"a link to {os.readlink(path)}, which is not there" if path.is_symlink() else None
+        raise InputError(
+            path,
+            found=link or "a pointer to content that has not been fetched",
+            expected="an image",
+            next_step=way_out,
+        )
     if not path.exists():
         dangling = path.is_symlink()
         raise InputError(
             path,
             found=f"a link to {os.readlink(path)}, which is not there" if dangling else "nothing",
             expected="an image",
-            next_step=_fetch(path) if dangling else "Check the path.",
+            next_step="Check what it links to; in a container, mount that too."
+            if dangling
+            else "Check the path.",
         )
     try:
-        if path.stat().st_size == 0:
-            raise InputError(
-                path, found="an empty file", expected="an image", next_step="Copy or download it again."
-            )
-        if path.stat().st_size < POINTER_BYTES:
-            start = path.read_bytes()[:200]
-            if start.startswith(b"version https://git-lfs") or b"/annex/objects/" in start:
-                raise InputError(
-                    path,
-                    found="a pointer to content that has not been fetched",
-                    expected="an image",
-                    next_step=_fetch(path),
-                )
+        empty = path.stat().st_size == 0
     except OSError as fault:
         raise _unreadable(path, fault) from fault
-
-
-def _fetch(path: Path) -> str:
-    return (
-        f"Fetch the content with `datalad get {path.name}` (`git annex get`, or `git lfs pull` for Git LFS)."
-    )
+    if empty:
+        raise InputError(
+            path, found="an empty file", expected="an image", next_step="Copy or download it again."
+        )
 
 
 def _open(path: Path) -> nib.Nifti1Image:

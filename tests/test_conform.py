@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import nibabel as nib
 import numpy as np
@@ -149,22 +150,33 @@ def test_another_format_under_a_name_of_nifti_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "pointer",
+    ("pointer", "command"),
     [
-        b"/annex/objects/MD5E-s7--0123.nii.gz\n",
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:01\nsize 7\n",
+        (b"/annex/objects/MD5E-s7--0123.nii.gz\n", "datalad get {path}"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:01\nsize 7\n",
+            "git -C {path.parent} lfs pull --include={path.name}",
+        ),
     ],
     ids=["git-annex", "Git LFS"],
 )
-def test_a_pointer_without_content_is_told_from_a_broken_file(tmp_path, pointer):
-    (tmp_path / "x.nii.gz").write_bytes(pointer)
-    with pytest.raises(InputError, match=r"datalad get x\.nii\.gz"):
-        check_scan(tmp_path / "x.nii.gz")
+def test_a_pointer_without_content_is_told_from_a_broken_file(tmp_path, pointer, command):
+    path = tmp_path / "x.nii.gz"
+    path.write_bytes(pointer)
+    with pytest.raises(InputError, match=re.escape(f"`{command.format(path=path)}`")):
+        check_scan(path)
 
 
-def test_a_dangling_link_says_how_to_fetch_its_content(tmp_path):
-    (tmp_path / "x.nii.gz").symlink_to(".git/annex/objects/absent")
-    with pytest.raises(InputError, match=r"datalad get x\.nii\.gz"):
+def test_a_dangling_link_into_the_annex_says_how_to_fetch_its_content(tmp_path):
+    path = tmp_path / "x.nii.gz"
+    path.symlink_to("../../.git/annex/objects/absent")
+    with pytest.raises(InputError, match=re.escape(f"`datalad get {path}`")):
+        check_scan(path)
+
+
+def test_a_dangling_link_elsewhere_says_where_it_leads(tmp_path):
+    (tmp_path / "x.nii.gz").symlink_to("/elsewhere/scan.nii.gz")
+    with pytest.raises(InputError, match=r"/elsewhere/scan\.nii\.gz.*mount"):
         check_scan(tmp_path / "x.nii.gz")
 
 

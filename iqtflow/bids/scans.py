@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from iqtflow.errors import UsageError
+from iqtflow.pointers import how_to_fetch
 
 LOGGER = logging.getLogger("nipype.workflow")
 
@@ -51,6 +51,11 @@ class Scan:
     warnings: tuple[str, ...] = ()
 
     @property
+    def name(self) -> str:
+        """BIDS name without extension; the file's own, but for an image whose data set is not in BIDS."""
+        return "_".join([*(f"{key}-{value}" for key, value in self.entities.items()), self.suffix])
+
+    @property
     def uri(self) -> str:
         """BIDS URI for ``Sources``; ``raw`` is declared by :func:`write_dataset_description`."""
         return f"bids:raw:{self.path.relative_to(self.root).as_posix()}"
@@ -62,8 +67,10 @@ def find_scans(
     subjects: Iterable[str] | None = None,
     sessions: Iterable[str] | None = None,
     suffix: str = "T1w",
+    filters: Mapping[str, Any] | None = None,
+    database_dir: str | os.PathLike | None = None,
 ) -> list[Scan]:
-    """Find the images of one contrast in a BIDS data set.
+    """Find the images of one contrast in a BIDS data set, or among downloads of HCP.
 
     Only names are looked at: no image is opened.
 
@@ -77,6 +84,8 @@ def find_scans(
         Labels of the sessions wanted, with or without ``ses-``; none means all, and images without a session.
     suffix
         BIDS suffix, for instance ``"T1w"``.
+    filters, database_dir
+        As for `iqtflow.bids.index.list_images`.
 
     Returns
     -------
@@ -86,14 +95,25 @@ def find_scans(
     Raises
     ------
     UsageError
-        Not a BIDS data set, an unknown subject or session, or no such image (of a subject asked for by name).
+        Neither, an unknown subject or session, or no such image (of a subject asked for by name).
     """
+    from iqtflow.bids.hcp import is_hcp, list_hcp_scans
+
     root = check_dataset(bids_dir)
-    known = list_subjects(root)
-    wanted = _known_labels(subjects, known, entity="sub", where=root)
-    found = [_as_scan(Path(name), root) for name in _list_images(root, wanted, suffix)]
-    # Phase and complex parts of an acquisition are no anatomy to look at.
-    scans = _without_twins([scan for scan in found if scan.entities.get("part", "mag") == "mag"])
+    if is_hcp(root):
+        if filters or database_dir is not None:
+            raise UsageError(
+                root,
+                found="folders of the Human Connectome Project",
+                expected="a BIDS data set, for --bids-filter-file and --bids-database-dir",
+                next_step="Leave these options out; choose subjects with --participant-label.",
+            )
+        scans = list_hcp_scans(root, suffix)
+        wanted = _known_labels(subjects, sorted({s.subject for s in scans}), entity="sub", where=root)
+        scans = [scan for scan in scans if scan.subject in set(wanted)]
+    else:
+        wanted = _known_labels(subjects, list_subjects(root), entity="sub", where=root)
+        scans = _list_scans(root, wanted, suffix, filters, database_dir)
     if sessions:
         present = sorted({scan.session for scan in scans if scan.session})
         kept = _known_labels(sessions, present, entity="ses", where=root)
@@ -103,21 +123,26 @@ def find_scans(
     if lacking or not scans:
         raise UsageError(
             root,
-            found=f"no {suffix} image" + (f" of {', '.join(lacking)}" if lacking else ""),
+            found=f"no {suffix} image"
+            + (f" of {', '.join(lacking)}" if lacking else "")
+            + (" that passes the filters" if filters else ""),
             expected=f"images named sub-<label>[/ses-<label>]/anat/*_{suffix}.nii[.gz]",
-            next_step="Check the data set with a BIDS validator, or choose other subjects or sessions.",
+            next_step="Check the data set with a BIDS validator, or choose other subjects or sessions"
+            + (" or filters." if filters else "."),
         )
     return scans
 
 
 def check_dataset(bids_dir: str | os.PathLike) -> Path:
-    """Return the absolute root of a BIDS data set.
+    """Return the absolute root of a data set: BIDS, or HCP's folders as they are downloaded.
 
     Raises
     ------
     UsageError
-        There is no such folder, or it does not describe itself as a BIDS data set.
+        There is no such folder, or it is neither.
     """
+    from iqtflow.bids.hcp import is_hcp
+
     root = Path(bids_dir).absolute()
     if not root.is_dir():
         raise UsageError(
@@ -126,11 +151,11 @@ def check_dataset(bids_dir: str | os.PathLike) -> Path:
             expected="the folder of a BIDS data set",
             next_step="Check the path (in a container: check what is mounted where).",
         )
-    if not (root / "dataset_description.json").is_file():
+    if not (root / "dataset_description.json").is_file() and not is_hcp(root):
         raise UsageError(
             root,
-            found="no dataset_description.json",
-            expected="a BIDS data set, which has one at its root",
+            found="no dataset_description.json, and no <id>/T1w/T1w_acpc_dc_restore.nii.gz",
+            expected="a BIDS data set, which has the one at its root, or HCP downloads, which have the other",
             next_step='Give its root; if it lacks the file, write {"Name": "...", "BIDSVersion": "1.10.0"}.',
         )
     return root
@@ -165,29 +190,27 @@ def _some(labels: Sequence[str], entity: str, limit: int = 8) -> str:
     return shown + (f", and {len(labels) - limit} more" if len(labels) > limit else "")
 
 
-def _list_images(root: Path, subjects: Sequence[str], suffix: str) -> list[str]:
-    """List the image files of one suffix through pybids, shown only what can matter.
+def _list_scans(
+    root: Path,
+    subjects: Sequence[str],
+    suffix: str,
+    filters: Mapping[str, Any] | None,
+    database_dir: str | os.PathLike | None,
+) -> list[Scan]:
+    from iqtflow.bids.index import list_images
 
-    Metadata are not indexed: that multiplies the time, and one unreadable JSON file would stop every subject.
-    """
-    from bids import BIDSLayout, BIDSLayoutIndexer  # pandas and SQLAlchemy: too slow for `iqtflow --help`
-
-    labels = "|".join(re.escape(label) for label in subjects)
-    ignore = [
-        re.compile(rf"^/(?!sub-({labels})(/|$))[^/]+"),  # derivatives, sourcedata, code, other subjects
-        re.compile(r"^/sub-[^/]+/(?!ses-|anat)[^/]+"),
-        re.compile(r"^/sub-[^/]+/ses-[^/]+/(?!anat)[^/]+"),
-        re.compile(rf"/anat/(?!.*_{re.escape(suffix)}\.nii(\.gz)?$)[^/]+$"),
-    ]
-    indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=ignore)
-    layout = BIDSLayout(root, validate=False, indexer=indexer)
-    return sorted(layout.get(suffix=suffix, extension=[".nii", ".nii.gz"], return_type="filename"))
+    paths = list_images(root, subjects, suffix, filters=filters, database_dir=database_dir)
+    metadata = _Inheritance(root)
+    scans = [_as_scan(path, root, metadata) for path in paths]
+    if "part" not in (filters or {}):  # phase and complex parts of an acquisition are no anatomy to look at
+        scans = [scan for scan in scans if scan.entities.get("part", "mag") == "mag"]
+    return _without_twins(scans)
 
 
-def _as_scan(path: Path, root: Path) -> Scan:
+def _as_scan(path: Path, root: Path, metadata: _Inheritance) -> Scan:
     stem = path.name.split(".")[0]
     entities = read_entities(stem)
-    sidecar, warnings = _inherited(path, root)
+    sidecar, warnings = metadata.merge(path)
     beside = path.with_name(f"{stem}.json")
     return Scan(
         path=path,
@@ -208,29 +231,52 @@ def read_entities(stem: str) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def _inherited(image: Path, root: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Merge the JSON files that apply to an image, from the root down: the BIDS inheritance principle."""
-    stem = image.name.split(".")[0]
-    suffix, own = stem.rpartition("_")[2], read_entities(stem).items()
-    merged: dict[str, Any] = {}
-    warnings = []
-    folders = [folder for folder in reversed(image.parents) if folder == root or root in folder.parents]
-    for folder in folders:
-        for file in sorted(
-            folder.glob(f"*{suffix}.json"), key=lambda file: (file.name.count("_"), file.name)
-        ):
-            name = file.name.removesuffix(".json")
-            if name.rpartition("_")[2] != suffix or not read_entities(name).items() <= own:
+class _Inheritance:
+    """Metadata by the BIDS inheritance principle; each folder is listed, and each file read, once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._listed: dict[Path, list[tuple[Path, str, dict[str, str]]]] = {}
+        self._read: dict[Path, tuple[dict[str, Any], str | None]] = {}
+
+    def merge(self, image: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Merge the JSON files that apply to an image, from the root down."""
+        stem = image.name.split(".")[0]
+        suffix, own = stem.rpartition("_")[2], read_entities(stem).items()
+        merged: dict[str, Any] = {}
+        warnings = []
+        for folder in reversed(image.parents):
+            if folder != self._root and self._root not in folder.parents:
                 continue
+            for file, its_suffix, entities in self._list(folder):
+                if its_suffix == suffix and entities.items() <= own:
+                    content, warning = self._content(file)
+                    merged.update(content)
+                    warnings += [warning] if warning else []
+        return merged, tuple(warnings)
+
+    def _list(self, folder: Path) -> list[tuple[Path, str, dict[str, str]]]:
+        if folder not in self._listed:
+            files = sorted(folder.glob("*.json"), key=lambda file: (file.name.count("_"), file.name))
+            stems = [file.name.removesuffix(".json") for file in files]
+            self._listed[folder] = [
+                (file, stem.rpartition("_")[2], read_entities(stem))
+                for file, stem in zip(files, stems, strict=True)
+            ]
+        return self._listed[folder]
+
+    def _content(self, file: Path) -> tuple[dict[str, Any], str | None]:
+        if file not in self._read:
             try:
                 content = json.loads(file.read_text(encoding="utf-8-sig"))
                 if not isinstance(content, dict):
                     raise ValueError(f"it holds a {type(content).__name__}, not an object")
+                self._read[file] = (content, None)
             except (OSError, ValueError) as fault:
-                warnings.append(f"{file} could not be read and was left out ({fault}).")
-            else:
-                merged.update(content)
-    return merged, tuple(warnings)
+                way_out = how_to_fetch(file)
+                why = f"its content has not been fetched: {way_out}" if way_out else f"{fault}"
+                self._read[file] = ({}, f"{file} could not be read and was left out ({why}).")
+        return self._read[file]
 
 
 def _without_twins(scans: Sequence[Scan]) -> list[Scan]:

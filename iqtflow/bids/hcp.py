@@ -1,0 +1,86 @@
+"""Downloads of the Human Connectome Project: which images to process, and whose they are in BIDS."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from iqtflow.bids.scans import Scan
+from iqtflow.errors import UsageError
+
+#: Lifespan studies put visit and modality into the folder's name: ``HCA6002236_V1_MR``.
+_VISIT = re.compile(r"(?P<subject>[A-Za-z0-9]+)_(?P<session>V\d+)(_(MR|[A-Z]))?")
+
+
+def is_hcp(root: Path) -> bool:
+    """Return whether a folder holds downloads of HCP: no BIDS data set, subjects with a structural image."""
+    if (root / "dataset_description.json").exists():
+        return False
+    return any(True for _ in _images(root, "T1w"))
+
+
+def list_hcp_scans(root: Path, suffix: str = "T1w") -> list[Scan]:
+    """List the structural image of each subject, sorted by path.
+
+    Where an image is there with and without its skull, the one without is taken: its mask is the HCP
+    pipelines' own. SPM is given the whole head all the same, since it lies beside it.
+
+    Parameters
+    ----------
+    root
+        Folder that holds a folder for each subject.
+    suffix
+        ``"T1w"`` or ``"T2w"``.
+
+    Raises
+    ------
+    UsageError
+        Two folders would have the same subject and session in BIDS.
+    """
+    scans: dict[tuple[str, str | None], Scan] = {}
+    for folder, image in _images(root, suffix):
+        visit = _VISIT.fullmatch(folder.name)
+        subject = visit["subject"] if visit else re.sub(r"[^A-Za-z0-9]", "", folder.name)
+        session = visit["session"] if visit else None
+        stripped = image.name.split(".")[0].endswith("_brain")
+        other = scans.get((subject, session))
+        if other is not None:
+            raise UsageError(
+                root,
+                found=f"{other.path.relative_to(root)} and {image.relative_to(root)}, both sub-{subject}",
+                expected="labels that differ in letters or digits",
+                next_step="Rename one of the folders, or process them one by one.",
+            )
+        scans[subject, session] = Scan(
+            path=image,
+            subject=subject,
+            session=session,
+            entities={"sub": subject, **({"ses": session} if session else {})},
+            suffix=suffix,
+            sidecar={"SkullStripped": stripped},
+            sidecar_path=None,
+            root=root,
+        )
+    return list(scans.values())
+
+
+def _images(root: Path, suffix: str) -> Iterator[tuple[Path, Path]]:
+    """Yield each subject's folder and the image to take, in the order of the folders' names."""
+    for folder in sorted(root.iterdir()):
+        if folder.name.startswith((".", "sub-")) or not folder.is_dir():
+            continue
+        bases = [f"{suffix}_acpc_dc_restore", f"{folder.name}_acpc_dc_restore"]
+        if suffix == "T2w":
+            bases = bases[:1]
+        names = [f"{base}_brain" for base in bases] + ([f"{folder.name}_brain"] if suffix == "T1w" else [])
+        paths = [
+            place / f"{name}{extension}"
+            for name in names + bases
+            for place in (folder / "T1w", folder)
+            for extension in (".nii.gz", ".nii")
+        ]
+        # A link whose content has not been fetched is the subject's image all the same.
+        image = next((path for path in paths if path.exists() or path.is_symlink()), None)
+        if image is not None:
+            yield folder, image
