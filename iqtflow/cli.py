@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import iqtflow
-from iqtflow.bids import check_dataset, find_scans
+from iqtflow.bids import check_dataset
 from iqtflow.config import SECTIONS, Settings
 from iqtflow.errors import IQTFlowError, OutputError, UsageError, exit_code_of
+from iqtflow.inputs import find_inputs
 from iqtflow.parser import parse
 from iqtflow.resources import resolve_device
 from iqtflow.split import read_split
@@ -102,6 +103,9 @@ def settle(options: argparse.Namespace) -> tuple[Settings, str]:
         ("run", "use_plugin"),
     ):
         given[section][key] = _absolute_file(given[section][key], f"--{key.replace('_', '-')}")
+    given["inputs"]["filter_file"] = _absolute_file(given["inputs"]["filter_file"], "--bids-filter-file")
+    if given["inputs"]["database_dir"] is not None:
+        given["inputs"]["database_dir"] = given["inputs"]["database_dir"].absolute()
     given["segmentation"] = absolute_segmentation(given["segmentation"])
     settings = Settings(**{name: section(**given[name]) for name, section in SECTIONS.items()})
     check_places(settings)
@@ -217,12 +221,7 @@ def check_inputs(settings: Settings) -> None:
             expected="a JSON file with the participants to train, validate and evaluate on",
             next_step='Write one, such as {"train": ["01"], "validation": ["02"], "evaluation": ["03"]}.',
         )
-    scans = find_scans(
-        settings.paths.bids_dir,
-        subjects=run.participant_labels,
-        sessions=run.session_labels,
-        suffix=settings.enhance.contrast if run.mode == "enhance" else "T1w",
-    )
+    scans = find_inputs(settings)
     if needs_tissue_maps(settings):
         from iqtflow.engines import check_engine
 

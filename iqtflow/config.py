@@ -63,6 +63,15 @@ class RunSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InputSettings:
+    """How the scans are found."""
+
+    filter_file: Path | None = None  #: JSON for :func:`iqtflow.bids.index.read_filters`; None takes all
+    database_dir: Path | None = None  #: folder of pybids' index, made when there is none; None keeps no index
+    skip_validation: bool = False  #: the data set is not looked over before the run
+
+
+@dataclass(frozen=True, kw_only=True)
 class EnhanceSettings:
     """Image quality transfer of low-field scans."""
 
@@ -118,6 +127,7 @@ class Settings:
 
     paths: PathSettings
     run: RunSettings = field(default_factory=RunSettings)
+    inputs: InputSettings = field(default_factory=InputSettings)
     enhance: EnhanceSettings = field(default_factory=EnhanceSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
@@ -127,6 +137,7 @@ class Settings:
 SECTIONS: dict[str, type] = {
     "paths": PathSettings,
     "run": RunSettings,
+    "inputs": InputSettings,
     "enhance": EnhanceSettings,
     "train": TrainSettings,
     "segmentation": SegmentationSettings,
@@ -169,7 +180,7 @@ def read_sections(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
     Parameters
     ----------
     path
-        A TOML file with any of the tables ``[paths] [run] [enhance] [train] [segmentation]``.
+        A TOML file with any of the tables ``[paths] [run] [inputs] [enhance] [train] [segmentation]``.
 
     Returns
     -------

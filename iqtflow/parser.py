@@ -96,7 +96,7 @@ def _defaults(given: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "verbose": 0,
     }
     values: dict[str, Any] = {"paths__work_dir": None, "config_file": None}
-    for name in ("run", "enhance", "train", "segmentation"):
+    for name in (name for name in SECTIONS if name != "paths"):
         for item in dataclasses.fields(SECTIONS[name]):
             values[f"{name}__{item.name}"] = default_of(SECTIONS[name], item.name)
     values.update({f"run__{key}": value for key, value in machine.items()})

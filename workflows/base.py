@@ -10,12 +10,13 @@ import nibabel as nib
 from iqtflow.workflows.run import Failure, configure_engine, describe, report_failures, run_graph
 
 import iqtflow
-from iqtflow.bids import Scan, derivative_name, find_scans, write_dataset_description
+from iqtflow.bids import Scan, derivative_name, write_dataset_description
 from iqtflow.config import Settings, write_settings
 from iqtflow.engines import check_engine
 from iqtflow.errors import EXIT_OK, exit_code_of_failures
 from iqtflow.files import remove_leftovers
 from iqtflow.geometry import find_slice_geometry
+from iqtflow.inputs import find_inputs
 
 
 def run_workflow(settings: Settings) -> int:
@@ -68,12 +69,7 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
     from iqtflow.workflows.participant import build_enhance_graph, build_prepare_graph
 
     enhancing = settings.run.mode == "enhance"
-    scans = find_scans(
-        settings.paths.bids_dir,
-        subjects=settings.run.participant_labels,
-        sessions=settings.run.session_labels,
-        suffix=settings.enhance.contrast if enhancing else "T1w",
-    )
+    scans = find_inputs(settings)
     chosen, skipped = _choose(scans, settings)
     for scan in scans:
         for warning in scan.warnings:

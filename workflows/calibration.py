@@ -48,7 +48,7 @@ def build_calibrate_graph(scans: Sequence[Scan], settings: Settings, *, name: st
         )
         given = one.get_node("inputnode").inputs
         given.in_file, given.sidecar = os.fspath(scan.path), dict(scan.sidecar)
-        given.label = scan.path.name.split(".")[0]
+        given.label = scan.name
         stripped = scan.sidecar.get("SkullStripped")
         if stripped is not None:
             given.skull_stripped = "yes" if stripped else "no"

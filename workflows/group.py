@@ -13,9 +13,10 @@ from pathlib import Path
 from iqtflow.workflows.run import report_failures, run_graph
 from nipype.pipeline.engine import Workflow
 
-from iqtflow.bids import derivative_name, find_scans
+from iqtflow.bids import derivative_name
 from iqtflow.config import Settings, TrainSettings
 from iqtflow.errors import EXIT_OK, UsageError
+from iqtflow.inputs import find_inputs
 from iqtflow.split import read_split
 
 
@@ -99,7 +100,7 @@ def find_evaluation(settings: Settings, subjects: Sequence[str]) -> list[Evaluat
     if not subjects:
         return []
     output, found = settings.paths.output_dir, []
-    for scan in find_scans(settings.paths.bids_dir, subjects=subjects):
+    for scan in find_inputs(settings, subjects):
         low = output / derivative_name(scan, desc="sim01")
         item = EvaluationScan(
             scan.subject,

@@ -21,8 +21,8 @@ from iqtflow.geometry import choose_upsampling, find_slice_geometry
 
 
 def workflow_name(scan: Scan) -> str:
-    """Name of a scan's sub-workflow: its file name, letters and digits only."""
-    return re.sub(r"\W+", "_", scan.path.name.split(".")[0])
+    """Name of a scan's sub-workflow: its BIDS name, letters and digits only."""
+    return re.sub(r"\W+", "_", scan.name)
 
 
 def build_enhance_graph(
