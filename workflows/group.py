@@ -174,8 +174,9 @@ def build_train_graph(
         split=split,
         training=_training_inputs(train),
     )
+    given = training.get_node("inputnode").inputs
     for part, files in libraries.items():
-        setattr(training.get_node("inputnode").inputs, f"{part}_libraries", [os.fspath(path) for path in files])
+        setattr(given, f"{part}_libraries", [os.fspath(path) for path in files])
     workflow = Workflow(name=name)
     for member in range(1, train.ensemble + 1):
         curves = sink(f"curves{member}", f"models/{model_name}_member-{member}_curves.csv")
