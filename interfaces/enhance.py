@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 
 from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
 from nipype.interfaces.base import File, TraitedSpec, isdefined, traits
@@ -17,7 +19,7 @@ class _EnhanceInputSpec(ChildCommandInputSpec):
         "std.nii.gz",
         usedefault=True,
         argstr="--std %s",
-        desc="name of the ensemble's standard deviation (written by ensembles only)",
+        desc="name of the standard deviation (written by ensembles, and with mirrored averaging)",
     )
     spline_file = File(
         "spline.nii.gz",
@@ -57,10 +59,33 @@ class _EnhanceInputSpec(ChildCommandInputSpec):
         desc="whether the scan shows the brain only",
     )
     force = traits.Bool(False, usedefault=True, argstr="--force", desc="enhance a near-isotropic scan too")
+    tiling = traits.Enum(
+        "auto",
+        "whole",
+        "tiles",
+        "paper",
+        usedefault=True,
+        argstr="--tiling %s",
+        desc="way through the volume: one pass, blended tiles, or the paper's patches",
+    )
+    precision = traits.Enum(
+        "auto",
+        "float32",
+        "bfloat16",
+        usedefault=True,
+        argstr="--precision %s",
+        desc="of the convolutions; auto: bfloat16 where the hardware multiplies it",
+    )
+    mirror = traits.Bool(
+        False,
+        usedefault=True,
+        argstr="--average-mirrored",
+        desc="average with the estimate of the left-right mirrored scan",
+    )
     max_memory_gb = traits.Float(
         nohash=True,
         argstr="--max-memory-gb %.2f",
-        desc="memory that one pass may take, in GB; the volume is tiled when it takes more",
+        desc="memory that networks may take, in GB; the volume is tiled when one pass takes more",
     )
     num_threads = traits.Int(
         1, usedefault=True, nohash=True, argstr="--num-threads %d", desc="CPU threads of the network"
@@ -90,6 +115,17 @@ class EnhanceVolume(ChildCommand):
     module = "enhance"
     input_spec = _EnhanceInputSpec
     output_spec = _EnhanceOutputSpec
+
+    def _run_interface(self, runtime, correct_return_codes=(0,)):
+        from iqtflow.commands.enhance import summarise
+
+        runtime = super()._run_interface(runtime, correct_return_codes)
+        # What the child says goes to files; people look at the terminal.
+        details = Path(runtime.cwd, self.inputs.details_file)
+        if details.exists():
+            for line in summarise(json.loads(details.read_text())):
+                print(f"{self.inputs.in_file}: {line}", flush=True)
+        return runtime
 
     def _list_outputs(self):
         outputs = {

@@ -77,6 +77,9 @@ class EnhanceSettings:
 
     model: str | None = None  #: name of a shipped model, or path of one; None chooses by upsampling factor
     contrast: str = "T1w"  #: BIDS suffix of the images to process
+    tiling: str = "auto"  #: way through the volume: "auto", "whole", "tiles" or "paper"
+    precision: str = "auto"  #: of the convolutions: "auto", "float32" or "bfloat16"
+    mirror: bool = False  #: average with the estimate of the left-right mirrored scan
 
 
 @dataclass(frozen=True, kw_only=True)

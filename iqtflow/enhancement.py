@@ -23,6 +23,7 @@ from scipy import ndimage
 import iqtflow
 from iqtflow.brainmask import BrainMask, find_brain_mask
 from iqtflow.errors import InputError
+from iqtflow.familiarity import Familiarity, compare, find_reference, measure_scan
 from iqtflow.geometry import (
     AXIS_NAMES,
     SliceGeometry,
@@ -36,10 +37,11 @@ from iqtflow.geometry import (
     thin_affine,
     voxel_sizes,
 )
-from iqtflow.inference import SMALLEST_TILE, enhance_volume
+from iqtflow.inference import enhance_volume
 from iqtflow.memory import peak_memory_gb
 from iqtflow.models import Model, list_shipped, load_model
 from iqtflow.normalisation import intensity_scale
+from iqtflow.tiling import SMALLEST_TILE
 
 #: What the numbers in an enhanced volume mean.
 INTENSITIES = (
@@ -92,6 +94,8 @@ def enhance_image(
     skull_stripped: bool | None = None,
     force: bool = False,
     max_memory_gb: float | None = None,
+    tiling: str = "auto",
+    mirror: bool = False,
     report: Callable[[str], None] | None = None,
 ) -> EnhancedScan:
     """Enhance a thick-slice scan.
@@ -107,14 +111,16 @@ def enhance_image(
         size.
     contrast
         BIDS suffix of the scan; a model serves the contrast only that it was trained for.
-    device, precision, num_threads, max_memory_gb
+    device, precision, num_threads, max_memory_gb, tiling
         See `iqtflow.inference.enhance_volume`.
+    mirror
+        Average each network's estimate with that of the scan mirrored from left to right.
     skull_stripped
         Whether the scan shows the brain only; None believes the sidecar, and looks when that does not say.
     force
         Enhance a near-isotropic scan too.
     report
-        Receives one line, before the work, that says with what and on what it is done.
+        Receives two lines, before the work: with what it is done, and in which way and memory.
 
     Returns
     -------
@@ -168,6 +174,9 @@ def enhance_image(
         precision=precision,
         num_threads=num_threads,
         max_memory_gb=max_memory_gb,
+        tiling=tiling,
+        mirror_axis=_left_right(laid.axis) if mirror else None,
+        report=report,
     )
 
     if support is not None:
@@ -184,6 +193,7 @@ def enhance_image(
     std = None if result.std is None else finish(result.std)
     spline = finish(np.clip(cubic_upsample(data, upsampling.k), 0, None))
     notes = [str(w.message) for w in caught if issubclass(w.category, RuntimeWarning)]
+    familiarity = _familiarity(networks, laid, brain, upsampling)
     details = {
         "SkullStripped": brain.skull_stripped,
         "UpsamplingFactor": upsampling.k,
@@ -208,11 +218,17 @@ def enhance_image(
         },
         "BrainMask": {"Method": brain.method},
         "IntensityScale": scale,
+        "OutOfDistribution": None if familiarity is None else familiarity.as_sidecar(),
         **result.details,
         "Seconds": round(time.monotonic() - began, 1),
         "PeakMemoryGB": round(peak_memory_gb(), 2),
         "PackageVersion": iqtflow.__version__,
-        "Warnings": [*notes, *_warnings(data, laid.data[brain.mask], geometry, upsampling)],
+        "Warnings": [
+            *([familiarity.sentence()] if familiarity is not None and familiarity.unfamiliar else []),
+            *notes,
+            *result.warnings,
+            *_warnings(data, laid.data[brain.mask], geometry, upsampling),
+        ],
     }
     mask = laid.put_back(brain.mask.astype(np.uint8), laid.affine)
     return EnhancedScan(mean, std, spline, mask, details)
@@ -276,6 +292,27 @@ class _Laid:
                 write(None, 0)
         out.header.set_zooms(tuple(voxel_sizes(grid)))
         return out
+
+
+def _left_right(slice_axis: int) -> int:
+    """Array axis of left and right after slices are put last, for axes laid as in RAS."""
+    return 2 if slice_axis == 0 else 0
+
+
+def _familiarity(model: Model, laid: _Laid, brain: BrainMask, upsampling: Upsampling) -> Familiarity | None:
+    """Compare the scan with those that the model was trained on; None when nobody has noted theirs."""
+    reference = find_reference(model.card)
+    if reference is None:
+        return None
+    values = measure_scan(
+        laid.data,
+        brain.mask,
+        axis=laid.axis,
+        voxel_mm=voxel_sizes(laid.affine),
+        k=model.k,
+        pixel_mm=upsampling.inplane_mm,
+    )
+    return compare(values, reference, brain_found=brain.method != "head")
 
 
 def _support(scan: np.ndarray, brain: BrainMask) -> np.ndarray | None:

@@ -1,19 +1,14 @@
-"""A volume through an ensemble of networks, in the context that the networks were trained in.
+"""A volume through an ensemble of networks: mean and standard deviation, in a stream.
 
-A network that learned on patches has seen nothing but padding beyond them. At its deepest level a patch of 32
-voxels is 2 x 2 x 2 large, and every convolution there meets more zeros than tissue; in the middle of a whole
-brain it meets tissue only, and answers with another function. So such a network (``context`` "patch" in the
-model's card) is given tiles of the training patch, blended where they overlap. Measured with an ANISO U-Net
-(k = 4) at the centre of two brains: one pass 20.4 and 19.1 dB, tiles of 128 voxels 22.0 and 21.3, of 64 25.8
-and 26.9, of 32 26.2 and 29.3 (cubic spline 19.1 and 21.1).
-
-A network of ``context`` "whole" takes the volume in one pass, or in the largest tiles that memory allows.
+The way through the volume (one pass or tiles) is `iqtflow.tiling`'s. On a CPU convolutions run in bfloat16
+where the processor multiplies it in hardware, and in float32 elsewhere; either way one patch of the scan is
+first computed in both, and what differs by more than `HALF_TOLERANCE` is not used.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,30 +16,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from iqtflow.geometry import spline_matrix
 from iqtflow.memory import free_memory_gb
 from iqtflow.models import Model
+from iqtflow.tiling import Plan, choose_plan, patch_tile, through_tiles
 
 PRECISIONS = ("float32", "bfloat16")
 
-#: Memory of one pass in bytes for each high-resolution voxel of the padded volume: for each channel of the
-#: first level, and besides. Measured in float32 with ANISO U-Net on a CPU, channels last: 442 bytes at 16
-#: channels, 208 at 8; bfloat16 takes half.
-BYTES_PER_CHANNEL, BYTES_BESIDES = 27, 24
-#: Share of the free memory that one pass may take.
+#: Share of the free memory that may be taken.
 MEMORY_SHARE = 0.6
 #: Voxels (in plane) and slices by which a volume is extended on each side: "same" convolutions put zeros
 #: beyond the border, which must not reach the head.
 MARGIN = (8, 8, 1)
-#: Share of a tile that the next one repeats, and sigma of the Gaussian that weighs a tile's voxels, over its
-#: edge. Half of a tile repeated takes three times as long and gains less than 0.1 dB.
-OVERLAP, BLENDING_SIGMA = 0.25, 0.2
-#: Edge of the patches that networks are trained on, in high-resolution voxels: no tile is smaller.
-SMALLEST_TILE = 32
-#: Tiles that pass through a network together.
-TILES_AT_A_TIME = 8
-#: A tile nowhere brighter than this share of white matter is air (a scan's noise is a few per cent of it).
-AIR_LEVEL = 0.25
+#: Mean absolute difference of bfloat16 from float32 on a patch, white matter being 1, beyond which it is not
+#: used.
+HALF_TOLERANCE = 0.005
 
 
 @dataclass(frozen=True)
@@ -56,14 +41,21 @@ class Enhanced:
     mean : ndarray, shape (w, h, k d), float32
         Mean over the networks, in the units of the input; below 0 set to 0.
     std : ndarray, shape (w, h, k d), float32, or None
-        Standard deviation over the networks (n - 1 in the denominator); None for a single one.
+        Standard deviation over the networks (n - 1 in the denominator); that of the estimate and the mirrored
+        one for a single network with mirrored averaging; None for a single network without.
     details
         Device, precision, tiling, predicted memory: fields of a sidecar.
+    predicted_gb
+        Memory that it was predicted to take beside what the process held.
+    warnings
+        What a reader should know, as sentences.
     """
 
     mean: np.ndarray
     std: np.ndarray | None
     details: dict[str, Any]
+    predicted_gb: float
+    warnings: tuple[str, ...] = ()
 
 
 def enhance_volume(
@@ -75,6 +67,9 @@ def enhance_volume(
     precision: str | None = None,
     num_threads: int = 1,
     max_memory_gb: float | None = None,
+    tiling: str = "auto",
+    mirror_axis: int | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> Enhanced:
     """Run an ensemble over a volume.
 
@@ -91,11 +86,18 @@ def enhance_volume(
     device
         "cpu" or "cuda".
     precision
-        One of `PRECISIONS`, for the convolutions; bfloat16 on CUDA and float32 on a CPU when not given.
+        One of `PRECISIONS`, for the convolutions; `fast_precision` when not given.
     num_threads
         CPU threads.
     max_memory_gb
-        Memory that one pass may take; `MEMORY_SHARE` of what is free when not given.
+        Memory that may be taken; never more than `MEMORY_SHARE` of what is free.
+    tiling
+        One of `iqtflow.tiling.TILINGS`.
+    mirror_axis
+        Array axis that runs from left to right: each network also sees the volume mirrored along it, and the
+        two estimates are averaged. None: not.
+    report
+        Receives one line that says which way is taken, and what memory it needs and finds.
 
     Returns
     -------
@@ -107,160 +109,141 @@ def enhance_volume(
     the ensemble's size does not show in the memory.
     """
     torch.set_num_threads(num_threads)
-    precision = precision or ("bfloat16" if device == "cuda" else "float32")
+    cuda = device == "cuda"
     padded, inner = _pad(data / np.float32(scale), model)
-    if max_memory_gb is None:
-        max_memory_gb = MEMORY_SHARE * (
-            torch.cuda.mem_get_info()[0] / 1e9 if device == "cuda" else free_memory_gb()
-        )
-    at_once = 1
-    if model.card.get("context", "patch") == "patch":
-        tile, at_once = patch_tile(model), TILES_AT_A_TIME
-        padded = _at_least(padded, tile)
-    else:
-        tile = choose_tile(padded.shape, model, max_memory_gb=max_memory_gb, precision=precision)
-    whole = tile == padded.shape
+    free_gb = torch.cuda.mem_get_info()[0] / 1e9 if cuda else free_memory_gb()
+    limit = min(MEMORY_SHARE * free_gb, math.inf if max_memory_gb is None else max_memory_gb)
     with torch.inference_mode(), torch.backends.cudnn.flags(benchmark=False, deterministic=True):
+        checked = _check_precision(model, padded, precision or fast_precision(device), device)
+        plan = choose_plan(
+            padded.shape,
+            model,
+            tiling=tiling,
+            max_memory_gb=limit,
+            precision=checked,
+            spread=len(model.members) > 1 or mirror_axis is not None,
+        )
+        kind = "VRAM" if cuda else "RAM"
+        if report is not None:
+            report(
+                f"{plan.words}, {checked}: {plan.predicted_gb:.2f} GB predicted, {free_gb:.1f} GB {kind} free"
+            )
         volume = torch.from_numpy(padded)[None, None].to(device)
-        mean = squares = None
-        for count, network in enumerate(model.members, start=1):
-            output = _predict(network, volume, tile, precision=precision)
-            if mean is None:
-                mean = output
-            else:
-                delta = output - mean
-                mean += delta / count
-                squares = (
-                    delta.mul_(output - mean) if squares is None else squares.addcmul_(delta, output - mean)
-                )
-        std = None if squares is None else squares.div_(len(model.members) - 1).sqrt_()
-        mean.clamp_(min=0)
+        mean, std = _mean_and_std(model, volume, plan, checked, mirror_axis)
     k = model.k
     crop = (inner[0], inner[1], slice(inner[2].start * k, inner[2].stop * k))
     mean, std = (v if v is None else v.cpu().numpy()[crop] * np.float32(scale) for v in (mean, std))
-    sizes = " x ".join(map(str, (*tile[:2], tile[2] * k)))
     details = {
-        "Device": device if device == "cpu" else f"{device} ({torch.cuda.get_device_name()})",
-        "Precision": precision,
+        "Device": f"{device} ({torch.cuda.get_device_name()})" if cuda else device,
+        "Precision": checked,
         "NumThreads": num_threads,
-        "Tiling": f"whole volume in one pass ({sizes})" if whole else f"tiles of {sizes}, blended",
-        "PredictedMemoryGB": round(at_once * predict_memory_gb(tile, model, precision=precision), 2),
+        "Tiling": plan.words,
+        "MirroredAveraging": mirror_axis is not None,
+        "PredictedMemoryGB": round(plan.predicted_gb, 2),
+        "FreeMemoryGB": round(free_gb, 1),
     }
-    return Enhanced(mean, std, details)
+    return Enhanced(mean, std, details, plan.predicted_gb, _warnings(model, plan, limit, precision, checked))
 
 
-def patch_tile(model: Model) -> tuple[int, int, int]:
-    """Return the shape of the training patch in thick-slice voxels, slices last."""
-    return (SMALLEST_TILE, SMALLEST_TILE, SMALLEST_TILE // model.k)
+def fast_precision(device: str) -> str:
+    """Return bfloat16 where hardware multiplies it (CUDA; AVX512-BF16 or AMX on a CPU), else float32.
 
-
-def predict_memory_gb(shape: Sequence[int], model: Model, *, precision: str = "float32") -> float:
-    """Return the memory (GB) that one pass takes over a thick-slice volume of this shape, slices last."""
-    channels = model.card["network"]["kwargs"].get("filters", 16)
-    half = 0.5 if precision == "bfloat16" else 1.0
-    return math.prod(shape) * model.k * (half * BYTES_PER_CHANNEL * channels + BYTES_BESIDES) / 1e9
-
-
-def choose_tile(
-    shape: Sequence[int], model: Model, *, max_memory_gb: float, precision: str = "float32"
-) -> tuple[int, ...]:
-    """Choose the largest tile, of the shape of the volume or less, whose pass stays within a limit.
-
-    Parameters
-    ----------
-    shape
-        Of the padded thick-slice volume, slices last; multiples of what the networks need.
-    model
-        Decides multiples and memory.
-    max_memory_gb
-        The limit. A tile as large as a training patch is returned even if that is beyond it.
-    precision
-        Of the pass.
-
-    Returns
-    -------
-    tuple of int
-        Longest edges, counted in high-resolution voxels, are halved first.
+    Without such instructions a CPU converts back and forth, and is slower than in float32. Decided by the
+    kind of processor, not by a stopwatch: the same machine gives the same bits.
     """
-    multiple, k = model.members[0].min_multiple, model.k
-    smallest = (SMALLEST_TILE, SMALLEST_TILE, max(SMALLEST_TILE // k, multiple[2]))
-    tile = [int(n) for n in shape]
-    while predict_memory_gb(tile, model, precision=precision) > max_memory_gb:
-        reducible = [axis for axis in range(3) if tile[axis] > smallest[axis]]
-        if not reducible:
-            break
-        axis = max(reducible, key=lambda a: tile[a] / smallest[a])
-        tile[axis] = max(_round_up(tile[axis] / 2, multiple[axis]), smallest[axis])
-    return tuple(tile)
+    if device == "cuda":
+        return "bfloat16"
+    known = (
+        getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
+    return "bfloat16" if any(ask is not None and ask() for ask in known) else "float32"
 
 
-def _predict(
-    network: torch.nn.Module, volume: torch.Tensor, tile: tuple[int, ...], *, precision: str
-) -> torch.Tensor:
+def _mean_and_std(
+    model: Model, volume: torch.Tensor, plan: Plan, precision: str, mirror_axis: int | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return mean and standard deviation over the networks, (w, h, k d) each."""
+    mean = squares = None
+    for count, network in enumerate(model.members, start=1):
+        output = _predict(network, volume, plan, precision=precision)
+        if mirror_axis is not None:
+            turned = _predict(network, volume.flip(mirror_axis + 2), plan, precision=precision).flip(
+                mirror_axis
+            )
+            if len(model.members) == 1:
+                squares = (output - turned).square_().mul_(0.5)
+            output.add_(turned).mul_(0.5)
+            del turned
+        if mean is None:
+            mean = output
+            continue
+        delta = output - mean
+        mean += delta / count
+        output.sub_(mean)
+        squares = delta.mul_(output) if squares is None else squares.addcmul_(delta, output)
+    std = None if squares is None else squares.div_(max(len(model.members) - 1, 1)).sqrt_()
+    return mean.clamp_(min=0), std
+
+
+def _predict(network: torch.nn.Module, volume: torch.Tensor, plan: Plan, *, precision: str) -> torch.Tensor:
     """Run one network over (1, 1, w, h, d); returns (w, h, k d), float32."""
     network = network.to(volume.device, memory_format=torch.channels_last_3d)
-    matrix = torch.tensor(spline_matrix(tile[2], network.k), dtype=torch.float32, device=volume.device)
+    if plan.whole:
+        return _run(network, volume, precision)[0, 0]
+    return through_tiles(volume, plan, network.k, lambda tiles: _run(network, tiles, precision))[0, 0]
+
+
+def _run(network: torch.nn.Module, tiles: torch.Tensor, precision: str) -> torch.Tensor:
     half = precision == "bfloat16"
-
-    def enhance(tiles: torch.Tensor) -> torch.Tensor:
-        tiles = tiles.to(memory_format=torch.channels_last_3d)
-        with torch.autocast(volume.device.type, dtype=torch.bfloat16) if half else nullcontext():
-            return network(tiles).float()
-
-    def enhance_busy(tiles: torch.Tensor) -> torch.Tensor:
-        """Half of a scan's tiles are air, which holds nothing to enhance: the spline will do for them."""
-        output = tiles @ matrix.T
-        busy = tiles.flatten(1).amax(dim=1) > AIR_LEVEL
-        if busy.any():
-            output[busy] = enhance(tiles[busy])
-        return output
-
-    if tile == tuple(volume.shape[2:]):
-        return enhance(volume)[0, 0]
-    from monai.inferers import sliding_window_inference
-
-    # MONAI rounds the step between tiles down, so half a voxel less of overlap is asked for.
-    weights = _blending_weights((*tile[:2], tile[2] * network.k), volume.device)
-    steps = [max(int((1 - OVERLAP) * n), 1) for n in tile]
-    overlap = [max((n - step - 0.5) / n, 0.0) for n, step in zip(tile, steps, strict=True)]
-    return sliding_window_inference(
-        volume,
-        tile,
-        TILES_AT_A_TIME if tile[0] == SMALLEST_TILE else 1,
-        enhance_busy,
-        overlap=overlap,
-        process_fn=lambda output, _, __: (output, weights),
-    )[0, 0]
+    with torch.autocast(tiles.device.type, dtype=torch.bfloat16) if half else nullcontext():
+        return network(tiles.to(memory_format=torch.channels_last_3d)).float()
 
 
-def _blending_weights(shape: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Gaussian over a tile's output, (1, 1, w, h, k d).
+def _check_precision(model: Model, padded: np.ndarray, precision: str, device: str) -> str:
+    """Return the precision, or float32 when a patch of the scan comes out differently in half of it."""
+    if precision != "bfloat16":
+        return precision
+    tile = patch_tile(model)
+    centre = tuple(
+        slice(max((n - t) // 2, 0), max((n - t) // 2, 0) + t) for n, t in zip(padded.shape, tile, strict=True)
+    )
+    patch = torch.from_numpy(np.ascontiguousarray(padded[centre]))[None, None].to(device)
+    network = model.members[0].to(patch.device, memory_format=torch.channels_last_3d)
+    exact, rough = (_run(network, patch, p) for p in PRECISIONS)
+    difference = (rough - exact).abs().mean().item()
+    return precision if difference <= HALF_TOLERANCE else "float32"
 
-    MONAI's own, on the tile's input, would be the same for all k thin slices of a thick one: the weights'
-    steps show as seams between thick slices (at k = 8, steps between slices were 20 % too large there).
-    """
-    weights = torch.ones(1, 1, *shape, device=device)
-    for axis, n in enumerate(shape):
-        distance = (torch.arange(n, device=device) - (n - 1) / 2) / (BLENDING_SIGMA * n)
-        weights *= torch.exp(-0.5 * distance**2).reshape([-1 if a == axis else 1 for a in range(3)])
-    return weights.clamp_(min=1e-3)
 
-
-def _at_least(padded: np.ndarray, tile: tuple[int, ...]) -> np.ndarray:
-    """Extend a volume that is smaller than a tile, at the far ends, by its edge value."""
-    return np.pad(padded, [(0, max(t - n, 0)) for n, t in zip(padded.shape, tile, strict=True)], mode="edge")
+def _warnings(
+    model: Model, plan: Plan, limit_gb: float, asked: str | None, precision: str
+) -> tuple[str, ...]:
+    found = []
+    if plan.whole and model.card.get("context", "patch") == "patch":
+        found.append(
+            "The model was trained on patches and run over the whole volume in one pass, as asked: it knows "
+            "no more context than its patches, and loses several dB this way."
+        )
+    if plan.predicted_gb > limit_gb:
+        found.append(
+            f"The smallest tiles need {plan.predicted_gb:.2f} GB beside the rest, of {limit_gb:.2f} GB that "
+            "may be taken."
+        )
+    if asked == "bfloat16" and precision != asked:
+        found.append("A patch of the scan came out differently in bfloat16: float32 was used.")
+    return tuple(found)
 
 
 def _pad(data: np.ndarray, model: Model) -> tuple[np.ndarray, tuple[slice, ...]]:
-    """Extend by the edge value, by the margin and on to the next multiple; also return where the data are."""
+    """Extend by the edge value, by the margin and on to the next multiple; also return where the data are.
+
+    At the far ends go on to a training patch, if there is less.
+    """
     widths, inner = [], []
-    for n, margin, multiple in zip(data.shape, MARGIN, model.members[0].min_multiple, strict=True):
-        total = _round_up(n + 2 * margin, multiple)
+    for n, margin, multiple, patch in zip(
+        data.shape, MARGIN, model.members[0].min_multiple, patch_tile(model), strict=True
+    ):
+        total = math.ceil((n + 2 * margin) / multiple) * multiple
         before = (total - n) // 2
-        widths.append((before, total - n - before))
+        widths.append((before, max(total, patch) - n - before))
         inner.append(slice(before, before + n))
     return np.pad(data, widths, mode="edge").astype(np.float32), tuple(inner)
-
-
-def _round_up(n: float, multiple: int) -> int:
-    return math.ceil(n / multiple) * multiple

@@ -48,6 +48,19 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
+def resident_memory_gb() -> float:
+    """Return the memory (GB, resident) that this process holds now; Linux only."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024 / 1e9
+    raise OSError("the kernel does not state this process's memory")
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory_gb` begin anew; Linux only (see proc_pid_clear_refs(5))."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def _machine_bytes(proc: Path) -> int:
     try:
         for line in (proc / "meminfo").read_text().splitlines():

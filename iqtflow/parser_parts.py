@@ -71,11 +71,10 @@ class ListModels(argparse.Action):
     """Print the models that ship, and exit."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        """Print one line for each model."""
-        from iqtflow.models import list_shipped
+        """Print a paragraph for each model."""
+        from iqtflow.model_list import describe_models
 
-        for model in list_shipped():
-            print(f"{model.name}\tk = {model.k}\t{model.contrast}\t{model.sha256}")
+        print(describe_models())
         parser.exit()
 
 

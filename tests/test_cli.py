@@ -79,9 +79,12 @@ def test_every_model_that_ships_is_listed(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["--list-models"])
     assert ended.value.code == 0
-    listed = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
+    said = capsys.readouterr().out
+    listed = [line.split("\t")[0] for line in said.splitlines() if not line.startswith(" ")]
     shipped = (Path(iqtflow.__file__).parent / "weights").glob("*.safetensors")
     assert sorted(listed) == sorted(file.stem for file in shipped)
+    for word in ("k = 4", "T1w", "MB", "never trained on: PSNR", "SHA-256", "SNR prior"):
+        assert word in said
 
 
 # --- what the arguments mean ---

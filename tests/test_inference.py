@@ -10,10 +10,11 @@ import torch
 from scipy import ndimage
 
 from iqtflow.geometry import cubic_upsample
-from iqtflow.inference import choose_tile, enhance_volume, predict_memory_gb
+from iqtflow.inference import enhance_volume
 from iqtflow.memory import free_memory_gb, peak_memory_gb
 from iqtflow.models import Model
 from iqtflow.networks import build_network
+from iqtflow.tiling import choose_tile, predict_memory_gb
 
 torch.set_num_threads(1)
 

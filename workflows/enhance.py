@@ -18,6 +18,9 @@ def init_enhance_wf(
     force: bool = False,
     omp_nthreads: int = 1,
     mem_gb: float = ENHANCE_MEM_GB,
+    tiling: str = "auto",
+    precision: str = "auto",
+    mirror: bool = False,
 ) -> Workflow:
     """Build the graph that enhances one scan.
 
@@ -38,6 +41,8 @@ def init_enhance_wf(
         Threads of the network.
     mem_gb
         Memory of the enhancing node; a volume that does not fit is tiled.
+    tiling, precision, mirror
+        See `iqtflow.interfaces.enhance.EnhanceVolume`.
 
     Inputs
     ------
@@ -65,7 +70,15 @@ def init_enhance_wf(
     outputnode = Node(IdentityInterface(["enhanced", "std", "spline", "mask", "details"]), name="outputnode")
     conform = Node(ConformScan(), name="conform", mem_gb=0.5)
     enhance = Node(
-        EnhanceVolume(device=device, use_gpu=device == "cuda", force=force, num_threads=omp_nthreads),
+        EnhanceVolume(
+            device=device,
+            use_gpu=device == "cuda",
+            force=force,
+            num_threads=omp_nthreads,
+            tiling=tiling,
+            precision=precision,
+            mirror=mirror,
+        ),
         name="enhance",
         mem_gb=mem_gb,
         n_procs=1 if device == "cuda" else omp_nthreads,

@@ -56,6 +56,9 @@ def build_enhance_graph(
             force=run.force,
             omp_nthreads=run.omp_nthreads,
             mem_gb=memory_share_gb(settings),
+            tiling=settings.enhance.tiling,
+            precision=settings.enhance.precision,
+            mirror=settings.enhance.mirror,
         )
         given = enhance.get_node("inputnode").inputs  # enhance.inputs would list all inputs of all nodes
         given.in_file = os.fspath(scan.path)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from iqtflow.argument_types import positive, whole_number
 from iqtflow.errors import InputError, run_command
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import nibabel as nib
 
 PROG = "iqtflow-enhance"
+PRECISIONS, TILINGS = ("auto", "float32", "bfloat16"), ("auto", "whole", "tiles", "paper")
 SKULL_STRIPPED = {"yes": True, "no": False, "auto": None}
 #: BIDS suffixes that say a scan's contrast.
 CONTRASTS = ("T1w", "T2w", "FLAIR", "PDw", "PDT2", "T2starw", "T1rho", "inplaneT1", "inplaneT2", "angio")
@@ -29,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("scan", type=Path, help="thick-slice scan (.nii or .nii.gz)")
     add("output", type=Path, help="enhanced volume to write")
-    add("--std", type=Path, help="write the standard deviation over the ensemble here (ensembles only)")
+    add("--std", type=Path, help="write the standard deviation here (ensembles, or --average-mirrored)")
     add("--spline", type=Path, help="write the cubic B-spline interpolation on the same grid here")
     add("--mask-out", type=Path, help="write the brain mask on the scan's grid here")
     add("--json", type=Path, help="write geometry, model, device, seconds and memory here")
@@ -39,9 +41,26 @@ def build_parser() -> argparse.ArgumentParser:
     add("--skull-stripped", choices=tuple(SKULL_STRIPPED), default="auto", help="is the skull gone?")
     add("--force", action="store_true", help="enhance a near-isotropic scan too")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to run the networks")
-    add("--precision", choices=("float32", "bfloat16"), help="bfloat16 on CUDA when not given, else float32")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="of convolutions; auto: bfloat16 where the hardware multiplies it, else float32",
+    )
+    add(
+        "--tiling",
+        choices=TILINGS,
+        default="auto",
+        help="auto: the whole volume in one pass if the model's training and the memory allow, else tiles; "
+        "paper: as Lin et al. 2019, slowly",
+    )
+    add(
+        "--average-mirrored",
+        action="store_true",
+        help="average with the estimate of the left-right mirrored scan",
+    )
     add("--num-threads", type=whole_number(1), default=1, help="CPU threads")
-    add("--max-memory-gb", type=positive, help="memory that one pass may take; tiles when it takes more")
+    add("--max-memory-gb", type=positive, help="memory for the networks; tiles when one pass takes more")
     return parser
 
 
@@ -83,30 +102,38 @@ def _enhance(options: argparse.Namespace) -> None:
             model=options.model,
             contrast=options.contrast or contrast_of(options.scan),
             device=options.device,
-            precision=options.precision,
+            precision=None if options.precision == "auto" else options.precision,
             num_threads=options.num_threads,
             skull_stripped=SKULL_STRIPPED[options.skull_stripped],
             force=options.force,
             max_memory_gb=options.max_memory_gb,
+            tiling=options.tiling,
+            mirror=options.average_mirrored,
             report=lambda line: print(f"{PROG} {__version__}: {line}", flush=True),
         )
     except NothingToGain as skipped:
         print(f"{PROG}: {options.scan}: skipped: found {skipped.found}. {skipped.next_step}", flush=True)
         return
-    for warning in result.details["Warnings"]:
-        print(f"{PROG}: note: {options.scan}: {warning}", flush=True)
     _write(options.std, result.std)
     _write(options.spline, result.spline)
     _write(options.mask_out, result.mask)
     _write(options.output, result.mean)
     if options.json:
         write_json(options.json, result.details)
-    done = result.details
-    print(
-        f"{PROG}: wrote {options.output}: {done['Precision']}, {done['Tiling']}, {done['Seconds']} s, "
-        f"{done['PeakMemoryGB']} GB at most",
-        flush=True,
+    for line in summarise(result.details):
+        print(f"{PROG}: {options.output}: {line}", flush=True)
+
+
+def summarise(details: Mapping[str, Any]) -> list[str]:
+    """Return what a person should read of an enhanced scan's details: how it was made, and the warnings."""
+    model = details["Model"]
+    made = (
+        f"enhanced by {model['Name']} (k = {details['UpsamplingFactor']}, {model['Members']} network(s)) on "
+        f"{details['Device']}, {details['Precision']}, {details['Tiling']}; {details['Seconds']} s, "
+        f"{details['PeakMemoryGB']} GB at most ({details['PredictedMemoryGB']} GB predicted for the "
+        f"networks, {details['FreeMemoryGB']} GB free)"
     )
+    return [made, *(f"note: {warning}" for warning in details["Warnings"])]
 
 
 def contrast_of(path: Path) -> str:

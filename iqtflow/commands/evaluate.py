@@ -23,6 +23,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mask", type=Path, help="brain mask on the truth's grid; the truth above 0 if not given"
     )
+    parser.add_argument(
+        "--std",
+        type=Path,
+        help="standard deviation (desc-iqtstd) of the first estimate: also show how the error grows with it",
+    )
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     return parser
 
@@ -40,11 +45,20 @@ def _evaluate(options: argparse.Namespace) -> None:
     files = {str(path): path for path in options.estimates}
     scores = evaluate_files(options.reference, options.mask or options.reference, files)
     print(score_table(scores))
+    reliability = None
+    if options.std:
+        from iqtflow.reliability import reliability_of_files, reliability_table
+
+        first, mask = options.estimates[0], options.mask or options.reference
+        reliability = reliability_of_files(options.reference, mask, first, options.std)
+        print(f"\n{options.std}:\n{reliability_table(reliability)}")
     if options.json:
         # JSON has no infinity: null is the PSNR of an estimate that is the truth.
         finite = {
             n: {k: v if math.isfinite(v) else None for k, v in row.items()} for n, row in scores.items()
         }
+        if reliability is not None:
+            finite[str(first)]["reliability"] = reliability
         write_json(options.json, finite)
 
 

@@ -1,0 +1,106 @@
+"""What the scans that a model was trained on look like to it: the ranges that the score of unfamiliar scans
+compares with.
+
+Simulates scans of the training and validation subjects with the degradation in the model's card, and of the
+evaluation subjects with the paper's setting (thickness 3/4 of the spacing, published SNR), measures all
+(`iqtflow.familiarity.measure_scan`), and writes ranges and threshold under the model's name.
+
+Usage: ``python docs/model-cards/familiar.py MODEL BIDS DERIVATIVES [--output FILE]``, where DERIVATIVES is
+what ``iqtflow BIDS DERIVATIVES participant --mode train`` wrote for all subjects.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from iqtflow.degradations import Extras
+from iqtflow.familiarity import SHIPPED, make_reference, measure_scan
+from iqtflow.geometry import voxel_sizes
+from iqtflow.models import read_card
+from iqtflow.simulation import SliceStack, draw_scan, prepare_subject, realise
+from iqtflow.snr import PUBLISHED
+
+DRAWS = 2  #: scans for each subject and slice axis
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model")
+    parser.add_argument("bids", type=Path)
+    parser.add_argument("derivatives", type=Path)
+    parser.add_argument("--output", type=Path, default=SHIPPED)
+    parser.add_argument("--keep", type=Path, help="write every scan's figures here, as JSON lines")
+    options = parser.parse_args()
+    card = read_card(options.model)
+    split = card["training"]["split"]
+    wide = card["training"]["members"][0]["plan"]["degradation"]
+    found: dict[str, list[dict[str, float]]] = {"training": [], "evaluation": []}
+    for part, labels in split.items():
+        side = "evaluation" if part == "evaluation" else "training"
+        for label in labels:
+            for axis, figures in scans_of(label, options, card["k"], None if side == "evaluation" else wide):
+                found[side].append(figures)
+                if options.keep:
+                    with open(options.keep, "a") as file:
+                        record = {"subject": label, "axis": axis, "side": side, **figures}
+                        print(json.dumps(record), file=file)
+            print(label, flush=True)
+    table = json.loads(options.output.read_text()) if options.output.exists() else {}
+    table[card["name"]] = make_reference(
+        found["training"],
+        found["evaluation"],
+        k=card["k"],
+        source="simulated scans of the card's training and validation subjects; threshold from its "
+        "evaluation subjects",
+    )
+    options.output.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
+    print({key: value for key, value in table[card["name"]].items() if key != "ranges"})
+
+
+def scans_of(
+    label: str, options: argparse.Namespace, k: int, wide: dict[str, Any] | None
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Figures of the simulated scans of one subject, with the slice axis."""
+    folder = options.derivatives / f"sub-{label}" / "anat"
+    image = nib.load(options.bids / f"sub-{label}" / "anat" / f"sub-{label}_T1w.nii.gz")
+    data = np.asarray(image.dataobj, dtype=np.float32)
+    wm, gm = (
+        np.asarray(nib.load(next(folder.glob(f"*_label-{tissue}_probseg.nii.gz"))).dataobj, np.float32)
+        for tissue in ("WM", "GM")
+    )
+    mask = np.asarray(nib.load(next(folder.glob("*_desc-brain_mask.nii.gz"))).dataobj) > 0
+    sizes = voxel_sizes(image.affine)
+    # The skull-stripped brains are softer along their third axis than its voxels say (docs/training.md).
+    axes = (0, 1, 2) if "B" in label else (0, 1)
+    rng = np.random.default_rng([k, *label.encode()])
+    prior = PUBLISHED["ibadan-0.36T"]
+    for axis in axes:
+        for draw_number in range(DRAWS):
+            spacing = k * float(sizes[axis])
+            thickness = spacing * (0.75 if wide is None else rng.uniform(*wide["thickness_fraction"]))
+            extras = Extras() if wide is None else Extras(bias_amplitude=wide["bias_amplitude"])
+            stack = SliceStack(axis, spacing, thickness)
+            draw = draw_scan(prior, extras, stack, seed=1000 * axis + draw_number)
+            if wide is not None:
+                loudness = rng.uniform(*wide["snr_scale"])
+                draw = type(draw)(**{**vars(draw), "snr": tuple(loudness * s for s in draw.snr)})
+            subject = prepare_subject(data, (wm, gm), image.affine, stack)
+            scan = realise(subject, draw)
+            n = scan.shape[axis]
+            slabs = np.moveaxis(mask, axis, 2)[:, :, : n * k]
+            thick = np.moveaxis(slabs.reshape(*slabs.shape[:2], n, k).mean(axis=3) > 0.5, 2, axis)
+            yield axis, measure_scan(scan, thick, axis=axis, voxel_mm=voxel_sizes(subject.affine), k=k)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Whether an uncertainty map tells where the errors are."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from iqtflow.commands.evaluate import main
+from iqtflow.errors import InputError
+from iqtflow.reliability import NOT_COVERED, reliability
+
+
+@pytest.fixture
+def volumes():
+    """Truth, an estimate whose error is drawn with the standard deviation that the map states, the map."""
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(500, 1000, (40, 40, 40))
+    std = rng.uniform(1, 50, truth.shape)
+    return truth, truth + std * rng.standard_normal(truth.shape), std
+
+
+def test_a_calibrated_map_is_found_to_be_one(volumes):
+    found = reliability(*volumes, np.ones((40, 40, 40), bool))
+    assert found["error_over_std"] == pytest.approx(1, abs=0.02)
+    assert found["within_1_std"] == pytest.approx(0.683, abs=0.01)
+    assert found["within_2_std"] == pytest.approx(0.954, abs=0.01)
+    assert found["spearman"] > 0.4
+    assert found["spearman_bins"] > 0.98
+    for row in found["bins"]:
+        assert row["error"] == pytest.approx(row["std"], rel=0.1)
+
+
+def test_an_overconfident_map_is_found_to_be_one(volumes):
+    truth, estimate, std = volumes
+    assert reliability(truth, estimate, std / 3, truth > 0)["error_over_std"] == pytest.approx(3, abs=0.1)
+
+
+def test_a_map_that_knows_nothing_has_no_correlation(volumes):
+    truth, estimate, std = volumes
+    shuffled = np.random.default_rng(1).permutation(std.ravel()).reshape(std.shape)
+    assert abs(reliability(truth, estimate, shuffled, truth > 0)["spearman"]) < 0.02
+
+
+def test_only_the_mask_counts(volumes):
+    truth, estimate, std = volumes
+    mask = np.zeros(truth.shape, bool)
+    mask[10:30, 10:30, 10:30] = True
+    spoiled = np.where(mask, estimate, 1e6)
+    assert reliability(truth, spoiled, std, mask) == reliability(truth, estimate, std, mask)
+
+
+def test_a_map_without_variation_is_refused(volumes):
+    truth, estimate, std = volumes
+    with pytest.raises(InputError, match="varies within the brain"):
+        reliability(truth, estimate, np.ones_like(std), truth > 0)
+
+
+def test_the_command_shows_the_curve(volumes, tmp_path, capsys):
+    paths = [tmp_path / name for name in ("truth.nii", "estimate.nii", "std.nii")]
+    for path, volume in zip(paths, volumes, strict=True):
+        nib.save(nib.Nifti1Image(volume.astype(np.float32), np.eye(4)), path)
+    out = tmp_path / "figures.json"
+    assert main([str(paths[0]), str(paths[1]), "--std", str(paths[2]), "--json", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "Spearman's rho" in said
+    found = json.loads(out.read_text())[str(paths[1])]["reliability"]
+    assert len(found["bins"]) == 20
+    assert found["error_over_std"] == pytest.approx(1, abs=0.02)
+
+
+def test_what_the_map_does_not_cover_is_said():
+    for word in ("lesions", "share", "no proof"):
+        assert word in NOT_COVERED

@@ -1,0 +1,181 @@
+"""Ways through a volume: one pass, blended tiles, the paper's patches; what they need, how they differ."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from phantoms import make_brain
+from test_inference import make_model
+
+from iqtflow.errors import InputError
+from iqtflow.geometry import cubic_upsample
+from iqtflow.inference import enhance_volume, fast_precision
+from iqtflow.metrics import psnr
+from iqtflow.models import load_model
+from iqtflow.normalisation import intensity_scale
+from iqtflow.tiling import choose_plan
+
+torch.set_num_threads(1)
+SHAPE = (272, 320, 68)  # a padded scan of 260 x 311 x 65 voxels
+
+
+@pytest.mark.parametrize(
+    ("context", "tiling", "memory", "whole"),
+    [
+        ("whole", "auto", 100.0, True),
+        ("whole", "auto", 2.0, False),
+        ("whole", "tiles", 100.0, False),
+        ("patch", "auto", 100.0, False),
+        ("patch", "whole", 100.0, True),
+        ("patch", "paper", 100.0, False),
+    ],
+)
+def test_one_pass_is_made_when_the_networks_know_it_and_it_fits_or_when_asked_for(
+    context, tiling, memory, whole
+):
+    plan = choose_plan(SHAPE, make_model(filters=16, context=context), tiling=tiling, max_memory_gb=memory)
+    assert plan.whole is whole
+    assert plan.predicted_gb <= memory
+    assert ("one pass" in plan.words) is whole
+
+
+def test_one_pass_that_does_not_fit_is_refused_with_what_it_needs():
+    with pytest.raises(InputError, match=r"[0-9.]+ GB needed, 2.0 GB may be taken"):
+        choose_plan(SHAPE, make_model(filters=16), tiling="whole", max_memory_gb=2.0)
+
+
+def test_an_unknown_way_is_refused():
+    with pytest.raises(InputError, match="one of auto, whole, tiles, paper"):
+        choose_plan(SHAPE, make_model(), tiling="spiral", max_memory_gb=2.0)
+
+
+def test_the_papers_tiling_steps_by_half_a_patch_and_leaves_nothing_out():
+    plan = choose_plan(SHAPE, make_model(context="patch"), tiling="paper", max_memory_gb=9.0)
+    assert (plan.tile, plan.step) == ((32, 32, 8), (16, 16, 4))
+    assert plan.uniform and not plan.skip_air
+    ours = choose_plan(SHAPE, make_model(context="patch"), max_memory_gb=9.0)
+    assert ours.skip_air and not ours.uniform
+
+
+def test_an_ensemble_needs_room_for_its_spread():
+    alone, together = (
+        choose_plan(SHAPE, make_model(context="patch"), max_memory_gb=9.0, spread=spread).predicted_gb
+        for spread in (False, True)
+    )
+    volume = np.prod(SHAPE) * 4 * 4 / 1e9
+    assert together - alone == pytest.approx(3 * volume, rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def brain():
+    """A brain with noise, in slices of four thin ones, and its truth."""
+    truth = make_brain((64, 72, 64)).intensity
+    thick = truth.reshape(64, 72, 16, 4).mean(axis=3)
+    noisy = thick + np.random.default_rng(0).normal(0, 15, thick.shape)
+    return noisy.astype(np.float32), truth
+
+
+@pytest.mark.slow
+def test_blended_tiles_are_as_good_as_the_papers_and_close_to_them(brain):
+    """With the model that ships: mean difference below 0.5 % of the range, PSNR no worse."""
+    scan, truth = brain
+    model = load_model("iqt-k4")
+    scale = intensity_scale(scan[truth[..., ::4] > 0])
+    ours, paper = (
+        enhance_volume(scan, model, scale=scale, tiling=tiling, precision="float32").mean
+        for tiling in ("auto", "paper")
+    )
+    inside = truth > 0
+    assert 0 < np.abs(ours - paper)[inside].mean() < 0.005 * np.ptp(truth)
+    assert psnr(truth, ours, inside) > psnr(truth, paper, inside) - 0.02
+    assert psnr(truth, ours, inside) > psnr(truth, np.clip(cubic_upsample(scan, 4), 0, None), inside)
+
+
+def test_one_pass_of_a_network_trained_on_patches_comes_with_a_warning():
+    result = enhance_volume(
+        np.ones((20, 20, 6), np.float32), make_model(context="patch"), scale=1.0, tiling="whole"
+    )
+    assert "trained on patches" in " ".join(result.warnings)
+
+
+def test_what_is_taken_is_said_with_the_memory_that_is_there():
+    said = []
+    result = enhance_volume(np.ones((20, 20, 6), np.float32), make_model(), scale=1.0, report=said.append)
+    assert len(said) == 1
+    assert "GB predicted" in said[0] and "GB RAM free" in said[0] and "one pass" in said[0]
+    assert result.details["FreeMemoryGB"] > 0
+    assert 0 < result.details["PredictedMemoryGB"] < 1
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_with_mirrored_averaging_a_mirrored_head_gives_the_mirrored_estimate(axis):
+    scan = 1 + np.random.default_rng(0).random((40, 48, 10)).astype(np.float32)
+    model = make_model()
+    one = enhance_volume(scan, model, scale=1.0, mirror_axis=axis, precision="float32")
+    other = enhance_volume(
+        np.flip(scan, axis).copy(), model, scale=1.0, mirror_axis=axis, precision="float32"
+    )
+    np.testing.assert_allclose(np.flip(other.mean, axis), one.mean, atol=1e-5)
+    plain = enhance_volume(scan, model, scale=1.0, precision="float32")
+    assert plain.std is None
+    assert np.abs(plain.mean - one.mean).max() > 1e-3
+    assert one.details["MirroredAveraging"] is True
+
+
+def test_a_single_network_and_its_mirrored_answer_have_a_spread():
+    scan = 1 + np.random.default_rng(0).random((40, 48, 10)).astype(np.float32)
+    model = make_model()
+    plain, mirrored = (
+        enhance_volume(scan, model, scale=1.0, mirror_axis=axis, precision="float32") for axis in (None, 0)
+    )
+    # The mean of two answers lies half of their difference from each; two values' std is that times sqrt(2).
+    np.testing.assert_allclose(mirrored.std, np.sqrt(2) * np.abs(mirrored.mean - plain.mean), atol=1e-4)
+
+
+def test_an_ensemble_with_mirrored_averaging_has_the_spread_of_its_networks():
+    scan = 1 + np.random.default_rng(0).random((40, 48, 10)).astype(np.float32)
+    model = make_model(3)
+    together = enhance_volume(scan, model, scale=1.0, mirror_axis=0, precision="float32")
+    alone = [
+        enhance_volume(
+            scan, type(model)(model.card, [m], model.path, ""), scale=1.0, mirror_axis=0, precision="float32"
+        ).mean
+        for m in model.members
+    ]
+    np.testing.assert_allclose(together.std, np.std(alone, axis=0, ddof=1), atol=1e-4)
+    np.testing.assert_allclose(together.mean, np.mean(alone, axis=0), atol=1e-5)
+
+
+class Cancelling(torch.nn.Module):
+    """Subtracts a thousand times its input from a thousand times its input: nothing is left of it in half
+    precision.
+    """
+
+    k, min_multiple = 4, (16, 16, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv3d(1, 1, 1, bias=False)
+        torch.nn.init.constant_(self.conv.weight, 1001.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.conv(x).float() - 1000 * x).repeat_interleave(4, dim=-1)
+
+
+def test_half_precision_is_not_used_where_it_changes_the_answer():
+    model = make_model()
+    model.members[:] = [Cancelling().eval().requires_grad_(False)]
+    scan = 1 + np.random.default_rng(0).random((40, 48, 10)).astype(np.float32)
+    result = enhance_volume(scan, model, scale=1.0, precision="bfloat16")
+    assert result.details["Precision"] == "float32"
+    assert "bfloat16" in " ".join(result.warnings)
+    np.testing.assert_allclose(result.mean[:, :, ::4], scan, atol=1e-3)
+
+
+@pytest.mark.parametrize(("instructions", "precision"), [(True, "bfloat16"), (False, "float32")])
+def test_half_precision_on_a_processor_is_for_those_that_multiply_it(monkeypatch, instructions, precision):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: instructions, raising=False)
+    assert fast_precision("cpu") == precision
+    assert fast_precision("cuda") == "bfloat16"
