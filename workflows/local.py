@@ -9,13 +9,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from types import ModuleType
 
 from iqtflow.workflows.worker import run_node
 from nipype.pipeline.engine import Node
 
+#: What the fork server imports before it forks the first process.
+PRELOAD = ("iqtflow.workflows.worker", "iqtflow.workflows.preload")
 #: Seconds between a polite and an impolite end.
 GRACE_S = 5.0
 #: A process that has sent its answer ends at once, or is made to.
@@ -30,13 +36,17 @@ class LocalProcesses:
     def __init__(self) -> None:
         # Forked from a small process that holds no lock, no thread and no scan, and knows the imports.
         self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(list(PRELOAD))
         self._running: dict[Node, tuple[BaseProcess, Connection]] = {}
 
     def submit(self, node: Node) -> None:
         """Start a process for a node."""
         ours, theirs = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=run_node, args=(node, theirs), name=node.fullname)
-        process.start()
+        # The environment as it is now: the fork server has that of its own beginning.
+        given = (node, theirs, dict(os.environ))
+        process = self._context.Process(target=run_node, args=given, name=node.fullname)
+        with _without_main():
+            process.start()
         theirs.close()
         self._running[node] = (process, ours)
 
@@ -62,6 +72,17 @@ class LocalProcesses:
             _signal_group(process, signal.SIGKILL)
             process.join()
             answer.close()
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep new processes from importing the program that starts them once more: no node needs it."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _read(process: BaseProcess, answer: Connection) -> list[str] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import signal
@@ -24,9 +23,6 @@ from nipype.pipeline.engine import Workflow
 from iqtflow.config import Settings
 from iqtflow.errors import EXIT_CANTCREAT, EXIT_SUBJECT_FAILED, EXIT_TERMINATED, exit_code_of_failures
 from iqtflow.gpus import visible_gpus
-
-#: What the fork server imports before it forks the first node's process.
-PRELOAD = ("iqtflow.workflows.worker", "iqtflow.workflows.preload")
 
 OUT_OF_MEMORY_HINT = (
     "most often for lack of memory: lower --nprocs, try --low-mem, or give the machine more memory"
@@ -64,7 +60,6 @@ def configure_engine(settings: Settings) -> Path:
     # lines on the terminal say why and where; on the way, a line is enough.
     level = ("CRITICAL", "INFO", "DEBUG")[min(settings.run.verbose, 2)]
     configure_nipype(crash_dir=os.fspath(logs), level=level)
-    multiprocessing.set_forkserver_preload(list(PRELOAD))
     return logs
 
 

@@ -20,9 +20,11 @@ from nipype.pipeline.engine import Node
 apply_in_worker()
 
 
-def run_node(node: Node, answer: Connection) -> None:
-    """Run a node and send its traceback, or None when it went well."""
+def run_node(node: Node, answer: Connection, environ: dict[str, str]) -> None:
+    """Run a node in an environment and send its traceback, or None when it went well."""
     os.setpgid(0, 0)
+    os.environ.clear()
+    os.environ.update(environ)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C the parent makes an end, for all of this group
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()

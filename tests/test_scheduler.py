@@ -1,0 +1,227 @@
+"""What the scheduler runs and what it does not, and what becomes of a run when a process dies."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from iqtflow.workflows.engine import configure_nipype
+from iqtflow.workflows.local import LocalProcesses
+from iqtflow.workflows.run import as_failure
+from iqtflow.workflows.scheduler import Limits, SchedulerPlugin
+from jobs import Job, UseGpu, chain, graph
+from nipype.pipeline.engine import Node
+
+from iqtflow.errors import EXIT_CANTCREAT, EXIT_SUBJECT_FAILED, exit_code_of_failures
+
+
+@pytest.fixture(autouse=True)
+def nipype_as_in_a_run(tmp_path):
+    from nipype import config
+
+    before = {section: dict(config._sections[section]) for section in config._sections}
+    configure_nipype(crash_dir=str(tmp_path / "logs"), level="CRITICAL")
+    yield
+    config.update_config(before)
+
+
+FOUR = Limits(4, 4.0)
+
+
+def run(workflow, limits: Limits = FOUR, **options) -> SchedulerPlugin:
+    plugin = SchedulerPlugin(LocalProcesses(), limits, **options)
+    workflow.run(plugin=plugin)
+    return plugin
+
+
+def out(folder: Path, name: str, job: int = 2) -> str:
+    return (folder / "graph" / name / f"job{job}" / "out.txt").read_text()
+
+
+def ran(plugin: SchedulerPlugin) -> list[str]:
+    return sorted(name.removeprefix("graph.") for name in plugin.executed)
+
+
+def journal_of(path: Path) -> list[tuple[float, str, str]]:
+    rows = (line.split(maxsplit=2) for line in path.read_text().splitlines())
+    return [(float(when), what, who.strip()) for when, what, who in rows]
+
+
+def most_at_a_time(journal: list[tuple[float, str, str]]) -> int:
+    now = most = 0
+    for _, what, _ in sorted(journal):
+        now += 1 if what == "begin" else -1
+        most = max(most, now)
+    return most
+
+
+def test_a_killed_worker_fails_its_own_chain_and_no_other(tmp_path):
+    """The OOM killer's way; nipype's own scheduler never comes back from it."""
+    done = run(graph(tmp_path, chain("a"), chain("b", fate="killed"), chain("c"), chain("d", fate="exit")))
+    assert {crash.node for crash in done.crashes} == {"graph.b.job1", "graph.d.job1"}
+    assert out(tmp_path, "a") == "a0 a1 a2 "
+    assert out(tmp_path, "c") == "c0 c1 c2 "
+    assert not (tmp_path / "graph/b/job2").exists()
+    failures = {crash.node: as_failure(crash) for crash in done.crashes}
+    killed = failures["graph.b.job1"]
+    assert "SIGKILL" in killed.message and "memory" in killed.message and "--low-mem" in killed.message
+    assert killed.log.is_file()
+    assert "code 3" in failures["graph.d.job1"].message
+
+
+def test_a_failing_node_says_why_and_stops_what_depends_on_it_only(tmp_path):
+    done = run(graph(tmp_path, chain("a", fate="raise"), chain("b")))
+    (crash,) = done.crashes
+    assert as_failure(crash).message == "ValueError: a1  cannot be worked with"
+    assert as_failure(crash).exit_code == EXIT_SUBJECT_FAILED
+    assert out(tmp_path, "b") == "b0 b1 b2 "
+
+
+def test_what_ran_to_its_end_does_not_run_again_after_a_failure(tmp_path):
+    run(graph(tmp_path, chain("a", fate="killed"), chain("b")))
+    assert ran(run(graph(tmp_path, chain("a"), chain("b")))) == ["a.job1", "a.job2"]
+    assert ran(run(graph(tmp_path, chain("a"), chain("b")))) == []
+
+
+def test_a_changed_input_runs_what_depends_on_it(tmp_path):
+    run(graph(tmp_path, chain("a"), chain("b")))
+    assert ran(run(graph(tmp_path, chain("a", text="new "), chain("b")))) == ["a.job1", "a.job2"]
+    assert out(tmp_path, "a") == "a0 new a2 "
+
+
+def test_a_result_that_comes_out_the_same_runs_nothing_after_it(tmp_path):
+    run(graph(tmp_path, chain("a", n=4)))
+    shutil.rmtree(tmp_path / "graph/a/job1")
+    assert ran(run(graph(tmp_path, chain("a", n=4)))) == ["a.job1"]
+
+
+def test_results_that_were_deleted_are_made_again_when_they_are_needed(tmp_path):
+    """Nipype takes a node for cached whose files are gone, and the next one fails for want of them."""
+    run(graph(tmp_path, chain("a")))
+    for job in (0, 1):
+        (tmp_path / f"graph/a/job{job}/out.txt").unlink()
+    again = run(graph(tmp_path, chain("a", text="new ")))
+    assert again.crashes == []
+    assert ran(again) == ["a.job0", "a.job1", "a.job2"]
+
+
+def test_a_moved_work_directory_runs_nothing_again(tmp_path):
+    run(graph(tmp_path / "here", chain("a")))
+    os.rename(tmp_path / "here", tmp_path / "there")
+    assert ran(run(graph(tmp_path / "there", chain("a")))) == []
+
+
+def test_no_more_processors_and_memory_are_taken_than_there_are(tmp_path):
+    journal = tmp_path / "journal"
+
+    def jobs(n: int, **resources) -> list[Node]:
+        return [
+            Node(Job(text=f"{i}", seconds=0.3, journal=str(journal)), name=f"j{i}", **resources)
+            for i in range(n)
+        ]
+
+    run(graph(tmp_path / "p", *jobs(4, n_procs=2, mem_gb=0.1)), Limits(4, 8.0))
+    assert most_at_a_time(journal_of(journal)) == 2
+    journal.unlink()
+    run(graph(tmp_path / "m", *jobs(4, n_procs=1, mem_gb=3.0)), Limits(4, 8.0))
+    assert most_at_a_time(journal_of(journal)) <= 2
+    journal.unlink()
+    run(graph(tmp_path / "l", *jobs(2, n_procs=8, mem_gb=99.0)), Limits(4, 8.0))
+    assert most_at_a_time(journal_of(journal)) == 1, "a node that wants more than there is runs alone"
+
+
+def test_gpu_jobs_do_not_exceed_their_slots(tmp_path):
+    journal = tmp_path / "journal"
+    nodes = [
+        Node(
+            Job(text=str(i), seconds=0.3, journal=str(journal), use_gpu=True),
+            name=f"g{i}",
+            n_procs=1,
+            mem_gb=0.1,
+        )
+        for i in range(4)
+    ]
+    run(graph(tmp_path, *nodes), Limits(4, 8.0, n_gpu_procs=2))
+    assert most_at_a_time(journal_of(journal)) <= 2
+    assert len(journal_of(journal)) == 8
+
+
+def test_two_schedulers_on_one_machine_never_put_two_jobs_on_one_card(tmp_path, monkeypatch):
+    """Two runs with four slots each know nothing of each other; the two cards' locks keep them apart."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-fake-a,GPU-fake-b")
+    monkeypatch.setenv("IQTFLOW_LOCK_DIR", str(tmp_path / "locks"))
+    journal = tmp_path / "journal"
+
+    def schedule(name: str) -> None:
+        nodes = [
+            Node(
+                UseGpu(text=f"{name}{i}", seconds=0.2, journal=str(journal), use_gpu=True),
+                name=f"{name}{i}",
+                mem_gb=0.1,
+            )
+            for i in range(4)
+        ]
+        done = run(graph(tmp_path / name, *nodes), Limits(4, 8.0, n_gpu_procs=4))
+        assert done.crashes == []
+
+    threads = [threading.Thread(target=schedule, args=(name,)) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    rows = [row for row in journal_of(journal) if row[2].startswith("GPU-")]
+    assert len(rows) == 16
+    for card in ("GPU-fake-a", "GPU-fake-b"):
+        mine = [row for row in rows if row[2] == card]
+        assert mine, f"{card} was never used"
+        assert most_at_a_time(mine) == 1
+
+
+def test_all_that_a_run_started_ends_with_it(tmp_path):
+    """An interruption while jobs run: nothing is left that works on."""
+    journal = tmp_path / "journal"
+    nodes = [
+        Node(Job(text=str(i), seconds=60, journal=str(journal)), name=f"s{i}", mem_gb=0.1) for i in range(2)
+    ]
+
+    class Impatient(LocalProcesses):
+        def wait(self):
+            while not journal.exists() or len(journal.read_text().splitlines()) < 2:
+                time.sleep(0.05)
+            self.processes = [process for process, _ in self._running.values()]
+            raise KeyboardInterrupt
+
+    executor = Impatient()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        graph(tmp_path, *nodes).run(plugin=SchedulerPlugin(executor, Limits(2, 4.0)))
+    assert time.monotonic() - began < 50
+    assert [process.exitcode for process in executor.processes] == [-15, -15]
+
+
+def test_with_stop_on_first_crash_nothing_more_is_started(tmp_path):
+    done = run(
+        graph(tmp_path, chain("a", fate="raise"), *(chain(f"z{i}") for i in range(3))),
+        Limits(1, 4.0),
+        stop_on_first_crash=True,
+    )
+    assert len(done.crashes) == 1
+    assert len(done.executed) < 5
+
+
+def test_the_exit_code_is_that_of_the_failure_that_concerns_all():
+    assert exit_code_of_failures([]) == 0
+    assert exit_code_of_failures([EXIT_SUBJECT_FAILED, EXIT_CANTCREAT, EXIT_SUBJECT_FAILED]) == EXIT_CANTCREAT
+
+
+def test_a_crash_file_that_cannot_be_written_hides_no_failure(tmp_path):
+    (tmp_path / "logs").write_text("a file where the folder of the logs should be")
+    done = run(graph(tmp_path, chain("a", fate="raise"), chain("b")))
+    (crash,) = done.crashes
+    assert crash.file is None
+    assert "cannot be worked with" in as_failure(crash).message
+    assert out(tmp_path, "b") == "b0 b1 b2 "

@@ -1,0 +1,200 @@
+"""Graphs as jobs of a real SLURM on this machine; skipped where there is none (root, slurm-wlm, munge)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from iqtflow.workflows.cluster import cluster_plugin
+from iqtflow.workflows.engine import configure_nipype
+from iqtflow.workflows.run import as_failure
+from jobs import Job, chain, graph
+from nipype.pipeline.engine import Node
+
+START = Path(__file__).with_name("start_slurm.sh")
+TESTS = os.fspath(Path(__file__).parent)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def slurm(tmp_path_factory):
+    """A SLURM of our own, and an environment in which its jobs find the tests' interfaces."""
+    folder = tmp_path_factory.mktemp("slurm")
+    with open(folder / "start.log", "w+") as log:  # a file: the daemons keep it open
+        started = subprocess.run([START, folder], stdout=log, stderr=log, timeout=120, check=False)
+        log.seek(0)
+        said = log.read().strip()
+    if started.returncode:
+        pytest.skip(f"no SLURM here ({said.splitlines()[-1] if said else started.returncode})")
+    before = dict(os.environ)
+    os.environ["SLURM_CONF"] = os.fspath(folder / "slurm.conf")
+    os.environ["PYTHONPATH"] = os.pathsep.join([TESTS, *filter(None, [before.get("PYTHONPATH")])])
+    os.environ.pop("LOGNAME", None)  # as in a container
+    yield folder
+    subprocess.run(["scancel", "--me"], check=False)
+    subprocess.run([START, folder, "stop"], timeout=60, check=False)
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def plugin_file(tmp_path):
+    def write(plugin: str = "SLURM", **arguments: object) -> Path:
+        lines = [f"plugin: {plugin}", "plugin_args:", "  poll_s: 0.5"]
+        lines += [f"  {key}: {value!r}" for key, value in arguments.items()]
+        path = tmp_path / f"{plugin}.yml"
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    configure_nipype(crash_dir=str(tmp_path / "logs"), level="CRITICAL")
+    return write
+
+
+def queue() -> list[tuple[int, str, str]]:
+    rows = subprocess.run(
+        ["squeue", "--noheader", "--format=%i|%T|%j"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    return [(int(job), state, name) for job, state, name in (row.strip().split("|") for row in rows)]
+
+
+def wait_for_job(ending: str, state: str = "RUNNING", timeout_s: float = 120) -> int:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        for job, now, name in queue():
+            if name.endswith(ending) and now == state:
+                return job
+        time.sleep(0.2)
+    raise TimeoutError(f"no job {ending} {state}: {queue()}")
+
+
+def large(workflow):
+    """Not to be run on the spot, as small nodes are."""
+    for path in workflow.list_node_names():
+        workflow.get_node(path)._mem_gb = 0.5
+    return workflow
+
+
+@pytest.fixture
+def in_thread():
+    """Run something beside the test, and hand its result or its exception over."""
+
+    def start(function):
+        box: dict[str, object] = {}
+
+        def body() -> None:
+            try:
+                box["result"] = function()
+            except BaseException as fault:
+                box["fault"] = fault
+
+        thread = threading.Thread(target=body)
+        thread.start()
+        return thread, box
+
+    return start
+
+
+def test_jobs_run_in_order_and_a_failing_one_fails_its_chain_only(tmp_path, plugin_file):
+    workflow = large(graph(tmp_path, chain("a", n=2), chain("b", n=3, fate="raise")))
+    plugin = cluster_plugin(plugin_file())
+    workflow.run(plugin=plugin)
+    (crash,) = plugin.crashes
+    assert crash.node == "graph.b.job1"
+    assert as_failure(crash).message == "ValueError: b1  cannot be worked with"
+    assert (tmp_path / "graph/a/job1/out.txt").read_text() == "a0 a1 "
+    assert queue() == []
+
+
+def test_a_cancelled_job_is_told_at_once_and_others_go_on(tmp_path, plugin_file, in_thread):
+    workflow = large(graph(tmp_path, chain("a", n=2), chain("b", n=2, seconds=600.0)))
+    plugin = cluster_plugin(plugin_file())
+    thread, box = in_thread(lambda: workflow.run(plugin=plugin))
+    job = wait_for_job("b.job1")
+    while not (tmp_path / "graph/a/job1/out.txt").exists():
+        time.sleep(0.2)
+    subprocess.run(["scancel", str(job)], check=True)
+    cancelled = time.monotonic()
+    thread.join(120)
+    assert time.monotonic() - cancelled < 30
+    assert "fault" not in box
+    (crash,) = plugin.crashes
+    assert crash.node == "graph.b.job1"
+    assert f"job {job} ended as CANCELLED" in as_failure(crash).message
+
+
+def test_a_job_cancelled_before_it_began_does_not_pass_off_an_old_result_as_its_own(
+    tmp_path, plugin_file, in_thread
+):
+    """Nipype finds the result file of the run before, and takes the job for done."""
+    first = large(graph(tmp_path, chain("a", n=2)))
+    first.run(plugin=cluster_plugin(plugin_file()))
+    changed = large(graph(tmp_path, chain("a", n=2, text="new ")))
+    plugin = cluster_plugin(plugin_file(sbatch_args="--begin=now+1hour"))
+    thread, _ = in_thread(lambda: changed.run(plugin=plugin))
+    subprocess.run(["scancel", str(wait_for_job("a.job1", "PENDING"))], check=True)
+    thread.join(120)
+    (crash,) = plugin.crashes
+    assert "CANCELLED" in as_failure(crash).message
+    assert not list((tmp_path / "graph/a/job1").glob("result_*.pklz"))
+
+
+def test_a_controller_that_does_not_answer_for_a_while_loses_no_job(tmp_path, plugin_file, in_thread, slurm):
+    """Nipype takes one failed squeue for a failed node."""
+    workflow = large(graph(tmp_path, chain("a", n=2, seconds=4.0)))
+    plugin = cluster_plugin(plugin_file())
+    thread, box = in_thread(lambda: workflow.run(plugin=plugin))
+    wait_for_job("a.job1")
+    controller = int((slurm / "slurmctld.pid").read_text())
+    os.kill(controller, 15)  # as for an upgrade: it saves its state
+    time.sleep(3)
+    subprocess.run(["slurmctld"], check=True, env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin"})
+    thread.join(180)
+    assert not thread.is_alive() and "fault" not in box
+    assert plugin.crashes == []
+    assert (tmp_path / "graph/a/job1/out.txt").read_text() == "a0 a1 "
+
+
+def test_gpu_nodes_ask_for_a_gpu_and_others_do_not(tmp_path, plugin_file):
+    names = {"with": True, "without": False}
+    nodes = [Node(ShowGpu(use_gpu=gpu), name=name, mem_gb=0.5) for name, gpu in names.items()]
+    plugin = cluster_plugin(plugin_file())
+    graph(tmp_path, *nodes).run(plugin=plugin)
+    assert plugin.crashes == []
+    shown = {name: (tmp_path / f"graph/{name}/out.txt").read_text() for name in names}
+    assert shown["with"] in ("0", "1")
+    assert shown["without"] == "none"
+
+
+def test_an_interrupted_run_leaves_nothing_in_the_queue(tmp_path, plugin_file):
+    workflow = large(graph(tmp_path, chain("a", n=2, seconds=600.0)))
+    plugin = cluster_plugin(plugin_file())
+    end = threading.Timer(0, lambda: (wait_for_job("a.job1"), os.kill(os.getpid(), 2)))
+    end.start()
+    with pytest.raises(KeyboardInterrupt):
+        workflow.run(plugin=plugin)
+    deadline = time.monotonic() + 30
+    while queue() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert queue() == []
+
+
+def test_a_graph_submitted_at_once_is_waited_for_and_a_failure_blocks_nothing_for_ever(tmp_path, plugin_file):
+    """Without --kill-on-invalid-dep, jobs after a failed one stay in the queue for good."""
+    workflow = large(graph(tmp_path, chain("a", n=2), chain("b", n=3, fate="raise")))
+    plugin = cluster_plugin(plugin_file("SLURMGraph"))
+    workflow.run(plugin=plugin)
+    (crash,) = plugin.crashes
+    assert crash.node == "graph.b.job1"
+    assert "b1  cannot be worked with" in as_failure(crash).message
+    assert (tmp_path / "graph/a/job1/out.txt").read_text() == "a0 a1 "
+
+
+class ShowGpu(Job):
+    """Write what SLURM lets the job see."""
+
+    def _run_interface(self, runtime):
+        self.inputs.text = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
+        return super()._run_interface(runtime)
