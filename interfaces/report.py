@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from nipype.interfaces.base import (
     DynamicTraitedSpec,
@@ -16,11 +17,7 @@ from nipype.interfaces.base import (
 
 from iqtflow.report import write_pages
 
-__all__ = ["ReportSubject", "write_pages"]
-
-#: Volumes and details of each scan; the node has one input of each for every scan: ``enhanced1``, ``std1``,
-#: ... ``details2``.
-FIELDS = ("enhanced", "std", "spline", "mask", "truth", "details")
+__all__ = ["ReportPrepared", "ReportSubject", "write_pages"]
 
 
 class _ReportInputSpec(DynamicTraitedSpec):
@@ -30,7 +27,7 @@ class _ReportInputSpec(DynamicTraitedSpec):
     subject = traits.Str(mandatory=True, desc="label of the subject")
     inputs_named = traits.List(traits.Str, mandatory=True, desc="the scans, one path for each")
     outputs_named = traits.List(
-        traits.Str, desc="where the enhanced volumes are stored, the names that the page shows"
+        traits.Str, desc="for each scan, where its results are stored: the names that the page shows"
     )
     others = traits.List(traits.Dict, desc="records of scans that were skipped, shown on the same page")
     convention = traits.Enum(
@@ -42,8 +39,8 @@ class _ReportOutputSpec(TraitedSpec):
     out_file = File(exists=True, desc="the page")
 
 
-class ReportSubject(SimpleInterface):
-    """Write the page of a subject from the volumes and the JSON details of its `n_scans` enhanced scans."""
+class _Report(SimpleInterface):
+    """A page from files: the node has one input of each of its fields for every scan, numbered from 1."""
 
     input_spec = _ReportInputSpec
     output_spec = _ReportOutputSpec
@@ -59,26 +56,27 @@ class ReportSubject(SimpleInterface):
         statuses = ["enhanced"] * len(self.inputs.inputs_named) + [other["status"] for other in others]
         return not is_complete(self.inputs.base_directory, self.inputs.subject, statuses)
 
-    def __init__(self, n_scans: int = 1, **inputs) -> None:
-        names = [f"{field}{i}" for i in range(1, n_scans + 1) for field in FIELDS]
+    def __init__(self, fields: Sequence[str], n_scans: int, **inputs) -> None:
+        self._fields = tuple(fields)
+        names = [f"{field}{i}" for i in range(1, n_scans + 1) for field in fields]
         super().__init__(**{name: value for name, value in inputs.items() if name not in names})
         for name in names:
             self.inputs.add_trait(name, File(exists=True))
         self.inputs.trait_set(trait_change_notify=False, **dict.fromkeys(names, Undefined))
         self.inputs.trait_set(**{name: value for name, value in inputs.items() if name in names})
 
+    def _record(self, scan: str, stored: str | None, given: dict[str, str | None]) -> dict:
+        raise NotImplementedError
+
     def _run_interface(self, runtime):
-        from iqtflow.report.records import enhanced_record
         from iqtflow.report.subject import write_subject_page
 
         records = []
         for i, scan in enumerate(self.inputs.inputs_named):
-            given = {field: getattr(self.inputs, f"{field}{i + 1}") for field in FIELDS}
+            given = {field: getattr(self.inputs, f"{field}{i + 1}") for field in self._fields}
             stored = self.inputs.outputs_named[i] if isdefined(self.inputs.outputs_named) else None
             records.append(
-                enhanced_record(
-                    scan, **{k: v if isdefined(v) else None for k, v in given.items()}, stored_as=stored
-                )
+                self._record(scan, stored, {k: v if isdefined(v) else None for k, v in given.items()})
             )
         records += self.inputs.others if isdefined(self.inputs.others) else []
         page = write_subject_page(
@@ -86,3 +84,36 @@ class ReportSubject(SimpleInterface):
         )
         self._results["out_file"] = os.fspath(page)
         return runtime
+
+
+class ReportSubject(_Report):
+    """Write the page of a subject from the volumes and the JSON details of its `n_scans` enhanced scans:
+    inputs ``enhanced1``, ``std1``, ``spline1``, ``mask1``, ``truth1``, ``details1``, ``enhanced2``, ...
+    """
+
+    def __init__(self, n_scans: int = 1, **inputs) -> None:
+        super().__init__(("enhanced", "std", "spline", "mask", "truth", "details"), n_scans, **inputs)
+
+    def _record(self, scan, stored, given):
+        from iqtflow.report.records import enhanced_record
+
+        return enhanced_record(scan, **given, stored_as=stored)
+
+
+class ReportPrepared(_Report):
+    """Write the page of a subject whose `n_scans` high-field scans were prepared for training: inputs
+    ``wm1``, ``gm1``, ``csf1``, ``mask1``, ``library1``, ``details1`` (JSON of the tissue maps), and for each
+    of `n_draws` simulated scans ``draw01_1`` and ``draw01_metadata_1``.
+    """
+
+    def __init__(self, n_scans: int = 1, n_draws: int = 1, **inputs) -> None:
+        self._draws = [f"draw{i:02d}" for i in range(1, n_draws + 1)]
+        fields = ("wm", "gm", "csf", "mask", "library", "details")
+        drawn = (f"{draw}{what}_" for draw in self._draws for what in ("", "_metadata"))
+        super().__init__((*fields, *drawn), n_scans, **inputs)
+
+    def _record(self, scan, stored, given):
+        from iqtflow.report.records import prepared_record
+
+        draws = [(given.pop(f"{draw}_"), given.pop(f"{draw}_metadata_")) for draw in self._draws]
+        return prepared_record(scan, draws=[pair for pair in draws if all(pair)], stored_as=stored, **given)

@@ -63,9 +63,4 @@ def draw_cloud(
 
 
 def _ellipse(axes: Any, prior: SNRPrior, **style: Any) -> None:
-    values, vectors = np.linalg.eigh(np.asarray(prior.covariance, float))
-    radius = np.sqrt(-2 * np.log(1 - ELLIPSE_PROBABILITY))  # chi squared of two dimensions
-    turn = np.linspace(0, 2 * np.pi, 181)
-    circle = np.stack([np.cos(turn), np.sin(turn)])
-    outline = np.asarray(prior.mean)[:, None] + vectors @ (radius * np.sqrt(values)[:, None] * circle)
-    axes.plot(*outline, **style)
+    axes.plot(*prior.outline(ELLIPSE_PROBABILITY), **style)

@@ -65,6 +65,23 @@ class SNRPrior:
             if np.all(alpha > 0):
                 return float(alpha[0]), float(alpha[1])
 
+    def outline(self, probability: float = 0.95) -> np.ndarray:
+        """Ellipse that holds a share of the draws, to be plotted: shape (2, 181), SNR of WM and of GM."""
+        values, vectors = np.linalg.eigh(np.asarray(self.covariance, float))
+        turn = np.linspace(0, 2 * np.pi, 181)
+        circle = _radius(probability) * np.stack([np.cos(turn), np.sin(turn)])
+        return np.asarray(self.mean, float)[:, None] + vectors @ (
+            np.sqrt(np.clip(values, 0, None))[:, None] * circle
+        )
+
+    def holds(self, snr: np.ndarray, probability: float = 0.95) -> np.ndarray:
+        """Whether each of n draws, shape (n, 2), lies within the ellipse of `outline`."""
+        away = np.atleast_2d(np.asarray(snr, float)) - np.asarray(self.mean, float)
+        if not np.any(self.covariance):
+            return (np.abs(away) < 1e-9).all(axis=1)
+        distance = np.einsum("ni,ij,nj->n", away, np.linalg.inv(np.asarray(self.covariance, float)), away)
+        return distance <= _radius(probability) ** 2
+
     def as_dict(self) -> dict[str, Any]:
         """The prior as JSON-ready fields; `read_prior` reads them back."""
         return {
@@ -147,6 +164,11 @@ def tissue_mean(intensity: np.ndarray, probability: np.ndarray, *, tissue: str) 
             next_step="Check that map and image belong together and that the segmentation is plausible.",
         )
     return mean
+
+
+def _radius(probability: float) -> float:
+    """Mahalanobis distance within which this share of a two-dimensional normal distribution lies."""
+    return float(np.sqrt(-2 * np.log(1 - probability)))
 
 
 def _bad(name: str, found: str, expected: str) -> InputError:

@@ -1,4 +1,6 @@
-"""A head in thick slices, the record of its enhancement, and a reader of pages: what report tests share."""
+"""Heads in thick and in thin slices, records of what was made of them, and a reader of pages: what report
+tests share.
+"""
 
 from __future__ import annotations
 
@@ -87,10 +89,14 @@ def make_record(folder: Path) -> dict:
         "metrics": {"spline": {"psnr": 24.5, "mssim": 0.81}, "iqt": {"psnr": 30.25, "mssim": 0.9}},
         "details": {
             "SliceAxis": "k",
-            "SliceSpacing": 8.0,
-            "SliceThickness": 6.0,
-            "SliceGap": 2.0,
-            "GeometrySource": "spacing 8 mm from the NIfTI header; thickness 6 mm from SliceThickness",
+            "Geometry": {
+                "SpacingMm": 8.0,
+                "ThicknessMm": 6.0,
+                "GapMm": 2.0,
+                "InplaneMm": [2.0, 2.0],
+                "Ratio": 4.0,
+                "Source": "spacing 8 mm from the NIfTI header; thickness 6 mm from SliceThickness",
+            },
             "UpsamplingFactor": K,
             "Model": {"Name": "aniso-k4", "SHA256": "ab" * 32, "Members": 3},
             "Device": "cpu",
@@ -99,3 +105,82 @@ def make_record(folder: Path) -> dict:
             "Warnings": ["Thickness and spacing differ."],
         },
     }
+
+
+#: SNR of (WM, GM) of each simulated scan: two that the published prior may well give, one that it hardly
+#: does.
+DRAWN = ((67.6, 59.4), (58.7, 48.4), (90.0, 30.0))
+
+
+def make_prepared_record(folder: Path, *, n_draws: int = 3) -> dict:
+    """Record of a high-field head of 2 mm voxels with tissue maps and scans simulated along x and z."""
+    shape = (48, 56, 48)
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    radius = np.sqrt(x**2 + y**2 + z**2)
+    wm, mask = np.clip((0.55 - radius) / 0.1 + 0.5, 0, 1), radius < 0.85
+    gm = np.clip((0.75 - radius) / 0.1 + 0.5, 0, 1) - wm
+    rng = np.random.default_rng(0)
+    source = (1000 * wm + 680 * gm) * mask + rng.normal(0, 5, shape)
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    affine[:3, 3] = -np.array(shape)
+    draws = []
+    for i, snr in enumerate(DRAWN[:n_draws], start=1):
+        axis = (0, 2)[i % 2]
+        thick = np.moveaxis(
+            np.moveaxis(source * (wm + 1.3 * gm), axis, 2).reshape(*np.delete(shape, axis), 12, 4).mean(3),
+            2,
+            axis,
+        )
+        sigma = 1000 / snr[0]
+        step, low = np.diag([4.0 if a == axis else 1.0 for a in (0, 1, 2, 3)]), affine.copy()
+        low = affine @ step
+        low[:3, 3] += affine[:3, axis] * 1.5
+        sidecar = {
+            "SliceThickness": 6.0,
+            "SpacingBetweenSlices": 8.0,
+            "SliceGap": 2.0,
+            "SliceAxis": "ijk"[axis],
+            "SNR": {"WM": snr[0], "GM": snr[1]},
+            "NoiseStandardDeviation": sigma,
+            "IntensityRatio": {"WM": 1.0, "GM": 1.3},
+            "SNRPrior": {
+                "name": "ibadan-0.36T",
+                "mean": [64.5, 54.14],
+                "covariance": [[78.47, 71.5], [71.5, 73.91]],
+            },
+            "Seed": 100 + i,
+        }
+        name = folder / f"sub-02_desc-sim{i:02d}_T1w.nii.gz"
+        draws.append(
+            {"image": save(name, thick + rng.normal(0, sigma, thick.shape), low), "sidecar": sidecar}
+        )
+    return {
+        "status": "prepared",
+        "input": save(folder / "sub-02_T1w.nii.gz", source, affine),
+        "wm": save(folder / "wm.nii.gz", wm, affine),
+        "gm": save(folder / "gm.nii.gz", gm, affine),
+        "mask": save(folder / "mask.nii.gz", mask, affine),
+        "draws": draws,
+        "details": {
+            "Engine": "ANTs N4 + Atropos",
+            "EngineVersion": "antspyx 0.6.3",
+            "volumes_ml": {"CSF": 194.2, "GM": 793.3, "WM": 546.5},
+            "seconds": {"mask": 2.8, "tissues": 109.6},
+            "Library": {"Patches": 412, "MB": 9.5},
+        },
+    }
+
+
+#: What `iqtflow.familiarity` writes of a scan that is unlike the training scans, and of one that is like
+#: them.
+UNFAMILIAR = {
+    "Flagged": True,
+    "Score": 4.2,
+    "Threshold": 1.4,
+    "Reasons": ["fewer slices than in the training scans (4 slices with brain; training 24 to 44)"],
+    "Features": {
+        "SlicesOfBrain": {"Value": 4.0, "TrainingRange": [24.0, 44.0], "Score": 4.2},
+        "Noise": {"Value": 0.02, "TrainingRange": [0.01, 0.04], "Score": 0.4},
+    },
+}
+FAMILIAR = {"Flagged": False, "Score": 0.7, "Threshold": 1.4, "Reasons": [], "Features": {}}

@@ -87,10 +87,10 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
         elif settings.run.mode == "calibrate":
             graph = build_calibrate_graph(chosen, settings, name=name)
         else:
-            graph = build_prepare_graph(chosen, settings, name=name)
+            graph = build_prepare_graph(chosen, settings, name=name, skipped=skipped)
         failures = run_graph(graph, settings, logs)
     failed, others = _by_scan(failures, chosen)
-    if enhancing:
+    if settings.run.mode != "calibrate":
         _write_pages(settings, chosen, skipped, failed)
     _summarise(settings, chosen, skipped, failed)
     report_failures(others)
@@ -178,12 +178,7 @@ def _write_pages(
                     "log": os.fspath(failed[s.path].log),
                 }
                 if s.path in failed
-                else {
-                    "subject": s.subject,
-                    "input": os.fspath(s.path),
-                    "status": "enhanced",
-                    "output": os.fspath(settings.paths.output_dir / derivative_name(s, desc="iqt")),
-                }
+                else {"subject": s.subject, "input": os.fspath(s.path), **_stored(s, settings)}
                 for s in chosen
             ),
             *(
@@ -192,6 +187,14 @@ def _write_pages(
             ),
         ],
     )
+
+
+def _stored(scan: Scan, settings: Settings) -> dict[str, str]:
+    """Where the results of a scan that went well are stored, as its page is told."""
+    output = os.fspath(settings.paths.output_dir / derivative_name(scan, desc="iqt"))
+    if settings.run.mode == "enhance":
+        return {"status": "enhanced", "output": output}
+    return {"status": "prepared", "stem": output.rpartition("_desc-iqt")[0]}
 
 
 def _summarise(

@@ -87,18 +87,11 @@ def build_enhance_graph(
     for subject, members in reports.items():
         report = Node(
             ReportSubject(
-                base_directory=os.fspath(settings.paths.output_dir),
-                subject=subject,
-                inputs_named=[os.fspath(s.path) for s, _ in members],
+                n_scans=len(members),
                 outputs_named=[
                     os.fspath(settings.paths.output_dir / derivative_name(s, desc="iqt")) for s, _ in members
                 ],
-                n_scans=len(members),
-                others=[
-                    {"status": "skipped", "input": os.fspath(scan.path), "message": why}
-                    for scan, why in skipped
-                    if scan.subject == subject
-                ],
+                **_on_page(subject, [scan for scan, _ in members], skipped, settings),
             ),
             name=f"report_{subject}",
             mem_gb=1.0,
@@ -119,7 +112,9 @@ def build_enhance_graph(
     return workflow
 
 
-def build_prepare_graph(scans: Sequence[Scan], settings: Settings, *, name: str) -> Workflow:
+def build_prepare_graph(
+    scans: Sequence[Scan], settings: Settings, *, name: str, skipped: Sequence[tuple[Scan, str]] = ()
+) -> Workflow:
     """Build the graph that prepares high-field scans for training and stores maps, simulated scans and patch
     libraries.
 
@@ -131,12 +126,17 @@ def build_prepare_graph(scans: Sequence[Scan], settings: Settings, *, name: str)
         All settings.
     name
         Name of the workflow.
+    skipped
+        Scans that are not prepared, each with the reason: their subjects' pages mention them.
     """
+    from iqtflow.interfaces.report import ReportPrepared
     from iqtflow.workflows.prepare import init_prepare_wf
+    from nipype.pipeline.engine import Node
 
     workflow = Workflow(name=name)
     train, run = settings.train, settings.run
     n_draws = 1 if train.draws == "fresh" else train.draws
+    reports: dict[str, list] = {}
     for scan in scans:
         prepare = init_prepare_wf(
             name=workflow_name(scan),
@@ -196,7 +196,42 @@ def build_prepare_graph(scans: Sequence[Scan], settings: Settings, *, name: str)
                 ]
             )
         workflow.add_nodes([prepare])
+        reports.setdefault(scan.subject, []).append((scan, prepare))
+    drawn = [f"draw{i:02d}" for i in range(1, n_draws + 1)]
+    fields = [(f, f) for f in ("wm", "gm", "csf", "mask", "library")] + [("segmentation", "details")]
+    fields += [(f, f"{f}_") for draw in drawn for f in (draw, f"{draw}_metadata")]
+    for subject, members in reports.items():
+        stems = [derivative_name(s, desc="iqt").as_posix().split("_desc-iqt")[0] for s, _ in members]
+        report = Node(
+            ReportPrepared(
+                n_scans=len(members),
+                n_draws=n_draws,
+                outputs_named=[os.fspath(settings.paths.output_dir / stem) for stem in stems],
+                **_on_page(subject, [scan for scan, _ in members], skipped, settings),
+            ),
+            name=f"report_{subject}",
+            mem_gb=1.0,
+        )
+        for i, (_, prepare) in enumerate(members, start=1):
+            shown = [(f"outputnode.{field}", f"{name}{i}") for field, name in fields]
+            workflow.connect([(prepare, report, shown)])
     return workflow
+
+
+def _on_page(
+    subject: str, scans: Sequence[Scan], skipped: Sequence[tuple[Scan, str]], settings: Settings
+) -> dict:
+    """What the page of a subject is told of its scans, those that were skipped included."""
+    return {
+        "base_directory": os.fspath(settings.paths.output_dir),
+        "subject": subject,
+        "inputs_named": [os.fspath(scan.path) for scan in scans],
+        "others": [
+            {"status": "skipped", "input": os.fspath(scan.path), "message": why}
+            for scan, why in skipped
+            if scan.subject == subject
+        ],
+    }
 
 
 def choose_model_file(scan: Scan, settings: Settings) -> str | None:

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from iqtflow.report.entries import STATUSES, Record
 from iqtflow.report.page import bare_label, render, write_page
 from iqtflow.report.records import complete_record
-from iqtflow.report.subject import STATUSES, Record, write_subject_page
+from iqtflow.report.subject import write_subject_page
 from iqtflow.report.summaries import find_labels, read_summary
 
 
@@ -39,7 +40,7 @@ def write_index_page(
     for label in labels:
         scans = read_summary(out_dir, label).get("scans", [])
         found = {scan["status"] for scan in scans}
-        status = next((s for s in ("failed", "enhanced", "skipped") if s in found), "failed")
+        status = next((s for s in ("failed", "enhanced", "prepared", "skipped") if s in found), "failed")
         rows.append(
             {
                 "label": label,
@@ -48,7 +49,7 @@ def write_index_page(
                 "has_page": (out_dir / f"sub-{label}.html").is_file(),
             }
         )
-    order = {"failed": 0, "enhanced": 1, "skipped": 2}
+    order = {"failed": 0, "enhanced": 1, "prepared": 1, "skipped": 2}
     rows.sort(key=lambda row: order[row["status"]])
     counts = {
         status: sum(scan["status"] == status for row in rows for scan in row["scans"]) for status in STATUSES
@@ -85,11 +86,11 @@ def write_pages(out_dir: str | os.PathLike, scans: Sequence[Mapping[str, Any]]) 
     for label, records in subjects.items():
         shown = read_summary(out_dir, label).get("scans", [])
         same = sorted(_outcome(r["status"], r.get("input"), r.get("message")) for r in records) == sorted(
-            _outcome(s["status"], s["volumes"].get("input"), s["sentence"]) for s in shown
+            _outcome(s["status"], s["record"].get("input"), s["sentence"]) for s in shown
         )
         failed = any(record["status"] == "failed" for record in records)  # its log may be a new one
         if failed or not same or not (out_dir / f"sub-{label}.html").is_file():
-            known = {scan["volumes"].get("input"): scan["volumes"] for scan in shown}
+            known = {scan["record"].get("input"): scan["record"] for scan in shown}
             write_subject_page(
                 out_dir,
                 label,

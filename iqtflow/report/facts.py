@@ -34,6 +34,24 @@ def _edges(value: Any) -> str:
     return " × ".join(plain(v) for v in value) + " mm" if isinstance(value, (list, tuple)) else plain(value)
 
 
+def _millilitres(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return plain(value)
+    return ", ".join(f"{tissue} {float(ml):.0f} ml" for tissue, ml in value.items())
+
+
+def _whole(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return plain(value)
+    return ", ".join(f"{tissue} {float(mean):.0f}" for tissue, mean in value.items())
+
+
+def _seconds(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return f"{plain(value)} s"
+    return ", ".join(f"{step} {float(s):.0f} s" for step, s in value.items())
+
+
 def _axis(value: Any) -> str:
     words = {"i": "first", "j": "second", "k": "third"}
     return f"{words[value]} array axis ({value})" if value in words else plain(value)
@@ -43,30 +61,59 @@ def _axis(value: Any) -> str:
 SCAN_TABLES: dict[str, tuple[tuple[str, str, Show], ...]] = {
     "Geometry": (
         ("Slices are stacked along", "SliceAxis", _axis),
-        ("Slice spacing", "SliceSpacing", _in("mm")),
-        ("Slice thickness", "SliceThickness", _in("mm")),
-        ("Gap", "SliceGap", _in("mm")),
-        ("Known from", "GeometrySource", plain),
+        ("Slice spacing", "Geometry.SpacingMm", _in("mm")),
+        ("Slice thickness", "Geometry.ThicknessMm", _in("mm")),
+        ("Gap between slices", "Geometry.GapMm", _in("mm")),
+        ("Voxel in plane", "Geometry.InplaneMm", _edges),
+        ("Spacing over voxel in plane", "Geometry.Ratio", plain),
+        ("Known from", "Geometry.Source", plain),
         ("Up-scaling factor k", "UpsamplingFactor", plain),
-        ("Choice of k", "UpsamplingChoice", plain),
-        ("Voxel of the estimate", "VoxelSize", _edges),
+        ("Choice of k", "Upsampling.Note", plain),
+        ("Plane resampled to", "Upsampling.ResampledToMm", _edges),
+        ("Voxel of the estimate", "VoxelSizeMm", _edges),
     ),
     "Model": (
         ("Name", "Model.Name", plain),
         ("SHA-256", "Model.SHA256", plain),
         ("Networks averaged", "Model.Members", plain),
-        ("Out of distribution", "OutOfDistribution", plain),
-        ("Brain mask", "BrainMaskMethod", plain),
+        ("Mirrored averaging", "MirroredAveraging", plain),
+        ("Contrast", "Model.Contrast", plain),
+        ("Brain mask", "BrainMask.Method", plain),
         ("Skull stripped", "SkullStripped", plain),
-        ("Intensity scale", "IntensityScale", plain),
+        ("Intensity seen as 1", "IntensityScale", plain),
     ),
     "Run": (
         ("Device", "Device", plain),
         ("Precision", "Precision", plain),
+        ("Threads", "NumThreads", plain),
         ("Way through the volume", "Tiling", plain),
         ("Time", "Seconds", _in("s")),
         ("Peak memory", "PeakMemoryGB", _in("GB")),
-        ("Version", "SoftwareVersion", plain),
+        ("Memory predicted", "PredictedMemoryGB", _in("GB")),
+        ("Random seed", "RandomSeed", plain),
+        ("Version", "PackageVersion", plain),
+    ),
+}
+
+#: Of a high-field scan that was prepared for training: the details of its tissue maps, and its patch library.
+PREPARED_TABLES: dict[str, tuple[tuple[str, str, Show], ...]] = {
+    "Tissue maps": (
+        ("Engine", "Engine", plain),
+        ("Version", "EngineVersion", plain),
+        ("Choice of engine", "EngineChoice", plain),
+        ("Brain mask", "mask_method", plain),
+        ("Skull stripped", "skull_stripped", plain),
+        ("Volumes", "volumes_ml", _millilitres),
+        ("Brain", "brain_ml", _in("ml")),
+        ("Mean intensity", "mean_intensity", _whole),
+        ("Time", "seconds", _seconds),
+        ("Threads", "num_threads", plain),
+        ("Random seed", "seed", plain),
+        ("Version of iqtflow", "PackageVersion", plain),
+    ),
+    "Patch library": (
+        ("Patches with enough brain", "Library.Patches", plain),
+        ("Size", "Library.MB", _in("MB")),
     ),
 }
 

@@ -21,6 +21,10 @@ LADDER = (
     Rung(slices=1, edge_px=380, quality=60),
 )
 THUMBNAIL_PX = 220
+#: Least upper end of the uncertainty's colours, in percent of the grey scale: networks that agree stay dark.
+LEAST_STD_TOP_PERCENT = 4.0
+#: A slab is recognised by its axial slices, a head by its coronal ones.
+SLAB_MM = 60.0
 
 
 @dataclass
@@ -100,10 +104,11 @@ def draw_figures(volumes: Volumes, stem: str, *, convention: str, max_bytes: int
 
 def _scaled(volumes: Volumes, stem: str, convention: str) -> Subject:
     """Fix the colour scales over the brain, so that all pictures of a scan share them."""
-    least = 1e-6 * (volumes.window[1] - volumes.window[0])
+    span = volumes.window[1] - volumes.window[0]
+    least = 1e-6 * span
     std_top = error_top = None
     if volumes.std is not None:
-        std_top = max(float(np.percentile(volumes.std[volumes.mask], 99)), least)
+        std_top = max(float(np.percentile(volumes.std[volumes.mask], 99)), LEAST_STD_TOP_PERCENT / 100 * span)
         if volumes.has_mask:
             # Fat of the scalp would outshine everything; where the brain is known, only the brain is
             # coloured.
@@ -115,7 +120,10 @@ def _scaled(volumes: Volumes, stem: str, convention: str) -> Subject:
 
 
 def _draw_thumbnail(subject: Subject, files: dict[str, bytes]) -> pictures.Picture:
-    volumes, plane = subject.volumes, planes_in_order(subject.volumes)[0]
+    volumes = subject.volumes
+    planes = planes_in_order(volumes)
+    height_mm = volumes.after.shape[planes[0].rows] * volumes.sizes_mm[planes[0].rows]
+    plane = planes[0] if height_mm >= SLAB_MM else planes[-1]
     index = choose_slices(volumes.mask, plane, 1)[0]
     box = crop_box(volumes, plane, convention=subject.convention)
     both = []

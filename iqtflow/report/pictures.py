@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 COLOUR_MAP = "inferno"
 
 MARK_COLOUR = 225
-MAX_ENLARGEMENT = 3.0
+MAX_ENLARGEMENT = 6.0
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,32 @@ def enlarge(picture: np.ndarray, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(picture)).resize(size, Image.Resampling.BICUBIC)
 
 
+def outline(image: Image.Image, maps: Sequence[tuple[np.ndarray, str]], *, level: float = 0.5) -> Image.Image:
+    """Draw contours of maps over an enlarged picture, later ones over earlier ones.
+
+    Parameters
+    ----------
+    image
+        Picture, enlarged.
+    maps
+        (map on the picture's grid before it was enlarged, colour).
+    level
+        Value at which a contour runs.
+    """
+    from skimage.measure import find_contours
+
+    drawn = image.convert("RGB").resize((2 * image.width, 2 * image.height), Image.Resampling.BILINEAR)
+    draw = ImageDraw.Draw(drawn)
+    for values, colour in maps:
+        rows, columns = values.shape
+        padded = np.pad(np.asarray(values, np.float32), 1)  # so that a contour closes at the picture's edge
+        for line in find_contours(padded, level):
+            if len(line) > 3:
+                points = (line[:, ::-1] - 0.5) * (drawn.width / columns, drawn.height / rows)
+                draw.line([tuple(p) for p in points.tolist()], fill=colour, width=3, joint="curve")
+    return drawn.resize(image.size, Image.Resampling.LANCZOS)
+
+
 def mark(
     image: Image.Image,
     *,
@@ -104,6 +130,7 @@ def mark(
     draw = ImageDraw.Draw(image)
     width, height = image.size
     size = text_px or int(np.clip(0.042 * width, 13, 22))
+    size = max(min(size, height // 6), 9)  # a slab of few slices is a strip
     font = _font(size)
     white = MARK_COLOUR if image.mode == "L" else (MARK_COLOUR,) * 3
     black = 0 if image.mode == "L" else (0, 0, 0)

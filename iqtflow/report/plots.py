@@ -50,7 +50,7 @@ def slice_profile(volumes: Volumes) -> tuple[bytes, str]:
     position = np.arange(volumes.after.shape[axis]) * volumes.sizes_mm[axis]
     inside = np.flatnonzero(volumes.mask[place])
     first, last = (position[inside[0]], position[inside[-1]]) if inside.size else (position[0], position[-1])
-    with _axes("distance across the slices (mm)", "intensity") as (figure, axes):
+    with axes_of("distance across the slices (mm)", "intensity") as (figure, axes):
         axes.plot(position, volumes.before[place], color=BEFORE, lw=1.4, label="before (spline)")
         after = volumes.after[place]
         if volumes.std is not None:
@@ -73,7 +73,7 @@ def slice_profile(volumes: Volumes) -> tuple[bytes, str]:
             handlelength=1.5,
             columnspacing=1.2,
         )
-        svg = _svg(figure)
+        svg = to_svg(figure)
     return svg, "Intensity along one line across the slices: acquired samples, spline and estimate."
 
 
@@ -81,7 +81,7 @@ def intensity_histogram(volumes: Volumes) -> tuple[bytes, str]:
     """Histograms of the intensities within the mask, before and after."""
     low, high = volumes.window
     edges = np.linspace(low, low + 1.1 * (high - low), 81)
-    with _axes("intensity", "share of voxels (%)") as (figure, axes):
+    with axes_of("intensity", "share of voxels (%)") as (figure, axes):
         for data, colour, label in (
             (volumes.before, BEFORE, "before (spline)"),
             (volumes.after, AFTER, "after (IQT)"),
@@ -91,8 +91,30 @@ def intensity_histogram(volumes: Volumes) -> tuple[bytes, str]:
             axes.stairs(counts, edges, color=colour, lw=1.5, label=label)
         axes.set_ylim(bottom=0)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncol=2, fontsize=9, handlelength=1.5)
-        svg = _svg(figure)
+        svg = to_svg(figure)
     return svg, "Histograms of intensity within the brain, before and after."
+
+
+def tissue_histograms(values: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> tuple[bytes, str]:
+    """Histograms of each tissue's intensities in a source (filled) and in what was simulated from it (line).
+
+    Parameters
+    ----------
+    values
+        For each tissue, the intensities in the source and in the simulated scan.
+    """
+    everything = np.concatenate([part for pair in values.values() for part in pair])
+    edges = np.linspace(*np.percentile(everything, [0.2, 99.8]), 41)
+    with axes_of("intensity", "share of voxels (%)") as (figure, axes):
+        for (name, (source, simulated)), colour in zip(values.items(), (POINTS, AFTER), strict=False):
+            for part, filled, what in ((source, True, "source"), (simulated, False, "draw 1")):
+                counts = np.histogram(part, edges)[0] * (100 / part.size)
+                style = {"fill": True, "alpha": 0.25, "lw": 0} if filled else {"lw": 1.6}
+                axes.stairs(counts, edges, color=colour, label=f"{name}, {what}", **style)
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=9, handlelength=1.5)
+        svg = to_svg(figure)
+    return svg, f"Histograms of intensity of {' and '.join(values)}, in the source and in its first draw."
 
 
 def training_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[bytes, str]:
@@ -104,7 +126,7 @@ def training_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[byt
         For each member: ``step``, ``train_loss``, ``val_loss``, arrays of one length (NaN where not
         recorded).
     """
-    with _axes("step", "loss (mean squared error)") as (figure, axes):
+    with axes_of("step", "loss (mean squared error)") as (figure, axes):
         for i, (name, curve) in enumerate(curves.items()):
             shade = AFTER if len(curves) == 1 else _shade(i, len(curves))
             for key, style in (("train_loss", ":"), ("val_loss", "-")):
@@ -125,7 +147,7 @@ def training_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[byt
         if np.nanmin(values) > 0:
             axes.set_yscale("log")
         axes.legend(loc="upper right", fontsize=9)
-        svg = _svg(figure)
+        svg = to_svg(figure)
     return svg, f"Training and validation loss against step for {len(curves)} network(s)."
 
 
@@ -133,7 +155,7 @@ def paired_boxes(values: Mapping[str, Sequence[float]], unit: str) -> tuple[byte
     """Box plot of each method over the evaluation subjects, with a thin line for each subject."""
     names = list(values)
     table = np.array([values[name] for name in names], dtype=float)
-    with _axes("", unit) as (figure, axes):
+    with axes_of("", unit) as (figure, axes):
         axes.plot(np.arange(len(names)), table, color="#b8c4cf", lw=0.8, zorder=1)
         drawn = [row[np.isfinite(row)] for row in table]
         boxes = axes.boxplot(
@@ -154,26 +176,28 @@ def paired_boxes(values: Mapping[str, Sequence[float]], unit: str) -> tuple[byte
             ha="center" if len(names) < 5 else "right",
         )
         axes.grid(visible=False, axis="x")
-        svg = _svg(figure)
+        svg = to_svg(figure)
     return svg, f"{unit} of {', '.join(names)} over {table.shape[1]} subjects."
 
 
 @contextmanager
-def _axes(xlabel: str, ylabel: str) -> Iterator[tuple[Any, Any]]:
+def axes_of(xlabel: str, ylabel: str, *, size: tuple[float, float] = (5.4, 3.3)) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes in the style of the pages; `size` in inches."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # A bare Figure, not pyplot: nothing global is opened that a caller would have to close.
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.4, 3.3), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         axes.set(xlabel=xlabel, ylabel=ylabel)
         yield figure, axes
 
 
-def _svg(figure: Any) -> bytes:
+def to_svg(figure: Any) -> bytes:
+    """A figure as SVG, the same bytes for the same figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()

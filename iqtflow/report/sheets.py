@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import isqrt
 
 import numpy as np
+from PIL import Image
 
 from iqtflow.report import pictures
 from iqtflow.report.views import PLANES, Plane, Volumes, choose_slices, crop_box, cut, position_label
@@ -97,7 +98,7 @@ def draw_sheets(subject: Subject, rung: Rung, files: dict[str, bytes]) -> Compar
     errors: list[Comparison] = []
     volumes = subject.volumes
     for plane in planes_in_order(volumes):
-        drawer = _PlaneDrawer(subject, plane, rung, files)
+        drawer = PlaneDrawer(subject, plane, rung, files)
         before = drawer.sheet(
             "before", drawer.grey(volumes.before), "before: the scan interpolated by cubic splines"
         )
@@ -126,7 +127,7 @@ def planes_in_order(volumes: Volumes) -> list[Plane]:
     return sorted(PLANES.values(), key=lambda plane: plane.normal == volumes.slice_axis)
 
 
-class _PlaneDrawer:
+class PlaneDrawer:
     """One plane of one scan: its slices, its crop and its size, chosen once and used for every sheet."""
 
     def __init__(self, subject: Subject, plane: Plane, rung: Rung, files: dict[str, bytes]) -> None:
@@ -140,35 +141,43 @@ class _PlaneDrawer:
         self.px_per_mm = self.size[0] / (shape[1] * volumes.pixel_mm(plane)[1])
 
     def cuts(self, data: np.ndarray) -> list[np.ndarray]:
+        """The slices of a volume, cropped."""
         return [cut(data, self.plane, i, convention=self.subject.convention)[self.box] for i in self.indices]
 
     def grey(self, data: np.ndarray) -> list[np.ndarray]:
+        """Slices in the grey scale of the page."""
         return self._each(lambda c: pictures.to_grey(c, self.subject.volumes.window), data)
 
     def uncertainty(self) -> list[np.ndarray]:
+        """The estimate with its uncertainty in colour."""
         volumes, top = self.subject.volumes, self.subject.std_top
         pairs = zip(self.grey(volumes.after), self.cuts(volumes.std), strict=True)
         return [pictures.overlay(grey, std, top) for grey, std in pairs]
 
     def error(self, data: np.ndarray) -> list[np.ndarray]:
+        """Absolute error in colour."""
         pairs = zip(self.cuts(data), self.cuts(self.subject.volumes.truth), strict=True)
         return [pictures.to_colour(np.abs(c - truth), self.subject.error_top) for c, truth in pairs]
 
     def sheet(self, name: str, frames: list[np.ndarray], words: str) -> pictures.Picture:
+        """Make a sheet of 8-bit frames."""
+        return self.sheet_of([pictures.enlarge(frame, self.size) for frame in frames], name, words)
+
+    def sheet_of(self, images: list[Image.Image], name: str, words: str) -> pictures.Picture:
+        """Make a sheet of images that have been enlarged already; marks are added here."""
         sides = self.plane.sides(self.subject.convention)
         drawn = [
-            pictures.mark(
-                pictures.enlarge(frame, self.size), sides=sides, note=place, px_per_mm=self.px_per_mm
-            )
-            for frame, place in zip(frames, self.places, strict=True)
+            pictures.mark(image, sides=sides, note=place, px_per_mm=self.px_per_mm)
+            for image, place in zip(images, self.places, strict=True)
         ]
         content = pictures.encode(pictures.sheet(drawn, isqrt(len(drawn))), self.rung.quality)
-        alt = f"{len(frames)} {self.plane.name} slice{'s' if len(frames) > 1 else ''} {words}."
+        alt = f"{len(images)} {self.plane.name} slice{'s' if len(images) > 1 else ''} {words}."
         return pictures.keep(self.files, f"{self.subject.stem}_{self.plane.name}-{name}.webp", content, alt)
 
     def compare(
         self, name: str, under: pictures.Picture, over: pictures.Picture, tags: tuple[str, str]
     ) -> Comparison:
+        """Two sheets of this plane, to be laid over each other."""
         return Comparison(
             name=f"{self.subject.stem}-{name}-{self.plane.name}",
             plane=self.plane.name,

@@ -14,7 +14,7 @@ from typing import Any
 from iqtflow import __version__
 
 #: Keys of a record that hold paths of volumes.
-VOLUMES = ("input", "output", "spline", "std", "mask", "truth")
+VOLUMES = ("input", "output", "spline", "std", "mask", "truth", "wm", "gm", "csf", "library")
 
 
 def summary_path(out_dir: Path, label: str) -> Path:
@@ -31,6 +31,12 @@ def read_summary(out_dir: Path, label: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def storable(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a record is kept, for its page to be made again: all but a log that was given as text."""
+    kept = {key: value for key, value in record.items() if key != "log" or "\n" not in str(value)}
+    return json.loads(json.dumps(kept, default=str))
+
+
 def find_labels(out_dir: Path) -> list[str]:
     """Labels of all subjects in a folder that have a summary, sorted."""
     return sorted(
@@ -41,12 +47,14 @@ def find_labels(out_dir: Path) -> list[str]:
 
 
 def fingerprint(records: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
-    """SHA-256 over what a page depends on: records, sizes and times of volumes, options, version."""
+    """SHA-256 over what a page depends on: records, sizes and times of files, options, version."""
     stats = []
     for record in records:
-        for key in VOLUMES:
-            path = Path(record[key]) if record.get(key) else None
-            if path is not None and path.is_file():
+        paths = [(key, record.get(key)) for key in (*VOLUMES, "log")]
+        paths += [("draw", draw.get("image")) for draw in record.get("draws") or ()]
+        for key, name in paths:
+            path = Path(str(name)) if name and "\n" not in str(name) else None
+            if path is not None and len(str(path)) < 4096 and path.is_file():
                 stats.append((key, path.stat().st_size, path.stat().st_mtime_ns))
     content = json.dumps([list(records), stats, options, __version__], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()

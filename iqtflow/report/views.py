@@ -7,18 +7,15 @@ than the output is resampled.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from scipy import ndimage
 
 from iqtflow.errors import InputError
-from iqtflow.geometry import cubic_upsample, slices_back, slices_last, thin_affine, voxel_sizes
+from iqtflow.geometry import voxel_sizes
+from iqtflow.report.grids import array_of, canonical, on_grid, spline_of
 
 #: Which side of the patient is drawn on the left: radiological, as if seen from the feet; neurological, from
 #: above.
@@ -120,7 +117,7 @@ def load_volumes(record: Mapping[str, Any]) -> Volumes:
     InputError
         The output, or everything to compare it with, is missing; or a volume is not three-dimensional.
     """
-    after_image = _canonical(record, "output")
+    after_image = canonical(record, "output")
     if after_image is None:
         raise InputError(
             record.get("output") or "the record",
@@ -129,9 +126,9 @@ def load_volumes(record: Mapping[str, Any]) -> Volumes:
             next_step="Run the scan again; its outputs were moved or removed.",
         )
     affine = after_image.affine
-    after = _array(after_image)
-    scan = _canonical(record, "input")
-    spline = _canonical(record, "spline")
+    after = array_of(after_image)
+    scan = canonical(record, "input")
+    spline = canonical(record, "spline")
     if spline is None and scan is None:
         raise InputError(
             record.get("input") or "the record",
@@ -140,13 +137,13 @@ def load_volumes(record: Mapping[str, Any]) -> Volumes:
             next_step="Put the scan back where it was and write the page again.",
         )
     if spline is not None:
-        before = _on_grid(spline, affine, after.shape, smooth=True)
+        before = on_grid((array_of(spline), spline.affine), affine, after.shape, kind="spline")
     else:
-        before = _spline_of(scan, affine, after.shape)
-    mask_image, std_image, truth_image = (_canonical(record, key) for key in ("mask", "std", "truth"))
+        before = spline_of(scan, affine, after.shape)
+    mask_image, std_image, truth_image = (canonical(record, key) for key in ("mask", "std", "truth"))
     mask = None
     if mask_image is not None:
-        mask = _on_grid(mask_image, affine, after.shape, smooth=False) > 0.5
+        mask = on_grid((array_of(mask_image), mask_image.affine), affine, after.shape) > 0.5
     has_mask = mask is not None and bool(mask.any())
     if not has_mask:
         mask = _foreground(before)
@@ -156,12 +153,16 @@ def load_volumes(record: Mapping[str, Any]) -> Volumes:
         after=after,
         mask=mask,
         has_mask=has_mask,
-        std=None if std_image is None else _on_grid(std_image, affine, after.shape, smooth=False),
-        truth=None if truth_image is None else _on_grid(truth_image, affine, after.shape, smooth=True),
+        std=None
+        if std_image is None
+        else on_grid((array_of(std_image), std_image.affine), affine, after.shape),
+        truth=None
+        if truth_image is None
+        else on_grid((array_of(truth_image), truth_image.affine), affine, after.shape, kind="spline"),
         affine=affine,
         slice_axis=None if scan_sizes is None else int(np.argmax(scan_sizes)),
-        acquired=None if scan is None else (_array(scan), scan.affine),
-        window=_window(before, mask, has_mask=has_mask),
+        acquired=None if scan is None else (array_of(scan), scan.affine),
+        window=window_of(before, mask, has_mask=has_mask),
     )
 
 
@@ -225,86 +226,14 @@ def position_label(volumes: Volumes, plane: Plane, index: int) -> str:
     return f"{plane.ends[world >= 0]} {abs(world):.0f} mm"
 
 
-def _canonical(record: Mapping[str, Any], key: str) -> nib.Nifti1Image | None:
-    path = record.get(key)
-    if not path or not Path(path).is_file():
-        return None
-    image = nib.funcs.squeeze_image(nib.load(path))
-    if image.ndim != 3:
-        raise InputError(
-            path, found=f"{image.ndim} dimensions", expected="3", next_step=f"Give one volume as {key!r}."
-        )
-    return nib.as_closest_canonical(image)
-
-
-def _array(image: nib.Nifti1Image) -> np.ndarray:
-    data = np.asarray(image.dataobj, dtype=np.float32)
-    return data if np.isfinite(data).all() else np.nan_to_num(data, posinf=0, neginf=0)
-
-
-def _on_grid(
-    image: nib.Nifti1Image, affine: np.ndarray, shape: tuple[int, ...], *, smooth: bool
-) -> np.ndarray:
-    """Bring a volume to another grid, by cubic splines (`smooth`) or linearly; one that is there stays."""
-    data = _array(image)
-    if image.shape == tuple(shape) and np.allclose(image.affine, affine, atol=1e-3):
-        return data
-    to_source = np.linalg.inv(image.affine) @ affine
-    matrix, offset = to_source[:3, :3], to_source[:3, 3]
-    first = np.round(offset).astype(int)
-    if np.allclose(matrix, np.eye(3), atol=1e-4) and np.allclose(offset, first, atol=1e-2):
-        part = tuple(slice(f, f + n) for f, n in zip(first, shape, strict=True))
-        if all(p.start >= 0 and p.stop <= n for p, n in zip(part, image.shape, strict=True)):
-            return data[part]  # the same voxels, of which the other volume has more
-    aligned = np.allclose(matrix, np.diag(np.diag(matrix)), atol=1e-4)
-    if aligned and not smooth:
-        for axis in range(3):
-            data = _linear_axis(data, axis, matrix[axis, axis] * np.arange(shape[axis]) + offset[axis])
-        return data
-    with warnings.catch_warnings():
-        # Speaks of a change in SciPy 0.18; what it changed to is what is meant here.
-        warnings.filterwarnings("ignore", message="The behavior of affine_transform with a 1-D array")
-        return ndimage.affine_transform(
-            data,
-            np.diag(matrix) if aligned else matrix,  # aligned, SciPy works axis by axis
-            offset,
-            output_shape=shape,
-            order=3 if smooth else 1,
-            mode="nearest",
-        )
-
-
-def _spline_of(scan: nib.Nifti1Image, affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Interpolate a scan by the baseline's own function where the grids nest, else onto the output's."""
-    axis = int(np.argmax(voxel_sizes(scan.affine)))
-    data, last_affine = slices_last(_array(scan), scan.affine, axis)
-    k = shape[axis] // data.shape[2]
-    if k >= 1 and tuple(np.delete(shape, axis)) == data.shape[:2]:
-        before, found = slices_back(cubic_upsample(data, k), thin_affine(last_affine, k), axis)
-        if before.shape == tuple(shape) and np.allclose(found, affine, atol=1e-2):
-            return before
-    return _on_grid(scan, affine, shape, smooth=True)
-
-
-def _linear_axis(data: np.ndarray, axis: int, where: np.ndarray) -> np.ndarray:
-    """Interpolate linearly along one axis at `where`; beyond the ends the edge value goes on."""
-    n = data.shape[axis]
-    where = np.clip(where, 0, n - 1)
-    if len(where) == n and np.allclose(where, np.arange(n), atol=1e-3):
-        return data
-    base = np.floor(where).astype(int)
-    weight = (where - base).astype(data.dtype).reshape([-1 if a == axis else 1 for a in range(3)])
-    lower = np.take(data, base, axis=axis)
-    return lower + weight * (np.take(data, np.minimum(base + 1, n - 1), axis=axis) - lower)
-
-
 def _foreground(data: np.ndarray) -> np.ndarray:
     bright = np.percentile(data[::2, ::2, ::2], 98)
     mask = data > 0.2 * bright
     return mask if mask.any() else np.ones(data.shape, dtype=bool)
 
 
-def _window(data: np.ndarray, mask: np.ndarray, *, has_mask: bool) -> tuple[float, float]:
+def window_of(data: np.ndarray, mask: np.ndarray, *, has_mask: bool) -> tuple[float, float]:
+    """Intensities to draw black and white, from the brain (or the foreground) of a volume."""
     # Scalp fat is two to three times brighter than white matter: with a brain mask it may saturate, without
     # one most of it should.
     high = float(np.percentile(data[mask], 99.5 if has_mask else 95)) * 1.08
