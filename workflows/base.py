@@ -175,7 +175,7 @@ def _write_pages(
                     "input": os.fspath(s.path),
                     "status": "failed",
                     "message": failed[s.path].message,
-                    "log": os.fspath(failed[s.path].log),
+                    "log": "" if failed[s.path].log is None else os.fspath(failed[s.path].log),
                 }
                 if s.path in failed
                 else {"subject": s.subject, "input": os.fspath(s.path), **_stored(s, settings)}

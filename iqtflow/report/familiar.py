@@ -13,16 +13,10 @@ from iqtflow.report.facts import plain
 #: How `iqtflow.familiarity` begins its warning; the page has a place of its own for what it says.
 WARNING_BEGINS = "Out of distribution"
 
-#: Stands under every uncertainty map.
+#: Stands under every uncertainty map, with what `iqtflow.reliability` says.
 NOT_COVERED = (
-    "What all networks learned alike. They saw the same people and the same simulator; where these mislead "
-    "them, they agree, and the map stays dark.",
-    "What was never measured. A lesion in a gap, or much thinner than a slice, leaves no trace that networks "
-    "could disagree about.",
-    "What is rare or absent among the people they were trained on: children, surgery, tumours, "
-    "malformations, contrast agent, motion, strong distortion.",
-    "How large the error is. One standard deviation is not a range that the truth lies in two times out of "
-    "three.",
+    "A lesion in a gap, or much thinner than a slice, leaves no trace that networks could disagree about.",
+    "One standard deviation is not a range that the truth lies in two times out of three.",
 )
 
 _FIGURES = {
