@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import sys
 import tempfile
 import traceback
@@ -15,6 +16,7 @@ from typing import Any
 
 import iqtflow
 from iqtflow.bids import check_dataset
+from iqtflow.bids.index import wipe_database
 from iqtflow.config import SECTIONS, Settings
 from iqtflow.errors import IQTFlowError, OutputError, UsageError, exit_code_of
 from iqtflow.inputs import find_inputs
@@ -41,8 +43,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.doctor:
             return examine(options)
         settings, reason = settle(options)
-        announce(settings, reason)
         # Only now: --help and a mistyped option should not have to wait for nipype.
+        if options.dry_run:
+            from iqtflow.workflows.plan import print_plan
+
+            return print_plan(settings)
+        if options.reports_only:
+            from iqtflow.workflows.reports import write_reports
+
+            return write_reports(settings)
+        if options.boilerplate_only:
+            from iqtflow.workflows.base import write_boilerplate
+
+            return write_boilerplate(settings)
+        if options.clean_workdir:
+            clean_work_dir(settings.paths.work_dir)
+        announce(settings, reason)
         from iqtflow.workflows.base import run_workflow
 
         return run_workflow(settings)
@@ -108,12 +124,18 @@ def settle(options: argparse.Namespace) -> tuple[Settings, str]:
         given["inputs"]["database_dir"] = given["inputs"]["database_dir"].absolute()
     given["segmentation"] = absolute_segmentation(given["segmentation"])
     settings = Settings(**{name: section(**given[name]) for name, section in SECTIONS.items()})
+    inputs = settings.inputs
     check_places(settings)
+    if inputs.database_dir is not None and options.bids_database_wipe and not options.dry_run:
+        wipe_database(inputs.database_dir)
+    if not inputs.skip_validation:
+        look_over(settings)
     check_inputs(settings)
     device = resolve_device(settings.run.device, elsewhere=settings.run.use_plugin is not None)
     settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, device=device.name))
-    check_writable(output_dir)
-    check_writable(work_dir)
+    if not options.dry_run:
+        check_writable(output_dir)
+        check_writable(work_dir)
     return settings, device.reason
 
 
@@ -183,7 +205,10 @@ def check_places(settings: Settings) -> None:
     paths = settings.paths
     derivatives = paths.bids_dir / "derivatives"
     instead = f"Choose another folder, for instance {derivatives / 'iqtflow'}."
-    for name, place in (("output directory", paths.output_dir), ("work directory", paths.work_dir)):
+    places = {"output directory": paths.output_dir, "work directory": paths.work_dir}
+    if settings.inputs.database_dir is not None:
+        places["index"] = settings.inputs.database_dir
+    for name, place in places.items():
         if _same(place, paths.bids_dir):
             raise UsageError(
                 place,
@@ -226,6 +251,56 @@ def check_inputs(settings: Settings) -> None:
         from iqtflow.engines import check_engine
 
         check_engine([scan.path for scan in scans], settings.segmentation)
+
+
+def look_over(settings: Settings) -> None:
+    """Say in a few lines what is wrong with the data set as BIDS.
+
+    Raises
+    ------
+    UsageError
+        What describes it as a whole cannot be read: it may be anything.
+    """
+    from iqtflow.bids.hcp import is_hcp
+    from iqtflow.bids.validation import summarise, validate
+
+    bids_dir = settings.paths.bids_dir
+    if is_hcp(bids_dir):
+        return
+    for line in summarise(validate(bids_dir), bids_dir, settings.run.participant_labels):
+        print(f"iqtflow: {line}", flush=True)
+
+
+def clean_work_dir(work_dir: Path) -> None:
+    """Empty a work directory, checkpoints included.
+
+    Raises
+    ------
+    UsageError
+        It holds something, and no run has left its settings there: it may be anyone's folder.
+    OutputError
+        Something in it cannot be deleted.
+    """
+    there = list(work_dir.iterdir())
+    if there and not (work_dir / "settings.toml").is_file():
+        raise UsageError(
+            work_dir,
+            found=f"{there[0].name}, but no settings.toml of an earlier run",
+            expected="a work directory of iqtflow, or an empty folder, for --clean-workdir",
+            next_step="Choose another folder with -w, or empty this one yourself.",
+        )
+    for path in sorted(
+        there, key=lambda path: path.name == "settings.toml"
+    ):  # last, or a second try is refused
+        try:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        except OSError as fault:
+            raise OutputError(
+                path,
+                found=f"something that cannot be deleted ({fault.strerror or fault})",
+                expected="a work directory that can be emptied",
+                next_step="Check its permissions, and that no other run uses it.",
+            ) from fault
 
 
 def check_writable(folder: Path) -> None:

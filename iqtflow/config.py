@@ -59,6 +59,8 @@ class RunSettings:
     seed: int = 0  #: seed of everything random
     force: bool = False  #: process near-isotropic scans too, instead of skipping them
     stop_on_first_crash: bool = False  #: stop everything when one subject fails
+    write_graph: bool = False  #: draw each graph into the work directory before it runs
+    resource_monitor: bool = False  #: record memory and processor use of every step into the work directory
     verbose: int = 0  #: 0: progress; 1: what each node does; 2: debugging
 
 

@@ -49,7 +49,7 @@ def check_scan(path: str | os.PathLike) -> nib.Nifti1Image:
         same.
     """
     path = Path(path)
-    _check_content(path)
+    check_content(path)
     image = _open(path)
     _check_shape(path, image)
     _check_affine(path, image)
@@ -60,8 +60,14 @@ def check_scan(path: str | os.PathLike) -> nib.Nifti1Image:
     return checked
 
 
-def _check_content(path: Path) -> None:
-    """Tell a missing file from one whose content a data-management tool has not fetched yet."""
+def check_content(path: Path) -> None:
+    """Tell a missing file from one whose content a data-management tool has not fetched yet.
+
+    Raises
+    ------
+    InputError
+        It is one of the two, or it is empty.
+    """
     way_out = how_to_fetch(path)
     if way_out:
         link = f"a link to {os.readlink(path)}, which is not there" if path.is_symlink() else None

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
-import nibabel as nib
+from iqtflow.workflows.plan import choose_scans
 from iqtflow.workflows.run import Failure, configure_engine, describe, report_failures, run_graph
 
 import iqtflow
 from iqtflow.bids import Scan, derivative_name, write_dataset_description
 from iqtflow.config import Settings, write_settings
-from iqtflow.engines import check_engine
+from iqtflow.engines import check_engine, engine_for
 from iqtflow.errors import EXIT_OK, exit_code_of_failures
 from iqtflow.files import remove_leftovers
-from iqtflow.geometry import find_slice_geometry
 from iqtflow.inputs import find_inputs
 
 
@@ -51,12 +51,40 @@ def run_workflow(settings: Settings) -> int:
             else:
                 from iqtflow.workflows.group import run_group
 
+            _cite(settings, "group")
             code = max(code, run_group(settings, logs))
         else:
             code = max(code, _run_participants(settings, logs))
         if code != EXIT_OK:
             break
     return code
+
+
+def write_boilerplate(settings: Settings) -> int:
+    """Write the citation of a run without running it; returns the exit code.
+
+    Raises
+    ------
+    UsageError
+        As `run_workflow`.
+    """
+    paths = settings.paths
+    write_dataset_description(paths.output_dir, source_dir=paths.bids_dir)
+    for level in settings.run.levels:
+        scans = choose_scans(find_inputs(settings), settings).chosen if level == "participant" else ()
+        print(f"iqtflow: {_cite(settings, level, scans)}", flush=True)
+    return EXIT_OK
+
+
+def _cite(settings: Settings, level: str, scans: Sequence[Scan] = ()) -> Path:
+    """Write what a level does, and whom to cite, into the logs."""
+    from iqtflow.boilerplate import describe_run
+    from iqtflow.citation import write_citation
+
+    engines = (
+        [] if settings.run.mode == "enhance" else [engine_for(s.path, settings.segmentation) for s in scans]
+    )
+    return write_citation(settings.paths.output_dir, describe_run(settings, level, engines))
 
 
 def workflow_prefix(settings: Settings) -> str:
@@ -70,7 +98,8 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
 
     enhancing = settings.run.mode == "enhance"
     scans = find_inputs(settings)
-    chosen, skipped = _choose(scans, settings)
+    plan = choose_scans(scans, settings)
+    chosen, skipped = plan.chosen, plan.skipped
     for scan in scans:
         for warning in scan.warnings:
             print(f"{scan.path}: note: {warning}", flush=True)
@@ -81,6 +110,7 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
         print(f"iqtflow: tissue maps: {engine}", flush=True)
     failures: list[Failure] = []
     if chosen:
+        _cite(settings, "participant", chosen)
         name = f"{workflow_prefix(settings)}_participant"
         if enhancing:
             graph = build_enhance_graph(chosen, settings, name=name, skipped=skipped)
@@ -95,44 +125,6 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
     _summarise(settings, chosen, skipped, failed)
     report_failures(others)
     return exit_code_of_failures(failure.exit_code for failure in failures)
-
-
-def _choose(scans: Sequence[Scan], settings: Settings) -> tuple[list[Scan], list[tuple[Scan, str]]]:
-    """Tell thick-slice scans from near-isotropic ones, by the header alone."""
-    chosen, skipped = [], []
-    mode = settings.run.mode
-    for scan in scans:
-        try:
-            geometry = find_slice_geometry(nib.load(scan.path), scan.sidecar)
-        except (
-            Exception
-        ):  # whatever is wrong with the file, the conform node says it properly and fails this scan alone
-            chosen.append(scan)
-            continue
-        sizes = (
-            f"slices {geometry.spacing_mm:.3g} mm apart, {geometry.inplane_mm[0]:.3g} x "
-            f"{geometry.inplane_mm[1]:.3g} mm in plane"
-        )
-        if mode == "enhance" and geometry.near_isotropic and not settings.run.force:
-            skipped.append(
-                (
-                    scan,
-                    f"already near-isotropic ({sizes}), nothing to gain along the slice axis; --force "
-                    "enhances it all the same",
-                )
-            )
-        elif mode == "calibrate" and geometry.near_isotropic and not settings.run.force:
-            skipped.append(
-                (
-                    scan,
-                    f"near-isotropic ({sizes}), taken for high field; --force measures it all the same",
-                )
-            )
-        elif mode == "train" and not geometry.near_isotropic:
-            skipped.append((scan, f"thick slices ({sizes}): not a high-field scan to train on"))
-        else:
-            chosen.append(scan)
-    return chosen, skipped
 
 
 def _by_scan(

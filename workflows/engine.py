@@ -11,9 +11,11 @@ from nipype.utils import filemanip
 
 #: Carries the level of what is logged to the processes of the nodes.
 VERBOSITY = "IQTFLOW_LOG_LEVEL"
+#: Carries whether memory and processor use are recorded.
+MONITOR = "IQTFLOW_RESOURCE_MONITOR"
 
 
-def configure_nipype(*, crash_dir: str, level: str) -> None:
+def configure_nipype(*, crash_dir: str, level: str, monitor: bool = False) -> None:
     """Set nipype's global configuration. A stray nipype.cfg in the current folder changes none of this.
 
     Parameters
@@ -22,7 +24,10 @@ def configure_nipype(*, crash_dir: str, level: str) -> None:
         Folder of crash files.
     level
         "WARNING", "INFO" or "DEBUG".
+    monitor
+        Record memory and processor use of every node.
     """
+    os.environ[MONITOR] = str(int(monitor))
     os.environ[VERBOSITY] = level
     config.update_config(
         {
@@ -47,6 +52,7 @@ def configure_nipype(*, crash_dir: str, level: str) -> None:
         }
     )
     _set_level(level)
+    config.resource_monitor = monitor
     specs.hash_infile = hash_file
 
 
@@ -57,6 +63,7 @@ def apply_in_worker() -> None:
     specs.hash_infile = hash_file
     if VERBOSITY in os.environ:
         _set_level(os.environ[VERBOSITY])
+    config.resource_monitor = os.environ.get(MONITOR) == "1"
 
 
 def hash_file(path: str, **options: object) -> str | None:

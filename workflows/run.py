@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def configure_engine(settings: Settings) -> Path:
     # nipype prints the whole trace of a step that failed as an error. It is in the crash file, and the last
     # lines on the terminal say why and where; on the way, a line is enough.
     level = ("CRITICAL", "INFO", "DEBUG")[min(settings.run.verbose, 2)]
-    configure_nipype(crash_dir=os.fspath(logs), level=level)
+    configure_nipype(crash_dir=os.fspath(logs), level=level, monitor=settings.run.resource_monitor)
     return logs
 
 
@@ -81,10 +81,23 @@ def run_graph(workflow: Workflow, settings: Settings, logs: Path) -> list[Failur
         In the order in which they happened; empty when all went well.
     """
     workflow.base_dir = os.fspath(settings.paths.work_dir)
+    if settings.run.write_graph:
+        draw(workflow)
     with followed(workflow, settings) as callback, ended_by_sigterm():
         plugin = make_plugin(settings, callback)
         workflow.run(plugin=plugin)
     return [as_failure(crash) for crash in plugin.crashes]
+
+
+def draw(workflow: Workflow) -> None:
+    """Write a graph as text for graphviz, and as a picture where graphviz is installed, into its folder."""
+    folder = Path(workflow.base_dir, workflow.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = folder / "graph.dot"
+    # nipype returns the name of a picture, and raises after the text is written when it cannot make that.
+    with suppress(OSError):
+        drawn = Path(workflow.write_graph(os.fspath(drawn), graph2use="colored", format="svg"))
+    print(f"iqtflow: graph {drawn if drawn.exists() else folder / 'graph.dot'}", flush=True)
 
 
 def make_plugin(settings: Settings, callback: Callable[[Any, str], None] | None = None) -> SchedulerPlugin:

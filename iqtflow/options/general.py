@@ -24,6 +24,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=False,
         help="check what a run with these arguments needs, and exit; needs no folders (default: %(default)s)",
     )
+    only = group.add_mutually_exclusive_group()
+    for name, text in (
+        (("--dry-run",), "tell what would be done with each scan, and do nothing"),
+        (("--reports-only",), "write the pages anew from what is there, and exit"),
+        (("--boilerplate-only", "--boilerplate_only"), "write logs/CITATION.md and .bib, and exit"),
+    ):
+        only.add_argument(*name, action="store_true", default=False, help=f"{text} (default: %(default)s)")
     option(
         group,
         RunSettings,

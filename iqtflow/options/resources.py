@@ -23,6 +23,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="intermediate results, from which an interrupted run goes on; never inside the data set"
         " (default: OUTPUT_DIR-work, beside the output or the data set that holds it)",
     )
+    group.add_argument(
+        "--clean-workdir",
+        action="store_true",
+        default=False,
+        help="empty the work directory first, checkpoints of trainings included: everything is computed anew;"
+        " not while another run uses it (default: %(default)s)",
+    )
     count = {"type": whole_number(1), "metavar": "N"}
     option(group, RunSettings, "nprocs", "--nprocs", **count, help="processors to use")
     option(
@@ -42,6 +49,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         **count,
         help="GPU jobs at a time, never two on one card",
         shown="one for each GPU",
+    )
+    flag(
+        group,
+        *(RunSettings, "resource_monitor", "--resource-monitor"),
+        help="record memory and processors of every step, in resource_monitor.json in the work directory",
+    )
+    flag(
+        group,
+        *(RunSettings, "write_graph", "--write-graph"),
+        help="draw what is run, in graph.dot in the work directory, and graph.svg where graphviz is "
+        "installed",
     )
     option(
         group,

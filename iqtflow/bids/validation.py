@@ -1,0 +1,156 @@
+"""What is wrong with a data set as BIDS, in a few lines that name files."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from iqtflow.errors import UsageError
+
+#: Longer than this (s) a run does not wait for the validator.
+PATIENCE_S = 120
+#: Lines for all faults, and files named in each.
+LINES, FILES = 6, 3
+#: Faults that say nothing about the images that are read here.
+_BESIDE_THE_POINT = re.compile(r"README|AUTHORS|PARTICIPANT|CITATION|CHANGES|EMPTY_FILE")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One breach of the standard.
+
+    Attributes
+    ----------
+    code
+        Its name, such as ``"NOT_INCLUDED"``.
+    message
+        What it is, as a phrase.
+    file
+        Path under the root.
+    """
+
+    code: str
+    message: str
+    file: str
+
+
+def validate(root: Path) -> list[Fault]:
+    """Find breaches of BIDS: by bids-validator-deno if it is installed, else by names and descriptions alone.
+
+    Parameters
+    ----------
+    root
+        Root of the data set; derivatives and source data in it are not looked at.
+    """
+    beside = Path(sys.executable).with_name("bids-validator-deno")
+    program = beside if beside.exists() else shutil.which("bids-validator-deno")
+    if program:
+        found = _ask_validator(str(program), root)
+        if found is not None:
+            return found
+    return _look(root)
+
+
+def summarise(faults: Iterable[Fault], root: Path, subjects: Sequence[str] = ()) -> list[str]:
+    """Put faults into lines for the terminal: those of the images that are read, and a count of the others.
+
+    A fault of a file does not stop a run: the scan fails by itself, or is not found, and the lines say which.
+
+    Parameters
+    ----------
+    faults
+        From `validate`.
+    root
+        Root of the data set.
+    subjects
+        Labels of the subjects that are processed; none means all.
+
+    Raises
+    ------
+    UsageError
+        ``dataset_description.json`` cannot be read.
+    """
+    by_code: dict[str, list[Fault]] = {}
+    others = 0
+    for fault in faults:
+        if fault.file == "dataset_description.json" and fault.code in ("JSON_INVALID", "FILE_READ"):
+            raise UsageError(
+                root / fault.file,
+                found=fault.message,
+                expected='JSON such as {"Name": "...", "BIDSVersion": "1.10.0"}',
+                next_step="Mend it; or say --skip-bids-validation.",
+            )
+        if _concerns(fault, subjects):
+            by_code.setdefault(fault.code, []).append(fault)
+        else:
+            others += 1
+    lines = []
+    for code, group in sorted(by_code.items(), key=lambda item: -len(item[1])):
+        files = sorted({fault.file for fault in group})
+        named = ", ".join(files[:FILES]) + (f", and {len(files) - FILES} more" if len(files) > FILES else "")
+        lines.append(f"not BIDS: {group[0].message or code} ({code}): {named}")
+    if len(lines) > LINES:
+        lines[LINES - 1 :] = [f"not BIDS: and {len(lines) - LINES + 1} more kinds of faults"]
+    if others:
+        lines.append(f"{others} faults in files that are not read here (see a BIDS validator)")
+    return lines
+
+
+def _concerns(fault: Fault, subjects: Sequence[str]) -> bool:
+    """Tell whether a fault is about structural images, what describes them, or the data set."""
+    if _BESIDE_THE_POINT.search(fault.code):
+        return False
+    parts = fault.file.split("/")
+    if not parts[0].startswith("sub-"):
+        return len(parts) == 1 and parts[0].endswith(".json")
+    if subjects and parts[0].removeprefix("sub-") not in subjects:
+        return False
+    return "anat" in parts or len(parts) == 1
+
+
+def _ask_validator(program: str, root: Path) -> list[Fault] | None:
+    """Run bids-validator-deno; None when it comes to no result."""
+    command = [program, str(root), "--json", "--ignoreWarnings", "--ignoreNiftiHeaders", "--prune"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        report = json.loads(done.stdout)["issues"]
+        issues, messages = report["issues"], dict(report.get("codeMessages", {}))
+    except (OSError, ValueError, KeyError, TypeError, subprocess.TimeoutExpired):
+        return None
+    faults = []
+    for issue in issues:
+        if issue.get("severity") != "error":
+            continue
+        message = " ".join(str(issue.get("issueMessage") or messages.get(issue["code"], "")).split())
+        faults.append(Fault(issue["code"], message[:120], str(issue.get("location", "")).lstrip("/")))
+    return faults
+
+
+def _look(root: Path) -> list[Fault]:
+    """Look at the description and at the names of structural images."""
+    from bids_validator import BIDSValidator
+
+    faults = []
+    description = root / "dataset_description.json"
+    try:
+        fields = json.loads(description.read_text(encoding="utf-8-sig"))
+        if not isinstance(fields, dict):
+            raise ValueError(f"it holds a {type(fields).__name__}, not an object")
+        for key in ("Name", "BIDSVersion"):
+            if not fields.get(key):
+                faults.append(Fault("JSON_KEY_REQUIRED", f"no {key}", description.name))
+    except (OSError, ValueError) as fault:
+        faults.append(Fault("JSON_INVALID", f"{fault}", description.name))
+    is_bids = BIDSValidator().is_bids
+    for folder in (*root.glob("sub-*/anat"), *root.glob("sub-*/ses-*/anat")):
+        for path in folder.iterdir():
+            name = path.relative_to(root).as_posix()
+            if not path.name.startswith(".") and not is_bids(f"/{name}"):
+                faults.append(Fault("NOT_INCLUDED", "no name of BIDS; it is not read", name))
+    return faults

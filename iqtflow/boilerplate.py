@@ -1,0 +1,230 @@
+"""What a run does, in sentences for a manuscript: the settings decide, not the subjects."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import iqtflow
+from iqtflow.citation import Paragraph
+from iqtflow.config import Settings
+from iqtflow.engines import EngineChoice, describe_priors
+
+#: Settings that another sentence tells of, or that say where something is, not what is done.
+_TOLD = {
+    "enhance": ("model", "contrast"),
+    "train": (
+        *(
+            "split",
+            "upsampling_factor",
+            "slice_axes",
+            "thickness_fraction",
+            "snr_prior",
+            "network",
+            "filters",
+        ),
+        *("shrink", "residual", "ensemble", "loss", "model_name"),
+    ),
+}
+
+
+def describe_run(settings: Settings, level: str, engines: Iterable[EngineChoice] = ()) -> list[Paragraph]:
+    """Describe what one level of a run does.
+
+    Parameters
+    ----------
+    settings
+        All settings.
+    level
+        "participant" or "group".
+    engines
+        What makes the tissue maps, for each scan that needs them.
+    """
+    mode = settings.run.mode
+    first = [_introduction()]
+    if mode == "enhance":
+        return [*first, _enhancement(settings)] if level == "participant" else first
+    if mode == "calibrate":
+        if level == "group":
+            return [*first, _prior_fit()]
+        return [*first, *_tissue_maps(engines, settings), _measurement()]
+    if level == "group":
+        return [*first, _training(settings), _evaluation()]
+    return [*first, *_tissue_maps(engines, settings), _simulation(settings)]
+
+
+def _introduction() -> Paragraph:
+    return Paragraph(
+        0,
+        "Software",
+        f"Results were obtained with iqtflow {iqtflow.__version__}, which implements image quality transfer "
+        f"(Lin et al., 2019) as a BIDS App (Gorgolewski et al., 2016) on nipype {_version('nipype')} "
+        f"(Gorgolewski et al., 2011) and PyTorch {_version('torch')} (Paszke et al., 2019).",
+        ("lin2019", "gorgolewski2011", "gorgolewski2016", "paszke2019"),
+    )
+
+
+def _enhancement(settings: Settings) -> Paragraph:
+    contrast = settings.enhance.contrast
+    return Paragraph(
+        40,
+        "Enhancement",
+        f"Thick-slice {contrast} scans were enhanced by image quality transfer (Lin et al., 2019). "
+        "Slice axis, "
+        "spacing and thickness were taken from each scan's header and metadata. Intensities were "
+        "scaled by the "
+        "80th percentile of the brain, which in whole heads was found by deepbet "
+        f"{_version('deepbet')} (Fisch et al., 2024). {_models(settings)} Detail between the acquired "
+        f"slices is inferred from what the network learned from other people; it was not measured."
+        f"{_changed(settings, 'enhance')}",
+        ("lin2019", "fisch2024"),
+    )
+
+
+def _models(settings: Settings) -> str:
+    from iqtflow.models import find_model, list_shipped, read_card
+
+    def say(name: str, k: int, sha256: str) -> str:
+        return f"{name} (up-sampling factor {k}, SHA-256 {sha256})"
+
+    if settings.enhance.model is not None:
+        path = find_model(settings.enhance.model)[0]
+        card, digest = read_card(path), hashlib.sha256(path.read_bytes()).hexdigest()
+        return f"The model was {say(card['name'], card['k'], digest)}."
+    shipped = [info for info in list_shipped() if info.contrast == settings.enhance.contrast]
+    named = " and ".join(say(info.name, info.k, info.sha256) for info in shipped)
+    return f"For each scan the model nearest to its slice spacing was taken out of {named}."
+
+
+def _tissue_maps(engines: Iterable[EngineChoice], settings: Settings) -> list[Paragraph]:
+    """One paragraph for each kind of engine that made maps."""
+    found = {}
+    for choice in engines:
+        if choice.engine == "spm":
+            paragraph = _spm(choice, settings)
+        elif choice.engine == "derivatives":
+            paragraph = Paragraph(
+                10, "Tissue maps", "Tissue probability maps were taken ready-made from derivatives."
+            )
+        else:
+            paragraph = _ants()
+        found[paragraph.text] = paragraph
+    return [found[text] for text in sorted(found)]
+
+
+def _spm(choice: EngineChoice, settings: Settings) -> Paragraph:
+    runner = "the MATLAB Runtime" if choice.spm.compiled else "GNU Octave"
+    priors = describe_priors(choice.spm)
+    priors = "SPM's own tissue priors" if priors.startswith("SPM's own") else "priors that are not SPM's own"
+    return Paragraph(
+        10,
+        "Tissue maps",
+        "Probability maps of white matter, grey matter and cerebrospinal fluid were made by unified "
+        f"segmentation (Ashburner and Friston, 2005) in {choice.spm.version} under {runner}, with "
+        f"{priors} and "
+        f"a sampling distance of {settings.segmentation.sampling_mm:g} mm.",
+        ("ashburner2005",),
+    )
+
+
+def _ants() -> Paragraph:
+    return Paragraph(
+        10,
+        "Tissue maps",
+        f"Brains were found in whole heads by deepbet {_version('deepbet')} (Fisch et al., 2024). "
+        "Probability "
+        "maps of white matter, grey matter and cerebrospinal fluid were made by N4 bias correction (Tustison "
+        f"et al., 2010) and Atropos (Avants et al., 2011) in ANTsPy {_version('antspyx')}.",
+        ("fisch2024", "tustison2010", "avants2011"),
+    )
+
+
+def _measurement() -> Paragraph:
+    return Paragraph(
+        20,
+        "Calibration",
+        "The signal-to-noise ratio of white and grey matter was measured in each low-field scan as "
+        "the mean of "
+        "the tissue over the standard deviation of the noise (Lin et al., 2019, equation 4).",
+        ("lin2019",),
+    )
+
+
+def _prior_fit() -> Paragraph:
+    return Paragraph(
+        21,
+        "Calibration",
+        "A two-dimensional normal distribution was fitted to the signal-to-noise ratios of white and grey "
+        "matter of all measured scans.",
+        ("lin2019",),
+    )
+
+
+def _simulation(settings: Settings) -> Paragraph:
+    train = settings.train
+    low, high = train.thickness_fraction[0], train.thickness_fraction[-1]
+    fraction = f"{low:g}" if low == high else f"between {low:g} and {high:g}"
+    return Paragraph(
+        30,
+        "Simulation",
+        "Low-field scans were simulated from high-field ones by the probabilistic decimation "
+        "simulator (Lin et "
+        f"al., 2019, algorithm 1): slices {train.upsampling_factor} voxels apart along the "
+        f"{', '.join(train.slice_axes)} axis, with a Gaussian profile whose full width at half maximum is "
+        f"{fraction} of their distance, and signal-to-noise ratios of white and grey matter drawn from the "
+        f"prior {os.path.basename(str(train.snr_prior))}.",
+        ("lin2019",),
+    )
+
+
+def _training(settings: Settings) -> Paragraph:
+    train = settings.train
+    loss = {"mse": "mean squared error", "l1": "mean absolute error"}.get(train.loss, train.loss)
+    how_many = "A network" if train.ensemble == 1 else f"An ensemble of {train.ensemble} networks"
+    learned = "what to add to the cubic spline" if train.residual else "the high-field image"
+    return Paragraph(
+        50,
+        "Training",
+        f"{how_many} ({train.network}, {train.filters} channels at the first level, {train.shrink} shrinking "
+        f"layers in each bottleneck block) was trained on patches to estimate {learned} from simulated "
+        f"low-field scans with an up-sampling factor of {train.upsampling_factor}, by Adam on the {loss}. "
+        "Subjects were split into those for training, validation and evaluation."
+        f"{_changed(settings, 'train')}",
+        ("lin2019",),
+    )
+
+
+def _evaluation() -> Paragraph:
+    return Paragraph(
+        60,
+        "Evaluation",
+        "On subjects that had no part in training, the network was compared with cubic spline "
+        "interpolation by "
+        "peak signal-to-noise ratio and mean structural similarity (Wang et al., 2004) inside the "
+        "brain, with "
+        "a two-tailed Wilcoxon signed-rank test (Wilcoxon, 1945).",
+        ("wang2004", "wilcoxon1945"),
+    )
+
+
+def _changed(settings: Settings, section: str) -> str:
+    """Name the settings of a section that are not the defaults, and that no other sentence tells of."""
+    values: Mapping[str, Any] = dataclasses.asdict(getattr(settings, section))
+    changed = [
+        f"{item.name} {os.path.basename(value) if isinstance(value, (str, os.PathLike)) else value}"
+        for item in dataclasses.fields(getattr(settings, section))
+        for value in [values[item.name]]
+        if value != item.default and item.name not in _TOLD[section]
+    ]
+    return f" Settings other than the defaults: {', '.join(changed)}." if changed else ""
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(unknown version)"

@@ -1,0 +1,188 @@
+"""What a run would do with each scan, told by headers and settings alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+from iqtflow.workflows.participant import choose_model_file, library_name
+
+from iqtflow.bids import Scan, derivative_name
+from iqtflow.config import Settings
+from iqtflow.conform import check_content
+from iqtflow.engines import check_engine, engine_for
+from iqtflow.errors import EXIT_OK, EXIT_SUBJECT_FAILED, IQTFlowError
+from iqtflow.geometry import SliceGeometry, find_slice_geometry
+from iqtflow.inputs import find_inputs
+
+AXES = "ijk"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The scans of a run.
+
+    Attributes
+    ----------
+    chosen
+        To be processed. One that cannot be read is among them: the graph says what is wrong with it.
+    skipped
+        Not to be processed, each with the reason.
+    """
+
+    chosen: tuple[Scan, ...]
+    skipped: tuple[tuple[Scan, str], ...]
+
+
+def choose_scans(scans: Sequence[Scan], settings: Settings) -> Plan:
+    """Tell thick-slice scans from near-isotropic ones, by the header alone."""
+    chosen, skipped = [], []
+    for scan in scans:
+        try:
+            geometry = _geometry(scan)
+        except Exception:  # whatever it is, the conform node says it properly and fails this scan alone
+            chosen.append(scan)
+            continue
+        why = _why_not(geometry, settings)
+        if why:
+            skipped.append((scan, why))
+        else:
+            chosen.append(scan)
+    return Plan(tuple(chosen), tuple(skipped))
+
+
+def print_plan(settings: Settings) -> int:
+    """Print what a run with these settings would do, and do nothing of it; return what it would end with."""
+    print("iqtflow: dry run; nothing is computed, nothing is written")
+    code = EXIT_OK
+    for level in settings.run.levels:
+        code = max(code, _print_group(settings) if level == "group" else _print_participants(settings))
+    return code
+
+
+def _print_participants(settings: Settings) -> int:
+    plan = choose_scans(find_inputs(settings), settings)
+    if plan.chosen and settings.run.mode != "enhance":
+        engine = check_engine([scan.path for scan in plan.chosen], settings.segmentation)
+        print(f"iqtflow: tissue maps: {engine}")
+    doomed = 0
+    for scan in plan.chosen:
+        print(scan.path)
+        for warning in scan.warnings:
+            print(f"  note      {warning}")
+        try:
+            check_content(scan.path)
+            print(f"  geometry  {describe_geometry(_geometry(scan))}")
+            print(f"  {_means(scan, settings)}")
+        except (IQTFlowError, OSError, ValueError, nib.filebasedimages.ImageFileError) as fault:
+            doomed += 1
+            print(f"  will fail {fault}")
+            continue
+        for name in outputs_of(scan, settings):
+            print(f"  writes    {name}")
+    for scan, why in plan.skipped:
+        print(f"{scan.path}\n  skipped   {why}")
+    print(
+        f"iqtflow: {len(plan.chosen) - doomed} to process, {len(plan.skipped)} to skip, {doomed} that "
+        "will fail; "
+        f"results would go to {settings.paths.output_dir}"
+    )
+    return EXIT_SUBJECT_FAILED if doomed else EXIT_OK
+
+
+def _print_group(settings: Settings) -> int:
+    output = settings.paths.output_dir
+    if settings.run.mode == "calibrate":
+        print(
+            f"iqtflow: group level fits a prior to the measured scans; it writes {output}/calibration/prior.*"
+        )
+    elif settings.run.mode == "train":
+        train = settings.train
+        name = train.model_name or f"iqt-k{train.upsampling_factor}"
+        print(
+            f"iqtflow: group level trains {train.ensemble} x {train.network}, k = "
+            f"{train.upsampling_factor}, on the "
+            f"libraries of the split {train.split}; it writes {output}/models/{name}.safetensors and "
+            "group.html"
+        )
+    return EXIT_OK
+
+
+def outputs_of(scan: Scan, settings: Settings) -> list[Path]:
+    """Return the images and tables that a scan gives rise to, under the root of the derivatives."""
+    if settings.run.mode == "enhance":
+        names = [derivative_name(scan, desc="iqt")]
+        if _members(scan, settings) > 1:
+            names.append(derivative_name(scan, desc="iqtstd"))
+        return names
+    if settings.run.mode == "calibrate":
+        from iqtflow.workflows.calibration import measurement_name
+
+        return [measurement_name(scan)]
+    draws = 1 if settings.train.draws == "fresh" else settings.train.draws
+    return [
+        *(derivative_name(scan, label=label, suffix="probseg") for label in ("WM", "GM", "CSF")),
+        derivative_name(scan, desc="brain", suffix="mask"),
+        *(derivative_name(scan, desc=f"sim{i:02d}") for i in range(1, draws + 1)),
+        library_name(scan),
+    ]
+
+
+def describe_geometry(geometry: SliceGeometry) -> str:
+    """One line on how the slices of a scan lie."""
+    gap = f", {geometry.gap_mm:.3g} mm between them" if geometry.gap_mm else ""
+    return (
+        f"slices along {AXES[geometry.axis]}, {geometry.spacing_mm:.3g} mm apart "
+        f"({geometry.thickness_mm:.3g} mm "
+        f"thick{gap}), {geometry.inplane_mm[0]:.3g} x {geometry.inplane_mm[1]:.3g} mm in plane"
+    )
+
+
+def _geometry(scan: Scan) -> SliceGeometry:
+    return find_slice_geometry(nib.load(scan.path), scan.sidecar)
+
+
+def _why_not(geometry: SliceGeometry, settings: Settings) -> str | None:
+    mode, force = settings.run.mode, settings.run.force
+    sizes = (
+        f"slices {geometry.spacing_mm:.3g} mm apart, {geometry.inplane_mm[0]:.3g} x "
+        f"{geometry.inplane_mm[1]:.3g} mm in plane"
+    )
+    if mode == "enhance" and geometry.near_isotropic and not force:
+        return (
+            f"already near-isotropic ({sizes}), nothing to gain along the slice axis; --force "
+            "enhances it all "
+            "the same"
+        )
+    if mode == "calibrate" and geometry.near_isotropic and not force:
+        return f"near-isotropic ({sizes}), taken for high field; --force measures it all the same"
+    if mode == "train" and not geometry.near_isotropic:
+        return f"thick slices ({sizes}): not a high-field scan to train on"
+    return None
+
+
+def _means(scan: Scan, settings: Settings) -> str:
+    """One line on the model, or on what makes the tissue maps."""
+    if settings.run.mode == "enhance":
+        card, file = _card(scan, settings)
+        return f"model     {card['name']}, k = {card['k']}, {file}"
+    engine = engine_for(scan.path, settings.segmentation)
+    return (
+        f"engine    {engine.engine} ({engine.reason}), k = {settings.train.upsampling_factor}"
+        if (settings.run.mode == "train")
+        else f"engine    {engine.engine} ({engine.reason})"
+    )
+
+
+def _members(scan: Scan, settings: Settings) -> int:
+    return _card(scan, settings)[0]["n_members"]
+
+
+def _card(scan: Scan, settings: Settings) -> tuple[dict, str]:
+    from iqtflow.models import read_card
+
+    file = choose_model_file(scan, settings)
+    return read_card(file), os.fspath(file)
