@@ -26,6 +26,21 @@ IGNORED_BY_VALIDATORS = (
     "*.toml",
 )
 
+#: For people who come upon the folder.
+README = """\
+# Image quality transfer
+
+This folder was written by iqtflow {version}: estimates of what a high-field scanner would have shown, made
+from low-field, thick-slice MRI of the brain, or what is needed to train for that. Names follow
+[BIDS derivatives](https://bids-specification.readthedocs.io); the JSON file beside each image says what it
+was made from, and how. `index.html`, `sub-*.html` and `group.html` open in any browser.
+
+For research only: iqtflow is not a medical device. Detail between the acquired slices is inferred, not
+measured; it may be missing, displaced or invented. Read the original scan beside it.
+
+`logs/CITATION.md` says what was done, and whom to cite.
+"""
+
 
 def write_dataset_description(
     out_dir: str | os.PathLike,
@@ -58,12 +73,20 @@ def write_dataset_description(
     # A data set that holds its derivatives is moved as a whole; one elsewhere is where it is.
     link = os.path.relpath(source, out) if source in out.parents else source.as_uri()
     write_text(out / ".bidsignore", "".join(f"{pattern}\n" for pattern in IGNORED_BY_VALIDATORS))
+    if not any(out.glob("README*")):  # a person may have written a better one
+        write_text(out / "README.md", README.format(version=iqtflow.__version__))
+    raw = _read_description(source)
     return write_sidecar(
         out / "dataset_description.json",
         {
             "Name": name,
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
+            # Whose data, and under which terms: no processing changes that.
+            "License": raw.get("License"),
+            "Authors": raw.get("Authors"),
+            "HowToAcknowledge": "Cite the data set that these data derive from, and the publications in "
+            "logs/CITATION.md, which also says what was done.",
             "GeneratedBy": [
                 {
                     "Name": "iqtflow",
@@ -71,9 +94,19 @@ def write_dataset_description(
                     "Description": "Image quality transfer (Lin et al. 2019, arXiv:1909.06763)",
                 }
             ],
+            "SourceDatasets": [{"DOI": raw["DatasetDOI"]}] if raw.get("DatasetDOI") else None,
             "DatasetLinks": {"raw": link},
         },
     )
+
+
+def _read_description(root: Path) -> dict[str, Any]:
+    """Return what a data set says of itself; nothing where it does not, as downloads of HCP do not."""
+    try:
+        content = json.loads((root / "dataset_description.json").read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_sidecar(path: str | os.PathLike, metadata: Mapping[str, Any]) -> Path:
