@@ -42,6 +42,8 @@ def run_workflow(settings: Settings) -> int:
     write_dataset_description(paths.output_dir, source_dir=paths.bids_dir)
     write_settings(settings, paths.work_dir / "settings.toml")
     remove_leftovers(paths.output_dir)
+    # Where $HOME cannot be written (docker -u, Apptainer) matplotlib warns, and is slow, in every process.
+    os.environ.setdefault("MPLCONFIGDIR", os.fspath(paths.work_dir / "matplotlib"))
     logs = configure_engine(settings)
     code = EXIT_OK
     for level in run.levels:

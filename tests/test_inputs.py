@@ -1,0 +1,282 @@
+"""Which scans a run takes: filters, a kept index, downloads of HCP; and what is said of faults."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import make_affine, make_head, write_scan
+
+from iqtflow import cli
+from iqtflow.bids import derivative_name, find_scans
+from iqtflow.bids.index import read_filters, wipe_database
+from iqtflow.bids.validation import Fault, _look, summarise
+from iqtflow.errors import UsageError
+from iqtflow.parser import parse
+
+VISITS = (
+    "sub-01/ses-pre/anat/sub-01_ses-pre_acq-axial_run-1_T1w.nii.gz",
+    "sub-01/ses-pre/anat/sub-01_ses-pre_acq-axial_run-2_T1w.nii.gz",
+    "sub-01/ses-pre/anat/sub-01_ses-pre_acq-3D_rec-norm_T1w.nii.gz",
+    "sub-01/ses-post/anat/sub-01_ses-post_T1w.nii.gz",
+    "sub-02/anat/sub-02_T1w.nii.gz",
+)
+
+
+def names(scans) -> list[str]:
+    return [scan.path.name.removesuffix("_T1w.nii.gz") for scan in scans]
+
+
+# --- filters ---
+
+
+@pytest.mark.parametrize(
+    ("filters", "kept"),
+    [
+        ({"session": "pre"}, [2, 0, 1]),
+        ({"session": None}, [4]),
+        ({"session": ["pre", None], "run": None}, [2, 4]),
+        ({"acquisition": "*"}, [2, 0, 1]),
+        ({"acquisition": "axial", "run": 2}, [1]),
+        ({"reconstruction": "norm"}, [2]),
+        ({"MagneticFieldStrength": 0.36}, [3, 4]),
+        ({}, [3, 2, 0, 1, 4]),
+    ],
+    ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
+)
+def test_a_filter_asks_for_entities_or_metadata(bids_tree, filters, kept):
+    low = {"MagneticFieldStrength": 0.36}
+    sidecars = {VISITS[i].replace(".nii.gz", ".json"): low for i in (3, 4)}
+    root = bids_tree(*VISITS, sidecars=sidecars)
+    expected = [Path(VISITS[i]).name.removesuffix("_T1w.nii.gz") for i in kept]
+    assert names(find_scans(root, filters=filters)) == expected
+
+
+def test_a_filter_file_is_read_as_fmriprep_reads_it(tmp_path):
+    file = tmp_path / "filters.json"
+    file.write_text('{"bold": {"task": "rest"}, "t1w": {"session": null, "acquisition": "*"}}')
+    assert read_filters(file, "T1w") == {"session": None, "acquisition": "*"}
+    assert read_filters(file, "FLAIR") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("{", "filters.json"),
+        ("[1]", r"found a list"),
+        ('{"t1w": "pre"}', "found a str"),
+        ('{"t1w": {"session": {"a": 1}}}', "session"),
+    ],
+)
+def test_a_filter_file_that_cannot_be_meant_is_refused(tmp_path, text, named):
+    (tmp_path / "filters.json").write_text(text)
+    with pytest.raises(UsageError, match=named):
+        read_filters(tmp_path / "filters.json")
+
+
+def test_a_short_entity_name_in_a_filter_is_corrected(bids_tree):
+    with pytest.raises(UsageError, match="acq"):
+        find_scans(bids_tree(*VISITS), filters={"acq": "axial"})
+
+
+def test_the_filter_file_reaches_the_run(bids_tree, tmp_path, monkeypatch):
+    (tmp_path / "filters.json").write_text('{"t1w": {"run": 2}}')
+    monkeypatch.chdir(tmp_path)
+    options = parse(
+        [
+            *(str(bids_tree(*VISITS)), "out", "participant", "--bids-filter-file", "filters.json"),
+            *("--participant-label", "01", "--skip-bids-validation"),
+        ]
+    )
+    settings, _ = cli.settle(options)
+    from iqtflow.inputs import find_inputs
+
+    assert settings.inputs.filter_file == tmp_path / "filters.json"
+    assert names(find_inputs(settings)) == ["sub-01_ses-pre_acq-axial_run-2"]
+
+
+def test_filters_that_leave_nothing_are_blamed(bids_tree):
+    with pytest.raises(UsageError, match="passes the filters"):
+        find_scans(bids_tree(*VISITS), filters={"session": "never"})
+
+
+# --- an index that is kept ---
+
+
+def test_an_index_is_kept_and_serves_the_next_run_until_it_is_wiped(bids_tree, tmp_path):
+    root, index = bids_tree(*VISITS), tmp_path / "index"
+    assert names(find_scans(root, subjects=["02"], database_dir=index)) == ["sub-02"]
+    # Made for one subject, it serves another; and a scan that came later is not in it.
+    (root / "sub-02/anat/sub-02_run-2_T1w.nii.gz").touch()
+    assert len(find_scans(root, subjects=["01"], database_dir=index)) == 4
+    assert len(find_scans(root, subjects=["02"], database_dir=index)) == 1
+    assert wipe_database(index)
+    assert len(find_scans(root, subjects=["02"], database_dir=index)) == 2
+    assert [path.name for path in index.iterdir()] == ["layout_index.sqlite"]
+
+
+def test_an_index_of_another_data_set_is_refused(bids_tree, tmp_path):
+    find_scans(bids_tree(*VISITS, name="one"), database_dir=tmp_path / "index")
+    with pytest.raises(UsageError, match="--bids-database-wipe"):
+        find_scans(bids_tree(*VISITS, name="other"), database_dir=tmp_path / "index")
+
+
+def test_wiping_touches_the_index_alone(bids_tree, tmp_path):
+    root, index = bids_tree(*VISITS), tmp_path / "index"
+    index.mkdir()
+    (index / "thesis.docx").touch()
+    arguments = [str(root), str(tmp_path / "out"), "participant", "--bids-database-dir", str(index)]
+    cli.settle(parse([*arguments, "--skip-bids-validation"]))
+    made = (index / "layout_index.sqlite").stat().st_mtime_ns
+    cli.settle(parse([*arguments, "--skip-bids-validation", "--bids-database-wipe"]))
+    assert (index / "layout_index.sqlite").stat().st_mtime_ns > made
+    assert (index / "thesis.docx").exists()
+
+
+def test_the_index_never_goes_into_the_data_set(bids_tree, tmp_path):
+    root = bids_tree(*VISITS)
+    with pytest.raises(UsageError, match="the index inside the input"):
+        cli.settle(
+            parse([str(root), str(tmp_path / "out"), "participant", "--bids-database-dir", str(root / "db")])
+        )
+
+
+# --- HCP ---
+
+
+def hcp_tree(root: Path, *files: str) -> Path:
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("files", "taken", "stripped"),
+    [
+        (["100307/T1w/T1w_acpc_dc_restore.nii.gz"], 0, False),
+        (["100307/T1w/T1w_acpc_dc_restore.nii.gz", "100307/T1w/T1w_acpc_dc_restore_brain.nii.gz"], 1, True),
+        (["100307/T1w/100307_acpc_dc_restore_brain.nii.gz"], 0, True),
+        (["100307/100307_acpc_dc_restore.nii.gz"], 0, False),
+        (["100307/T1w/100307_brain.nii.gz"], 0, True),
+    ],
+    ids=["head", "head and brain", "named by subject", "flat", "brain alone"],
+)
+def test_downloads_of_hcp_are_recognised_by_themselves(tmp_path, files, taken, stripped):
+    root = hcp_tree(
+        tmp_path / "HCP", *files, "100307/T1w/T1w_acpc_dc_restore_1.25.nii.gz", "100307/MNINonLinear/x"
+    )
+    (scan,) = find_scans(root)
+    assert scan.path == root / files[taken]
+    assert scan.sidecar == {"SkullStripped": stripped}
+    assert (scan.name, scan.uri) == ("sub-100307_T1w", f"bids:raw:{files[taken]}")
+    assert derivative_name(scan, desc="iqt") == Path("sub-100307/anat/sub-100307_desc-iqt_T1w.nii.gz")
+
+
+def test_visits_of_the_lifespan_studies_become_sessions(tmp_path):
+    image = "T1w/T1w_acpc_dc_restore_brain.nii.gz"
+    root = hcp_tree(
+        tmp_path, f"HCA6002236_V1_MR/{image}", f"HCA6002236_V2_MR/{image}", f"HCD0001305_V1_MR/{image}"
+    )
+    assert [(s.subject, s.session) for s in find_scans(root)] == [
+        ("HCA6002236", "V1"),
+        ("HCA6002236", "V2"),
+        ("HCD0001305", "V1"),
+    ]
+    assert [s.session for s in find_scans(root, subjects=["sub-HCA6002236"], sessions=["ses-V2"])] == ["V2"]
+    with pytest.raises(UsageError, match="no sub-1"):
+        find_scans(root, subjects=["1"])
+
+
+def test_two_folders_of_hcp_never_become_one_subject(tmp_path):
+    image = "T1w/T1w_acpc_dc_restore.nii.gz"
+    with pytest.raises(UsageError, match="both sub-ab"):
+        find_scans(hcp_tree(tmp_path, f"a-b/{image}", f"ab/{image}"))
+
+
+def test_an_hcp_image_that_datalad_has_not_fetched_is_found_all_the_same(tmp_path):
+    (tmp_path / "100307/T1w").mkdir(parents=True)
+    link = tmp_path / "100307/T1w/T1w_acpc_dc_restore.nii.gz"
+    link.symlink_to("../../.git/annex/objects/absent")
+    assert [scan.path for scan in find_scans(tmp_path)] == [link]
+
+
+def test_a_folder_that_is_neither_says_what_both_look_like(tmp_path):
+    (tmp_path / "scans").mkdir()
+    with pytest.raises(UsageError, match=r"dataset_description\.json.*T1w_acpc_dc_restore"):
+        find_scans(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["enhance", "train", "calibrate"])
+def test_all_modes_take_hcp(tmp_path, capsys, mode):
+    voxel_mm = (4.0, 4.0, 4.2) if mode == "train" else (2.0, 2.0, 8.0)
+    for label in ("100307", "100408"):
+        path = tmp_path / f"HCP/{label}/T1w/T1w_acpc_dc_restore_brain.nii.gz"
+        write_scan(path, make_head((48, 48, 40 if mode == "train" else 12)), make_affine(voxel_mm))
+    arguments = [str(tmp_path / "HCP"), str(tmp_path / "out"), "participant", "--mode", mode, "--dry-run"]
+    engine = [] if mode == "enhance" else ["--segmentation", "ants"]
+    assert cli.main([*arguments, *engine, "--participant-label", "100307"]) == 0
+    told = capsys.readouterr().out
+    expected = {
+        "enhance": "sub-100307/anat/sub-100307_desc-iqt_T1w.nii.gz",
+        "train": "patches/sub-100307_patches.safetensors",
+        "calibrate": "calibration/sub-100307_T1w_snr.json",
+    }[mode]
+    assert expected in told
+    assert "100408" not in told
+
+
+# --- faults of a data set ---
+
+
+def test_faults_are_told_in_few_lines_that_name_files(tmp_path):
+    faults = [
+        Fault("NOT_INCLUDED", "no such name", f"sub-{i:02d}/anat/sub-{i:02d}_t1w.nii.gz") for i in range(40)
+    ]
+    faults += [Fault("NOT_INCLUDED", "no such name", f"sub-{i:02d}/func/x.nii.gz") for i in range(7)]
+    lines = summarise(faults, tmp_path)
+    assert len(lines) == 2
+    assert "sub-00/anat/sub-00_t1w.nii.gz" in lines[0] and "37 more" in lines[0]
+    assert lines[1].startswith("7 faults in files that are not read")
+
+
+def test_faults_of_subjects_that_are_not_processed_are_only_counted(tmp_path):
+    faults = [Fault("NOT_INCLUDED", "", f"sub-{label}/anat/x") for label in ("01", "02")]
+    lines = summarise(faults, tmp_path, ["02"])
+    assert "sub-02/anat/x" in lines[0] and "sub-01" not in "".join(lines)
+
+
+def test_many_kinds_of_faults_are_not_a_wall(tmp_path):
+    faults = [Fault(f"CODE_{i}", "x", "sub-01/anat/x") for i in range(50)]
+    assert len(summarise(faults, tmp_path)) == 6
+
+
+def test_without_a_validator_names_and_description_are_looked_at(bids_tree):
+    root = bids_tree(
+        *("sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_t1.nii.gz"),
+        sidecars={"dataset_description.json": {"Name": "x"}},
+    )
+    assert [(f.code, f.file) for f in _look(root)] == [
+        ("JSON_KEY_REQUIRED", "dataset_description.json"),
+        ("NOT_INCLUDED", "sub-01/anat/sub-01_t1.nii.gz"),
+    ]
+
+
+@pytest.mark.parametrize("skip", [[], ["--skip-bids-validation"]], ids=["looked over", "skipped"])
+def test_a_description_that_is_no_json_stops_a_run_unless_told_otherwise(bids_tree, tmp_path, capsys, skip):
+    root = bids_tree("sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_t1.nii.gz")
+    (root / "dataset_description.json").write_text("{")
+    arguments = parse([str(root), str(tmp_path / "out"), "participant", *skip])
+    if skip:
+        cli.settle(arguments)
+    else:
+        with pytest.raises(UsageError, match="--skip-bids-validation"):
+            cli.settle(arguments)
+    assert "not BIDS" not in capsys.readouterr().out
+
+
+def test_a_misnamed_scan_is_told_and_stops_nobody(bids_tree, tmp_path, capsys):
+    root = bids_tree("sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_t1.nii.gz")
+    cli.settle(parse([str(root), str(tmp_path / "out"), "participant"]))
+    assert "sub-01/anat/sub-01_t1.nii.gz" in capsys.readouterr().out
