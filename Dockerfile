@@ -4,41 +4,59 @@
 # SPM, GNU Octave and SPM's compiled MEX files come from SPM's own image, so that they match.
 ARG SPM_IMAGE=ghcr.io/spm/spm-docker:docker-octave-24.10.alpha22
 
-FROM ${SPM_IMAGE} AS build
-RUN apt-get update \
- && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends python3 python3-venv \
- && rm -rf /var/lib/apt/lists/*
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-# A layer of its own: it is the largest by far and changes least. This build of PyTorch brings the CUDA libraries;
-# without a GPU it runs on the CPU.
-RUN python3 -m venv /opt/iqtflow && /opt/iqtflow/bin/python -m pip install torch==2.13.0
-COPY . /src
-RUN /opt/iqtflow/bin/python -m pip install -c /src/constraints.txt /src \
- && /opt/iqtflow/bin/python -m compileall -q /opt/iqtflow
-
-FROM ${SPM_IMAGE}
-RUN apt-get update \
- && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends python3 libgomp1 \
- && rm -rf /var/lib/apt/lists/* \
+# --- that image, with Python, and without compilers ---
+FROM ${SPM_IMAGE} AS trimmed
+USER root
+# Octave may have been installed by hand, so that no package holds the libraries it stands on: they are marked as wanted
+# before compilers and headers go.
+RUN export DEBIAN_FRONTEND=noninteractive \
+ && apt-get update \
+ && apt-get install --yes --no-install-recommends ca-certificates libgomp1 python3 python3-venv \
+ && dpkg-query --show --showformat '${Package}\n' | grep '^lib' | grep --invert-match -- '-dev$' | xargs apt-mark manual > /dev/null \
+ && dpkg-query --show --showformat '${Package}\n' \
+    | grep --extended-regexp '^(build-essential|dpkg-dev|make|cmake|autoconf|automake|clang|binutils|gcc|g\+\+|cpp|gfortran)(-|$)|-dev$' \
+    | grep --extended-regexp --invert-match -- '-base$' \
+    | xargs apt-get purge --yes \
+ && apt-get clean \
+ && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* /tmp/* /usr/include /opt/spm/src /usr/share/doc/* /usr/share/man/* \
+    /usr/bin/mkoctfile* /usr/bin/mex /usr/local/bin/mkoctfile* /usr/local/bin/mex \
  && useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin iqtflow
-COPY --from=build /opt/iqtflow /opt/iqtflow
 
+# --- one layer for each rhythm of change: the system, PyTorch, the other libraries, iqtflow ---
+FROM scratch
+COPY --from=trimmed / /
 # Nothing is written but to the output, the work directory and /tmp: any user may run this, with --read-only and a tmpfs.
-ENV PATH=/opt/iqtflow/bin:$PATH \
+# NVIDIA_DRIVER_CAPABILITIES: what NVIDIA's container runtime hands in when a GPU is asked for with --gpus.
+ENV PATH=/opt/iqtflow/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    LANG=C.UTF-8 \
     SPM_HOME=/opt/spm \
     HOME=/tmp \
-    MPLCONFIGDIR=/tmp/matplotlib \
     NIPYPE_NO_ET=1 \
     NO_ET=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    PYTHONNOUSERSITE=1
-# What NVIDIA's container runtime hands in when a GPU is asked for with --gpus.
-ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
+    PYTHONNOUSERSITE=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_ROOT_USER_ACTION=ignore \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# This build of PyTorch brings the CUDA libraries; without a GPU it runs on the CPU.
+RUN python3 -m venv /opt/iqtflow && python -m pip install torch==2.13.0
+RUN --mount=type=bind,source=setup.cfg,target=/src/setup.cfg \
+    --mount=type=bind,source=constraints.txt,target=/src/constraints.txt \
+    python -c "import configparser as c; s = c.ConfigParser(); s.read('/src/setup.cfg'); print(s['options']['install_requires'])" \
+      > /tmp/requirements.txt \
+ && python -m pip install -c /src/constraints.txt -r /tmp/requirements.txt \
+ && rm /tmp/requirements.txt
+RUN --mount=type=bind,target=/src \
+    cp -R /src /tmp/src && python -m pip install --no-deps /tmp/src && rm -rf /tmp/src
 USER iqtflow
 WORKDIR /tmp
+# Fails the build when SPM, Octave and the MEX files do not go together, or a model is damaged.
+RUN iqtflow --doctor --mode calibrate --segmentation spm
 
 LABEL org.opencontainers.image.title="iqtflow" \
       org.opencontainers.image.description="Image quality transfer for low-field, thick-slice brain MRI (BIDS App)" \
+      org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="Apache-2.0 AND GPL-2.0-or-later" \
       org.opencontainers.image.documentation="https://arxiv.org/abs/1909.06763"
 

@@ -24,7 +24,7 @@ from iqtflow.errors import InputError
 #: Spacing over in-plane voxel size below which a scan has nothing to gain along the slice axis.
 NEAR_ISOTROPIC_RATIO = 1.5
 
-#: Largest |log2(ratio / k)| at which a network sees the scan's own in-plane grid; past it the plane is
+#: Largest ``|log2(ratio / k)|`` at which a network sees the scan's own in-plane grid; past it the plane is
 #: resampled to spacing / k.
 #: Half an octave is the anisotropy that training data (up to 1 : 1.33 voxels on any axis) contain.
 IN_PLANE_TOLERANCE_OCTAVES = 0.5
