@@ -1,6 +1,7 @@
 # make demo   enhance a small simulated scan, from nothing to a page to look at
 # make test   all tests, two files at a time (PYTEST_ARGS="-m 'not slow'" for the quick ones, one at a time)
-# make lint   style
+# make lint   style, spelling, types
+# make docs   the documentation, as docs/_build/index.html, warnings are errors
 # Each makes its own virtual environment on first use.
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 PIP      = $(VENV)/bin/python -m pip
 RECIPES  = setup.cfg pyproject.toml constraints.txt iqtflow/__init__.py
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -28,8 +29,11 @@ test: $(VENV)/.installed-test
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/python -m ruff check .
 
+docs: $(VENV)/.installed-docs
+	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build
+
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info
+	rm -rf $(VENV) demo build dist docs/_build docs/api *.egg-info
 
 $(VENV)/.torch:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "iqtflow needs Python 3.10 or later; say which: make PYTHON=python3.11 ...")'
@@ -43,4 +47,8 @@ $(VENV)/.installed: $(VENV)/.torch $(RECIPES)
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) install --quiet -c constraints.txt -e '.[docs]'
 	touch $@

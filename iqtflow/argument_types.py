@@ -56,7 +56,13 @@ def bids_label(entity: str) -> Callable[[str], str]:
 
 
 def axes(text: str) -> tuple[str, ...]:
-    """Convert to names of voxel axes, written with commas between them."""
+    """Convert to names of voxel axes, written with commas between them.
+
+    Examples
+    --------
+    >>> axes("x,y")
+    ('x', 'y')
+    """
     names = tuple(text.split(","))
     if not set(names) <= set(AXES) or len(set(names)) < len(names):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of {', '.join(AXES)}, each once, with commas")

@@ -46,6 +46,14 @@ def psnr(reference: np.ndarray, estimate: np.ndarray, mask: np.ndarray | None = 
     ------
     InputError
         Shapes differ, the mask is empty, or the reference has no positive value in it.
+
+    Examples
+    --------
+    Off by a hundredth of the range everywhere is 40 dB:
+
+    >>> truth = np.full((4, 4, 4), 100.0)
+    >>> round(psnr(truth, truth + 1), 6)
+    40.0
     """
     reference, estimate, mask = _check(reference, estimate, mask)
     peak = float(reference[mask].max())
@@ -144,6 +152,13 @@ def wilcoxon(a: Sequence[float], b: Sequence[float]) -> SignedRank:
     ------
     InputError
         The two are not of one length, or hold a value that is not finite.
+
+    Examples
+    --------
+    Six subjects, all of them better: the smallest p that six can give.
+
+    >>> wilcoxon([31, 30, 32, 29, 33, 34], [24, 25, 24, 23, 24, 24]).p
+    0.03125
     """
     from scipy.stats import rankdata
 

@@ -207,6 +207,11 @@ def stamp_figures(source: str | os.PathLike, path: str | os.PathLike, figures: M
 def list_shipped() -> list[ModelInfo]:
     """Return the models that come with the package, by contrast and factor, as ``weights/index.json`` lists
     them.
+
+    Examples
+    --------
+    >>> [model.name for model in list_shipped() if model.contrast == "T1w" and model.k == 4]
+    ['iqt-k4']
     """
     entries = json.loads((WEIGHTS / "index.json").read_text(encoding="utf-8"))["models"]
     return [ModelInfo(e["name"], WEIGHTS / e["file"], e["k"], e["contrast"], e["sha256"]) for e in entries]

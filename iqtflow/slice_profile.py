@@ -48,6 +48,19 @@ def decimation_matrix(n_thin: int, k: int, thickness_voxels: float, offset_voxel
     ------
     InputError
         The volume is thinner than one slice, or the thickness is not within (0, k].
+
+    Examples
+    --------
+    Slices of 3 voxels with gaps of 1, the paper's k = 4: each is centred on its slab, between its two middle
+    voxels.
+
+    >>> matrix = decimation_matrix(16, 4, 3.0)
+    >>> matrix.shape
+    (4, 16)
+    >>> float(matrix[1] @ np.arange(16)).__round__(4)
+    5.5
+    >>> np.allclose(matrix.sum(axis=1), 1)
+    True
     """
     if not 0 < thickness_voxels <= k * (1 + 1e-6):
         raise InputError(
@@ -129,7 +142,13 @@ def profile_matrix(n_thin: int, ratio: float, fwhm_voxels: float, offset_voxels:
 
 
 def count_slices(n_thin: int, ratio: float) -> int:
-    """Number of thick slices that fit in whole; 7.2 mm / 0.9 mm counts as 8 although floats disagree."""
+    """Number of thick slices that fit in whole; 7.2 mm / 0.9 mm counts as 8 although floats disagree.
+
+    Examples
+    --------
+    >>> count_slices(160, 7.2 / 0.9)
+    20
+    """
     return int(np.floor(n_thin / ratio + 1e-6))
 
 

@@ -115,6 +115,14 @@ def read_prior(name_or_path: str | os.PathLike) -> SNRPrior:
     ------
     InputError
         Neither a known name nor a readable file, or numbers that are not a distribution.
+
+    Examples
+    --------
+    >>> prior = read_prior("ibadan-0.36T")
+    >>> prior.mean
+    (64.5, 54.14)
+    >>> [round(snr, 1) for snr in prior.sample(np.random.default_rng(0))]
+    [65.6, 54.8]
     """
     key = os.fspath(name_or_path)
     if key in PUBLISHED:

@@ -1,4 +1,4 @@
-"""``api/index.rst``: every module of the three floors, found and not listed by hand, under its installed name."""
+"""``api/index.rst``: all modules of the three floors, found and not listed by hand."""
 
 from __future__ import annotations
 
@@ -14,23 +14,30 @@ FLOORS = (
     (
         "iqtflow",
         "The science",
-        "On arrays and tensors; nothing here knows of nipype. :mod:`iqtflow.bids` and :mod:`iqtflow.report` are the rooms that know"
-        " of data sets and pages.",
+        "On arrays and tensors; nothing here knows of nipype. :mod:`iqtflow.bids` and :mod:`iqtflow.report`"
+        " are the rooms that know of data sets and pages.",
     ),
     (
         "iqtflow.interfaces",
         "Interfaces",
-        "Nipype interfaces: each checks its inputs, calls the science, and declares its outputs. Whatever is heavy"
-        " runs in a process of its own.",
+        "Nipype interfaces: each checks its inputs, calls the science, and declares its outputs. Whatever is"
+        " heavy runs in a process of its own.",
     ),
     (
         "iqtflow.workflows",
         "Workflows",
-        "Factories of graphs, ``init_*_wf``. They read no global settings and write nothing outside their nodes' folders.",
+        "Factories of graphs, ``init_*_wf``. They read no global settings and write nothing outside their"
+        " nodes' folders.",
     ),
 )
 #: Of the application, not for import; the page of commands tells how to use them.
-NOT_FOR_IMPORT = ("iqtflow.cli", "iqtflow.commands", "iqtflow.parser", "iqtflow.argument_types", "iqtflow.weights")
+NOT_FOR_IMPORT = (
+    "iqtflow.cli",
+    "iqtflow.commands",
+    "iqtflow.parser",
+    "iqtflow.argument_types",
+    "iqtflow.weights",
+)
 
 
 def list_modules(package: str) -> list[str]:
@@ -48,7 +55,13 @@ def list_modules(package: str) -> list[str]:
 
 def write_index(app: Sphinx, config: Config) -> None:
     """Write the page before Sphinx looks for pages; leave it alone when nothing has changed."""
-    lines = ["API", "===", "", "Import by full name: ``from iqtflow.interfaces.enhance import EnhanceVolume``.", ""]
+    lines = [
+        "API",
+        "===",
+        "",
+        "Import by full name: ``from iqtflow.interfaces.enhance import EnhanceVolume``.",
+        "",
+    ]
     for package, heading, text in FLOORS:
         lines += [heading, "-" * len(heading), "", text, "", ".. autosummary::", "   :toctree: generated", ""]
         lines += [f"   {name}" for name in list_modules(package)] + [""]

@@ -1,4 +1,4 @@
-"""``{command-help} iqtflow-simulate``: what the command says with ``--help``, asked when the pages are made."""
+"""``{command-help} iqtflow-simulate``: its ``--help``, asked when the pages are made."""
 
 from __future__ import annotations
 

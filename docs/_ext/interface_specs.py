@@ -1,4 +1,4 @@
-"""What nipype's interfaces and workflows have beside parameters: inputs and outputs, as sections of their docstrings."""
+"""Inputs and outputs of nipype's interfaces and workflows, as sections of their docstrings."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def add_sections(app: Sphinx, what: str, name: str, obj: Any, options: Any, line
                 lines.extend(_describe(spec, inputs=inputs))
 
 
-def skip_plumbing(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+def skip_plumbing(app: Sphinx, what: str, name: str, *_: Any) -> bool | None:
     """Leave out what an interface has for nipype's sake."""
     return True if name in {"input_spec", "output_spec", "module"} else None
 

@@ -1,4 +1,4 @@
-"""Equations as MathML, which browsers draw by themselves: no script and no request, so that pages open offline."""
+"""Equations as MathML, which browsers draw by themselves: no script, no request, pages open offline."""
 
 from __future__ import annotations
 

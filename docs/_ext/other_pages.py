@@ -1,4 +1,7 @@
-"""The front page takes in pages that it does not name, and links out of the folder lead where they can."""
+"""The front page takes in pages that it does not name, and links lead where these pages can follow.
+
+In the repository, pages link to files beside this folder, and to folders; here those are pages, or names.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 
-#: What stands for a file beside this folder, when a page links to it as it does on a code host.
+#: The page that stands for a file beside this folder.
 INSIDE = {
     "README.md#what-it-cannot-know": "limits.md",
     "README.md": "index.md",
     "CHANGES.md": "changes.md",
 }
-LINK = re.compile(r"\[([^\]]*)\]\(((?:\.\./)+)([^)\s]+)\)")
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 
 
 def name_other_pages(app: Sphinx, docname: str, source: list[str]) -> None:
@@ -31,21 +34,32 @@ def name_other_pages(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] = source[0].replace("OTHER-PAGES", "\n".join(rest))
 
 
+def take_changes(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Make the repository's list of changes a page."""
+    if docname == "changes":
+        text = (Path(app.srcdir).parent / "CHANGES.md").read_text(encoding="utf-8")
+        source[0] = text.replace("](docs/", "](")
+
+
 def lead_links(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Turn links to files outside of this folder into links to their page, or into the file's name."""
-    here = Path(app.env.doc2path(docname)).parent
+    """Turn links to files outside of this folder, and to folders, into links to their page, or into names."""
     top = Path(app.srcdir)
+    here = Path(app.env.doc2path(docname)).parent
 
     def lead(match: re.Match[str]) -> str:
-        text, up, target = match.groups()
-        place = (here / up / target.partition("#")[0]).resolve()
-        if place.is_relative_to(top):
-            return match.group()
-        name = "".join(target.partition("#")) if target in INSIDE else target.partition("#")[0]
-        page = INSIDE.get(name)
-        if page is None:
-            return f"{text} (`{place.relative_to(top.parent)}`)" if text != f"`{target}`" else text
-        return f"[{text}]({'../' * len(Path(docname).parent.parts)}{page})"
+        text, target, anchor = match[1], match[2], match[3] or ""
+        place = (here / target).resolve()
+        if place.is_dir() and (place / "index.md").exists():
+            return f"[{text}]({target.rstrip('/')}/index.md)"
+        if place.is_relative_to(top) and place.is_file():
+            return match[0]
+        name = place.relative_to(top.parent).as_posix() if place.is_relative_to(top.parent) else target
+        page = INSIDE.get(name + anchor) or INSIDE.get(name)
+        if page is not None:
+            return f"[{text}]({'../' * (len(Path(docname).parts) - 1)}{page})"
+        if place.exists():
+            return text if text.strip("`") == name else f"{text} (`{name}`)"
+        return match[0]  # Sphinx says that it is missing
 
     source[0] = LINK.sub(lead, source[0])
 
@@ -53,5 +67,6 @@ def lead_links(app: Sphinx, docname: str, source: list[str]) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Hook into the reading of sources."""
     app.connect("source-read", name_other_pages)
+    app.connect("source-read", take_changes)
     app.connect("source-read", lead_links)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

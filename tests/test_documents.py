@@ -1,0 +1,200 @@
+"""Every command that the pages show can be typed as it is shown; those of the main pages are run.
+
+To be quick, what is run is smaller than what is shown: phantoms, an untrained network, a few steps of
+training (`reduced`). On other pages each command of iqtflow goes through its own parser and all checks that
+need no image to be opened; of Docker, Apptainer and schedulers, what they would start inside goes through the
+same.
+"""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from document_judges import check, check_example, check_toml, plain
+from documents import KNOWN, SHELLS, Command, Sandbox, list_pages, read_blocks, read_commands
+from pretend_spm import make_program, make_spm
+
+from iqtflow.errors import UsageError
+
+PAGES = list_pages()
+#: Pages whose commands are run, in their order; for a newcomer each of them has to work.
+RUN = ("README.md", "docs/quickstart.md", "docs/usage.md", "docs/calibration.md")
+#: What makes a shown command affordable here.
+TRAINING = [
+    "--filters",
+    "2",
+    "--steps",
+    "2",
+    "--steps-per-epoch",
+    "2",
+    "--max-epochs",
+    "1",
+    "--batch-size",
+    "2",
+]
+
+
+@pytest.fixture
+def sandbox(tmp_path, untrained_model, monkeypatch) -> Sandbox:
+    place = Sandbox(tmp_path, untrained_model)
+    place.add_data()
+    for name in ("spm12", "spm"):
+        make_spm(tmp_path / "opt" / name)
+    octave = make_program(tmp_path / "octave-cli", "exit 0")
+    monkeypatch.setenv("OCTAVE_EXEC", os.fspath(octave))
+    monkeypatch.setenv("SPM_HOME", os.fspath(tmp_path / "opt/spm12"))
+    monkeypatch.chdir(place.cwd)
+    return place
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_says_what_it_is(page):
+    """A block without a language would be neither coloured nor tested."""
+    for block in read_blocks(page):
+        assert block.language in KNOWN, f"{block}: a block in '{block.language}'; tests know {sorted(KNOWN)}"
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any(block.language in SHELLS for block in read_blocks(page))]
+)
+def test_every_command_can_be_typed_as_it_is_shown(page, sandbox):
+    for block in read_blocks(page):
+        if block.language in SHELLS:
+            for command in read_commands(block):
+                check_all(command, sandbox)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUN)
+def test_every_command_of_the_main_pages_does_what_it_says(page, sandbox):
+    commands = [c for b in read_blocks(page) if b.language == "console" for c in read_commands(b)]
+    done: set[tuple[str, ...]] = set()
+    for command in commands:
+        for call in sandbox.record(command):
+            if call[0].startswith("iqtflow") and tuple(call) not in done:
+                done.add(tuple(call))
+                run(call, command, sandbox)
+    assert done, f"{page} shows no command of iqtflow"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_examples_in_other_languages_are_right(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for block in read_blocks(page):
+        if block.language == "json":
+            json.loads(block.text)
+        elif block.language == "toml":
+            check_toml(block)
+        elif block.language == "python" and ">>>" in block.text:
+            example = doctest.DocTestParser().get_doctest(block.text, {}, str(block), block.page, block.line)
+            result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example)
+            assert result.failed == 0, str(block)
+            assert result.attempted > 0
+        elif block.language == "python":
+            check_example(block)
+
+
+def test_examples_in_docstrings_are_right():
+    """Public functions show how they are called; each example is run as it stands."""
+    attempted = 0
+    for name in (
+        "snr",
+        "geometry",
+        "slice_profile",
+        "metrics",
+        "argument_types",
+        "models",
+    ):
+        result = doctest.testmod(importlib.import_module(f"iqtflow.{name}"), optionflags=doctest.ELLIPSIS)
+        assert result.failed == 0, f"iqtflow.{name}"
+        attempted += result.attempted
+    assert attempted >= 12
+
+
+def test_a_program_that_nobody_has_heard_of_is_an_error(sandbox):
+    with pytest.raises(AssertionError, match="has to be added"):
+        sandbox.record(Command("here", "no-such-program --now"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "iqtflow /data/bids /out participant --no-such-option",
+        "iqtflow /data/missing /out participant",
+        "iqtflow /data/bids /out participant --split split.json",  # an option of another mode
+        "docker run --rm -v /data/bids:/in:ro iqtflow /elsewhere /out participant",
+        "docker run --gpu all iqtflow /in /out participant",
+        "iqtflow-simulate T1w.nii.gz out.nii.gz --wm wm.nii.gz",
+        "make no-such-target",
+        "pip install torch==1.0",
+    ],
+)
+def test_a_command_that_would_fail_a_reader_is_found(text, sandbox):
+    with pytest.raises((AssertionError, SystemExit, UsageError)):
+        check_all(Command("here", text), sandbox)
+
+
+def check_all(command: Command, sandbox: Sandbox) -> None:
+    for call in sandbox.record(command):
+        check(call, command, sandbox)
+
+
+# --- running ---
+
+
+def run(call: list[str], command: Command, sandbox: Sandbox) -> None:
+    """Run a command of iqtflow in a process of its own, smaller than shown, and compare what it says."""
+    program, *arguments = call
+    arguments += reduced(program, arguments, sandbox)
+    module = "cli" if program == "iqtflow" else f"commands.{program.removeprefix('iqtflow-')}"
+    done = subprocess.run(
+        [sys.executable, "-m", f"iqtflow.{module}", *arguments],
+        cwd=sandbox.cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HOME": os.fspath(sandbox.root / "home")},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    said = done.stdout + done.stderr
+    refusal = any("error:" in line for line in command.answer)
+    assert (done.returncode != 0) == refusal, f"{command.where}: {shlex.join(call)}\n{said}"
+    for line in command.answer:
+        wanted = plain(sandbox.place(line))
+        assert wanted in ("", "...") or wanted in plain(said), f"{command.where}: {line!r} is not in\n{said}"
+
+
+def reduced(program: str, arguments: list[str], sandbox: Sandbox) -> list[str]:
+    """What makes a command quick: added at its end, where it wins."""
+    if program == "iqtflow-enhance":
+        return [] if "--model" in arguments else ["--model", os.fspath(sandbox.model)]
+    if program != "iqtflow" or {"--version", "--list-models", "--doctor", "--help"} & set(arguments):
+        return []
+    small = ["--nprocs", "2", "--mem-gb", "8"]
+    if "--mode" not in arguments:
+        if "--model" not in arguments:
+            return [*small, "--model", os.fspath(sandbox.model)]
+        return [*small, "--model", os.fspath(find_trained(sandbox))]
+    mode = arguments[arguments.index("--mode") + 1]
+    if "participant" in arguments and mode == "train":
+        small += [
+            "--segmentation",
+            "derivatives",
+            "--derivatives",
+            os.fspath(sandbox.root / "data/derivatives/smriprep"),
+        ]
+    return small + (TRAINING if mode == "train" else [])
+
+
+def find_trained(sandbox: Sandbox) -> Path:
+    """The model that an earlier command of the page has trained, under the name that it gave it."""
+    found = sorted((sandbox.root / "out").rglob("models/*.safetensors"))
+    assert found, "no model was trained"
+    return found[0]
