@@ -19,7 +19,8 @@ _taken: dict[str, list[str]] = {}
 
 
 def take_sections(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Take what numpydoc would drop out of the docstring."""
+    """Take what numpydoc would drop out of the docstring; show shapes such as ``(n, *tile)`` as they are."""
+    lines[:] = [re.sub(r"(?<=[ (])\*(?=\w+[,)])", r"\\*", line) for line in lines]
     kept: list[str] = []
     taken: list[str] = []
     into = kept
