@@ -1,0 +1,258 @@
+"""Options that do something other than a run: tell what would be done, write pages or citations, clean up."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import make_affine, make_head, write_scan
+
+import iqtflow
+from iqtflow import cli
+from iqtflow.boilerplate import describe_run
+from iqtflow.citation import Paragraph, bibliography, render_citation, write_citation
+from iqtflow.config import PathSettings, RunSettings, Settings, TrainSettings
+from iqtflow.engines import EngineChoice
+from iqtflow.parser import parse
+
+THICK, THIN = "sub-01/anat/sub-01_acq-axial_T1w.nii.gz", "sub-02/anat/sub-02_T1w.nii.gz"
+
+
+@pytest.fixture
+def clinic(bids_tree) -> Path:
+    """One thick-slice scan, one near-isotropic one, and one whose content is elsewhere."""
+    root = bids_tree(
+        *(THICK, THIN, "sub-03/anat/sub-03_T1w.nii.gz"),
+        sidecars={"acq-axial_T1w.json": {"SliceThickness": 6.0, "SkullStripped": True}},
+    )
+    write_scan(root / THICK, make_head((48, 48, 14)), make_affine((2.0, 2.0, 8.0)))
+    write_scan(root / THIN, make_head((40, 40, 30)), make_affine((4.0, 4.0, 5.0)))
+    pointer = root / "sub-03/anat/sub-03_T1w.nii.gz"
+    pointer.unlink()
+    pointer.symlink_to("../../.git/annex/objects/absent")
+    return root
+
+
+def tree(root: Path) -> dict[Path, int]:
+    return {path: path.lstat().st_mtime_ns for path in sorted(root.rglob("*"))}
+
+
+# --- dry run ---
+
+
+def test_a_dry_run_tells_geometry_model_and_outputs_of_each_scan_and_writes_nothing(clinic, tmp_path, capsys):
+    before = tree(tmp_path)
+    assert cli.main([str(clinic), str(tmp_path / "out"), "participant", "--dry-run", "--device", "cpu"]) == 1
+    assert tree(tmp_path) == before
+    told = capsys.readouterr().out
+    thick = told[told.index(str(clinic / THICK)) :].split("sub-03")[0]
+    assert "slices along k, 8 mm apart (6 mm thick, 2 mm between them), 2 x 2 mm in plane" in thick
+    assert re.search(r"model     iqt-k4, k = 4, \S+iqt-k4\.safetensors", thick)
+    assert "writes    sub-01/anat/sub-01_acq-axial_desc-iqt_T1w.nii.gz" in thick
+    assert f"datalad get {clinic}/sub-03/anat/sub-03_T1w.nii.gz" in told.split("will fail")[1]
+    assert "already near-isotropic" in told.split(str(clinic / THIN))[1]
+    assert "1 to process, 1 to skip, 1 that will fail" in told
+
+
+def test_a_dry_run_of_training_names_draws_and_the_model(clinic, tmp_path, capsys):
+    (tmp_path / "split.json").write_text('{"train": ["02"], "validation": ["01"], "evaluation": []}')
+    arguments = [
+        *(str(clinic), str(tmp_path / "out"), "participant", "group", "--mode", "train", "--dry-run"),
+        *("--split", str(tmp_path / "split.json"), "--draws", "2", "--segmentation", "ants", "-k", "8"),
+        *("--participant-label", "02", "--model-name", "ours"),
+    ]
+    assert cli.main(arguments) == 0
+    told = capsys.readouterr().out
+    assert "engine    ants (asked for), k = 8" in told
+    assert "writes    sub-02/anat/sub-02_desc-sim02_T1w.nii.gz" in told
+    assert "models/ours.safetensors" in told
+
+
+def test_only_one_of_the_three_can_be_meant(capsys):
+    with pytest.raises(SystemExit):
+        parse(["in", "out", "participant", "--dry-run", "--reports-only"])
+    assert "not allowed with" in capsys.readouterr().err
+
+
+# --- pages only ---
+
+
+def test_pages_come_anew_from_what_is_there(clinic, tmp_path, capsys):
+    out = tmp_path / "out"
+    scan = nib.load(clinic / THICK)
+    thin = np.repeat(scan.get_fdata(dtype=np.float32), 4, axis=2)
+    affine = scan.affine @ np.diag([1, 1, 0.25, 1])
+    write_scan(out / "sub-01/anat/sub-01_acq-axial_desc-iqt_T1w.nii.gz", thin, affine)
+    arguments = [str(clinic), str(out), "participant", "--reports-only", "--device", "cpu"]
+    assert cli.main(arguments) == 0
+    assert "pages" in capsys.readouterr().out
+    assert "sub-01_acq-axial" in (out / "sub-01.html").read_text()
+    assert "near-isotropic" in (out / "sub-02.html").read_text()
+    assert "no result of this scan yet" in (out / "sub-03.html").read_text()
+    assert (out / "index.html").exists()
+    assert not list((tmp_path / "out-work").glob("*/*")), "a graph has run"
+
+
+def test_a_mode_without_pages_says_so(clinic, tmp_path, capsys):
+    arguments = [str(clinic), str(tmp_path / "out"), "participant", "--mode", "calibrate", "--reports-only"]
+    assert cli.main([*arguments, "--segmentation", "ants"]) == 2
+    assert "nothing else has pages" in capsys.readouterr().err
+
+
+# --- citation only ---
+
+
+def test_the_citation_comes_without_a_run_and_is_the_same_for_every_job_of_an_array(clinic, tmp_path):
+    texts = []
+    for label in ("01", "03"):
+        out = tmp_path / f"out{label}"
+        arguments = [str(clinic), str(out), "participant", "--boilerplate-only", "--participant-label", label]
+        assert cli.main(arguments) == 0
+        texts.append([(out / "logs" / f"CITATION{ending}").read_text() for ending in (".md", ".bib")])
+        assert not list(out.rglob("*.nii.gz"))
+    assert texts[0] == texts[1]
+    markdown, bibtex = texts[0]
+    assert f"iqtflow {iqtflow.__version__}" in markdown and "iqt-k4 (up-sampling factor 4" in markdown
+    for key in re.findall(r"@\w+\{(\w+),", bibtex):
+        assert key in bibliography()
+    assert markdown.count("https://doi.org/") == bibtex.count("doi = ")
+
+
+def test_every_mode_and_level_has_its_sentences_and_references():
+    found = set()
+    engines = [EngineChoice("ants", ""), EngineChoice("derivatives", "")]
+    for mode in ("enhance", "train", "calibrate"):
+        for level in ("participant", "group"):
+            settings = Settings(
+                paths=PathSettings(bids_dir=Path("/b"), output_dir=Path("/o"), work_dir=Path("/w")),
+                run=RunSettings(mode=mode),
+                train=TrainSettings(ensemble=5, mirror=True),
+            )
+            found |= set(describe_run(settings, level, engines))
+    text = render_citation(list(found))
+    for sentence in (
+        "ANTsPy",
+        "ready-made",
+        "simulated",
+        "ensemble of 5",
+        "mirror True",
+        "Wilcoxon",
+        "equation 4",
+    ):
+        assert sentence in text
+    assert {key for paragraph in found for key in paragraph.references} <= set(bibliography())
+    # Who is named in the text is in the list, and the other way round.
+    for year_and_name in (("Tustison", "2010"), ("Wang", "2004"), ("Lin", "2019")):
+        assert re.search(rf"\* {year_and_name[0]}, .*\({year_and_name[1]}\)", text)
+
+
+def test_jobs_that_end_together_lose_no_paragraph(tmp_path):
+    paragraphs = [Paragraph(i, f"Step {i}", f"What step {i} does.") for i in range(12)]
+    jobs = [threading.Thread(target=write_citation, args=(tmp_path, [one])) for one in paragraphs]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    text = (tmp_path / "logs" / "CITATION.md").read_text()
+    assert [one.text in text for one in paragraphs] == [True] * 12
+    write_citation(tmp_path, paragraphs[:1])
+    assert (tmp_path / "logs" / "CITATION.md").read_text() == text
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+# --- the work directory ---
+
+
+def test_a_work_directory_is_emptied_when_asked_for_and_only_then(clinic, tmp_path):
+    work = tmp_path / "work"
+    arguments = [
+        str(clinic),
+        str(tmp_path / "out"),
+        "participant",
+        "-w",
+        str(work),
+        "--participant-label",
+        "02",
+    ]
+    assert cli.main(arguments) == 0
+    (work / "checkpoints").mkdir()
+    (work / "checkpoints" / "last.ckpt").touch()
+    assert cli.main(arguments) == 0
+    assert (work / "checkpoints" / "last.ckpt").exists()
+    assert cli.main([*arguments, "--clean-workdir"]) == 0
+    assert not (work / "checkpoints").exists()
+    assert (work / "settings.toml").exists()
+
+
+def test_a_folder_of_somebody_else_is_not_emptied(clinic, tmp_path, capsys):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.docx").touch()
+    arguments = [str(clinic), str(tmp_path / "out"), "participant", "-w", str(tmp_path / "work")]
+    assert cli.main([*arguments, "--clean-workdir"]) == 2
+    assert "thesis.docx" in capsys.readouterr().err
+    assert (tmp_path / "work" / "thesis.docx").exists()
+
+
+# --- settings of a run ---
+
+
+def test_the_seed_and_the_resources_of_the_command_line_reach_the_graph(clinic, tmp_path):
+    from iqtflow.workflows.participant import build_enhance_graph
+    from iqtflow.workflows.plan import choose_scans
+
+    from iqtflow.inputs import find_inputs
+
+    arguments = [str(clinic), str(tmp_path / "out"), "participant", "--random-seed", "7", "--nprocs", "2"]
+    settings, _ = cli.settle(parse([*arguments, "--device", "cpu", "--participant-label", "01"]))
+    graph = build_enhance_graph(choose_scans(find_inputs(settings), settings).chosen, settings, name="all")
+    sink = graph.get_node("sub_01_acq_axial_T1w.sink_enhanced")
+    assert sink.inputs.metadata["RandomSeed"] == 7
+    assert sink.inputs.base_directory == str(tmp_path / "out")
+
+
+def test_every_setting_of_a_run_can_be_given_by_its_own_settings_file(clinic, tmp_path):
+    first = [
+        str(clinic),
+        str(tmp_path / "out"),
+        "participant",
+        "--participant-label",
+        "02",
+        "--stop-on-first-crash",
+    ]
+    assert cli.main([*first, "--write-graph", "--resource-monitor", "-vv", "--skip-bids-validation"]) == 0
+    again = [*first[:3], "--config-file", str(tmp_path / "out-work" / "settings.toml")]
+    settings, _ = cli.settle(parse(again))
+    run = settings.run
+    assert (run.participant_labels, run.stop_on_first_crash, run.verbose) == (("02",), True, 2)
+    assert run.write_graph and run.resource_monitor and settings.inputs.skip_validation
+
+
+def test_no_flag_of_the_command_line_is_missing_from_the_settings_or_the_actions():
+    actions = {
+        "help",
+        "doctor",
+        "list_models",
+        "config_file",
+        "version",
+        "bids_database_wipe",
+        "clean_workdir",
+    }
+    actions |= {"dry_run", "reports_only", "boilerplate_only"}
+    from iqtflow.config import SECTIONS
+    from iqtflow.parser import build_parser
+
+    for action in build_parser()._actions:
+        section, _, key = action.dest.partition("__")
+        known = section in SECTIONS and key in SECTIONS[section].__dataclass_fields__
+        assert known or action.dest in actions, action.dest
+
+
+def test_a_sidecar_of_the_citation_is_json(tmp_path):
+    write_citation(tmp_path, [Paragraph(1, "Über", "Größe", ("lin2019",))])
+    (file,) = (tmp_path / "logs" / "citation").iterdir()
+    assert json.loads(file.read_text())["text"] == "Größe"
