@@ -32,7 +32,7 @@ def test_the_index_lists_who_passed_who_failed_and_who_is_missing(record, tmp_pa
         tmp_path, "02", [{"status": "failed", "input": "/d/sub-02_T1w.nii.gz", "message": "too dark"}]
     )
     found = Page(write_index_page(tmp_path, ["03"]))
-    assert found.says("3 subjects. Scans: 1 enhanced, 0 skipped, 1 failed; 1 subject without a page.")
+    assert found.says("3 subjects. Scans: 1 enhanced, 1 failed; 1 subject without a page.")
     assert found.says("too dark")
     assert found.text.index("sub-02") < found.text.index("sub-01"), "failures want attention first"
     assert "sub-01.html#sub-01_ses-1_T1w" in found.links
@@ -63,7 +63,7 @@ def test_a_subject_with_one_good_and_one_bad_scan_shows_both(record, tmp_path):
         and found.says("from-sidecar")
         and found.says("Half of the foreground is below")
     )
-    assert Page(tmp_path / "index.html").says("1 enhanced, 0 skipped, 1 failed")
+    assert Page(tmp_path / "index.html").says("1 enhanced, 1 failed")
 
 
 EVALUATION = [

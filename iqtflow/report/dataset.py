@@ -13,6 +13,15 @@ from iqtflow.report.records import complete_record
 from iqtflow.report.subject import write_subject_page
 from iqtflow.report.summaries import find_labels, read_summary
 
+#: Which subjects the index can be narrowed to: mark and words.
+FILTERS = (
+    ("failed", "Failed"),
+    ("warning", "With warnings"),
+    ("enhanced", "Enhanced"),
+    ("prepared", "Prepared"),
+    ("skipped", "Skipped"),
+)
+
 
 def write_index_page(
     out_dir: str | os.PathLike, subjects: Mapping[str, Sequence[Record]] | Sequence[str] = ()
@@ -46,6 +55,7 @@ def write_index_page(
                 "label": label,
                 "status": status,
                 "scans": scans,
+                "marks": _marks(status, scans),
                 "has_page": (out_dir / f"sub-{label}.html").is_file(),
             }
         )
@@ -55,8 +65,28 @@ def write_index_page(
         status: sum(scan["status"] == status for row in rows for scan in row["scans"]) for status in STATUSES
     }
     counts["missing"] = sum(not row["scans"] for row in rows)
-    html = render("index.html", rows=rows, counts=counts, has_group=(out_dir / "group.html").is_file())
+    filters = [("", "All")]
+    for mark, words in FILTERS:
+        n = sum(mark in row["marks"] for row in rows)
+        if 0 < n < len(rows):
+            filters.append((mark, f"{words} ({n})"))
+    html = render(
+        "index.html",
+        rows=rows,
+        counts=counts,
+        statuses=STATUSES,
+        filters=filters,
+        has_group=(out_dir / "group.html").is_file(),
+    )
     return write_page(out_dir / "index.html", html)
+
+
+def _marks(status: str, scans: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the index can be narrowed by: outcomes of the scans, and whether any wants attention."""
+    marks = {status, *(scan["status"] for scan in scans)}
+    if any(scan.get("warnings") or scan.get("verdict_style") == "warn" for scan in scans):
+        marks.add("warning")
+    return sorted(marks)
 
 
 def write_pages(out_dir: str | os.PathLike, scans: Sequence[Mapping[str, Any]]) -> Path:

@@ -18,7 +18,7 @@ from iqtflow.report.figures import draw_figures
 from iqtflow.report.page import bare_label, render, write_page
 from iqtflow.report.pictures import legend_colours
 from iqtflow.report.prepared import PreparedFigures, draw_prepared
-from iqtflow.report.summaries import fingerprint, is_current, read_summary, storable, summary_path
+from iqtflow.report.summaries import VOLUMES, fingerprint, is_current, read_summary, storable, summary_path
 from iqtflow.report.views import CONVENTIONS, load_volumes
 
 DRAWN = ("enhanced", "prepared")  #: scans with pictures
@@ -161,6 +161,7 @@ def _summary(
             "verdict_style": e.verdict.style if e.verdict else "",
             "thumbnail": thumbnail.file if thumbnail else None,
             "alt": thumbnail.alt if thumbnail else "",
+            "volumes": {key: str(record[key]) for key in VOLUMES if record.get(key)},
             "record": storable(record),
         }
         for e, record, thumbnail in zip(entries, records, thumbnails, strict=True)
