@@ -40,9 +40,9 @@ def test_a_training_subject_shows_contours_draws_and_what_was_drawn(page):
         assert {f"sub-02_T1w_{plane}-t1w.webp", f"sub-02_T1w_{plane}-contours.webp"} <= names
     # Two draws have thick slices along x or z; each is shown across its slices and in their plane.
     for number, across, within in (
-        (1, "sagittal", "axial"),
+        (1, "coronal", "axial"),
         (2, "coronal", "sagittal"),
-        (3, "sagittal", "axial"),
+        (3, "coronal", "axial"),
     ):
         for plane in (across, within):
             assert {
