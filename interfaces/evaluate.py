@@ -12,6 +12,7 @@ from nipype.interfaces.base import (
     InputMultiObject,
     SimpleInterface,
     TraitedSpec,
+    isdefined,
     traits,
 )
 
@@ -27,6 +28,9 @@ class _EvaluateInputSpec(BaseInterfaceInputSpec):
     mask = File(exists=True, mandatory=True, desc="brain mask on the truth's grid")
     enhanced = File(exists=True, mandatory=True, desc="volume enhanced by the network")
     spline = File(exists=True, mandatory=True, desc="cubic B-spline interpolation of the same scan")
+    members = InputMultiObject(
+        File(exists=True), desc="the same scan enhanced by each network of the ensemble alone"
+    )
 
 
 class _EvaluateOutputSpec(TraitedSpec):
@@ -46,6 +50,8 @@ class EvaluateVolume(SimpleInterface):
         from iqtflow.nifti import write_json
 
         methods = {"spline": self.inputs.spline, "iqt": self.inputs.enhanced}
+        if isdefined(self.inputs.members):
+            methods.update({f"member-{i}": path for i, path in enumerate(self.inputs.members, start=1)})
         scores = evaluate_files(self.inputs.reference, self.inputs.mask, methods)
         out = os.path.join(runtime.cwd, "metrics.json")
         write_json(out, {"subject": self.inputs.subject, "methods": scores})

@@ -1,10 +1,21 @@
-"""The patch library of one subject as a node."""
+"""The patch library of one subject as a node, and the paper's explicit one."""
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
+from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    InputMultiObject,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
 
 AXES = {"x": 0, "y": 1, "z": 2}
 
@@ -28,6 +39,12 @@ class _ExtractInputSpec(BaseInterfaceInputSpec):
         0.0, 1.0, value=0.8, usedefault=True, desc="largest share of background in a patch"
     )
     seed = traits.Int(0, usedefault=True, desc="seed of the reference voxels")
+    draw_files = InputMultiObject(
+        File(exists=True), desc="simulated scans to store for training on N draws; fresh draws need none"
+    )
+    draw_metadata_files = InputMultiObject(
+        File(exists=True), requires=["draw_files"], desc="what was drawn for each of them (JSON)"
+    )
 
 
 class _ExtractOutputSpec(TraitedSpec):
@@ -45,13 +62,18 @@ class ExtractPatches(SimpleInterface):
 
     def _run_interface(self, runtime):
         from iqtflow.nifti import read_volume
-        from iqtflow.patches import GridSettings, write_library
+        from iqtflow.patches import GridSettings, StoredDraw, write_library
 
         image, intensity = read_volume(self.inputs.in_file)
         wm, gm, mask = (
             read_volume(f, like=image)[1]
             for f in (self.inputs.wm_file, self.inputs.gm_file, self.inputs.mask_file)
         )
+        draws = []
+        if isdefined(self.inputs.draw_files):
+            for scan, metadata in zip(self.inputs.draw_files, self.inputs.draw_metadata_files, strict=True):
+                record = json.loads(Path(metadata).read_text(encoding="utf-8"))
+                draws.append(StoredDraw(read_volume(scan)[1], AXES[record["SliceAxis"]], record=record))
         out = os.path.join(runtime.cwd, "patches.safetensors")
         self._results["n_patches"] = write_library(
             out,
@@ -64,6 +86,41 @@ class ExtractPatches(SimpleInterface):
             seed=self.inputs.seed,
             slice_axes=tuple(AXES[a] for a in self.inputs.slice_axes),
             grid=GridSettings(tuple(self.inputs.step), self.inputs.background_limit),
+            draws=draws,
         )
         self._results["out_file"] = out
         return runtime
+
+
+class _PairsInputSpec(ChildCommandInputSpec):
+    library = File(
+        exists=True, mandatory=True, position=0, argstr="%s", desc="patch library with stored draws"
+    )
+    out_file = File("pairs.npy", usedefault=True, position=1, argstr="%s", desc="name of the file of pairs")
+    n_draws = traits.Int(1, usedefault=True, argstr="--draws %d", desc="N: pairs of the first N draws")
+    fraction = traits.Float(
+        0.125, usedefault=True, argstr="--fraction %.6g", desc="share of the grid's pairs that is kept"
+    )
+    patch_size = traits.Int(
+        32, usedefault=True, argstr="--patch-size %d", desc="edge of high-field patches in voxels"
+    )
+    seed = traits.Int(0, usedefault=True, argstr="--seed %d", desc="chooses the pairs")
+
+
+class _PairsOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc="pairs (.npy)")
+    header_file = File(exists=True, desc="what they are (.json)")
+
+
+class WritePairs(ChildCommand):
+    """Write out the pairs of patches of a subject, all or a random part: the paper's explicit library (Lin et
+    al. 2019, sections 3.1 and 3.3).
+    """
+
+    module = "pairs"
+    input_spec = _PairsInputSpec
+    output_spec = _PairsOutputSpec
+
+    def _list_outputs(self):
+        out = os.path.abspath(self.inputs.out_file)
+        return {"out_file": out, "header_file": os.path.splitext(out)[0] + ".json"}

@@ -41,7 +41,13 @@ class _TrainInputSpec(ChildCommandInputSpec):
     name = traits.Str(argstr="--name %s", desc="the model's name")
     card_file = File(exists=True, argstr="--card %s", desc="JSON with more fields for the model's card")
     network = traits.Str(
-        "aniso-unet", usedefault=True, argstr="--network %s", desc="name in the registry of networks"
+        "aniso-unet",
+        usedefault=True,
+        argstr="--network %s",
+        desc="name in the registry of networks, of an entry point, or module:attribute",
+    )
+    network_options = traits.List(
+        traits.Str, argstr="--network-option %s...", desc="settings that only this network has: name=value"
     )
     upsampling_factor = traits.Int(4, usedefault=True, argstr="--k %d", desc="k")
     filters = traits.Int(16, usedefault=True, argstr="--filters %d", desc="channels of the first level")
@@ -74,6 +80,13 @@ class _TrainInputSpec(ChildCommandInputSpec):
         argstr="--patience %d",
         desc="epochs without a better validation loss before stopping; 0: never",
     )
+    validation_batches = traits.Int(
+        12, usedefault=True, argstr="--validation-batches %d", desc="batches that a validation takes"
+    )
+    patch_size = traits.Int(argstr="--patch-size %d", desc="edge of high-field patches in voxels; 32, or 48")
+    draws = traits.Either(
+        traits.Enum("fresh"), traits.Int, argstr="--draws %s", desc="fresh, or N stored draws"
+    )
     snr_prior = traits.Str(
         "ibadan-0.36T",
         usedefault=True,
@@ -100,6 +113,13 @@ class _TrainInputSpec(ChildCommandInputSpec):
     device = traits.Enum(
         "cpu", "cuda", usedefault=True, nohash=True, argstr="--device %s", desc="where to train"
     )
+    devices = traits.Int(
+        1, usedefault=True, nohash=True, argstr="--devices %d", desc="GPUs or processes of each computer"
+    )
+    num_nodes = traits.Int(
+        1, usedefault=True, nohash=True, argstr="--num-nodes %d", desc="computers, in a SLURM allocation"
+    )
+    tensorboard = traits.Str(nohash=True, argstr="--tensorboard %s", desc="folder of curves for TensorBoard")
     use_gpu = traits.Bool(
         False, usedefault=True, nohash=True, desc="count this node against the scheduler's GPU slots"
     )
@@ -126,6 +146,14 @@ class TrainModel(ChildCommand):
         if not isdefined(self.inputs.checkpoint_dir):
             switches.append("--checkpoint-dir checkpoints")
         return [*super()._parse_inputs(skip=skip), *switches]
+
+    @property
+    def cmdline(self):
+        """The command; on several computers SLURM starts it, once for each device."""
+        nodes, devices = self.inputs.num_nodes, self.inputs.devices
+        if nodes == 1:
+            return super().cmdline
+        return f"srun --nodes={nodes} --ntasks-per-node={devices} {super().cmdline}"
 
     def _list_outputs(self):
         return {

@@ -43,6 +43,13 @@ def fraction(text: str) -> float:
     return float(text)
 
 
+def share(text: str) -> float:
+    """Convert to a share: from 0 to 1."""
+    if not_negative(text) > 1:
+        raise argparse.ArgumentTypeError(f"{text} is above 1")
+    return float(text)
+
+
 def bids_label(entity: str) -> Callable[[str], str]:
     """Return the type of BIDS labels of `entity`, which its prefix may precede."""
 
@@ -83,3 +90,9 @@ def network_option(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
+
+
+def network_setting(text: str) -> str:
+    """Check that a text is of the form ``name=value``, and return it as it is."""
+    network_option(text)
+    return text

@@ -23,6 +23,8 @@ from iqtflow.inputs import find_inputs
 from iqtflow.parser import parse
 from iqtflow.resources import resolve_device
 from iqtflow.split import read_split
+from iqtflow.training_settings import check_training
+from iqtflow.trust import allow_network
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -239,13 +241,9 @@ def check_inputs(settings: Settings) -> None:
     run, train = settings.run, settings.train
     if train.split is not None:
         read_split(train.split)
-    if run.mode == "train" and "group" in run.levels and train.split is None:
-        raise UsageError(
-            "--split",
-            found="nothing",
-            expected="a JSON file with the participants to train, validate and evaluate on",
-            next_step='Write one, such as {"train": ["01"], "validation": ["02"], "evaluation": ["03"]}.',
-        )
+    if run.mode == "train":
+        check_training(train)
+        allow_network(train.network)
     scans = find_inputs(settings)
     if needs_tissue_maps(settings):
         from iqtflow.engines import check_engine

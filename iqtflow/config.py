@@ -30,6 +30,8 @@ AXES = ("x", "y", "z")  #: voxel axes of an image, first to third
 SCHEDULES = ("decay", "cosine")  #: learning rate: the paper's slow decay, or a cosine to zero
 ENGINES = ("auto", "spm", "ants", "derivatives")  #: what can make tissue maps
 LOSSES = ("mse", "l1")  #: what training minimises
+FACTORS = (2, 3, 4, 6, 8)  #: up-scaling factors that there are networks for
+PATCH_LIBRARIES = ("volumes", "pairs")  #: memory-mapped volumes and an index, or pairs written out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,16 +90,23 @@ class EnhanceSettings:
 class TrainSettings:
     """Simulation of low-field scans, and training on them (Lin et al. 2019, sections 2.2 to 3.1)."""
 
-    split: Path | None = None  #: JSON file for :func:`iqtflow.split.read_split`; needed at group level
-    upsampling_factor: int = 4  #: k: slice spacing over the high-field voxel edge; 2, 4 or 8
+    split: Path | None = None  #: JSON file for :func:`iqtflow.split.read_split`; None draws one and stores it
+    split_ratio: tuple[int, ...] = (12, 3, 15)  #: training to validation to evaluation subjects, where drawn
+    upsampling_factor: int = 4  #: k: slice spacing over the high-field voxel edge; one of :data:`FACTORS`
     slice_axes: tuple[str, ...] = ("z",)  #: voxel axes to simulate thick slices along
     thickness_fraction: tuple[float, ...] = (0.75, 0.75)  #: slice thickness over spacing, from and to
     snr_prior: str = "ibadan-0.36T"  #: prior of the tissues' SNR: a published one by name, or a JSON file
     snr_scale: tuple[float, ...] = (1.0, 1.0)  #: factor on the SNR of both tissues, from and to
     bias_amplitude: float = 0.0  #: largest log-amplitude of a smooth shading
     draws: int | Literal["fresh"] = "fresh"  #: simulated scans per subject, or anew for every batch
+    patch_library: str = "volumes"  #: one of :data:`PATCH_LIBRARIES`
+    patch_size: int | None = None  #: edge of high-field patches in voxels; None: 32, or 48 for k of 3 and 6
+    patch_step: tuple[int, ...] = (8, 16, 16)  #: distance of the grid's patches along each axis, in voxels
+    background_limit: float = 0.8  #: patches with a larger share of background are dropped
+    patch_fraction: float = 0.125  #: share of the grid's pairs that the library of pairs keeps
     mirror: bool = False  #: mirror patches, and swap their in-plane axes
-    network: str = "aniso-unet"  #: name in the registry of networks
+    network: str = "aniso-unet"  #: name in the registry of networks, or ``module:attribute``
+    network_options: tuple[str, ...] = ()  #: settings that only this network has, each ``name=value``
     filters: int = 16  #: channels at the first level of the network
     shrink: int = 2  #: b, shrinking layers in each bottleneck block; 2 or 3 in the paper
     residual: bool = True  #: the network learns what to add to the cubic spline; False is the paper's network
@@ -111,7 +120,16 @@ class TrainSettings:
     steps_per_epoch: int = 100  #: optimisation steps between two validations
     max_epochs: int = 30  #: validations at most
     patience: int = 5  #: epochs without a better validation loss before training stops; 0 never stops early
+    validation_batches: int = 12  #: batches that a validation takes
+    devices: int = 1  #: GPUs (on the CPU: processes) of each computer that train one network
+    num_nodes: int = 1  #: computers that train one network, in an allocation of SLURM
+    tensorboard: bool = False  #: write curves for TensorBoard into the work directory
     model_name: str | None = None  #: of ``models/NAME.safetensors``; None names it after k
+
+    @property
+    def patch_edge(self) -> int:
+        """Edge of high-field patches in voxels: the paper's 32, or the next that suits factors of 3."""
+        return self.patch_size or (48 if self.upsampling_factor % 3 == 0 else 32)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,14 +3,15 @@
 
 A batch is made in two halves. `DrawSampler.batch` (CPU, NumPy) chooses subject, slice axis, patch and the
 random parameters; it is a function of the seed and the batch's number alone, so that a resumed training sees
-the batches that it would have seen. `simulate_batch` (torch, on the training device) does the arithmetic of
-Algorithm 1 on the batch.
+the batches that it would have seen, and that several processes share out one batch. `simulate_batch` (torch,
+on the training device) does the arithmetic of Algorithm 1 on the batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,6 +67,9 @@ class DrawSampler:
         Distribution of the simulator's parameters.
     seed
         Together with a batch's number it decides everything in the batch.
+    patch
+        Edge of the high-field patch in voxels, a multiple of k; the paper's is 32. Larger ones lie about the
+        same places, and within the stored volume where they fit.
     """
 
     def __init__(
@@ -76,112 +80,169 @@ class DrawSampler:
         batch_size: int,
         degradation: Degradation,
         seed: int,
+        patch: int = PATCH,
     ) -> None:
-        if not libraries:
-            raise InputError(
-                "patch libraries",
-                found="none",
-                expected="at least one subject",
-                next_step="Run the participant level first.",
-            )
-        self.libraries, self.k, self.batch_size, self.degradation, self.seed = (
-            list(libraries),
-            k,
-            batch_size,
-            degradation,
-            seed,
-        )
+        self.sources, self.k, self.batch_size = require_sources(libraries), k, batch_size
+        self.degradation, self.seed, self.patch = degradation, seed, require_patch(patch, k)
         self.margin = k * int(np.ceil(8 / k))  # 3 sigma of the thickest profile, in whole slices
 
-    def batch(self, number: int) -> dict[str, torch.Tensor]:
-        """Return batch `number`: slabs (b, 3, 32, 32, 32 + 2 margin) of intensity, WM and GM, and one row of
-        parameters for each patch.
+    def batch(self, number: int, *, rank: int = 0, world: int = 1) -> dict[str, Any]:
+        """Return batch `number`, or of its patches those that process `rank` of `world` takes.
+
+        Returns
+        -------
+        dict
+            ``intensity`` (b, 1, P, P, P + 2 margin), float16, and ``tissue`` (b, 2, P, P, P + 2 margin) of
+            WM and GM, uint8, as they are stored; one row of parameters for each patch (``matrix``,
+            ``ratios``, ``scale``, ``bias``); and what the noise of the whole batch follows from.
         """
-        rng = np.random.default_rng([self.seed, number])
-        items = [self._item(rng) for _ in range(self.batch_size)]
-        out = {name: torch.from_numpy(np.stack([item[name] for item in items])) for name in items[0]}
-        out["noise_seed"] = torch.tensor(int(rng.integers(2**62)))
+        items = [
+            self._item(np.random.default_rng([self.seed, number, i]))
+            for i in range(rank, self.batch_size, world)
+        ]
+        out: dict[str, Any] = {
+            name: torch.from_numpy(np.stack([item[name] for item in items])) for name in items[0]
+        }
+        noise = np.random.default_rng([self.seed, number, self.batch_size])
+        out.update(noise_seed=int(noise.integers(2**62)), rank=rank, world=world)
         return out
 
     def _item(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        library = self.libraries[rng.integers(len(self.libraries))]
+        library = self.sources[rng.integers(len(self.sources))]
         axes = sorted(library.references)
         axis = axes[rng.integers(len(axes))]
-        corner = library.corners[rng.integers(len(library.corners))] + rng.integers(
-            -PATCH // 4, PATCH // 4, 3
-        )
+        corner = place_patch(library, rng, self.patch)
         slab = self._slab(library, corner, axis)
         d = self.degradation
         if d.mirror:
-            slab = slab.swapaxes(1, 2) if rng.random() < 0.5 else slab
-            for a in (1, 2, 3):
-                slab = np.flip(slab, a) if rng.random() < 0.5 else slab
+            swap, *flips = rng.random(4) < 0.5
+            axes = [a for a in range(3) if flips[a]]
+            slab = [np.flip(part.swapaxes(0, 1) if swap else part, axes) for part in slab]
         alpha = d.prior.sample(rng)
         loudness = rng.uniform(*d.snr_scale)
         ratios = contrast_ratios((alpha[0] * loudness, alpha[1] * loudness), library.mean_wm, library.mean_gm)
         thickness = rng.uniform(*d.thickness_fraction) * self.k
-        matrix = decimation_matrix(slab.shape[3], self.k, round(thickness, 2))
+        matrix = decimation_matrix(self.patch + 2 * self.margin, self.k, round(thickness, 2))
         first = self.margin // self.k
         bias = rng.uniform(-1, 1, 3) * rng.uniform(0, d.bias_amplitude) if d.bias_amplitude else np.zeros(3)
         reference = library.references[axis]
         brain = reference[:, 0] * (1 + (ratios.wm - 1) * reference[:, 1] + (ratios.gm - 1) * reference[:, 2])
         scale = intensity_scale(brain + ratios.sigma * rng.standard_normal(len(brain), dtype=np.float32))
         return {
-            "slab": np.ascontiguousarray(slab),
-            "matrix": np.array(matrix[first : first + PATCH // self.k]),
+            "intensity": slab[0][None],
+            "tissue": np.stack(slab[1:]),
+            "matrix": np.array(matrix[first : first + self.patch // self.k]),
             "ratios": np.array([ratios.wm, ratios.gm, ratios.sigma], np.float32),
             "scale": np.array(scale, np.float32),
             "bias": bias.astype(np.float32),
         }
 
-    def _slab(self, library: PatchLibrary, corner: np.ndarray, axis: int) -> np.ndarray:
-        """Cut (3, 32, 32, 32 + 2 margin) about a corner, slices last; zeros beyond the stored volume."""
+    def _slab(self, library: PatchLibrary, corner: np.ndarray, axis: int) -> list[np.ndarray]:
+        """Cut intensity, WM and GM (P, P, P + 2 margin) about a corner, slices last, as they are stored."""
         low = corner.copy()
-        size = np.full(3, PATCH)
+        size = np.full(3, self.patch)
         low[axis] -= self.margin
         size[axis] += 2 * self.margin
-        inside, target = [], []
-        for a, n in enumerate(library.intensity.shape):
-            begin, end = max(low[a], 0), min(low[a] + size[a], n)
-            inside.append(slice(begin, end))
-            target.append(slice(begin - low[a], end - low[a]))
-        out = np.zeros((3, *size), np.float32)
-        for channel, (volume, unit) in enumerate(
-            ((library.intensity, 1), (library.wm, 255), (library.gm, 255))
-        ):
-            out[(channel, *target)] = volume[tuple(inside)].astype(np.float32) / unit
-        return np.moveaxis(out, axis + 1, 3)
+        volumes = (library.intensity, library.wm, library.gm)
+        return [np.moveaxis(cut(volume, low, size), axis, 2) for volume in volumes]
+
+
+def place_patch(library: PatchLibrary, rng: np.random.Generator, patch: int) -> np.ndarray:
+    """Choose a patch of the index, moved by up to a quarter of 32 voxels; return its corner in the stored
+    volume, shape (3,).
+
+    A patch of another edge lies about the same centre, and is moved inside the volume if it fits there.
+    """
+    corner = library.corners[rng.integers(len(library.corners))] + rng.integers(-PATCH // 4, PATCH // 4, 3)
+    if patch != PATCH:
+        corner += (PATCH - patch) // 2
+        room = np.array(library.intensity.shape) - patch
+        corner = np.where(room >= 0, np.clip(corner, 0, room), room // 2)
+    return corner
+
+
+def cut(volume: np.ndarray, low: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Cut a box of this size from a volume; zeros beyond the volume. A view where it lies within."""
+    inside, target = [], []
+    for begin, length, n in zip(low, size, volume.shape, strict=True):
+        first, last = max(begin, 0), max(min(begin + length, n), 0)
+        inside.append(slice(first, last))
+        target.append(slice(first - begin, max(last, first) - begin))
+    part = np.asarray(volume)[tuple(inside)]
+    if part.shape == tuple(size):
+        return part
+    out = np.zeros(size, volume.dtype)
+    out[tuple(target)] = part
+    return out
+
+
+def require_sources(sources: Sequence[Any]) -> list[Any]:
+    """Return the sources of patches as a list; InputError when there are none."""
+    if not sources:
+        raise InputError(
+            "patch libraries",
+            found="none",
+            expected="at least one subject",
+            next_step="Run the participant level first.",
+        )
+    return list(sources)
+
+
+def require_patch(patch: int, k: int) -> int:
+    """Return the edge of the patches; InputError when slices do not fill it."""
+    if patch < 1 or patch % k:
+        raise InputError(
+            "patch size",
+            found=f"{patch} voxels",
+            expected=f"a multiple of k = {k}",
+            next_step="Choose another size; 48 suits all factors.",
+        )
+    return patch
 
 
 def simulate_batch(
-    batch: dict[str, torch.Tensor], *, distribution: str = "gaussian"
+    batch: dict[str, Any], *, distribution: str = "gaussian"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Turn a sampled batch into network input and target (Algorithm 1, on the batch's device).
 
     Parameters
     ----------
     batch
-        From `DrawSampler.batch`, on any device.
+        From `DrawSampler.batch`, on any device; or with ``low`` and ``high``, pairs that need no more.
     distribution
         Of the noise, see `iqtflow.decimation.add_noise`.
 
     Returns
     -------
-    low : tensor, shape (b, 1, 32, 32, 32 / k)
-    high : tensor, shape (b, 1, 32, 32, 32)
+    low : tensor, shape (b, 1, P, P, P / k), float32
+    high : tensor, shape (b, 1, P, P, P), float32
         Both over the draw's intensity scale.
     """
-    slab, matrix = batch["slab"], batch["matrix"]
-    margin = (slab.shape[-1] - PATCH) // 2
-    slab = torch.cat([slab[:, :1] * _bias_field(batch["bias"], slab.shape[2:])[:, None], slab[:, 1:]], dim=1)
+    scale = batch["scale"].reshape(-1, 1, 1, 1, 1)
+    if "low" in batch:
+        return batch["low"].float() / scale, batch["high"].float() / scale
+    intensity, matrix = batch["intensity"].float(), batch["matrix"]
+    patch = intensity.shape[-2]
+    margin = (intensity.shape[-1] - patch) // 2
+    intensity *= _bias_field(batch["bias"], intensity.shape[2:])[:, None]
+    slab = torch.cat([intensity, batch["tissue"].float() / 255], dim=1)
     thick = decimate(slab, matrix)
     wm, gm, sigma = (batch["ratios"][:, i].reshape(-1, 1, 1, 1) for i in range(3))
     clean = recontrast(thick[:, 0], thick[:, 1], thick[:, 2], wm, gm)
-    generator = torch.Generator(device=slab.device).manual_seed(int(batch["noise_seed"]))
-    noisy = add_noise(clean, sigma, generator, distribution=distribution)
-    scale = batch["scale"].reshape(-1, 1, 1, 1)
-    high = slab[:, 0, :, :, margin : margin + PATCH]
-    return (noisy / scale)[:, None], (high / scale)[:, None]
+    generator = torch.Generator(device=intensity.device).manual_seed(batch["noise_seed"])
+    rank, world = batch["rank"], batch["world"]
+    if world > 1:  # the noise is that of the whole batch, whoever makes which part of it
+        clean, sigma = (_spread(values, rank, world) for values in (clean, sigma))
+    noisy = add_noise(clean, sigma, generator, distribution=distribution)[rank::world]
+    high = intensity[..., margin : margin + patch]
+    return noisy[:, None] / scale, high / scale
+
+
+def _spread(values: torch.Tensor, rank: int, world: int) -> torch.Tensor:
+    """Put one process's rows where they are in the whole batch."""
+    whole = values.new_zeros((world * values.shape[0], *values.shape[1:]))
+    whole[rank::world] = values
+    return whole
 
 
 def _bias_field(slopes: torch.Tensor, shape: torch.Size) -> torch.Tensor:

@@ -15,11 +15,15 @@ from iqtflow.metrics import mssim, mssim_slicewise, psnr, wilcoxon
 from iqtflow.nifti import read_volume
 
 #: Data dictionary of the table, in the manner of BIDS.
-COLUMNS: dict[str, dict[str, str]] = {
+COLUMNS: dict[str, dict[str, Any]] = {
     "participant_id": {"Description": "Evaluation subject; never trained on"},
     "method": {
-        "Description": "spline: cubic B-spline interpolation on the scan's own slice positions; iqt: the "
-        "trained network(s)"
+        "Description": "How the thin slices were estimated",
+        "Levels": {
+            "spline": "Cubic B-spline interpolation on the scan's own slice positions",
+            "iqt": "The trained model; of an ensemble, the averaged image",
+            "member-N": "The N-th network of the ensemble alone",
+        },
     },
     "psnr": {
         "Description": "Peak signal-to-noise ratio inside the brain; peak = maximum of the truth inside "
@@ -117,11 +121,19 @@ def summarise(
     Returns
     -------
     dict
-        For each of psnr and mssim: mean and standard deviation of both methods, mean and smallest gain, the
-        number of subjects that gained, and the test's n and exact p (None when there are too few subjects for
-        a test).
+        ``subjects``, and for each of psnr, mssim and mssim_slicewise: mean and standard deviation of both
+        methods, mean and smallest gain, the number of subjects that gained, and the test's n and exact p
+        (None when there are too few subjects for a test). Of an ensemble also, under ``members``, mean and
+        standard deviation of each network alone, and under ``mean_of_members`` those of the subjects' means
+        over the networks: the mean of scores, not the score of the mean image.
     """
-    summary: dict[str, Any] = {"n": len(records), "method": method, "baseline": baseline}
+    summary: dict[str, Any] = {
+        "n": len(records),
+        "subjects": [record["subject"] for record in records],
+        "method": method,
+        "baseline": baseline,
+    }
+    members = [m for m in (records[0]["methods"] if records else ()) if m.startswith("member-")]
     for name in list(COLUMNS)[2:]:
         ours, theirs = (np.array([r["methods"][m][name] for r in records], float) for m in (method, baseline))
         test = wilcoxon(ours, theirs) if len(records) > 1 else None
@@ -137,6 +149,14 @@ def summarise(
             if test
             else None,
         }
+        if members:
+            scores = np.array([[r["methods"][m][name] for m in members] for r in records], float)
+            summary[name]["members"] = {
+                m: {"mean": float(column.mean()), "std": _spread(column)}
+                for m, column in zip(members, scores.T, strict=True)
+            }
+            means = scores.mean(axis=1)
+            summary[name]["mean_of_members"] = {"mean": float(means.mean()), "std": _spread(means)}
     return summary
 
 

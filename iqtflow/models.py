@@ -199,8 +199,29 @@ def join_models(
 
 
 def stamp_figures(source: str | os.PathLike, path: str | os.PathLike, figures: Mapping[str, Any]) -> Path:
-    """Copy a model with figures on evaluation subjects in its card; the weights stay as they are."""
+    """Copy a model with figures on evaluation subjects in its card; the weights stay as they are.
+
+    Raises
+    ------
+    InputError
+        A subject of the figures (``subjects``, where they tell) was trained on; or as `load_model`.
+    """
     tensors, card, _ = _read(source)
+    training = card.get("training", {})
+    seen = {
+        label
+        for facts in [training, *training.get("members", [])]
+        for part in ("training_subjects", "validation_subjects")
+        for label in facts.get(part, [])
+    }
+    both = sorted(seen.intersection(figures.get("subjects", [])))
+    if both:
+        raise _refuse(
+            source,
+            f"figures on sub-{', sub-'.join(both)}, which it was trained on",
+            "figures on people that it has never seen",
+            "Correct the split.",
+        )
     return _write(path, tensors, {**card, "figures": dict(figures)})
 
 

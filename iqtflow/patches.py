@@ -8,9 +8,13 @@ slice axis and for any number of draws.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -18,6 +22,7 @@ from safetensors.numpy import save
 
 from iqtflow.errors import InputError
 from iqtflow.files import write_atomically
+from iqtflow.normalisation import intensity_scale
 from iqtflow.slice_profile import decimation_matrix
 from iqtflow.snr import tissue_mean
 
@@ -43,6 +48,29 @@ class GridSettings:
 
 
 @dataclass(frozen=True)
+class StoredDraw:
+    """A simulated low-field scan of the whole volume.
+
+    Attributes
+    ----------
+    volume : ndarray
+        Thick-slice scan on the grid of the high-field image as it was given (its origin, not the crop's), in
+        any unit when it is written, float16 over the library's `unit` when it is read.
+    axis
+        Array axis along which slices are stacked.
+    scale
+        Intensity that networks see as 1 (`iqtflow.normalisation`), in the volume's unit; found when written.
+    record
+        What was drawn: the simulator's sidecar.
+    """
+
+    volume: np.ndarray
+    axis: int
+    scale: float = float("nan")
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class PatchLibrary:
     """A subject's volumes and patch index, memory-mapped.
 
@@ -62,6 +90,16 @@ class PatchLibrary:
         Intensity that was divided by.
     subject
         Participant label, without "sub-".
+    k
+        Up-scaling factor of the stored draws, and that the references were made for.
+    origin
+        First voxel of the crop on the grid of the image; None in libraries of older versions.
+    draws
+        Simulated scans that were stored, in their order.
+    path, size
+        The file, and its size in bytes.
+    fingerprint
+        Changes with the file's content (of the volumes, with the voxels that the references are made of).
     """
 
     intensity: np.ndarray
@@ -73,6 +111,17 @@ class PatchLibrary:
     mean_gm: float
     unit: float
     subject: str
+    k: int
+    origin: tuple[int, int, int] | None
+    draws: tuple[StoredDraw, ...]
+    path: Path
+    size: int
+    fingerprint: str
+
+    @property
+    def n_patches(self) -> int:
+        """Patches in the index."""
+        return len(self.corners)
 
 
 def write_library(
@@ -87,6 +136,7 @@ def write_library(
     k: int,
     grid: GridSettings | None = None,
     seed: int = 0,
+    draws: Sequence[StoredDraw] = (),
 ) -> int:
     """Write the patch library of one subject.
 
@@ -108,6 +158,8 @@ def write_library(
         Where patches are taken.
     seed
         Chooses the reference voxels.
+    draws
+        Simulated scans to store for training on them (N draws in the paper's terms); fresh draws need none.
 
     Returns
     -------
@@ -117,7 +169,7 @@ def write_library(
     Raises
     ------
     InputError
-        Shapes differ, a tissue is empty, or no patch holds enough brain.
+        Shapes differ, a tissue is empty, no patch holds enough brain, or a draw is on another grid.
     """
     grid = grid or GridSettings()
     if len({intensity.shape, wm.shape, gm.shape, mask.shape}) != 1:
@@ -135,6 +187,11 @@ def write_library(
         "wm": np.rint(np.clip(wm[box], 0, 1) * 255).astype(np.uint8),
         "gm": np.rint(np.clip(gm[box], 0, 1) * 255).astype(np.uint8),
     }
+    records = []
+    for i, draw in enumerate(draws, start=1):
+        scale = _draw_scale(path, draw, mask, k)
+        arrays[f"draw{i:02d}"] = np.clip(draw.volume / unit, -1000, 1000).astype(np.float16)
+        records.append({"axis": draw.axis, "scale": scale / unit, "record": dict(draw.record)})
     mask = mask[box]
     corners = foreground_corners(mask, grid)
     if not len(corners):
@@ -158,6 +215,8 @@ def write_library(
         "k": k,
         "grid": asdict(grid),
         "seed": seed,
+        "origin": [int(part.start) for part in box],
+        "draws": records,
     }
     content = save(
         {name: np.ascontiguousarray(a) for name, a in arrays.items()},
@@ -192,7 +251,7 @@ def read_library(path: str | os.PathLike) -> PatchLibrary:
             }
             small = {
                 name: file.get_tensor(name)
-                for name in names
+                for name in sorted(names)
                 if name == "corners" or name.startswith("reference")
             }
     except (OSError, SafetensorError, ValueError) as fault:
@@ -208,6 +267,15 @@ def read_library(path: str | os.PathLike) -> PatchLibrary:
         for name, a in small.items()
         if name.startswith("reference")
     }
+    draws = tuple(
+        StoredDraw(
+            _memory_map(path, f"draw{i:02d}", layout), draw["axis"], float(draw["scale"]), draw["record"]
+        )
+        for i, draw in enumerate(header.get("draws", ()), start=1)
+    )
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for array in small.values():
+        digest.update(array.tobytes())
     return PatchLibrary(
         **volumes,
         corners=small["corners"],
@@ -216,6 +284,12 @@ def read_library(path: str | os.PathLike) -> PatchLibrary:
         mean_gm=header["mean_gm"],
         unit=header["unit"],
         subject=header["subject"],
+        k=header["k"],
+        origin=tuple(header["origin"]) if "origin" in header else None,
+        draws=draws,
+        path=Path(path).absolute(),
+        size=Path(path).stat().st_size,
+        fingerprint=digest.hexdigest()[:16],
     )
 
 
@@ -264,6 +338,21 @@ def _bounding_box(mask: np.ndarray, *, margin: int) -> tuple[slice, ...]:
         hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
         box.append(slice(max(hit[0] - margin, 0), min(hit[-1] + 1 + margin, n)))
     return tuple(box)
+
+
+def _draw_scale(path: str | os.PathLike, draw: StoredDraw, mask: np.ndarray, k: int) -> float:
+    """Intensity scale of a simulated scan, from its brain voxels."""
+    expected = [n // k if a == draw.axis else n for a, n in enumerate(mask.shape)]
+    if list(draw.volume.shape) != expected:
+        raise InputError(
+            path,
+            found=f"a simulated scan of shape {draw.volume.shape}",
+            expected=f"shape {tuple(expected)}: the image's, in slabs of {k} along axis {draw.axis}",
+            next_step="Simulate it from this image, with this factor.",
+        )
+    matrix = decimation_matrix(mask.shape[draw.axis], k, 0.75 * k)
+    thick = np.moveaxis(mask, draw.axis, 2).astype(np.float32) @ matrix.T > 0.5
+    return intensity_scale(np.moveaxis(draw.volume, draw.axis, 2)[thick])
 
 
 def _reference_voxels(

@@ -1,19 +1,20 @@
 """Training of one network (one member of an ensemble), with PyTorch Lightning's loop.
 
-A batch is a function of the seed and of its number (`iqtflow.draws`), and a checkpoint is written after each
-epoch under a temporary name and renamed. So a training that was killed at any instant goes on from the last
-finished epoch and, on a CPU, ends with the weights of an uninterrupted one.
+A batch is a function of the seed and of its number, and a checkpoint is written after each epoch under a
+temporary name and renamed. So a training that was killed at any instant goes on from the last finished epoch
+and, on a CPU, ends with the weights of an uninterrupted one.
+
+Several devices share out each batch: `batch_size` is that of all of them together, and the patches of a batch
+and their noise are the same whatever their number. Gradients are averaged over devices; batch normalisation
+is not: each device normalises by its own part of the batch, since collecting the statistics of 60 layers
+twice a step would take longer than the step. Give each device 8 patches or more.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import hashlib
-import io
 import json
 import logging
-import math
 import os
 import time
 import warnings
@@ -24,18 +25,21 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 
-from iqtflow.draws import Degradation, DrawSampler, simulate_batch
-from iqtflow.errors import InputError, IQTFlowError
-from iqtflow.networks import build_network
-from iqtflow.patches import PatchLibrary
+from iqtflow.checkpoints import BEST, LAST, AtomicCheckpointIO, claim, read_checkpoint
+from iqtflow.draws import Degradation, DrawSampler
+from iqtflow.errors import InputError, UsageError
+from iqtflow.pairs import PairFile, PairSampler
+from iqtflow.patches import PATCH, PatchLibrary
+from iqtflow.stored import StoredSampler
+from iqtflow.training_loop import CurvesOnDisk, TrainingModule
 
-VALIDATION_BATCHES = 12
-NON_FINITE_LIMIT = 20  #: steps with a non-finite loss after which training stops
+FRESH = "fresh"  #: draws: anew for every batch
+Source = PatchLibrary | PairFile
+
 _VALIDATION_SEED = 0xE7A1
+_STREAM = 2  #: version of what a seed and a batch's number give; checkpoints of another are not continued
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,17 @@ class TrainingPlan:
     seed
         Of initialisation and of every draw.
     degradation
-        Distribution of the simulator's parameters.
+        Distribution of the simulator's parameters. Of stored draws all but `mirror` and `prior` were settled
+        when they were made; `prior` has to be theirs.
     start_from
         Name and SHA-256 of the model whose weights training begins with; None begins with Glorot's.
+    draws
+        "fresh": every batch is simulated anew; N: the first N stored draws of each subject (Table 2).
+    patch_size
+        Edge of the high-field patches in voxels. Larger ones show the network more of what surrounds a
+        voxel, for the same libraries.
+    validation_batches
+        Batches that a validation takes.
     """
 
     network: str = "aniso-unet"
@@ -85,6 +97,9 @@ class TrainingPlan:
     seed: int = 0
     degradation: Degradation = field(default_factory=Degradation)
     start_from: str | None = None
+    draws: int | str = FRESH
+    patch_size: int = PATCH
+    validation_batches: int = 12
 
     @property
     def total_steps(self) -> int:
@@ -102,111 +117,172 @@ class TrainedMember:
 
 
 def train_member(
-    train: Sequence[PatchLibrary],
-    validation: Sequence[PatchLibrary],
+    train: Sequence[Source],
+    validation: Sequence[Source],
     plan: TrainingPlan,
     *,
     checkpoint_dir: str | os.PathLike,
     start: Mapping[str, torch.Tensor] | None = None,
     device: str = "cpu",
+    devices: int = 1,
+    num_nodes: int = 1,
     num_threads: int = 1,
     report: Callable[[str], None] = print,
-) -> TrainedMember:
+    progress: bool = False,
+    tensorboard: str | os.PathLike | None = None,
+) -> TrainedMember | None:
     """Train one network, or go on with a training that was interrupted.
 
     Parameters
     ----------
     train, validation
-        Libraries of two disjoint sets of subjects.
+        Libraries of two disjoint sets of subjects: patch libraries, or explicit ones of pairs.
     plan
         What decides the weights.
     checkpoint_dir
-        Folder of the checkpoints. It must outlive an interruption. Changing `steps` or `max_epochs` between
-        runs is allowed (train longer); any other change is refused.
+        Folder of the checkpoints. It must outlive an interruption. Changing `steps`, `max_epochs` or
+        `patience` between runs is allowed (train longer); any other change is refused.
     start
         Weights to begin with, of the network that the plan describes; `TrainingPlan.start_from` names them.
     device
         "cpu" or "cuda". Mixed precision (bfloat16) is used on CUDA only.
+    devices, num_nodes
+        Devices (on the CPU: processes) of each computer, and computers. All run this same call: Lightning
+        starts the processes of one computer, SLURM's ``srun`` those of several.
     num_threads
         Threads of one process on the CPU.
     report
-        Receives one line of text for each epoch.
+        Receives lines of text: one at the start, one for each epoch.
+    progress
+        Show a progress bar.
+    tensorboard
+        Folder for TensorBoard, if any.
 
     Returns
     -------
-    TrainedMember
-        The weights of the best validation loss.
+    TrainedMember or None
+        The weights of the best validation loss; None on all processes but the first.
 
     Raises
     ------
     InputError
-        A subject is on both sides of the split, or the checkpoints are of other settings.
+        A subject is on both sides of the split, libraries do not suit the plan, one vanished, or the
+        checkpoints are of other settings.
+    OutputError
+        A checkpoint cannot be written; the last one is whole.
     IQTFlowError
-        The loss was not finite too often; the best weights so far stay in `checkpoint_dir`.
+        Loss or gradient were not finite too often; the best weights so far stay in `checkpoint_dir`.
     """
-    both = {lib.subject for lib in train} & {lib.subject for lib in validation}
-    if both:
-        raise InputError(
-            "subject split",
-            found=f"{', '.join(sorted(both))} in training and in validation",
-            expected="disjoint sets of subjects",
-            next_step="Correct the split file.",
-        )
+    _check(train, validation, plan, devices * num_nodes)
     torch.set_num_threads(num_threads)
-    checkpoint_dir = Path(checkpoint_dir)
-    checkpoint_dir.mkdir(parents=True, exist_ok=True)
-    _check_identity(checkpoint_dir, train, validation, plan)
+    folder = Path(checkpoint_dir).absolute()
+    if int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", 0))) == 0:
+        claim(folder, _identity(train, validation, plan))
     lightning.seed_everything(plan.seed, workers=True, verbose=False)
-    module = _Training(plan, train, validation, report)
+    samplers = [
+        make_sampler(sources, plan, seed=seed)
+        for sources, seed in ((train, plan.seed), (validation, _VALIDATION_SEED))
+    ]
+    precision = "bf16-mixed" if device == "cuda" else "32-true"
+    module = TrainingModule(plan, *samplers, report, workers=_workers() if device == "cuda" else 0)
     if start is not None:
         module.network.load_state_dict(start)
-    # Both files are renamed into place by Lightning's atomic save.
-    best = ModelCheckpoint(
-        checkpoint_dir, filename="best", monitor="val_loss", save_top_k=1, enable_version_counter=False
+    module.introduction = _introduce(
+        module, train, validation, device=device, devices=devices * num_nodes, num_threads=num_threads
     )
-    last = ModelCheckpoint(
-        checkpoint_dir, filename="last", monitor=None, save_top_k=1, enable_version_counter=False
-    )
-    callbacks: list[Callback] = [best, last]
-    if plan.patience:
-        callbacks.append(EarlyStopping("val_loss", patience=plan.patience, mode="min"))
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", module="lightning"
-        )  # advice about worker processes and progress bars
+        # Advice about worker processes, progress bars and the like.
+        warnings.filterwarnings("ignore", module="lightning")
         trainer = lightning.Trainer(
             accelerator="gpu" if device == "cuda" else "cpu",
-            devices=1,
-            precision="bf16-mixed" if device == "cuda" else "32-true",
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy="ddp" if devices * num_nodes > 1 else "auto",
+            use_distributed_sampler=False,  # batches are shared out by the samplers
+            precision=precision,
+            benchmark=device == "cuda",
             max_steps=plan.total_steps,
             max_epochs=-1,
-            callbacks=callbacks,
-            logger=False,
-            enable_progress_bar=False,
+            callbacks=_callbacks(folder, plan, progress=progress),
+            plugins=_plugins(),
+            logger=_logger(tensorboard),
+            enable_progress_bar=progress,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            reload_dataloaders_every_n_epochs=1,
-            default_root_dir=checkpoint_dir,
+            default_root_dir=folder,
         )
-        resume = checkpoint_dir / "last.ckpt"
+        resume = folder / LAST
+        begun = read_checkpoint(resume) if resume.exists() else None
+        steps = begun["global_step"] if begun else 0
         began = time.monotonic()
-        trainer.fit(module, ckpt_path=resume if resume.exists() else None, weights_only=True)
-    state = _best_state(checkpoint_dir, module)
+        # Lightning would add an epoch to a training that had been stopped early.
+        if begun is None or not module.take_over(begun):
+            del begun
+            trainer.fit(module, ckpt_path=resume if resume.exists() else None, weights_only=True)
+            steps = trainer.global_step
+    if not trainer.is_global_zero:
+        return None
     facts = {
-        "steps": int(trainer.global_step),
+        "steps": int(steps),
         "epochs": len(module.curves),
         "best_validation_loss": min(row["val_loss"] for row in module.curves),
         "seconds": round(module.seconds_before + time.monotonic() - began, 1),
+        "interruptions": module.interruptions,
         "non_finite_steps": module.non_finite,
         "device": device,
+        "devices": devices * num_nodes,
         "precision": "bf16-mixed" if device == "cuda" else "float32",
-        "training_subjects": sorted(lib.subject for lib in train),
-        "validation_subjects": sorted(lib.subject for lib in validation),
+        "training_subjects": _subjects(train),
+        "validation_subjects": _subjects(validation),
         "plan": plan_as_dict(plan),
     }
-    return TrainedMember(state, facts, module.curves)
+    return TrainedMember(_best_state(folder, module), facts, module.curves)
+
+
+def make_sampler(
+    sources: Sequence[Source], plan: TrainingPlan, *, seed: int
+) -> DrawSampler | StoredSampler | PairSampler:
+    """Return what makes the batches of a plan from these sources.
+
+    Raises
+    ------
+    InputError
+        Sources are of two kinds, or do not suit the plan.
+    """
+    if len({type(source) for source in sources}) > 1:
+        raise InputError(
+            "patch libraries",
+            found="libraries of volumes beside libraries of pairs",
+            expected="one kind",
+            next_step="Give .safetensors files, or .npy files.",
+        )
+    same: dict[str, Any] = {"batch_size": plan.batch_size, "seed": seed, "patch": plan.patch_size}
+    same["k"] = plan.network_settings["k"]
+    pairs = any(isinstance(source, PairFile) for source in sources)
+    if plan.draws == FRESH and not pairs:
+        return DrawSampler(sources, degradation=plan.degradation, **same)
+    neutral = Degradation(prior=plan.degradation.prior, mirror=plan.degradation.mirror)
+    if plan.draws == FRESH or plan.degradation != neutral:
+        raise InputError(
+            "draws",
+            found="fresh ones, from pairs that were drawn before"
+            if plan.draws == FRESH
+            else "thickness, SNR or shading to be drawn, with stored draws",
+            expected="a number of stored draws" if plan.draws == FRESH else "settings of the draws as stored",
+            next_step="Choose --draws N."
+            if plan.draws == FRESH
+            else "Leave these settings out, or choose --draws fresh.",
+        )
+    make = PairSampler if pairs else StoredSampler
+    return make(
+        sources,
+        n_draws=int(plan.draws),
+        mirror=plan.degradation.mirror,
+        prior=plan.degradation.prior,
+        **same,
+    )
 
 
 def plan_as_dict(plan: TrainingPlan) -> dict[str, Any]:
@@ -215,180 +291,115 @@ def plan_as_dict(plan: TrainingPlan) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if key != "start_from" or value is not None}
 
 
-def curves_as_csv(curves: Sequence[dict[str, float]]) -> str:
-    """Training curves as text with the columns step, train_loss, val_loss, learning_rate and seconds."""
-    text = io.StringIO()
-    writer = csv.DictWriter(
-        text, fieldnames=["step", "train_loss", "val_loss", "learning_rate", "seconds"], lineterminator="\n"
-    )
-    writer.writeheader()
-    writer.writerows(curves)
-    return text.getvalue()
-
-
-class _Batches(Dataset):
-    """Batches number `first` to `first + count - 1` of a sampler, one batch an item."""
-
-    def __init__(self, sampler: DrawSampler, first: int, count: int) -> None:
-        self.sampler, self.first, self.count = sampler, first, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self.sampler.batch(self.first + index)
-
-
-class _Training(lightning.LightningModule):
-    """The optimisation problem as Lightning wants it told."""
-
-    def __init__(
-        self,
-        plan: TrainingPlan,
-        train: Sequence[PatchLibrary],
-        validation: Sequence[PatchLibrary],
-        report: Callable[[str], None],
-    ) -> None:
-        super().__init__()
-        self.plan, self.report = plan, report
-        k = plan.network_settings["k"]
-        self.network = build_network(plan.network, **plan.network_settings).to(
-            memory_format=torch.channels_last_3d
-        )
-        # Validation sees the same kind of scans as training, and always the same ones.
-        self.samplers = [
-            DrawSampler(libs, k=k, batch_size=plan.batch_size, degradation=plan.degradation, seed=seed)
-            for libs, seed in ((train, plan.seed), (validation, _VALIDATION_SEED))
-        ]
-        self.loss = nn.L1Loss() if plan.loss == "l1" else nn.MSELoss()
-        self.curves: list[dict[str, float]] = []
-        self.non_finite, self.seconds_before = 0, 0.0
-        self._sum, self._count, self._began = 0.0, 0, time.monotonic()
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        optimiser = torch.optim.Adam(self.network.parameters(), lr=self.plan.learning_rate)
-        total = self.plan.total_steps
-        if self.plan.schedule == "cosine":
-
-            def factor(step: int) -> float:
-                return 0.5 * (1 + math.cos(math.pi * min(step / total, 1)))
-        else:
-
-            def factor(step: int) -> float:
-                return 1 / (1 + 1e-6 * step)
-
-        return {
-            "optimizer": optimiser,
-            "lr_scheduler": {
-                "scheduler": torch.optim.lr_scheduler.LambdaLR(optimiser, factor),
-                "interval": "step",
-            },
-        }
-
-    def train_dataloader(self) -> DataLoader:
-        per_epoch = min(self.plan.steps_per_epoch, self.plan.total_steps)  # or nothing would be validated
-        return DataLoader(
-            _Batches(self.samplers[0], self.current_epoch * per_epoch, per_epoch), batch_size=None
-        )
-
-    def val_dataloader(self) -> DataLoader:
-        return DataLoader(_Batches(self.samplers[1], 0, VALIDATION_BATCHES), batch_size=None)
-
-    def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor | None:
-        loss = self._loss(batch)
-        if not torch.isfinite(loss):
-            self.non_finite += 1
-            if self.non_finite > NON_FINITE_LIMIT:
-                raise IQTFlowError(
-                    f"training stopped: {self.non_finite} steps with a non-finite loss. The best weights "
-                    "are kept; "
-                    "lower the learning rate, or check the training images for extreme values."
-                )
-            return None
-        self._sum, self._count = self._sum + loss.detach(), self._count + 1
-        return loss
-
-    def validation_step(self, batch: dict[str, torch.Tensor], _: int) -> None:
-        self.log("val_loss", self._loss(batch), on_epoch=True, batch_size=self.plan.batch_size)
-
-    def on_validation_epoch_end(self) -> None:
-        now = self.seconds_before + time.monotonic() - self._began
-        row = {
-            "step": self.global_step,
-            "train_loss": float(self._sum / max(self._count, 1)),
-            "val_loss": float(self.trainer.callback_metrics["val_loss"]),
-            "learning_rate": self.optimizers().param_groups[0]["lr"],
-            "seconds": round(now, 1),
-        }
-        self.curves.append(row)
-        self._sum, self._count = 0.0, 0
-        left = now / max(self.global_step, 1) * (self.plan.total_steps - self.global_step)
-        self.report(
-            f"epoch {len(self.curves)}: step {row['step']} of {self.plan.total_steps}, training loss "
-            f"{row['train_loss']:.6f}, "
-            f"validation loss {row['val_loss']:.6f}, {now:.0f} s, at most {left:.0f} s left"
-        )
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["iqtflow"] = {
-            "curves": self.curves,
-            "non_finite": self.non_finite,
-            "seconds": self.seconds_before + time.monotonic() - self._began,
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint["iqtflow"]
-        self.curves, self.non_finite, self.seconds_before = (
-            list(saved["curves"]),
-            saved["non_finite"],
-            saved["seconds"],
-        )
-        self.report(f"resuming after step {checkpoint['global_step']}")
-
-    def _loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        low, high = simulate_batch(batch)
-        return self.loss(self.network(low.to(memory_format=torch.channels_last_3d)), high)
-
-
-def _best_state(checkpoint_dir: Path, module: _Training) -> dict[str, torch.Tensor]:
-    saved = torch.load(checkpoint_dir / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
-    module.load_state_dict(saved)
-    return {name: value.detach().cpu().contiguous() for name, value in module.network.state_dict().items()}
-
-
-def _check_identity(
-    checkpoint_dir: Path,
-    train: Sequence[PatchLibrary],
-    validation: Sequence[PatchLibrary],
-    plan: TrainingPlan,
-) -> None:
-    """Refuse to continue a training of other settings; leave a note of ours for the next start."""
-    identity = plan_as_dict(dataclasses.replace(plan, steps=None, max_epochs=0))
-    identity["train"] = sorted(lib.subject for lib in train)
-    identity["validation"] = sorted(lib.subject for lib in validation)
-    text = json.dumps(identity, indent=1, sort_keys=True)
-    note = checkpoint_dir / "settings.json"
-    if note.exists() and note.read_text() != text:
-        before = json.loads(note.read_text())
-        changed = ", ".join(
-            f"{key}: {before.get(key)} -> {identity.get(key)}"
-            for key in sorted(set(before) | set(identity))
-            if before.get(key) != identity.get(key)
-        )
+def _check(train: Sequence[Source], validation: Sequence[Source], plan: TrainingPlan, processes: int) -> None:
+    both = {*_subjects(train)} & {*_subjects(validation)}
+    if both:
         raise InputError(
-            checkpoint_dir,
-            found=f"checkpoints of another training ({changed})",
-            expected="checkpoints of this one, or none",
-            next_step="Restore the settings, or choose another work directory.",
+            "subject split",
+            found=f"{', '.join(sorted(both))} in training and in validation",
+            expected="disjoint sets of subjects",
+            next_step="Correct the split file.",
         )
-    temporary = note.with_name(f".{note.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, note)
+    if plan.batch_size % processes:
+        raise UsageError(
+            "batch size",
+            found=f"{plan.batch_size} patches for {processes} devices",
+            expected="the same number for each",
+            next_step=f"Choose a multiple of {processes}.",
+        )
 
 
-def plan_digest(plan: TrainingPlan, subjects: Sequence[str]) -> str:
-    """Short name of a training, from all that decides its weights but its length: names the checkpoint
-    folder.
-    """
-    identity = plan_as_dict(dataclasses.replace(plan, steps=None, max_epochs=0))
-    return hashlib.sha256(json.dumps([identity, sorted(subjects)], sort_keys=True).encode()).hexdigest()[:12]
+def _subjects(sources: Sequence[Source]) -> list[str]:
+    return sorted({source.subject for source in sources})
+
+
+def _identity(train: Sequence[Source], validation: Sequence[Source], plan: TrainingPlan) -> dict[str, Any]:
+    """All that decides the weights, but for how long is trained."""
+    identity = plan_as_dict(dataclasses.replace(plan, steps=None, max_epochs=0, patience=0))
+    for part, sources in (("train", train), ("validation", validation)):
+        identity[part] = {source.path.name: source.fingerprint for source in sources}
+    return {**identity, "stream": _STREAM}
+
+
+def _introduce(
+    module: TrainingModule,
+    train: Sequence[Source],
+    validation: Sequence[Source],
+    *,
+    device: str,
+    devices: int,
+    num_threads: int,
+) -> str:
+    """First line of a run: where, what, on whom, from which draws."""
+    plan = module.plan
+    settings = ", ".join(f"{key} = {value}" for key, value in plan.network_settings.items())
+    parameters = sum(p.numel() for p in module.network.parameters())
+    where = f"{device} ({num_threads} threads)" if device == "cpu" else torch.cuda.get_device_name()
+    draws = "fresh draws" if plan.draws == FRESH else f"{plan.draws} stored draw(s) of each"
+    return (
+        f"{f'{devices} x ' if devices > 1 else ''}{where}, "
+        f"{'bfloat16 mixed' if device == 'cuda' else 'float32'} precision; "
+        f"{plan.network} ({settings}; {parameters:,} parameters); {len(_subjects(train))} training and "
+        f"{len(_subjects(validation))} validation subjects, {sum(s.n_patches for s in train):,} patches; "
+        f"{draws}, SNR prior {plan.degradation.prior.name}; at most {plan.total_steps:,} steps of "
+        f"{plan.batch_size} patches{f', starting from {plan.start_from}' if plan.start_from else ''}"
+    )
+
+
+def _callbacks(folder: Path, plan: TrainingPlan, *, progress: bool) -> list[Callback]:
+    # The best weights first: the last checkpoint knows of them.
+    kept = {"enable_version_counter": False, "save_top_k": 1}
+    callbacks: list[Callback] = [
+        CurvesOnDisk(folder),
+        ModelCheckpoint(folder, filename=Path(BEST).stem, monitor="val_loss", **kept),
+        ModelCheckpoint(folder, filename=Path(LAST).stem, monitor=None, **kept),
+    ]
+    if plan.patience:
+        # Once validated: a training that is taken up passes the end of an epoch first, and has no loss there.
+        when = {"check_finite": False, "check_on_train_epoch_end": False}
+        callbacks.append(_Patience("val_loss", patience=plan.patience, mode="min", **when))
+    if progress:
+        callbacks.append(TQDMProgressBar())
+    return callbacks
+
+
+class _Patience(EarlyStopping):
+    """Early stopping whose patience is this run's, not the checkpoint's."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+
+def _plugins() -> list[Any]:
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():
+        # A job that is started again goes on from the last epoch by itself; no checkpoint in between.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    return plugins
+
+
+def _logger(tensorboard: str | os.PathLike | None) -> Any:
+    if tensorboard is None:
+        return False
+    try:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        return TensorBoardLogger(Path(tensorboard).absolute(), name="", version="")
+    except ModuleNotFoundError as fault:
+        raise UsageError(
+            "--tensorboard",
+            found="no TensorBoard",
+            expected="the package tensorboard",
+            next_step='Install it (pip install "iqtflow[tensorboard]"), or leave the option out.',
+        ) from fault
+
+
+def _workers() -> int:
+    return max(min(8, (os.cpu_count() or 1) - 1), 0)
+
+
+def _best_state(folder: Path, module: TrainingModule) -> dict[str, torch.Tensor]:
+    module.load_state_dict(read_checkpoint(folder / BEST)["state_dict"])
+    return {name: value.detach().cpu().contiguous() for name, value in module.network.state_dict().items()}

@@ -244,9 +244,18 @@ def test_what_is_not_there_ends_with_code_2_and_nothing_written(
     assert tree(tmp_path) == before
 
 
-def test_training_at_group_level_needs_a_split(bids_tree, tmp_path, capsys):
-    assert cli.main([str(bids_tree(T1W)), str(tmp_path / "out"), "group", "--mode", "train"]) == 2
-    assert "--split: found nothing" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--patch-library", "pairs"], "Add --draws N"),
+        (["-k", "3", "--patch-size", "32"], "a multiple of k = 3"),
+        (["--devices", "3", "--batch-size", "32"], "32 patches for 3 devices"),
+    ],
+)
+def test_training_settings_that_do_not_go_together_are_refused(bids_tree, tmp_path, capsys, options, named):
+    arguments = [str(bids_tree(T1W)), str(tmp_path / "out"), "group", "--mode", "train", *options]
+    assert cli.main(arguments) == 2
+    assert named in capsys.readouterr().err
 
 
 def test_a_split_with_a_subject_twice_is_refused_before_hours_of_training(bids_tree, tmp_path):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from iqtflow.errors import UsageError
-from iqtflow.split import read_split
+from iqtflow.split import SPLIT_PARTS, draw_split, keep_split, read_split
 
 
 def test_a_split_names_its_subjects_with_or_without_prefix(tmp_path):
@@ -41,3 +43,37 @@ def test_a_split_that_cannot_be_trusted_is_refused(tmp_path, text, named):
     with pytest.raises(UsageError) as caught:
         read_split(tmp_path / "split.json")
     assert named in str(caught.value)
+
+
+def test_thirty_subjects_are_split_as_in_the_paper():
+    labels = [f"{i:02d}" for i in range(30)]
+    split = draw_split(labels, seed=0)
+    assert [len(split[part]) for part in SPLIT_PARTS] == [12, 3, 15]
+    assert sorted(label for part in SPLIT_PARTS for label in split[part]) == labels
+    assert draw_split(labels[::-1], seed=0) == split != draw_split(labels, seed=1)
+
+
+@given(n=st.integers(2, 60), ratio=st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(0, 20)))
+def test_whatever_is_drawn_everybody_is_on_one_side_and_no_side_is_empty(n, ratio):
+    labels = [f"{i}" for i in range(n)]
+    split = draw_split(labels, seed=3, ratio=ratio)
+    assert sorted(label for part in SPLIT_PARTS for label in split[part]) == sorted(labels)
+    assert split["train"] and split["validation"]
+    assert bool(split["evaluation"]) == (ratio[2] > 0 and n > 2)
+    for part, share in zip(SPLIT_PARTS, ratio, strict=True):
+        assert abs(len(split[part]) - n * share / sum(ratio)) <= 2
+
+
+def test_a_split_that_was_drawn_is_the_split_of_later_runs(tmp_path):
+    """A subject that arrives later must not turn an evaluation subject into a training subject."""
+    first = keep_split(tmp_path / "models/split.json", ["1", "2", "3", "4"], seed=0)
+    assert keep_split(tmp_path / "models/split.json", ["1", "2", "3", "4", "5"], seed=1) == first
+    assert read_split(tmp_path / "models/split.json") == first
+
+
+@pytest.mark.parametrize(
+    ("labels", "ratio"), [(["1"], (12, 3, 15)), (["1", "2"], (0, 1, 1)), ([], (1, 1, 1))]
+)
+def test_what_cannot_be_split_is_refused(labels, ratio):
+    with pytest.raises(UsageError):
+        draw_split(labels, seed=0, ratio=ratio)

@@ -202,38 +202,11 @@ def test_from_high_field_scans_to_a_model_that_enhances(tmp_path):
         path = bids / f"sub-{i}/anat/sub-{i}_T1w.nii.gz"
         write_scan(path, brain.intensity, make_affine((1.6, 1.6, 1.6)))
         path.with_name(f"sub-{i}_T1w.json").write_text('{"SkullStripped": true}')
-    (tmp_path / "split.json").write_text(
-        json.dumps({"train": ["0"], "validation": ["1"], "evaluation": ["2"]})
-    )
     out = tmp_path / "out"
-    run = iqtflow(
-        bids,
-        out,
-        "participant",
-        "group",
-        "--mode",
-        "train",
-        "--split",
-        tmp_path / "split.json",
-        "-w",
-        tmp_path / "work",
-        "--nprocs",
-        "2",
-        "--filters",
-        "2",
-        "--batch-size",
-        "2",
-        "--steps",
-        "8",
-        "--steps-per-epoch",
-        "4",
-        "--model-name",
-        "tiny",
-        "--ensemble",
-        "2",
-        "--segmentation",
-        "ants",
-    )
+    small = ["--filters", "2", "--batch-size", "2", "--steps", "8", "--steps-per-epoch", "4"]
+    small += ["--validation-batches", "1", "--segmentation", "ants", "--nprocs", "2", "-w", tmp_path / "work"]
+    both = [bids, out, "participant", "group", "--mode", "train", *small]
+    run = iqtflow(*both, "--model-name", "tiny", "--ensemble", "2")
     assert run.returncode == 0, run.stdout + run.stderr
     for name in (
         "sub-0/anat/sub-0_label-WM_probseg.nii.gz",
@@ -242,25 +215,44 @@ def test_from_high_field_scans_to_a_model_that_enhances(tmp_path):
         "group_metrics.tsv",
         "group_metrics.json",
         "group.html",
+        "models/tiny_member-2_curves.csv",
     ):
         assert (out / name).exists(), name
     drawn = json.loads((out / "sub-1/anat/sub-1_desc-sim01_T1w.json").read_text())
     assert {"SNR", "Seed", "SliceThickness", "SliceGap", "SkullStripped"} <= drawn.keys()
-    other = json.loads((out / "sub-2/anat/sub-2_desc-sim01_T1w.json").read_text())
-    assert drawn["SNR"] != other["SNR"], "each person is drawn for"
-    rows = (out / "group_metrics.tsv").read_text().splitlines()
-    assert len(rows) == 3 and rows[1].startswith("sub-2\tspline")
+    split = json.loads((out / "models/split.json").read_text())
+    assert sorted(map(len, split.values())) == [1, 1, 1]
+    (judged,) = split["evaluation"]
+    rows = [row.split("\t")[:2] for row in (out / "group_metrics.tsv").read_text().splitlines()[1:]]
+    assert rows == [[judged, method] for method in ("spline", "iqt", "member-1", "member-2")]
+    summary = json.loads((out / "models/tiny_summary.json").read_text())
+    for figure in ("psnr", "mssim", "mssim_slicewise"):
+        alone = [summary[figure]["members"][f"member-{i}"]["mean"] for i in (1, 2)]
+        assert summary[figure]["mean_of_members"]["mean"] == pytest.approx(np.mean(alone))
+    assert f"PSNR {summary['psnr']['iqt']['mean']:.2f} dB" in run.stdout
 
     from iqtflow.models import read_card
 
     card = read_card(out / "models/tiny.safetensors")
     assert card["n_members"] == 2
-    assert card["training"]["split"]["evaluation"] == ["2"]
-    assert card["figures"]["n"] == 1
+    assert [f"sub-{label}" for label in card["training"]["split"]["evaluation"]] == [judged]
+    assert card["figures"]["subjects"] == [judged.removeprefix("sub-")]
+    seeds = [facts["plan"]["seed"] for facts in card["training"]["members"]]
+    assert len(set(seeds)) == 2
+
+    stored = ["--draws", "2", "--patch-library", "pairs", "--patch-fraction", "0.5", "--patience", "1"]
+    explicit = iqtflow(*both, *stored, "--model-name", "explicit", "--random-seed", "0")
+    assert explicit.returncode == 0, explicit.stdout + explicit.stderr
+    assert "split read from" in explicit.stdout
+    assert json.loads((out / "models/split.json").read_text()) == split
+    header = json.loads((out / "patches/sub-0_pairs.json").read_text())
+    pairs = np.load(out / "patches/sub-0_pairs.npy", mmap_mode="r")
+    assert len(pairs) == sum(header["counts"]) and len(header["counts"]) == 2
+    assert read_card(out / "models/explicit.safetensors")["training"]["members"][0]["plan"]["draws"] == 2
 
     scans = dataset(tmp_path / "clinic")
-    shutil.copytree(out / "sub-2", scans / "sub-2")
-    for file in list((scans / "sub-2/anat").iterdir()):
+    shutil.copytree(out / judged, scans / judged)
+    for file in list((scans / f"{judged}/anat").iterdir()):
         file.rename(
             file.with_name(file.name.replace("_desc-sim01", ""))
         ) if "sim01" in file.name else file.unlink()
@@ -274,6 +266,6 @@ def test_from_high_field_scans_to_a_model_that_enhances(tmp_path):
         tmp_path / "work2",
     )
     assert use.returncode == 0, use.stdout + use.stderr
-    image = nib.load(tmp_path / "enhanced/sub-2/anat/sub-2_desc-iqt_T1w.nii.gz")
+    image = nib.load(tmp_path / f"enhanced/{judged}/anat/{judged}_desc-iqt_T1w.nii.gz")
     assert image.shape == (72, 76, 72)
-    gzip.decompress((tmp_path / "enhanced/sub-2/anat/sub-2_desc-iqt_T1w.nii.gz").read_bytes())
+    gzip.decompress((tmp_path / f"enhanced/{judged}/anat/{judged}_desc-iqt_T1w.nii.gz").read_bytes())

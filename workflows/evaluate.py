@@ -9,6 +9,7 @@ from nipype.pipeline.engine import Workflow
 def init_evaluate_wf(
     *,
     name: str = "evaluate",
+    members: int = 0,
     device: str = "cpu",
     omp_nthreads: int = 1,
     mem_gb: float = ENHANCE_MEM_GB,
@@ -16,12 +17,14 @@ def init_evaluate_wf(
     """Build the graph that enhances one simulated scan and compares it with the scan that it was made from.
 
     Workflow Graph
-        enhance -> evaluate
+        enhance, enhance_m1, enhance_m2, ... -> evaluate
 
     Parameters
     ----------
     name
         Name of the workflow.
+    members
+        Networks of the ensemble that are judged on their own, too.
     device
         "cpu" or "cuda".
     omp_nthreads
@@ -33,6 +36,8 @@ def init_evaluate_wf(
     ------
     model
         Model file, or name of a shipped one.
+    member1, member2, ...
+        Models of one network each.
     in_file, sidecar_file
         Low-field scan and its metadata (JSON), as `iqtflow.interfaces.simulate.SimulateLowField` makes them.
     skull_stripped
@@ -45,25 +50,30 @@ def init_evaluate_wf(
     Outputs
     -------
     metrics
-        JSON: PSNR and MSSIM of the network and of the cubic spline.
+        JSON: PSNR and MSSIM of the model, of its networks one by one, and of the cubic spline.
     enhanced, spline
         The two volumes, on one grid.
     """
     from iqtflow.interfaces.enhance import EnhanceVolume
     from iqtflow.interfaces.evaluate import EvaluateVolume
-    from nipype.interfaces.utility import IdentityInterface
+    from nipype.interfaces.utility import IdentityInterface, Merge
     from nipype.pipeline.engine import Node
 
     fields = ["model", "in_file", "sidecar_file", "skull_stripped", "truth", "mask", "subject"]
-    inputnode = Node(IdentityInterface(fields), name="inputnode")
+    single = [f"member{i}" for i in range(1, members + 1)]
+    inputnode = Node(IdentityInterface([*fields, *single]), name="inputnode")
     inputnode.inputs.skull_stripped = "auto"
     outputnode = Node(IdentityInterface(["metrics", "enhanced", "spline"]), name="outputnode")
-    enhance = Node(
-        EnhanceVolume(device=device, use_gpu=device == "cuda", num_threads=omp_nthreads, force=True),
-        name="enhance",
-        mem_gb=mem_gb,
-        n_procs=1 if device == "cuda" else omp_nthreads,
-    )
+
+    def enhancing(label: str) -> Node:
+        return Node(
+            EnhanceVolume(device=device, use_gpu=device == "cuda", num_threads=omp_nthreads, force=True),
+            name=label,
+            mem_gb=mem_gb,
+            n_procs=1 if device == "cuda" else omp_nthreads,
+        )
+
+    enhance = enhancing("enhance")
     evaluate = Node(EvaluateVolume(), name="evaluate", mem_gb=2.0)
 
     workflow = Workflow(name=name)
@@ -76,4 +86,11 @@ def init_evaluate_wf(
             (evaluate, outputnode, [("out_file", "metrics")]),
         ]
     )
+    if members:
+        merge = Node(Merge(members), name="members")
+        for i, model in enumerate(single, start=1):
+            alone = enhancing(f"enhance_m{i}")
+            given = [(model, "model"), *((field, field) for field in fields[1:4])]
+            workflow.connect([(inputnode, alone, given), (alone, merge, [("out_file", f"in{i}")])])
+        workflow.connect(merge, "out", evaluate, "members")
     return workflow

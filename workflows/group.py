@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from iqtflow.workflows.run import report_failures, run_graph
 from nipype.pipeline.engine import Workflow
@@ -17,7 +18,7 @@ from iqtflow.bids import derivative_name
 from iqtflow.config import Settings, TrainSettings
 from iqtflow.errors import EXIT_OK, UsageError
 from iqtflow.inputs import find_inputs
-from iqtflow.split import read_split
+from iqtflow.split import SPLIT_PARTS, keep_split, read_split
 
 
 @dataclass(frozen=True)
@@ -37,22 +38,16 @@ def run_group(settings: Settings, logs: Path) -> int:
     Raises
     ------
     UsageError
-        There is no split, or the participant level has not prepared a subject of the split.
+        There are too few subjects to split, or the participant level has not prepared a subject of the split.
     """
     from iqtflow.workflows.base import workflow_prefix
 
     from iqtflow.report.training import write_training_page
 
-    if settings.train.split is None:
-        raise UsageError(
-            "--split",
-            found="nothing",
-            expected="a JSON file with the lists train, validation and evaluation",
-            next_step="Write one; a subject belongs to one list only.",
-        )
-    split = read_split(settings.train.split)
+    split = settle_split(settings)
     output = settings.paths.output_dir
-    libraries = {part: find_libraries(output, split[part]) for part in ("train", "validation")}
+    kind = "pairs.npy" if settings.train.patch_library == "pairs" else "patches.safetensors"
+    libraries = {part: find_libraries(output, split[part], kind=kind) for part in ("train", "validation")}
     evaluation = find_evaluation(settings, split["evaluation"])
     name = settings.train.model_name or f"iqt-k{settings.train.upsampling_factor}"
     workflow = build_train_graph(
@@ -70,6 +65,9 @@ def run_group(settings: Settings, logs: Path) -> int:
         {"subject": e.subject, "truth": e.truth, "input": e.low_field, "mask": e.mask} for e in evaluation
     ]
     write_training_page(output, name, scans=scans)
+    if evaluation:
+        summary = json.loads((output / "models" / f"{name}_summary.json").read_text(encoding="utf-8"))
+        print(f"iqtflow: {tell_figures(summary)}", flush=True)
     print(
         f"iqtflow: model {output / 'models' / name}.safetensors; figures {output / 'group_metrics.tsv'}; "
         f"page {output / 'group.html'}",
@@ -78,19 +76,72 @@ def run_group(settings: Settings, logs: Path) -> int:
     return EXIT_OK
 
 
-def find_libraries(output_dir: Path, subjects: Sequence[str]) -> list[Path]:
-    """Return the patch libraries of subjects, sorted; UsageError names subjects that have none."""
+def settle_split(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Return the split that was given; else the one that an earlier run stored; else draw one and store it.
+
+    Raises
+    ------
+    UsageError
+        There are too few subjects to split.
+    """
+    if settings.train.split is not None:
+        return read_split(settings.train.split)
+    output, wanted = settings.paths.output_dir, settings.run.participant_labels
+    prepared = {path.name.split("_")[0].removeprefix("sub-") for path in (output / "patches").glob("sub-*")}
+    labels = sorted(prepared & set(wanted) if wanted else prepared)
+    path = output / "models" / "split.json"
+    stored = path.exists()
+    split = keep_split(path, labels, seed=settings.run.seed, ratio=settings.train.split_ratio)
+    sizes = ", ".join(f"{len(split[part])} {part}" for part in SPLIT_PARTS)
+    print(f"iqtflow: split {'read from' if stored else 'drawn and stored in'} {path}: {sizes}", flush=True)
+    others = sorted(set(labels) - {label for part in SPLIT_PARTS for label in split[part]})
+    if others:
+        print(f"  note: not in it, and left out: {', '.join(f'sub-{label}' for label in others)}", flush=True)
+    return split
+
+
+def tell_figures(summary: Mapping[str, Any]) -> str:
+    """Return a summary of the evaluation as a phrase."""
+    parts = []
+    for name, label, unit in (("psnr", "PSNR", " dB"), ("mssim", "MSSIM", "")):
+        ours, theirs, test = (summary[name][key] for key in (summary["method"], "spline", "wilcoxon"))
+        digits = 2 if unit else 3
+        p = f", Wilcoxon n = {test['n']}, p = {test['p']:.2g}" if test else ""
+        mean, spline = (f"{scores['mean']:.{digits}f}{unit}" for scores in (ours, theirs))
+        parts.append(f"{label} {mean} (cubic spline {spline}{p})")
+    return f"on {summary['n']} people that it has never seen: {'; '.join(parts)}"
+
+
+def find_libraries(
+    output_dir: Path, subjects: Sequence[str], *, kind: str = "patches.safetensors"
+) -> list[Path]:
+    """Return the patch libraries of subjects, sorted; UsageError names subjects that have none.
+
+    Parameters
+    ----------
+    output_dir
+        Root of the derivatives.
+    subjects
+        Labels.
+    kind
+        What the files' names end in.
+    """
     found = {
-        label: sorted((output_dir / "patches").glob(f"sub-{label}_*patches.safetensors"))
+        label: sorted(
+            {
+                *(output_dir / "patches").glob(f"sub-{label}_*{kind}"),
+                *(output_dir / "patches").glob(f"sub-{label}_{kind}"),
+            }
+        )
         for label in subjects
     }
     missing = [f"sub-{label}" for label, files in found.items() if not files]
     if missing:
         raise UsageError(
             output_dir / "patches",
-            found=f"no patch library of {', '.join(missing)}",
+            found=f"no patch library (..._{kind}) of {', '.join(missing)}",
             expected="one for each subject of the split",
-            next_step="Run the participant level with --mode train on these subjects first.",
+            next_step="Run the participant level with --mode train and the same options on these subjects.",
         )
     return [file for label in subjects for file in found[label]]
 
@@ -170,6 +221,9 @@ def build_train_graph(
         seed=run.seed,
         device=run.device,
         omp_nthreads=run.omp_nthreads,
+        devices=train.devices,
+        num_nodes=train.num_nodes,
+        tensorboard_dir=settings.paths.work_dir / "tensorboard" if train.tensorboard else None,
         checkpoint_dir=settings.paths.work_dir / "checkpoints",
         split=split,
         training=_training_inputs(train),
@@ -187,9 +241,13 @@ def build_train_graph(
         return workflow
 
     scores = Node(Merge(len(evaluation)), name="scores")
+    members = train.ensemble if train.ensemble > 1 else 0  # a single network is the model
     for i, scan in enumerate(evaluation, start=1):
         evaluate = init_evaluate_wf(
-            name=f"evaluate_{scan.subject}", device=run.device, omp_nthreads=run.omp_nthreads
+            name=f"evaluate_{scan.subject}",
+            members=members,
+            device=run.device,
+            omp_nthreads=run.omp_nthreads,
         )
         given = evaluate.get_node("inputnode").inputs
         given.in_file, given.sidecar_file = os.fspath(scan.low_field), os.fspath(scan.sidecar)
@@ -199,6 +257,10 @@ def build_train_graph(
         workflow.connect(
             [
                 (training, evaluate, [("outputnode.model", "inputnode.model")]),
+                *(
+                    (training, evaluate, [(f"outputnode.member{m}", f"inputnode.member{m}")])
+                    for m in range(1, members + 1)
+                ),
                 (evaluate, scores, [("outputnode.metrics", f"in{i}")]),
             ]
         )
@@ -244,10 +306,15 @@ def _training_inputs(train: TrainSettings) -> dict:
         "steps_per_epoch",
         "max_epochs",
         "patience",
+        "validation_batches",
+        "draws",
         "bias_amplitude",
         "mirror",
     )
     inputs.update({field: getattr(train, field) for field in same})
+    inputs["patch_size"] = train.patch_edge
+    if train.network_options:
+        inputs["network_options"] = list(train.network_options)
     for field in ("steps", "start_from"):
         if getattr(train, field) is not None:
             inputs[field] = getattr(train, field)

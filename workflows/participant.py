@@ -9,12 +9,13 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 from nipype.pipeline.engine import Workflow
 
 from iqtflow.bids import Scan, derivative_name, scan_seed
-from iqtflow.config import Settings
+from iqtflow.config import Settings, TrainSettings
 from iqtflow.engines import engine_for
 from iqtflow.errors import UsageError
 from iqtflow.geometry import choose_upsampling, find_slice_geometry
@@ -146,6 +147,10 @@ def build_prepare_graph(
             snr_prior=os.fspath(train.snr_prior) if train.snr_prior else "ibadan-0.36T",
             seed=run.seed,
             first_draw_seed=scan_seed(scan, run.seed),
+            stored_draws=0 if train.draws == "fresh" else train.draws,
+            patch_step=train.patch_step,
+            background_limit=train.background_limit,
+            pairs=pair_inputs(train, seed=run.seed),
             omp_nthreads=run.omp_nthreads,
             engine=engine_for(scan.path, settings.segmentation),
             sampling_mm=settings.segmentation.sampling_mm,
@@ -175,6 +180,10 @@ def build_prepare_graph(
         )
         library = _sink("sink_library", settings, library_name(scan), {})
         prepare.connect([(out, mask, [("mask", "in_file")]), (out, library, [("library", "in_file")])])
+        if train.patch_library == "pairs":
+            for field, extension in (("pairs", ".npy"), ("pairs_header", ".json")):
+                name = library_name(scan, suffix="pairs", extension=extension)
+                prepare.connect(out, field, _sink(f"sink_{field}", settings, name, {}), "in_file")
         for i in range(1, n_draws + 1):
             fields = {
                 **shared,
@@ -265,9 +274,21 @@ def memory_share_gb(settings: Settings) -> float:
     return settings.run.mem_gb / at_a_time
 
 
-def library_name(scan: Scan) -> Path:
+def library_name(scan: Scan, *, suffix: str = "patches", extension: str = ".safetensors") -> Path:
     """Path of a scan's patch library under the root of the derivatives."""
-    return Path("patches", derivative_name(scan, suffix="patches", extension=".safetensors").name)
+    return Path("patches", derivative_name(scan, suffix=suffix, extension=extension).name)
+
+
+def pair_inputs(train: TrainSettings, *, seed: int) -> dict[str, Any] | None:
+    """Inputs of `iqtflow.interfaces.patches.WritePairs`; None where no explicit library is asked for."""
+    if train.patch_library != "pairs":
+        return None
+    return {
+        "n_draws": train.draws,
+        "fraction": train.patch_fraction,
+        "patch_size": train.patch_edge,
+        "seed": seed,
+    }
 
 
 def _sink(name: str, settings: Settings, path: Path, metadata: dict):

@@ -4,8 +4,9 @@ scans, patch library.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nipype.pipeline.engine import Workflow
 
@@ -23,6 +24,10 @@ def init_prepare_wf(
     snr_prior: str = "ibadan-0.36T",
     seed: int = 0,
     first_draw_seed: int | None = None,
+    stored_draws: int = 0,
+    patch_step: Sequence[int] = (8, 16, 16),
+    background_limit: float = 0.8,
+    pairs: Mapping[str, Any] | None = None,
     omp_nthreads: int = 1,
     engine: EngineChoice | str = "ants",
     sampling_mm: float = 3.0,
@@ -32,7 +37,7 @@ def init_prepare_wf(
 
     Workflow Graph
         conform -> segment -> simulate_draw01, simulate_draw02, ...
-                           -> extract
+                           -> extract -> pairs
 
     Parameters
     ----------
@@ -51,6 +56,13 @@ def init_prepare_wf(
     first_draw_seed
         Of the first draw, from which the others count on; a scan needs one of its own
         (`iqtflow.bids.scan_seed`). None: ``1000 seed + 1``.
+    stored_draws
+        How many of the draws, from the first, the patch library keeps for training on them.
+    patch_step, background_limit
+        Grid of the patches, and the largest share of background in one.
+    pairs
+        Inputs of `iqtflow.interfaces.patches.WritePairs` by name, to write the paper's explicit library too;
+        None does without.
     omp_nthreads
         Threads of the segmentation.
     engine
@@ -78,14 +90,16 @@ def init_prepare_wf(
         Tissue probability maps, brain mask, bias-corrected image, JSON with engine and volumes.
     library
         Patch library.
+    pairs, pairs_header
+        The paper's explicit library (.npy) and what it holds (.json), where asked for.
     draw01, draw01_metadata, ...
         Simulated low-field scans and what was drawn for them.
     """
     from iqtflow.interfaces.conform import ConformScan
-    from iqtflow.interfaces.patches import ExtractPatches
+    from iqtflow.interfaces.patches import ExtractPatches, WritePairs
     from iqtflow.interfaces.simulate import SimulateLowField
     from iqtflow.workflows.segment import init_segment_node
-    from nipype.interfaces.utility import IdentityInterface
+    from nipype.interfaces.utility import IdentityInterface, Merge
     from nipype.pipeline.engine import Node
 
     draws = [f"draw{i:02d}" for i in range(1, n_draws + 1)]
@@ -100,6 +114,8 @@ def init_prepare_wf(
         "preproc",
         "segmentation",
         "library",
+        "pairs",
+        "pairs_header",
         *draws,
         *(f"{d}_metadata" for d in draws),
     ]
@@ -113,7 +129,13 @@ def init_prepare_wf(
         omp_nthreads=omp_nthreads,
     )
     extract = Node(
-        ExtractPatches(upsampling_factor=upsampling_factor, slice_axes=list(slice_axes), seed=seed),
+        ExtractPatches(
+            upsampling_factor=upsampling_factor,
+            slice_axes=list(slice_axes),
+            seed=seed,
+            step=tuple(patch_step),
+            background_limit=background_limit,
+        ),
         name="extract",
         mem_gb=1.0,
     )
@@ -142,6 +164,18 @@ def init_prepare_wf(
             (extract, outputnode, [("out_file", "library")]),
         ]
     )
+    if stored_draws:
+        stored = {"out_file": "draw_files", "metadata_file": "draw_metadata_files"}
+        merge = {field: Node(Merge(stored_draws), name=into) for field, into in stored.items()}
+        workflow.connect([(merge[field], extract, [("out", into)]) for field, into in stored.items()])
+    if pairs is not None:
+        write = Node(WritePairs(**pairs), name="pairs", mem_gb=1.0)
+        workflow.connect(
+            [
+                (extract, write, [("out_file", "library")]),
+                (write, outputnode, [("out_file", "pairs"), ("header_file", "pairs_header")]),
+            ]
+        )
     for i, draw in enumerate(draws):
         simulate = Node(
             SimulateLowField(
@@ -160,4 +194,6 @@ def init_prepare_wf(
                 (simulate, outputnode, [("out_file", draw), ("metadata_file", f"{draw}_metadata")]),
             ]
         )
+        if i < stored_draws:
+            workflow.connect([(simulate, node, [(field, f"in{i + 1}")]) for field, node in merge.items()])
     return workflow

@@ -20,6 +20,9 @@ def init_train_wf(
     device: str = "cpu",
     omp_nthreads: int = 1,
     mem_gb: float = TRAIN_MEM_GB,
+    devices: int = 1,
+    num_nodes: int = 1,
+    tensorboard_dir: str | os.PathLike | None = None,
     checkpoint_dir: str | os.PathLike | None = None,
     split: Mapping[str, Sequence[str]] | None = None,
     training: Mapping[str, Any] | None = None,
@@ -45,6 +48,10 @@ def init_train_wf(
         Threads of each network on the CPU.
     mem_gb
         Memory of each training node.
+    devices, num_nodes
+        Devices (on the CPU: processes) of each computer, and computers, that train one network together.
+    tensorboard_dir
+        Folder of curves for TensorBoard, if any; each network gets a folder in it.
     checkpoint_dir
         Folder that holds a folder of checkpoints for each network, outside of the node's, which is emptied
         before a re-run; None keeps them in the node's folder, and an interrupted training starts again.
@@ -64,6 +71,8 @@ def init_train_wf(
         The ensemble (.safetensors).
     members
         Models of one network each.
+    member1, member2, ...
+        The same, one by one.
     curves1, curves2, ...
         Training curves (.csv).
     """
@@ -74,7 +83,7 @@ def init_train_wf(
     members = range(1, ensemble + 1)
     libraries = ["train_libraries", "validation_libraries"]
     inputnode = Node(IdentityInterface(libraries), name="inputnode")
-    fields = ["model", "members", *(f"curves{member}" for member in members)]
+    fields = ["model", "members", *(f"{what}{member}" for member in members for what in ("member", "curves"))]
     outputnode = Node(IdentityInterface(fields), name="outputnode")
     card = {"split": {part: list(labels) for part, labels in split.items()}} if split else {}
     merge = Node(Merge(ensemble), name="members")
@@ -97,11 +106,15 @@ def init_train_wf(
                 device=device,
                 use_gpu=device == "cuda",
                 num_threads=omp_nthreads,
+                devices=devices,
+                num_nodes=num_nodes,
             ),
             name=f"train_m{member}",
             mem_gb=mem_gb,
-            n_procs=1 if device == "cuda" else omp_nthreads,
+            n_procs=devices if device == "cuda" else devices * omp_nthreads,
         )
+        if tensorboard_dir is not None:
+            train.inputs.tensorboard = os.path.join(tensorboard_dir, f"{model_name}_member-{member}")
         if checkpoint_dir is not None:
             folder = f"{model_name}_member-{member}"
             train.inputs.checkpoint_dir = os.path.join(checkpoint_dir, folder)
@@ -109,7 +122,7 @@ def init_train_wf(
             [
                 (inputnode, train, [(field, field) for field in libraries]),
                 (train, merge, [("out_file", f"in{member}")]),
-                (train, outputnode, [("curves_file", f"curves{member}")]),
+                (train, outputnode, [("out_file", f"member{member}"), ("curves_file", f"curves{member}")]),
             ]
         )
     return workflow

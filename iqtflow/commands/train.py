@@ -6,16 +6,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from iqtflow.argument_types import draws as number_of_draws
 from iqtflow.argument_types import network_option
 from iqtflow.errors import InputError, run_command
 from iqtflow.gpus import device_claimed
+from iqtflow.trust import allow_network
 
 if TYPE_CHECKING:
     import torch
 
+    from iqtflow.pairs import PairFile
+    from iqtflow.patches import PatchLibrary
+
+PROG = "iqtflow-train"
 #: Arguments that cannot be left out; parsed alone, they give the others' defaults.
 _LEAST = ["--train", "", "--validation", "", "--output", "", "--checkpoint-dir", ""]
 
@@ -23,10 +30,15 @@ _LEAST = ["--train", "", "--validation", "", "--output", "", "--checkpoint-dir",
 def build_parser() -> argparse.ArgumentParser:
     """Command-line parser; cheap, imports nothing heavy."""
     parser = argparse.ArgumentParser(
-        prog="iqtflow-train", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        prog=PROG, description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument(
-        "--train", type=Path, nargs="+", required=True, metavar="LIBRARY", help="patch libraries to train on"
+        "--train",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="LIBRARY",
+        help="patch libraries to train on (.safetensors), or explicit ones (.npy)",
     )
     parser.add_argument(
         "--validation",
@@ -86,6 +98,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="learning rate: the paper's slow decay, or a cosine to zero at the last step",
     )
     loop.add_argument("--loss", choices=("mse", "l1"), default="mse", help="what is minimised")
+    loop.add_argument(
+        "--patch-size",
+        type=int,
+        help="edge of the high-field patches in voxels, a multiple of k; 32, the paper's, or 48 where k is 3"
+        " or 6",
+    )
+    loop.add_argument("--validation-batches", type=int, default=12, help="batches that a validation takes")
     loop.add_argument("--steps", type=int, help="steps at most; max-epochs decides when not given")
     loop.add_argument(
         "--steps-per-epoch", type=int, default=100, help="steps between validations (and checkpoints)"
@@ -99,6 +118,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     loop.add_argument("--seed", type=int, default=0, help="of initialisation and of every draw")
     draws = parser.add_argument_group("simulated low field")
+    draws.add_argument(
+        "--draws",
+        type=number_of_draws,
+        default="fresh",
+        metavar="fresh|N",
+        help="simulate anew for every batch, or take the first N draws that the libraries hold",
+    )
     draws.add_argument(
         "--prior", default="ibadan-0.36T", help="SNR prior: a published one by name, or a JSON file"
     )
@@ -132,7 +158,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train")
-    machine.add_argument("--num-threads", type=int, default=1, help="CPU threads")
+    machine.add_argument("--num-threads", type=int, default=1, help="CPU threads of each process")
+    machine.add_argument(
+        "--devices", type=int, default=1, help="GPUs (on the CPU: processes) of each computer"
+    )
+    machine.add_argument(
+        "--num-nodes", type=int, default=1, help="computers; start the command on each, with srun for one"
+    )
+    parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="write curves for TensorBoard here")
     parser.add_argument(
         "--card",
         type=Path,
@@ -144,27 +177,30 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = build_parser().parse_args(argv)
-    return run_command("iqtflow-train", lambda: _run(options))
+    return run_command(PROG, lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> None:
     # Before torch is there, which looks at once what GPUs it may see.
-    with device_claimed(options.device, lambda line: print(f"iqtflow-train: {line}", flush=True)):
+    if options.devices * options.num_nodes > 1:  # the user, or the cluster, has set the cards apart
+        _train(options)
+        return
+    with device_claimed(options.device, lambda line: print(f"{PROG}: {line}", flush=True)):
         _train(options)
 
 
 def _train(options: argparse.Namespace) -> None:
     import torch
 
-    from iqtflow import __version__
+    from iqtflow.checkpoints import LOG
     from iqtflow.draws import Degradation
     from iqtflow.files import write_atomically
     from iqtflow.models import save_model
-    from iqtflow.networks import allow_network, choose_settings
+    from iqtflow.networks import choose_settings
     from iqtflow.normalisation import NAME as NORMALISATION
-    from iqtflow.patches import read_library
     from iqtflow.snr import read_prior
-    from iqtflow.training import TrainingPlan, curves_as_csv, train_member
+    from iqtflow.training import TrainingPlan, train_member
+    from iqtflow.training_loop import curves_as_csv
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError(
@@ -202,29 +238,27 @@ def _train(options: argparse.Namespace) -> None:
         seed=options.seed,
         degradation=degradation,
         start_from=start and start.name,
+        draws=options.draws,
+        patch_size=options.patch_size or choose_patch_size(options.k),
+        validation_batches=options.validation_batches,
     )
-    train, validation = (
-        [read_library(p) for p in options.train],
-        [read_library(p) for p in options.validation],
-    )
-    print(
-        f"iqtflow-train {__version__}: {options.device}, "
-        f"{'bfloat16 mixed' if options.device == 'cuda' else 'float32'} precision, "
-        f"{options.network} {settings}, {len(train)} training and {len(validation)} validation subjects, "
-        f"{sum(len(lib.corners) for lib in train)} patches, prior {prior.name}, at most {plan.total_steps} "
-        f"steps of {plan.batch_size}" + (f", starting from {plan.start_from}" if plan.start_from else ""),
-        flush=True,
-    )
+    log = options.checkpoint_dir / LOG
     member = train_member(
-        train,
-        validation,
+        [read_source(p) for p in options.train],
+        [read_source(p) for p in options.validation],
         plan,
         checkpoint_dir=options.checkpoint_dir,
         start=start and start.weights,
         device=options.device,
+        devices=options.devices,
+        num_nodes=options.num_nodes,
         num_threads=options.num_threads,
-        report=lambda line: print(line, flush=True),
+        report=lambda line: _report(line, log, progress=sys.stderr.isatty()),
+        progress=sys.stderr.isatty(),
+        tensorboard=options.tensorboard,
     )
+    if member is None:  # one of several processes; the first one writes
+        return
     card = {
         "name": options.name or options.output.stem,
         "k": options.k,
@@ -233,6 +267,7 @@ def _train(options: argparse.Namespace) -> None:
         "normalisation": {"name": NORMALISATION},
         "geometry": "slab-centred",
         "context": "patch",
+        "patch_size": plan.patch_size,
         "slice_profile": {"shape": "gaussian", "fwhm_over_spacing": list(options.thickness_fraction)},
         "snr_prior": prior.as_dict(),
         "training": {**member.facts, **extra},
@@ -241,7 +276,7 @@ def _train(options: argparse.Namespace) -> None:
     if options.curves:
         write_atomically(options.curves, lambda stream: stream.write(curves_as_csv(member.curves).encode()))
     print(
-        f"wrote {options.output}: validation loss {member.facts['best_validation_loss']:.6f} after "
+        f"{PROG}: wrote {options.output}: validation loss {member.facts['best_validation_loss']:.6f} after "
         f"{member.facts['steps']} steps",
         flush=True,
     )
@@ -288,6 +323,30 @@ def read_start(
         )
     member = source.members[seed % len(source.members)]
     return Start(f"{source.card['name']} (SHA-256 {source.sha256})", member.state_dict())
+
+
+def read_source(path: Path) -> PatchLibrary | PairFile:
+    """Open a patch library, or an explicit one, by what its name ends in."""
+    from iqtflow.pairs import read_pairs
+    from iqtflow.patches import read_library
+
+    return read_pairs(path) if path.suffix == ".npy" else read_library(path)
+
+
+def choose_patch_size(k: int) -> int:
+    """Edge of the paper's patches; for factors that do not divide it, of the next that all levels divide."""
+    return 48 if k % 3 == 0 else 32
+
+
+def _report(line: str, log: Path, *, progress: bool) -> None:
+    """Print a line, unless the progress bar does, and add it to the log beside the checkpoints."""
+    import time
+
+    if not progress:
+        print(line, flush=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as stream:
+        stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
 
 def _read_card(path: Path | None) -> dict:

@@ -16,7 +16,6 @@ known by name, none of which touches this package:
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -26,9 +25,9 @@ from torch import nn
 
 from iqtflow.errors import InputError
 from iqtflow.networks.unets import AnisoUNet, IsoUNet, SRUNet
+from iqtflow.trust import ALLOWED, allowed_networks
 
 GROUP = "iqtflow.networks"  #: entry points of networks that other packages bring
-ALLOWED = "IQTFLOW_NETWORKS"  #: environment variable: ``module:attribute``, with commas between several
 
 Factory = Callable[..., nn.Module]
 
@@ -122,17 +121,6 @@ def find_network(name: str) -> Factory:
         if ":" in name
         else "Correct the name, or install the package that brings this network.",
     )
-
-
-def allowed_networks() -> list[str]:
-    """Networks that may be imported by ``module:attribute``, as the environment variable lists them."""
-    return [item.strip() for item in os.environ.get(ALLOWED, "").split(",") if item.strip()]
-
-
-def allow_network(name: str) -> None:
-    """Allow a network that the user named as ``module:attribute``, in this process and in its children."""
-    if ":" in name and name not in allowed_networks():
-        os.environ[ALLOWED] = ",".join([*allowed_networks(), name])
 
 
 def choose_settings(name: str, wanted: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

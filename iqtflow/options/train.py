@@ -6,14 +6,24 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from iqtflow.argument_types import axes, draws, fraction, not_negative, positive, whole_number
-from iqtflow.config import LOSSES, SCHEDULES, TrainSettings
+from iqtflow.argument_types import (
+    axes,
+    draws,
+    fraction,
+    network_setting,
+    not_negative,
+    positive,
+    share,
+    whole_number,
+)
+from iqtflow.config import FACTORS, LOSSES, PATCH_LIBRARIES, SCHEDULES, TrainSettings
 from iqtflow.parser_parts import flag, option
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the groups that begin with train."""
     simulation = parser.add_argument_group("train: simulated low field")
+    patches = parser.add_argument_group("train: patches")
     network = parser.add_argument_group("train: network")
     loop = parser.add_argument_group("train: optimisation")
 
@@ -24,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         simulation,
         *("upsampling_factor", "-k", "--upsampling-factor"),
         type=int,
-        choices=(2, 4, 8),
+        choices=FACTORS,
         help="slice spacing over the high-field voxel edge",
     )
     add(
@@ -68,12 +78,63 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         *("draws", "--draws"),
         type=draws,
         metavar="fresh|N",
-        help="simulated scans per subject, or anew for every batch",
+        help="train on N simulated scans per subject, or on ones simulated anew for every batch",
     )
     flag(simulation, TrainSettings, "mirror", "--mirror", help="mirror patches, and swap their in-plane axes")
 
     count = {"type": whole_number(1), "metavar": "N"}
-    add(network, "network", "--network", metavar="NAME", help="name in the registry of networks")
+    add(
+        patches,
+        *("patch_library", "--patch-library"),
+        choices=PATCH_LIBRARIES,
+        help="volumes with an index of patches, or all pairs written out, as in the paper (needs --draws N)",
+    )
+    add(
+        patches,
+        *("patch_size", "--patch-size"),
+        **count,
+        help="edge of high-field patches in voxels, a multiple of k",
+        shown="32; 48 where k is 3 or 6",
+    )
+    add(
+        patches,
+        *("patch_step", "--patch-step"),
+        type=whole_number(1),
+        nargs=3,
+        metavar=("X", "Y", "Z"),
+        help="distance between patches along each axis, in voxels",
+    )
+    add(
+        patches,
+        *("background_limit", "--background-limit"),
+        type=share,
+        metavar="SHARE",
+        help="drop patches with more background than this",
+    )
+    add(
+        patches,
+        *("patch_fraction", "--patch-fraction"),
+        type=fraction,
+        metavar="SHARE",
+        help="share of the pairs that --patch-library pairs keeps, at random",
+    )
+
+    add(
+        network,
+        "network",
+        "--network",
+        metavar="NAME",
+        help="aniso-unet, iso-unet, sru-net, or one of your own: an entry point, or module:attribute",
+    )
+    add(
+        network,
+        *("network_options", "--network-option"),
+        nargs="+",
+        type=network_setting,
+        metavar="NAME=VALUE",
+        help="settings that only this network has",
+        shown="none",
+    )
     add(
         network, "filters", "--filters", type=whole_number(2), metavar="N", help="channels at the first level"
     )
@@ -95,7 +156,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help='JSON with the lists "train", "validation" and "evaluation" of participants',
-        shown="none; group level needs one",
+        shown="drawn from the seed once, then models/split.json",
+    )
+    add(
+        loop,
+        *("split_ratio", "--split-ratio"),
+        type=whole_number(0),
+        nargs=3,
+        metavar=("TRAIN", "VALIDATION", "EVALUATION"),
+        help="proportions of a split that is drawn",
     )
     add(loop, "batch_size", "--batch-size", **count, help="patches in a step")
     add(
@@ -124,3 +193,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="validations without a better loss before training stops; 0: never early",
     )
+    add(
+        loop,
+        *("validation_batches", "--validation-batches"),
+        **count,
+        help="batches that a validation takes",
+    )
+    add(loop, "devices", "--devices", **count, help="GPUs (on the CPU: processes) that train one network")
+    add(
+        loop,
+        *("num_nodes", "--num-nodes"),
+        **count,
+        help="computers that train one network together, in an allocation of SLURM",
+    )
+    flag(loop, TrainSettings, "tensorboard", "--tensorboard", help="write curves for TensorBoard")

@@ -63,5 +63,8 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
             label = row["participant_id"].removeprefix("sub-")
             record = records.setdefault(label, {"subject": label, "members": []})
             scores = {name: float(row[name]) for name in ("psnr", "mssim")}
-            record["spline" if row["method"] == "spline" else "mean"] = scores
+            if row["method"].startswith("member-"):
+                record["members"].append(scores)
+            else:
+                record["spline" if row["method"] == "spline" else "mean"] = scores
     return list(records.values())

@@ -1,0 +1,41 @@
+"""Whether settings of a training go together: known before anything has been computed."""
+
+from __future__ import annotations
+
+from iqtflow.config import TrainSettings
+from iqtflow.errors import UsageError
+
+
+def check_training(train: TrainSettings) -> None:
+    """Make sure that settings of a training go together, before hours are spent on half of them.
+
+    Raises
+    ------
+    UsageError
+        They do not.
+    """
+    for option, wrong, found, expected, next_step in (
+        (
+            "--patch-library pairs",
+            train.patch_library == "pairs" and train.draws == "fresh",
+            "fresh draws, which cannot be written out",
+            "a number of stored draws",
+            "Add --draws N; the paper has 1, 2, 4 and 8.",
+        ),
+        (
+            "--patch-size",
+            train.patch_edge % train.upsampling_factor != 0,
+            f"{train.patch_edge} voxels",
+            f"a multiple of k = {train.upsampling_factor}",
+            "Choose another size; 48 suits all factors.",
+        ),
+        (
+            "--batch-size",
+            train.batch_size % (train.devices * train.num_nodes) != 0,
+            f"{train.batch_size} patches for {train.devices * train.num_nodes} devices",
+            "the same number for each",
+            "Choose a multiple of the number of devices.",
+        ),
+    ):
+        if wrong:
+            raise UsageError(option, found=found, expected=expected, next_step=next_step)

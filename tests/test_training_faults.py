@@ -1,0 +1,299 @@
+"""A training that can be left alone: kills, full disks, vanished files, numbers that are not finite."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_phantoms import TINY, train_command, write_libraries
+
+from iqtflow.commands.train import main as train
+from iqtflow.errors import EXIT_CANTCREAT, InputError, IQTFlowError
+from iqtflow.patches import read_library
+from iqtflow.training import TrainingPlan, train_member
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory):
+    return write_libraries(tmp_path_factory.mktemp("libraries"), n_draws=1)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(libraries, tmp_path_factory):
+    """Weights after six epochs in one go."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert train(train_command(libraries[:2], libraries[2:], folder)) == 0
+    return load_file(folder / "model.safetensors")
+
+
+def start(arguments, **options):
+    command = [sys.executable, "-m", "iqtflow.commands.train", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=ENVIRONMENT, **pipes, **options)
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_a_training_killed_at_random_instants_ends_with_the_weights_of_an_undisturbed_one(
+    libraries, undisturbed, tmp_path
+):
+    """Again and again, wherever it is: while starting, within an epoch, while a checkpoint is written."""
+    arguments = train_command(libraries[:2], libraries[2:], tmp_path)
+    last = tmp_path / "checkpoints/last.ckpt"
+    seed = time.time_ns()
+    print("seed of the instants:", seed)  # pytest shows it when the test fails
+    rng = np.random.default_rng(seed)
+    kills, after_progress = 0, 0
+    while kills < 6 and after_progress < 3:
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        process = start(arguments)
+        deadline = time.monotonic() + 120
+        wait_for_progress = rng.random() < 0.75
+        while wait_for_progress and process.poll() is None and time.monotonic() < deadline:
+            if last.exists() and last.stat().st_mtime_ns != before:
+                break
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.5 if wait_for_progress else 5))
+        process.kill()
+        process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL
+        kills += 1
+        after_progress += last.exists() and last.stat().st_mtime_ns != before
+    assert kills >= 2 and after_progress >= 1
+    assert train(arguments) == 0
+    assert same(load_file(tmp_path / "model.safetensors"), undisturbed)
+    assert not list((tmp_path / "checkpoints").glob(".*.partial"))
+    log = (tmp_path / "checkpoints/training.log").read_text()
+    assert log.count("resuming after step") >= after_progress
+
+
+def test_the_same_command_after_the_end_changes_nothing(libraries, undisturbed, tmp_path, capsys):
+    arguments = train_command(libraries[:2], libraries[2:], tmp_path)
+    assert train(arguments) == 0
+    first = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").unlink()
+    assert train(arguments) == 0
+    assert same(load_file(tmp_path / "model.safetensors"), undisturbed)
+    assert len(first) > 0
+    assert "epoch 7" not in capsys.readouterr().out
+
+
+def test_early_stopping_is_not_undone_by_running_again(libraries, tmp_path):
+    """Without the memory of its patience, a training that had stopped would go on for another epoch."""
+    plan = TrainingPlan(
+        network_settings=TINY, batch_size=1, steps_per_epoch=1, max_epochs=9, patience=1, learning_rate=0.5,
+        validation_batches=1,
+    )  # fmt: skip
+    one, two = ([read_library(p)] for p in libraries[:2])
+    first = train_member(one, two, plan, checkpoint_dir=tmp_path, report=lambda line: None)
+    assert first.facts["epochs"] < 9
+    again = train_member(one, two, plan, checkpoint_dir=tmp_path, report=lambda line: None)
+    assert again.facts["epochs"] == first.facts["epochs"]
+    assert same(again.state_dict, first.state_dict)
+    patient = dataclasses.replace(plan, patience=3)
+    longer = train_member(one, two, patient, checkpoint_dir=tmp_path, report=lambda line: None)
+    assert longer.facts["epochs"] > first.facts["epochs"]
+
+
+def test_an_epoch_that_the_steps_do_not_fill_is_validated_too(libraries, tmp_path):
+    plan = TrainingPlan(
+        network_settings=TINY, batch_size=1, steps=5, steps_per_epoch=3, patience=0, validation_batches=1
+    )
+    one, two = ([read_library(p)] for p in libraries[:2])
+    member = train_member(one, two, plan, checkpoint_dir=tmp_path, report=lambda line: None)
+    assert [row["step"] for row in member.curves] == [3, 5]
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_named_and_costs_nothing(libraries, undisturbed, tmp_path):
+    """The process may write files of 100 kB only, less than a checkpoint: as on a disk that is full."""
+    short = train_command(libraries[:2], libraries[2:], tmp_path, steps=12)
+    process = start(short)
+    last = tmp_path / "checkpoints/last.ckpt"
+    while not last.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    whole = last.read_bytes()
+    limit = 100_000
+    assert len(whole) > limit
+
+    full = start(short, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    _, errors = full.communicate(timeout=300)
+    assert full.returncode == EXIT_CANTCREAT, errors
+    assert ".ckpt: found a disk that took no more" in errors and "Free some space" in errors
+    assert last.read_bytes() == whole
+    assert train(short) == 0
+    assert same(load_file(tmp_path / "model.safetensors"), undisturbed)
+
+
+def test_a_library_that_vanishes_during_training_is_named_and_nothing_is_lost(
+    libraries, undisturbed, tmp_path, capsys
+):
+    moved = [shutil.copy(path, tmp_path) for path in libraries]
+    arguments = train_command(moved[:2], moved[2:], tmp_path)
+    process = start(arguments)
+    last = tmp_path / "checkpoints/last.ckpt"
+    while not last.exists() and process.poll() is None:
+        time.sleep(0.01)
+    os.rename(moved[1], tmp_path / "elsewhere")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "sub-1_patches.safetensors: found" in errors and "Put it back" in errors
+
+    assert train(arguments) == 1  # at the start it is missed, too
+    assert "sub-1_patches.safetensors" in capsys.readouterr().err
+    os.rename(tmp_path / "elsewhere", moved[1])
+    assert train(arguments) == 0
+    assert same(load_file(tmp_path / "model.safetensors"), undisturbed)
+
+
+@pytest.fixture
+def begun(libraries, tmp_path):
+    arguments = train_command(libraries[:2], libraries[2:], tmp_path, steps=2)
+    assert train(arguments) == 0
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--learning-rate", "0.1"], "learning_rate: 0.001 -> 0.1"),
+        (["--filters", "3"], "network_settings.filters: 2 -> 3"),
+        (["--prior", "fixed-61-53"], "degradation.prior.name: ibadan-0.36T -> fixed-61-53"),
+        (["--draws", "1"], "draws: fresh -> 1"),
+        (["--network", "sru-net"], "network: aniso-unet -> sru-net"),
+    ],
+)
+def test_checkpoints_of_other_settings_are_named_and_kept(libraries, begun, capsys, options, named):
+    kept = (begun / "checkpoints/last.ckpt").read_bytes()
+    arguments = train_command(libraries[:2], libraries[2:], begun, *options)
+    assert train(arguments) == 1
+    assert named in capsys.readouterr().err
+    assert (begun / "checkpoints/last.ckpt").read_bytes() == kept
+
+
+def test_libraries_that_were_made_anew_are_not_the_old_ones(libraries, begun, tmp_path, capsys):
+    other = write_libraries(tmp_path / "other", subjects=2, k=2)
+    assert train(train_command(other, libraries[2:], begun)) == 1
+    assert "train.sub-0_patches.safetensors" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named(libraries, begun, capsys):
+    last = begun / "checkpoints/last.ckpt"
+    last.write_bytes(last.read_bytes()[:5000])
+    assert train(train_command(libraries[:2], libraries[2:], begun, steps=4)) == 1
+    message = capsys.readouterr().err
+    assert "last.ckpt" in message and "delete last.ckpt to begin again" in message
+
+
+class Spoilt:
+    """A sampler whose batches number `first` and later are spoilt by a factor."""
+
+    def __init__(self, sampler, first, factor):
+        self.sampler, self.first, self.factor = sampler, first, factor
+
+    def batch(self, number, **share):
+        batch = self.sampler.batch(number, **share)
+        if number >= self.first:
+            batch["scale"] = batch["scale"] / self.factor
+        return batch
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [
+        pytest.param(float("nan"), id="loss and gradient not a number"),
+        pytest.param(1e25, id="loss infinite, gradient finite or not"),
+    ],
+)
+def test_steps_that_are_not_finite_are_left_out_and_in_the_end_stop_training(
+    libraries, tmp_path, monkeypatch, factor
+):
+    """Weights and running statistics stay as they were before the first bad batch, and the best ones are on
+    the disk.
+    """
+    import iqtflow.training as module
+
+    plan = TrainingPlan(
+        network_settings=TINY, batch_size=2, steps=40, steps_per_epoch=4, patience=0, validation_batches=1
+    )
+    one, two = ([read_library(p)] for p in libraries[:2])
+    make = module.make_sampler
+
+    def spoilt(sources, plan, *, seed):
+        sampler = make(sources, plan, seed=seed)
+        return Spoilt(sampler, 4, factor) if seed == plan.seed else sampler
+
+    good = dataclasses.replace(plan, steps=4)
+    reference = train_member(one, two, good, checkpoint_dir=tmp_path / "good", report=lambda line: None)
+    monkeypatch.setattr(module, "make_sampler", spoilt)
+    lines = []
+    with pytest.raises(IQTFlowError, match=r"21 steps with a loss or gradient .* best weights .* kept"):
+        train_member(one, two, plan, checkpoint_dir=tmp_path / "bad", report=lines.append)
+    best = torch.load(tmp_path / "bad/best.ckpt", weights_only=True)["state_dict"]
+    assert same({k.removeprefix("network."): v for k, v in best.items()}, reference.state_dict)
+    assert any("4 steps left out as not finite" in line for line in lines)
+    last = torch.load(tmp_path / "bad/last.ckpt", weights_only=True)["state_dict"]
+    assert all(bool(torch.isfinite(value).all()) for value in last.values())
+
+
+def test_a_gradient_that_is_not_finite_is_caught_though_the_loss_is(libraries, tmp_path, monkeypatch):
+    """The square root of a mean of squares has an infinite slope at 0, where the loss is 0."""
+    import iqtflow.training_loop as loop
+
+    plan = TrainingPlan(
+        network_settings=TINY, batch_size=1, steps=30, steps_per_epoch=2, patience=0, validation_batches=1
+    )
+    one, two = ([read_library(p)] for p in libraries[:2])
+    monkeypatch.setattr(
+        loop, "simulate_batch", lambda batch: (torch.zeros(1, 1, 32, 32, 8), torch.zeros(1, 1, 32, 32, 32))
+    )
+    monkeypatch.setattr(
+        loop.nn, "MSELoss", lambda: lambda output, target: ((output - target) ** 2).mean().sqrt()
+    )
+    with pytest.raises(IQTFlowError, match="not finite"):
+        train_member(one, two, plan, checkpoint_dir=tmp_path, report=lambda line: None)
+
+
+def test_no_subject_may_be_on_both_sides_even_under_two_names(libraries, tmp_path):
+    """The label in the library counts, not the file's name."""
+    renamed = shutil.copy(libraries[0], tmp_path / "sub-9_patches.safetensors")
+    with pytest.raises(InputError, match="0 in training and in validation"):
+        train_member(
+            [read_library(libraries[0])],
+            [read_library(renamed)],
+            TrainingPlan(network_settings=TINY),
+            checkpoint_dir=tmp_path,
+        )
+
+
+def test_curves_for_tensorboard(libraries, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = ["--tensorboard", str(tmp_path / "board")]
+    assert train(train_command(libraries[:2], libraries[2:], tmp_path, *board, steps=4)) == 0
+    events = EventAccumulator(str(tmp_path / "board")).Reload()
+    rows = (tmp_path / "checkpoints/curves.csv").read_text().splitlines()[1:]
+    losses = [event.value for event in events.Scalars("loss/validation")]
+    assert losses == pytest.approx([float(row.split(",")[2]) for row in rows], rel=1e-5)
+    assert json.loads((tmp_path / "checkpoints/settings.json").read_text())["batch_size"] == 2
