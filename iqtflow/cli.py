@@ -19,7 +19,7 @@ from iqtflow.bids import check_dataset
 from iqtflow.bids.index import wipe_database
 from iqtflow.config import SECTIONS, Settings
 from iqtflow.errors import IQTFlowError, OutputError, UsageError, exit_code_of
-from iqtflow.inputs import find_inputs
+from iqtflow.inputs import keep_inputs
 from iqtflow.parser import parse
 from iqtflow.resources import resolve_device
 from iqtflow.split import read_split
@@ -244,7 +244,7 @@ def check_inputs(settings: Settings) -> None:
     if run.mode == "train":
         check_training(train)
         allow_network(train.network)
-    scans = find_inputs(settings)
+    scans = keep_inputs(settings)
     if needs_tissue_maps(settings):
         from iqtflow.engines import check_engine
 

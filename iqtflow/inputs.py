@@ -8,6 +8,20 @@ from iqtflow.bids import Scan, find_scans
 from iqtflow.config import Settings
 
 
+#: What `check_inputs` of the command line has found, for the run right after it.
+_kept: dict[tuple, list[Scan]] = {}
+
+
+def keep_inputs(settings: Settings) -> list[Scan]:
+    """Find the scans of a run, and keep them for the next call of `find_inputs` with such settings: a large
+    data set takes seconds to look through.
+    """
+    scans = find_inputs(settings)
+    _kept.clear()
+    _kept[_key(settings)] = scans
+    return scans
+
+
 def find_inputs(settings: Settings, subjects: Iterable[str] | None = None) -> list[Scan]:
     """Find the scans of a run.
 
@@ -25,6 +39,8 @@ def find_inputs(settings: Settings, subjects: Iterable[str] | None = None) -> li
     """
     from iqtflow.bids.index import read_filters
 
+    if subjects is None and (kept := _kept.pop(_key(settings), None)) is not None:
+        return kept
     run, inputs = settings.run, settings.inputs
     contrast = settings.enhance.contrast if run.mode == "enhance" else "T1w"
     return find_scans(
@@ -35,3 +51,9 @@ def find_inputs(settings: Settings, subjects: Iterable[str] | None = None) -> li
         filters=read_filters(inputs.filter_file, contrast) if inputs.filter_file else None,
         database_dir=inputs.database_dir,
     )
+
+
+def _key(settings: Settings) -> tuple:
+    run = settings.run
+    labels = (run.participant_labels, run.session_labels)
+    return settings.paths.bids_dir, run.mode, labels, settings.enhance.contrast, settings.inputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from collections.abc import Sequence
@@ -99,6 +100,7 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
     from iqtflow.workflows.participant import build_enhance_graph, build_prepare_graph
 
     enhancing = settings.run.mode == "enhance"
+    gc.disable()  # it would look through a growing graph again and again, and find nothing
     scans = find_inputs(settings)
     plan = choose_scans(scans, settings)
     chosen, skipped = plan.chosen, plan.skipped

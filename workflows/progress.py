@@ -47,11 +47,7 @@ def followed(workflow: Workflow, settings: Settings) -> Iterator[Callable[[Any, 
         For the key ``status_callback`` of the scheduler's ``plugin_args``: takes a node and ``start``,
         ``end`` or ``exception``.
     """
-    steps = [
-        step_of(path)
-        for path in workflow.list_node_names()
-        if not isinstance(workflow.get_node(path).interface, IdentityInterface)  # those are never run
-    ]
+    steps = [step_of(path) for path in sorted(_names(workflow))]
     run = settings.run
     running: dict[tuple[str, str], Any] = {}
     ledger = Ledger(
@@ -77,6 +73,15 @@ def followed(workflow: Workflow, settings: Settings) -> Iterator[Callable[[Any, 
 
     with view:
         yield tell
+
+
+def _names(workflow: Workflow, above: str = "") -> Iterator[str]:
+    """Paths of all nodes that are run; nipype's own `get_node` looks through the whole graph for each."""
+    for node in workflow._graph:
+        if isinstance(node, Workflow):
+            yield from _names(node, f"{above}{node.name}.")
+        elif not isinstance(node.interface, IdentityInterface):  # those are never run
+            yield f"{above}{node.name}"
 
 
 def step_of(path: str) -> Step:

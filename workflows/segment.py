@@ -135,7 +135,8 @@ def init_segment_node(
 
     choice = choose_engine(choice or "ants") if not isinstance(choice, EngineChoice) else choice
     engine = choice.engine
-    inputs: dict[str, object] = {"seed": seed}
+    # Engines that draw nothing have no seed in their cache key.
+    inputs: dict[str, object] = {"seed": seed} if engine == "ants" else {}
     threads, mem_gb = 1, READY_MADE_MEM_GB
     if engine == "ants":
         threads, mem_gb = omp_nthreads, ANTS_MEM_GB

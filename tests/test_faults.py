@@ -1,0 +1,265 @@
+"""What becomes of a run when processes are killed, the disk is full, or the power goes: the whole application."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from test_workflows import ENVIRONMENT, dataset, iqtflow, write_thick_scan
+
+#: Times that the power goes in the test of it.
+POWER_CUTS = int(os.environ.get("IQTFLOW_POWER_CUTS", "4"))
+#: Fields of sidecars that tell of a run, not of its result.
+TIMES = ("Seconds", "PeakMemoryGB", "PredictedMemoryGB")
+
+
+def processes(session: int) -> dict[int, str]:
+    """Command lines of all living processes of a session."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            if entry.name.isdecimal() and int(fields[3]) == session and fields[0] != "Z":
+                found[int(entry.name)] = (
+                    (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
+        except (OSError, IndexError, ValueError):
+            continue
+    return found
+
+
+class Run:
+    """A run in a session of its own, which can be watched and killed."""
+
+    def __init__(self, *arguments: object, **environ: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "iqtflow.cli", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**ENVIRONMENT, **environ},
+            start_new_session=True,
+        )
+        self.session = self.process.pid
+
+    def wait_for(self, words: str, timeout_s: float = 240) -> int:
+        """Wait for a process with these words in its command line."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            for pid, command in processes(self.session).items():
+                if words in command:
+                    return pid
+            assert self.process.poll() is None, self.process.communicate()[0]
+            time.sleep(0.02)
+        raise TimeoutError(words)
+
+    def cut_the_power(self) -> None:
+        """Kill all processes at the same time, as far as one can."""
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in processes(self.session):
+                try:
+                    os.kill(pid, number)
+                except ProcessLookupError:
+                    continue
+        self.process.communicate()
+        wait_until(lambda: not processes(self.session))
+
+    def end(self, timeout_s: float = 400) -> tuple[int, str]:
+        said = self.process.communicate(timeout=timeout_s)[0]
+        return self.process.returncode, said
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def site(untrained_model, tmp_path):
+    """Two scans, and the arguments that enhance them."""
+    bids = dataset(tmp_path / "bids")
+    for i in (1, 2):
+        write_thick_scan(bids / f"sub-{i}/anat/sub-{i}_T1w.nii.gz", seed=i)
+    out, work = tmp_path / "out", tmp_path / "work"
+    return out, work, (bids, out, "participant", "--model", untrained_model, "-w", work, "--nprocs", "1")
+
+
+def outputs(out: Path) -> dict[str, object]:
+    """Content of the derivatives, but for pages and what tells of the run."""
+    found: dict[str, object] = {}
+    for path in sorted(out.rglob("*")):
+        if path.suffix == ".gz":
+            found[str(path.relative_to(out))] = path.read_bytes()
+        elif path.suffix == ".json" and "figures" not in path.parts:
+            fields = json.loads(path.read_text())
+            found[str(path.relative_to(out))] = {k: v for k, v in fields.items() if k not in TIMES}
+        elif path.suffix == ".html":
+            found[str(path.relative_to(out))] = "a page"
+    return found
+
+
+def assert_all_whole(out: Path) -> None:
+    """Nothing under a final name is half written."""
+    for path in out.rglob("*") if out.exists() else ():
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            gzip.decompress(content)
+        elif path.suffix == ".json":
+            json.loads(content)
+        elif path.suffix == ".html":
+            assert content.rstrip().endswith(b"</html>"), path
+
+
+def finished(work: Path) -> dict[Path, int]:
+    """Results of nodes that have run to their end, with their times; nodes that store derivatives apart."""
+    return {
+        result: result.stat().st_mtime_ns
+        for result in work.rglob("result_*.pklz")
+        if "sink" not in result.name
+        and [p for p in result.parent.glob("_0x*.json") if "unfinished" not in p.name]
+    }
+
+
+def test_a_killed_child_fails_its_scan_only(site):
+    out, _, arguments = site
+    run = Run(*arguments)
+    os.kill(run.wait_for("iqtflow.commands.enhance"), signal.SIGKILL)
+    code, said = run.end()
+    assert code == 1, said
+    tail = "\n".join(said.splitlines()[-5:])
+    assert "1 enhanced, 0 skipped, 1 failed" in tail
+    assert "sub-1_T1w.nii.gz" in tail and "SIGKILL" in tail and "memory" in tail
+    assert (out / "sub-2/anat/sub-2_desc-iqt_T1w.nii.gz").exists()
+    assert iqtflow(*arguments).returncode == 0
+    assert (out / "sub-1/anat/sub-1_desc-iqt_T1w.nii.gz").exists()
+
+
+def test_ctrl_c_ends_everything_and_the_same_command_goes_on(site):
+    out, work, arguments = site
+    run = Run(*arguments)
+    run.wait_for("iqtflow.commands.enhance")
+    done = finished(work)
+    assert done, "the scan was checked before"
+    os.killpg(run.process.pid, signal.SIGINT)
+    code, said = run.end(60)
+    assert code == 130, said
+    assert "the same command goes on" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    wait_until(lambda: not processes(run.session))
+    assert iqtflow(*arguments).returncode == 0
+    assert len([p for p in out.rglob("*_desc-iqt_T1w.nii.gz")]) == 2
+    now = finished(work)
+    assert {path: now[path] for path in done} == done
+
+
+def test_a_request_to_end_is_heard(site):
+    _, _, arguments = site
+    run = Run(*arguments)
+    run.wait_for("iqtflow.commands.enhance")
+    run.process.terminate()
+    code, said = run.end(60)
+    assert code == 143, said
+    wait_until(lambda: not processes(run.session))
+
+
+def test_children_end_when_the_run_is_killed(site):
+    """Nobody is left to make an end of them, and they would fill the machine."""
+    _, _, arguments = site
+    run = Run(*arguments)
+    run.wait_for("iqtflow.commands.enhance")
+    run.process.kill()
+    run.process.communicate()
+    wait_until(lambda: not processes(run.session))
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no small disk can be made here (mount needs root)")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=False)
+
+
+@pytest.mark.parametrize("where", ["out", "work"])
+def test_a_full_disk_is_told_and_leaves_nothing_half_written(site, tmp_path, where):
+    out, work, arguments = site
+    with small_disk(out if where == "out" else work, "700k") as disk:
+        code, said = Run(*arguments).end()
+        assert code == 73, said
+        tail = "\n".join(said.splitlines()[-8:])
+        assert "full" in tail or "No space left" in tail
+        assert "Traceback" not in tail
+        assert_all_whole(out)
+        assert not list(out.rglob("*.partial"))
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        again = iqtflow(*arguments)
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert_all_whole(out)
+        assert len(list(out.rglob("*_desc-iqt_T1w.nii.gz"))) == 2
+
+
+@pytest.mark.slow
+def test_after_power_cuts_the_results_are_those_of_an_undisturbed_run(site, tmp_path):
+    """Killed at random instants again and again, each time resumed; IQTFLOW_POWER_CUTS says how often."""
+    _, _, arguments = site
+
+    def command(name: str) -> tuple[Path, Path, list[object]]:
+        out, work = tmp_path / f"out-{name}", tmp_path / f"work-{name}"
+        return out, work, [arguments[0], out, *arguments[2:5], "-w", work, "--nprocs", "2"]
+
+    calm, _, undisturbed = command("calm")
+    began = time.monotonic()
+    assert iqtflow(*undisturbed).returncode == 0
+    whole_run_s = time.monotonic() - began
+    expected = outputs(calm)
+    assert len([name for name in expected if name.endswith("_desc-iqt_T1w.nii.gz")]) == 2
+    rng = random.Random(0)
+    cuts = complete = resumed = 0
+    out, work, arguments = command("0")
+    while cuts < POWER_CUTS:
+        before = finished(work)
+        run = Run(*arguments)
+        try:
+            code, said = run.end(rng.uniform(0.0, 0.8 * whole_run_s))
+        except subprocess.TimeoutExpired:
+            run.cut_the_power()
+            cuts += 1
+            resumed += bool(before)
+            assert_all_whole(out)
+        else:
+            assert code == 0, said
+            assert outputs(out) == expected
+            assert not list(out.rglob("*.partial"))
+            complete += 1
+        now = finished(work)
+        assert {path: now.get(path) for path in before} == before, "what was finished ran again"
+        if run.process.returncode == 0:
+            out, work, arguments = command(str(complete))
+    before = finished(work)
+    code, said = Run(*arguments).end()
+    assert code == 0, said
+    now = finished(work)
+    assert {path: now.get(path) for path in before} == before
+    assert outputs(out) == expected
+    assert not list(out.rglob("*.partial"))
+    print(f"{cuts} power cuts, {resumed} of them in runs that had gone on from others; {complete + 1} complete")
