@@ -69,8 +69,8 @@ def plan(bids: Path, *, mode: str, profiled: bool) -> dict[str, float]:
     out = bids.with_name(f"{bids.name}-out")
     extra = ["--segmentation", "ants"] if mode == "train" else []
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(time.time()), "profile" if profiled else "plain", str(bids), str(out),
-         "participant", "--mode", mode, "--device", "cpu", *extra],
+        [sys.executable, "-c", PROGRAM, str(time.time()), "profile" if profiled else "plain",
+         str(bids), str(out), "participant", "--mode", mode, "--device", "cpu", *extra],
         stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"nodes"')))
@@ -78,7 +78,9 @@ def plan(bids: Path, *, mode: str, profiled: bool) -> dict[str, float]:
 
 def main() -> None:
     """Print one row for each number of subjects."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--subjects", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--mode", choices=("enhance", "train"), default="enhance")
     parser.add_argument("--profile", action="store_true", help="print where the time goes, to stderr")

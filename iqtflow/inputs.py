@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from iqtflow.bids import Scan, find_scans
 from iqtflow.config import Settings
 
-
 #: What `check_inputs` of the command line has found, for the run right after it.
 _kept: dict[tuple, list[Scan]] = {}
 

@@ -16,7 +16,7 @@ from conftest import make_affine, write_scan
 from phantoms import make_brain
 from test_workflows import ENVIRONMENT, dataset, iqtflow, write_thick_scan
 
-#: Runs the workflow with settings that no command line of this machine would allow, and says what it returned.
+#: Runs the workflow with settings that the command line refuses on a machine without a GPU.
 AS_ON_A_GPU = """
 import dataclasses, sys
 from iqtflow import cli

@@ -1,4 +1,4 @@
-"""What becomes of a run when processes are killed, the disk is full, or the power goes: the whole application."""
+"""What becomes of a run when processes are killed, the disk is full, or the power goes."""
 
 from __future__ import annotations
 
@@ -134,6 +134,7 @@ def finished(work: Path) -> dict[Path, int]:
     }
 
 
+@pytest.mark.slow
 def test_a_killed_child_fails_its_scan_only(site):
     out, _, arguments = site
     run = Run(*arguments)
@@ -200,6 +201,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", folder], check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["out", "work"])
 def test_a_full_disk_is_told_and_leaves_nothing_half_written(site, tmp_path, where):
     out, work, arguments = site
@@ -262,4 +264,6 @@ def test_after_power_cuts_the_results_are_those_of_an_undisturbed_run(site, tmp_
     assert {path: now.get(path) for path in before} == before
     assert outputs(out) == expected
     assert not list(out.rglob("*.partial"))
-    print(f"{cuts} power cuts, {resumed} of them in runs that had gone on from others; {complete + 1} complete")
+    print(
+        f"{cuts} power cuts, {resumed} of them in runs that had gone on from others; {complete + 1} complete"
+    )

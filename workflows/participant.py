@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+from iqtflow.workflows.large import LargeWorkflow
 from nipype.pipeline.engine import Workflow
 
 from iqtflow.bids import Scan, derivative_name, scan_seed
@@ -46,7 +47,7 @@ def build_enhance_graph(
     from iqtflow.workflows.enhance import init_enhance_wf
     from nipype.pipeline.engine import Node
 
-    workflow = Workflow(name=name)
+    workflow = LargeWorkflow(name=name)
     reports: dict[str, list] = {}
     for scan in scans:
         run = settings.run
@@ -134,7 +135,7 @@ def build_prepare_graph(
     from iqtflow.workflows.prepare import init_prepare_wf
     from nipype.pipeline.engine import Node
 
-    workflow = Workflow(name=name)
+    workflow = LargeWorkflow(name=name)
     train, run = settings.train, settings.run
     n_draws = 1 if train.draws == "fresh" else train.draws
     reports: dict[str, list] = {}

@@ -25,6 +25,7 @@ def run_node(node: Node, answer: Connection, environ: dict[str, str]) -> None:
     os.setpgid(0, 0)
     os.environ.clear()
     os.environ.update(environ)
+    apply_in_worker()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C the parent makes an end, for all of this group
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
