@@ -199,6 +199,7 @@ class PlainLines:
     ) -> None:
         self.ledger, self.detailed, self.write = ledger, detailed, write
         self.width = max((len(s) for s in ledger.subjects), default=0)
+        self._begun: set[str] = set()
 
     def __enter__(self) -> PlainLines:
         return self
@@ -208,13 +209,15 @@ class PlainLines:
 
     def changed(self, step: Step) -> None:
         """Print what there is to say after a step has begun or ended."""
-        said = {"running": "", "done": f"done in {duration(step.took_s)}", "failed": "FAILED"}.get(
-            step.state, ""
-        )
+        ends = {"done": f"done in {duration(step.took_s)}", "failed": "FAILED"}
+        first = step.subject not in self._begun
+        self._begun.add(step.subject)
         if step.state == "running" and (self.detailed or step.expected_s >= self.LONG_S):
             self._line(step.subject, step.words)
-        elif self.detailed and step.state in ("done", "failed"):
-            self._line(step.subject, f"{step.words}: {said}")
+        elif step.state == "running" and first:
+            self._line(step.subject, f"begun: {step.words}")
+        elif self.detailed and step.state in ends:
+            self._line(step.subject, f"{step.words}: {ends[step.state]}")
         outcome = outcome_line(self.ledger, step)
         if outcome:
             self._line(step.subject, f"{outcome}   ({overall(self.ledger)})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -15,6 +16,7 @@ from nipype.interfaces.utility import Function, IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
 from iqtflow.config import SECTIONS, Settings
+from iqtflow.outcome import Outcome, outcome_table
 from iqtflow.terminal import Ledger, PlainLines, Step, about, duration, text_table
 
 
@@ -174,6 +176,7 @@ def test_on_a_terminal_lines_are_redrawn_in_place_and_outcomes_stay(tmp_path):
     code = """
 import time
 from pathlib import Path
+from iqtflow.outcome import Outcome, outcome_table
 from iqtflow.terminal import Ledger, LiveLines, Step, choose_view
 ledger = Ledger([Step("sub-01", "segment", "tissue maps", "segment", 100.0)])
 view = choose_view(ledger)
@@ -191,3 +194,39 @@ with view:
     os.close(parent)
     assert "tissue maps" in shown and "of 1 done" in shown
     assert re.search(r"sub-01  done in 0:0[01]", shown)
+
+
+def test_the_table_that_ends_a_run_puts_what_wants_attention_first(tmp_path):
+    fields = {
+        "UpsamplingFactor": 4,
+        "VoxelSizeMm": [0.72, 0.72, 0.75],
+        "Device": "cuda (NVIDIA H100)",
+        "Seconds": 114.6,
+    }
+    unlike = {
+        **fields,
+        "OutOfDistribution": {"Flagged": True, "Score": 4.2},
+        "Warnings": ["Out of distribution", "b"],
+    }
+    for name, content in (("a", fields), ("b", unlike)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    table = outcome_table([
+        Outcome("sub-01_T1w", "enhanced", sidecar=tmp_path / "a.json"),
+        Outcome("sub-02_T1w", "enhanced", sidecar=tmp_path / "b.json"),
+        Outcome("sub-03_T1w", "skipped", "already near-isotropic"),
+        Outcome("sub-04_T1w", "failed", "found " + 30 * "a file that cannot be read "),
+    ]).splitlines()  # fmt: skip
+    assert table[0].split() == ["scan", "outcome", "k", "voxel", "(mm)", "device", "time", "remark"]
+    assert [line.split()[0] for line in table[2:]] == ["sub-04_T1w", "sub-02_T1w", "sub-01_T1w", "sub-03_T1w"]
+    assert "FAILED" in table[2] and len(table[2]) < 130 and table[2].endswith("...")
+    assert table[3].endswith(
+        "0.72 x 0.72 x 0.75  cuda    1:55  unlike the training scans (score 4.2); 1 warning"
+    )
+
+
+def test_the_table_of_a_large_run_is_short_and_leaves_out_no_failure():
+    outcomes = [Outcome(f"sub-{i:03d}_T1w", "enhanced") for i in range(300)]
+    outcomes[250] = Outcome("sub-250_T1w", "failed", "too dark")
+    lines = outcome_table(outcomes).splitlines()
+    assert len(lines) == 2 + 40 + 1
+    assert lines[2].startswith("sub-250_T1w") and lines[-1] == "... and 260 more enhanced: see index.html"

@@ -18,6 +18,7 @@ from iqtflow.engines import check_engine, engine_for
 from iqtflow.errors import EXIT_OK, exit_code_of_failures
 from iqtflow.files import remove_leftovers
 from iqtflow.inputs import find_inputs
+from iqtflow.outcome import Outcome, outcome_table
 
 
 def run_workflow(settings: Settings) -> int:
@@ -193,6 +194,34 @@ def _stored(scan: Scan, settings: Settings) -> dict[str, str]:
     return {"status": "prepared", "stem": output.rpartition("_desc-iqt")[0]}
 
 
+def _outcomes(
+    settings: Settings,
+    chosen: Sequence[Scan],
+    skipped: Sequence[tuple[Scan, str]],
+    failed: dict[os.PathLike, Failure],
+    *,
+    verb: str,
+) -> list[Outcome]:
+    """What became of each scan, for the table that ends the run."""
+    made = {"enhance": {"desc": "iqt"}, "train": {"label": "GM", "suffix": "probseg"}}.get(settings.run.mode)
+
+    def sidecar(scan: Scan) -> Path | None:
+        if made is None:
+            return None
+        image = settings.paths.output_dir / derivative_name(scan, **made)
+        return image.with_name(image.name.split(".")[0] + ".json")
+
+    return [
+        *(
+            Outcome(s.name, "failed", failed[s.path].message)
+            if s.path in failed
+            else Outcome(s.name, verb, sidecar=sidecar(s))
+            for s in chosen
+        ),
+        *(Outcome(s.name, "skipped", why) for s, why in skipped),
+    ]
+
+
 def _summarise(
     settings: Settings,
     chosen: Sequence[Scan],
@@ -202,6 +231,8 @@ def _summarise(
     """The last lines on the terminal: what was done, and who failed, why, and where the log is."""
     done = len(chosen) - len(failed)
     verb = {"enhance": "enhanced", "train": "prepared", "calibrate": "measured"}[settings.run.mode]
+    table = outcome_table(_outcomes(settings, chosen, skipped, failed, verb=verb))
+    print(f"\n{table}\n" if table else "", flush=True)
     print(
         f"iqtflow: {done} {verb}, {len(skipped)} skipped, {len(failed)} failed; results in "
         f"{settings.paths.output_dir}",
