@@ -18,7 +18,14 @@ from typing import TextIO
 
 from iqtflow.errors import IQTFlowError
 from iqtflow.resources import available_memory_gb, resolve_device
-from iqtflow.spm_install import GENUINE_TPM_BLOB, SpmInstallation, SpmNotFoundError, find_spm, tpm_blob_id
+from iqtflow.spm_install import (
+    GENUINE_TPM_BLOB,
+    OctaveNotFoundError,
+    SpmInstallation,
+    SpmNotFoundError,
+    find_spm,
+    tpm_blob_id,
+)
 from iqtflow.spm_job import place_priors, run_m_code
 from iqtflow.spm_script import UnifiedSegmentationSettings, self_test_script
 
@@ -109,7 +116,11 @@ def run_doctor(
         check_memory(mode),
         *(
             check_folder(name, folder)
-            for name, folder in (("Output", output_dir), ("Work", work_dir))
+            for name, folder in (
+                ("Output", output_dir),
+                ("Work", work_dir),
+                ("Temporary", tempfile.gettempdir()),  # where SPM and ANTs unpack what they work on
+            )
             if folder
         ),
         *check_models(required=mode == "enhance" and model is None),
@@ -155,13 +166,25 @@ def check_spm(
     try:
         installation = find_spm(spm_dir=spm_dir, tpm=tpm, octave=octave)
     except SpmNotFoundError as fault:
-        yield Check("SPM", bad, f"{fault.path}: {fault.found}", f"{fault.next_step}{otherwise}")
+        seen = set()
+        for cause in fault.causes or (fault,):
+            name = "Octave" if isinstance(cause, OctaveNotFoundError) else "SPM"
+            check = Check(name, bad, f"{cause.path}: {cause.found}", f"{cause.next_step}{otherwise}")
+            if check not in seen:  # one Octave is missing for all places
+                yield check
+            seen.add(check)
         return
-    yield Check("SPM", OK, installation.describe())
+    yield Check("SPM", OK, f"{installation.version} in {_place(installation)} ({installation.spm_source})")
+    if installation.octave is not None:
+        yield Check("Octave", OK, f"{installation.octave} ({installation.octave_source})")
     for skipped in installation.skipped:
         yield Check("SPM", NOTE, f"passed over {skipped}")
     yield _check_mex(installation, bad, otherwise)
     yield _check_tpm(installation)
+
+
+def _place(installation: SpmInstallation) -> str:
+    return str(installation.spm_dir or installation.command[0])
 
 
 def check_memory(mode: str, *, available_gb: float | None = None) -> Check:

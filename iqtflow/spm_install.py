@@ -30,7 +30,19 @@ _CONTENTS_VERSION = re.compile(r"^%\s*Version\s+(?P<revision>\S+)\s+\((?P<releas
 
 
 class SpmNotFoundError(UsageError):
-    """There is no SPM (or no Octave, or no tissue priors) to run unified segmentation with."""
+    """There is no SPM (or no Octave, or no tissue priors) to run unified segmentation with.
+
+    Attributes
+    ----------
+    causes
+        What was wrong with each place that was looked at, where there were several.
+    """
+
+    causes: tuple[SpmNotFoundError, ...] = ()
+
+
+class OctaveNotFoundError(SpmNotFoundError):
+    """There may be an SPM, but no Octave that could run it."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +124,7 @@ def find_spm(
     """
     environ = os.environ if environ is None else environ
     skipped: list[str] = []
+    causes: list[SpmNotFoundError] = []
     for source, folder, command in _candidates(spm_dir, environ):
         try:
             return _examine(source, folder, command, tpm, octave, environ, tuple(skipped))
@@ -119,13 +132,16 @@ def find_spm(
             if source in ("argument", "$SPMMCRCMD"):  # asked for by name: never quietly take another one
                 raise
             skipped.append(f"{source}: {fault}")
-    raise SpmNotFoundError(
+            causes.append(fault)
+    fault = SpmNotFoundError(
         "SPM",
         found="; ".join(skipped)
         or "none of $SPM_HOME, $SPM_PATH, $SPM_DIR, $SPMSTANDALONE_HOME, /opt/spm12, /opt/spm",
         expected="SPM12 or later, compiled for GNU Octave (make PLATFORM=octave), or standalone SPM",
         next_step="Name it with --spm-dir or $SPM_HOME, or choose --segmentation ants.",
     )
+    fault.causes = tuple(causes)
+    raise fault
 
 
 def add_spm_arguments(parser: argparse.ArgumentParser) -> None:
@@ -265,15 +281,14 @@ def _require_octave_spm(folder: Path) -> None:
 
 
 def _find_octave(octave: str | os.PathLike | None, environ: Mapping[str, str]) -> tuple[Path, str]:
-    if octave is not None:
-        return _require_executable(os.fspath(octave), environ), "argument"
-    if environ.get("OCTAVE_EXEC"):
-        return _require_executable(environ["OCTAVE_EXEC"], environ), "$OCTAVE_EXEC"
+    for name, source in ((octave, "argument"), (environ.get("OCTAVE_EXEC"), "$OCTAVE_EXEC")):
+        if name:
+            return _require_executable(os.fspath(name), environ, OctaveNotFoundError, source), source
     for name in ("octave-cli", "octave"):
         found = shutil.which(name, path=environ.get("PATH"))
         if found:
             return Path(found), f"{name} on $PATH"
-    raise SpmNotFoundError(
+    raise OctaveNotFoundError(
         "Octave",
         found="neither octave-cli nor octave on $PATH",
         expected="GNU Octave 6 or later",
@@ -281,11 +296,16 @@ def _find_octave(octave: str | os.PathLike | None, environ: Mapping[str, str]) -
     )
 
 
-def _require_executable(name: str, environ: Mapping[str, str]) -> Path:
+def _require_executable(
+    name: str,
+    environ: Mapping[str, str],
+    kind: type[SpmNotFoundError] = SpmNotFoundError,
+    source: str = "argument",
+) -> Path:
     found = shutil.which(name, path=environ.get("PATH"))
     if found is None:
-        raise SpmNotFoundError(
-            name,
+        raise kind(
+            name if source == "argument" else f"{source}={name}",
             found="nothing that can be executed",
             expected="a program",
             next_step="Correct the path, or its permissions.",

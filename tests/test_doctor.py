@@ -74,8 +74,9 @@ def test_a_folder_is_checked_by_writing_to_it_or_to_where_it_will_be_made(tmp_pa
 
 
 def test_spm_priors_and_mex_files_are_told_one_by_one(spm):
-    found, mex, tpm = check_spm(required=True, spm_dir=spm[0], octave=spm[1])
-    assert found.state == mex.state == OK
+    found, octave, mex, tpm = check_spm(required=True, spm_dir=spm[0], octave=spm[1])
+    assert found.state == octave.state == mex.state == OK
+    assert str(spm[1]) in octave.finding
     assert "SPM12 r7771" in found.finding
     assert "(argument)" in found.finding
     assert "GNU Octave 9.2.0" in mex.finding
@@ -86,7 +87,7 @@ def test_spm_priors_and_mex_files_are_told_one_by_one(spm):
 def test_mex_files_of_another_octave_are_a_fault_that_says_to_compile(spm):
     says = "echo 'IQTFLOW-SPM-ERROR Octave:x | API version mismatch in spm_bsplinc.mex'; exit 3"
     wrong = make_program(spm[1].parent / "wrong", says)
-    _, mex, _ = check_spm(required=True, spm_dir=spm[0], octave=wrong)
+    _, _, mex, _ = check_spm(required=True, spm_dir=spm[0], octave=wrong)
     assert mex.state == FAULT
     assert "API version mismatch" in mex.finding
     assert "PLATFORM=octave" in mex.next_step
@@ -100,6 +101,18 @@ def test_a_missing_spm_stops_only_those_who_asked_for_it():
     assert (asked.state, auto.state, ants.state) == (FAULT, NOTE, OK)
     assert "--spm-dir" in asked.next_step
     assert "embedded engine" in auto.next_step
+
+
+def test_a_missing_octave_is_told_apart_from_a_missing_spm_and_each_has_its_own_next_step(
+    no_spm, spm, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("SPM_HOME", str(spm[0]))
+    monkeypatch.setenv("SPM_DIR", str(tmp_path / "gone"))
+    monkeypatch.setenv("OCTAVE_EXEC", "no-such-octave")
+    octave, folder = check_spm(required=True)
+    assert (octave.name, octave.state, folder.name, folder.state) == ("Octave", FAULT, "SPM", FAULT)
+    assert "$OCTAVE_EXEC=no-such-octave" in octave.finding
+    assert str(tmp_path / "gone") in folder.finding and "--spm-dir" in folder.next_step
 
 
 def screen(**configuration) -> tuple[int, str]:
@@ -142,5 +155,18 @@ def test_a_real_spm_passes():
     except SpmNotFoundError as fault:
         pytest.skip(f"no SPM to test with: {fault}")
     checks = [check for check in check_spm(required=True) if "passed over" not in check.finding]
-    assert [check.state for check in checks[:2]] == [OK, OK], checks
-    assert "runs SPM's MEX files" in checks[1].finding
+    checks = {check.name: check for check in checks}
+    assert {name: checks[name].state for name in ("SPM", "MEX")} == {"SPM": OK, "MEX": OK}, checks
+    assert "runs SPM's MEX files" in checks["MEX"].finding
+    assert checks["TPM"].state in (OK, NOTE)
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_a_fault_that_names_the_containers_option(tmp_path):
+    from iqtflow.resources import resolve_device
+
+    if resolve_device("auto").name == "cuda":
+        pytest.skip("this machine has a GPU")
+    stream = io.StringIO()
+    code = run_doctor(mode="enhance", segmentation="ants", device="cuda", stream=stream, output_dir=tmp_path)
+    assert code == 1
+    assert "FAULT Device" in stream.getvalue() and "--gpus all" in stream.getvalue()

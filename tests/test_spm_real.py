@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,61 +16,18 @@ import numpy as np
 import pytest
 from iqtflow.interfaces.spm import UnifiedSegmentation
 from nibabel.affines import from_matvec
-from spm_phantom import HEAD_SCALE, SAMPLING_MM, Phantom, make_image, make_phantom
+from spm_fixtures import SETTINGS, killed
+from spm_phantom import HEAD_SCALE, SAMPLING_MM, make_image
 
 from iqtflow.errors import InputError
 from iqtflow.segmentation import TissueMaps, check_plausible
 from iqtflow.spm import segment_with_spm
-from iqtflow.spm_install import SpmInstallation, SpmNotFoundError, find_spm, tpm_blob_id
+from iqtflow.spm_install import SpmInstallation, tpm_blob_id
 from iqtflow.spm_job import SpmError, UnifiedSegmentationRun, run_m_code, run_unified_segmentation
-from iqtflow.spm_script import DEFAULT_TISSUES, UnifiedSegmentationSettings, job_script
+from iqtflow.spm_script import DEFAULT_TISSUES, job_script
 
+pytest_plugins = ["spm_fixtures"]
 pytestmark = [pytest.mark.spm, pytest.mark.slow]
-
-#: A folder as users have them: with a quote, a double quote, spaces and letters outside ASCII.
-AWKWARD = 'it\'s "raw" dätä'
-
-
-@pytest.fixture(scope="session")
-def installation() -> SpmInstallation:
-    """Return the SPM of this machine, found as users' SPM is."""
-    try:
-        found = find_spm()
-    except SpmNotFoundError as fault:
-        pytest.skip(f"no SPM to test with: {fault}")
-    if found.tpm is None:
-        pytest.skip("standalone SPM whose tissue priors are not unpacked yet")
-    return found
-
-
-@pytest.fixture(scope="session")
-def phantom(installation: SpmInstallation) -> Phantom:
-    return make_phantom(installation.tpm)
-
-
-@pytest.fixture(scope="session")
-def scan(phantom: Phantom, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("spm") / AWKWARD / "sub-01_T1w.nii.gz"
-    path.parent.mkdir()
-    phantom.image.to_filename(path)
-    return path
-
-
-#: Every class written, air too, so that the sum can be tested.
-SETTINGS = UnifiedSegmentationSettings(
-    tissues=tuple(replace(tissue, native=(True, False)) for tissue in DEFAULT_TISSUES),
-    sampling_mm=SAMPLING_MM,
-    write_bias=(True, True),
-    write_deformation=(True, True),
-)
-
-
-@pytest.fixture(scope="session")
-def run(installation: SpmInstallation, scan: Path, tmp_path_factory) -> UnifiedSegmentationRun:
-    """Return the one run that most tests look at."""
-    out_dir = tmp_path_factory.mktemp("alone") / AWKWARD
-    return run_unified_segmentation(scan, out_dir, installation=installation, settings=SETTINGS)
-
 
 @dataclass(frozen=True)
 class Pair:
@@ -229,50 +183,10 @@ def test_a_stripped_brain_is_recognised_and_its_maps_end_where_the_data_end(outc
     assert dice(maps.gm, np.where(brain, phantom.gm, 0)) > 0.75
 
 
-def wait_for_octave(folder: Path, *, seconds: float = 180) -> int:
-    """Process id of the child that works in a folder below `folder` and has begun to segment."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        for log in folder.glob("**/iqtflow_job.log"):
-            if "Segment" not in log.read_text(errors="replace"):
-                continue
-            for process in Path("/proc").glob("[0-9]*"):
-                try:
-                    if Path(os.readlink(process / "cwd")) == log.parent:
-                        return int(process.name)
-                except OSError:  # it ended, or is not ours
-                    continue
-        time.sleep(0.05)
-    raise AssertionError("Octave did not start")
-
-
-def killed(call: Callable[[], object], folder: Path, number: signal.Signals) -> tuple[Exception, float]:
-    """Run `call` in a thread, end its Octave by a signal; return what it raised and how soon."""
-    caught: list[Exception] = []
-
-    def body() -> None:
-        try:
-            call()
-        except Exception as fault:
-            caught.append(fault)
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    os.kill(wait_for_octave(folder), number)
-    start = time.monotonic()
-    thread.join(30)
-    assert caught, "the run did not fail"
-    return caught[0], time.monotonic() - start
-
-
-@pytest.fixture
-def linux() -> None:
-    if not Path("/proc/self/cwd").exists():
-        pytest.skip("finds Octave's process by /proc, which this system does not have")
-
-
 @pytest.mark.usefixtures("linux")
 def test_octave_killed_in_the_middle_is_a_plain_failure_within_seconds(installation, scan, tmp_path):
+    stale = tmp_path / "c1sub-01_T1w.nii"
+    stale.write_text("old")  # of an earlier run: not to be taken for new
     fault, seconds = killed(
         lambda: run_unified_segmentation(scan, tmp_path, installation=installation, settings=SETTINGS),
         tmp_path,
@@ -282,7 +196,8 @@ def test_octave_killed_in_the_middle_is_a_plain_failure_within_seconds(installat
     assert "SIGKILL" in str(fault)
     assert scan.name in str(fault)
     assert seconds < 5
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [stale.name]
+    assert stale.read_text() == "old"
 
 
 @pytest.mark.usefixtures("linux")
