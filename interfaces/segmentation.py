@@ -47,6 +47,9 @@ class _SegmentInputSpec(ChildCommandInputSpec):
     engine = traits.Enum(
         "ants", "spm", "derivatives", argstr="--engine %s", desc="undefined: ants, the embedded engine"
     )
+    priors = traits.Enum(
+        "atlas", "none", argstr="--priors %s", desc="what the embedded engine knows of place; undefined: none"
+    )
     wm_map = File(exists=True, argstr="--wm-map %s", desc="ready-made white-matter map")
     gm_map = File(exists=True, argstr="--gm-map %s", desc="ready-made grey-matter map")
     csf_map = File(exists=True, argstr="--csf-map %s", desc="ready-made cerebrospinal-fluid map")

@@ -25,6 +25,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from iqtflow.atlas import ATLAS, LEAST_OVERLAP, classify_with_priors, lay_atlas
 from iqtflow.brainmask import find_brain_mask
 from iqtflow.errors import InputError
 from iqtflow.mixture import fit_tissue_mixture
@@ -86,6 +87,7 @@ def segment_tissues(
     *,
     mask: np.ndarray | None = None,
     skull_stripped: bool | None = None,
+    priors: str = "none",
     num_threads: int = 1,
     seed: int = 0,
 ) -> TissueMaps:
@@ -99,6 +101,11 @@ def segment_tissues(
         The brain; found by `find_brain_mask` when not given.
     skull_stripped
         Passed on to `find_brain_mask`.
+    priors
+        "none": intensities and neighbourhoods alone, the maps that the shipped models were trained on.
+        "atlas": intensities and place (`iqtflow.atlas`) instead of Atropos, for thick slices, whose mixed
+        voxels the former takes for grey matter. Where only part of a brain is in view, or where the atlas
+        does not fit it, "none" is done and the details say so.
     num_threads
         CPU threads. ITK reads this once in a process: the first call decides.
     seed
@@ -138,7 +145,8 @@ def segment_tissues(
     _check_mask(mask, data, name)
     seconds = {"mask": time.perf_counter() - started}
 
-    ants = _import_ants(num_threads)
+    # Registration on two threads sums its metric in another order each time, and ends elsewhere.
+    ants = _import_ants(1 if priors == "atlas" else num_threads)
     spacing_mm = np.linalg.norm(image.affine[:3, :3], axis=0)
     box = _bounding_box(mask)
     brain, box_mask = data[box], mask[box]
@@ -148,9 +156,13 @@ def segment_tissues(
     seconds["bias"] = time.perf_counter() - clock
 
     clock = time.perf_counter()
-    start = np.zeros((3, *corrected.shape), dtype=np.float32)
-    start[:, box_mask] = fit_tissue_mixture(corrected[box_mask]).posteriors(corrected[box_mask])
-    posteriors = _refine(ants, corrected, box_mask, start, spacing_mm)
+    posteriors, atlas = None, {}
+    if priors == "atlas":
+        posteriors, atlas = _by_atlas(ants, corrected, box_mask, _affine_of(box, image.affine))
+    if posteriors is None:
+        start = np.zeros((3, *corrected.shape), dtype=np.float32)
+        start[:, box_mask] = fit_tissue_mixture(corrected[box_mask]).posteriors(corrected[box_mask])
+        posteriors = _refine(ants, corrected, box_mask, start, spacing_mm)
     seconds["tissues"] = time.perf_counter() - clock
 
     maps = np.zeros((3, *data.shape), dtype=np.float32)
@@ -171,6 +183,7 @@ def segment_tissues(
         "n4_iterations": list(N4_ITERATIONS),
         "atropos_iterations": ATROPOS_ITERATIONS,
         "mrf_weight": MRF_WEIGHT,
+        **atlas,
     }
     return TissueMaps(
         wm=maps[2],
@@ -178,7 +191,7 @@ def segment_tissues(
         csf=maps[0],
         mask=mask,
         bias_corrected=bias_corrected,
-        engine="ANTs N4 + Atropos",
+        engine="ANTs N4 + atlas" if atlas.get("atlas") else "ANTs N4 + Atropos",
         version=f"antspyx {ants.__version__}",
         details=details,
     )
@@ -304,6 +317,33 @@ def _correct_bias(ants: Any, brain: np.ndarray, mask: np.ndarray, spacing_mm: np
     bias = np.maximum(field_image.numpy(), 1e-6)
     corrected = brain / bias
     return (corrected * (brain[mask].mean() / corrected[mask].mean())).astype(np.float32)
+
+
+def _affine_of(box: tuple[slice, ...], affine: np.ndarray) -> np.ndarray:
+    """Affine of a part of a volume."""
+    part = np.array(affine, dtype=float)
+    part[:3, 3] = nib.affines.apply_affine(affine, [s.start for s in box])
+    return part
+
+
+def _by_atlas(
+    ants: Any, data: np.ndarray, mask: np.ndarray, affine: np.ndarray
+) -> tuple[np.ndarray | None, dict[str, Any]]:
+    """Posteriors (3, w, h, d) by intensity and place, and what to record; None where the atlas is no help."""
+    extent_mm = np.linalg.norm(affine[:3, :3], axis=0) * data.shape
+    if extent_mm.min() < PARTIAL_EXTENT_MM:
+        why = f"a field of view of {extent_mm.min():.0f} mm is too little for the atlas"
+        return None, {"atlas": None, "remarks": [f"{why}: tissues were told by intensity alone"]}
+    with _temporary_files_removed():
+        found = lay_atlas(ants, data, mask, affine)
+    posteriors = np.zeros((3, *data.shape), dtype=np.float32)
+    posteriors[:, mask] = classify_with_priors(data[mask], found.maps[:, mask])
+    posteriors[0] = np.clip(mask - posteriors[1] - posteriors[2], 0.0, 1.0)
+    means = _means(data, posteriors)
+    if found.overlap < LEAST_OVERLAP or not means[0] < means[1] < means[2]:
+        why = f"the atlas does not fit this brain (overlap {found.overlap:.2f})"
+        return None, {"atlas": None, "remarks": [f"{why}: tissues were told by intensity alone"]}
+    return posteriors, {"atlas": ATLAS, "atlas_overlap": round(found.overlap, 3)}
 
 
 def _refine(

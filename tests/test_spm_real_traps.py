@@ -125,8 +125,8 @@ def test_a_run_that_takes_too_long_is_ended_and_leaves_nothing_behind(installati
 
 
 @pytest.mark.usefixtures("linux")
-def test_spms_threads_are_held_to_one(installation, scan, tmp_path):
-    """Its MEX files take every core unasked; seen by what the kernel says about the running process."""
+def test_spm_is_told_to_use_one_thread(installation, scan, tmp_path):
+    """Its MEX files take every core unasked; the kernel says what the running process was told."""
     environment: list[str] = []
 
     def look(process: int) -> None:

@@ -73,6 +73,7 @@ def init_calibrate_wf(
         engine,
         sampling_mm=sampling_mm,
         derivatives_dir=derivatives_dir,
+        priors="atlas",
         seed=seed,
         omp_nthreads=omp_nthreads,
     )

@@ -105,6 +105,7 @@ def init_segment_node(
     name: str = "segment",
     sampling_mm: float = 3.0,
     derivatives_dir: Path | None = None,
+    priors: str | None = None,
     seed: int = 0,
     omp_nthreads: int = 1,
 ) -> Node:
@@ -120,6 +121,8 @@ def init_segment_node(
         SPM's sampling distance.
     derivatives_dir
         Where ready-made maps were looked for.
+    priors
+        "atlas" for thick slices: what the embedded engine knows of place.
     seed
         Seed of the embedded engine.
     omp_nthreads
@@ -139,7 +142,8 @@ def init_segment_node(
     inputs: dict[str, object] = {"seed": seed} if engine == "ants" else {}
     threads, mem_gb = 1, READY_MADE_MEM_GB
     if engine == "ants":
-        threads, mem_gb = omp_nthreads, ANTS_MEM_GB
+        threads, mem_gb = omp_nthreads if priors is None else 1, ANTS_MEM_GB
+        inputs |= {} if priors is None else {"priors": priors}
     elif engine == "spm":
         spm, mem_gb = choice.spm, SPM_MEM_GB
         inputs |= {"engine": "spm", "sampling_distance": sampling_mm, "spm_version": spm.version}

@@ -49,6 +49,12 @@ def build_parser() -> argparse.ArgumentParser:
         default="auto",
         help="is the skull gone? auto: look (default: %(default)s)",
     )
+    parser.add_argument(
+        "--priors",
+        choices=("none", "atlas"),
+        default="none",
+        help="what the engine ants knows of place: nothing, or an atlas, for thick slices (default: none)",
+    )
     parser.add_argument("--mask", type=Path, help="brain mask on the image's grid; found when not given")
     parser.add_argument(
         "--num-threads",
@@ -165,6 +171,7 @@ def _by_ants(
         volume,
         mask=mask,
         skull_stripped=SKULL_STRIPPED[options.skull_stripped],
+        priors=options.priors,
         num_threads=options.num_threads,
         seed=options.seed,
     )
