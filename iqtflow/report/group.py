@@ -17,7 +17,23 @@ from iqtflow.report import facts, pictures, plots
 from iqtflow.report.page import bare_label, render, write_page
 from iqtflow.report.views import PLANES, choose_slices, crop_box, cut, load_volumes, position_label
 
-UNITS = {"psnr": "PSNR (dB)", "mssim": "MSSIM"}
+#: Titles of measures, and what tells them from others of the same name.
+MEASURES = {
+    "psnr": (
+        "PSNR (dB)",
+        "Peak signal-to-noise ratio within the brain; the peak is the truth’s maximum there.",
+    ),
+    "mssim": (
+        "MSSIM, Wang 2004 in 3-D",
+        "Mean structural similarity within the brain, three-dimensional Gaussian window of 1.5 voxels (σ).",
+    ),
+    "mssim_slicewise": (
+        "MSSIM, slice by slice (authors’ code)",
+        "Mean structural similarity slice by slice, two-dimensional Gaussian window of 2.5 pixels (σ), as in "
+        "the code of the method’s authors. It is another measure than the other MSSIM, and higher: never "
+        "compare the two.",
+    ),
+}
 DECIMALS = {"psnr": 2}
 
 Scores = Mapping[str, float]
@@ -75,6 +91,10 @@ def write_group_page(
         n_curves=len(curves),
         tables=tables,
         boxes=boxes,
+        overview=[
+            [t["title"], *t["overview"], str(t["n"]), t["p"] or "one subject cannot be tested"]
+            for t in tables
+        ],
         n_subjects=len(evaluation),
         examples=[
             _example(rank, gain, example, add, convention)
@@ -142,9 +162,9 @@ def rank_examples(
     known = sorted(
         (e for e in examples if str(e["subject"]) in gains), key=lambda e: -gains[str(e["subject"])]
     )
-    places = {0: "Largest gain", len(known) - 1: "Smallest gain"} if known else {}
+    places = {len(known) - 1: "Worst", 0: "Best"} if known else {}
     if len(known) > 2:
-        places[len(known) // 2] = "Median gain"
+        places[len(known) // 2] = "Median"
     ranked = [(places[i], gains[str(known[i]["subject"])], known[i]) for i in sorted(places)]
     return (
         ranked + [("Example", None, e) for e in examples if str(e["subject"]) not in gains][: 3 - len(ranked)]
@@ -199,16 +219,34 @@ def _metric_table(evaluation: Sequence[Mapping[str, Any]], metric: str) -> dict[
         ensemble = f"The networks alone: best {best}, mean {middle}, worst {worst}."
     return {
         "metric": metric,
-        "title": UNITS.get(metric, metric),
+        "title": MEASURES.get(metric, (metric, ""))[0],
+        "definition": MEASURES.get(metric, (metric, ""))[1],
         "columns": columns,
         "header": ["subject", *columns, "gain"],
         "rows": rows,
         "foot": foot,
+        "overview": _overview(columns["spline"], columns["IQT"], gain, digits),
         "n": n,
         "p": None if p is None else f"{p:.2g}",
         "better": int((gain > 0).sum()),
         "ensemble": ensemble,
     }
+
+
+def _overview(spline: Sequence[float], iqt: Sequence[float], gain: np.ndarray, digits: int) -> list[str]:
+    """Mean ± SD of both methods, and mean gain with its range, as cells of a table."""
+
+    def spread(values: Sequence[float]) -> str:
+        text = f"{np.mean(values):.{digits}f}"
+        return text if len(values) < 2 else f"{text} ± {np.std(values, ddof=1):.{digits}f}"
+
+    return [
+        spread(spline),
+        spread(iqt),
+        f"{np.mean(gain):+.{digits}f}",
+        f"{gain.min():+.{digits}f} … {gain.max():+.{digits}f}",
+        f"{int((gain > 0).sum())} of {len(gain)}",
+    ]
 
 
 def _example(

@@ -56,15 +56,16 @@ def write_training_page(
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """One record for each subject: scores of the spline and of the networks' mean."""
+    """One record for each subject: scores of the spline, of the averaged image, and of each network alone."""
     records: dict[str, dict[str, Any]] = {}
     with open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file, delimiter="\t"):
-            label = row["participant_id"].removeprefix("sub-")
+            label = row.pop("participant_id").removeprefix("sub-")
+            method = row.pop("method")
             record = records.setdefault(label, {"subject": label, "members": []})
-            scores = {name: float(row[name]) for name in ("psnr", "mssim")}
-            if row["method"].startswith("member-"):
+            scores = {name: float(value) for name, value in row.items()}
+            if method.startswith("member-"):
                 record["members"].append(scores)
             else:
-                record["spline" if row["method"] == "spline" else "mean"] = scores
-    return list(records.values())
+                record[{"iqt": "mean"}.get(method, method)] = scores
+    return [record for record in records.values() if {"spline", "mean"} <= set(record)]
