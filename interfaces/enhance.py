@@ -76,6 +76,13 @@ class _EnhanceInputSpec(ChildCommandInputSpec):
         argstr="--precision %s",
         desc="of the convolutions; auto: bfloat16 where the hardware multiplies it",
     )
+    keep_white_matter = traits.Enum(
+        "yes",
+        "no",
+        usedefault=True,
+        argstr="--keep-white-matter %s",
+        desc="scale an estimate whose white matter left the scan's",
+    )
     mirror = traits.Bool(
         False,
         usedefault=True,

@@ -83,6 +83,7 @@ class EnhanceSettings:
     contrast: str = "T1w"  #: BIDS suffix of the images to process
     tiling: str = "auto"  #: way through the volume: "auto", "whole", "tiles" or "paper"
     precision: str = "auto"  #: of the convolutions: "auto", "float32" or "bfloat16"
+    keep_white_matter: bool = True  #: scale an estimate whose white matter left the scan's
     mirror: bool = False  #: average with the estimate of the left-right mirrored scan
 
 

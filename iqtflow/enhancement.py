@@ -17,13 +17,12 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.orientations import inv_ornt_aff, ornt_transform
 from scipy import ndimage
 
 import iqtflow
 from iqtflow.brainmask import BrainMask, find_brain_mask
 from iqtflow.errors import InputError
-from iqtflow.familiarity import Familiarity, compare, find_reference, measure_scan
+from iqtflow.familiarity import compare, find_reference, measure_scan
 from iqtflow.geometry import (
     AXIS_NAMES,
     SliceGeometry,
@@ -38,14 +37,17 @@ from iqtflow.geometry import (
     voxel_sizes,
 )
 from iqtflow.inference import enhance_volume
+from iqtflow.laid_scan import LaidScan
 from iqtflow.memory import peak_memory_gb
 from iqtflow.models import Model, list_shipped, load_model
 from iqtflow.normalisation import intensity_scale
 from iqtflow.tiling import SMALLEST_TILE
+from iqtflow.white_matter import correct_white_matter, usual_ratios
 
 #: What the numbers in an enhanced volume mean.
 INTENSITIES = (
-    "In the input scan's own arbitrary units: white matter keeps its intensity, values below 0 are set to 0."
+    "In the input scan's own arbitrary units: white matter keeps its intensity, values below 0 are set to 0. "
+    "WhiteMatter says how well it was kept, and by which factor the estimate was scaled for it."
 )
 #: Share of brain voxels below 0 above which a scan is no magnitude image.
 NEGATIVE_SHARE = 0.01
@@ -96,6 +98,7 @@ def enhance_image(
     max_memory_gb: float | None = None,
     tiling: str = "auto",
     mirror: bool = False,
+    keep_white_matter: bool = True,
     report: Callable[[str], None] | None = None,
 ) -> EnhancedScan:
     """Enhance a thick-slice scan.
@@ -115,6 +118,9 @@ def enhance_image(
         See `iqtflow.inference.enhance_volume`.
     mirror
         Average each network's estimate with that of the scan mirrored from left to right.
+    keep_white_matter
+        Scale an estimate whose white matter left the scan's by more than on the model's evaluation scans
+        (`iqtflow.white_matter`).
     skull_stripped
         Whether the scan shows the brain only; None believes the sidecar, and looks when that does not say.
     force
@@ -151,7 +157,7 @@ def enhance_image(
             f"SHA-256 {networks.sha256[:12]}); slices along {AXIS_NAMES[geometry.axis]}, {geometry.source}"
         )
 
-    laid = _Laid(image, geometry.axis)
+    laid = LaidScan(image, geometry.axis)
     stated = sidecar.get("SkullStripped")
     if skull_stripped is None and isinstance(stated, bool):
         skull_stripped = stated
@@ -179,6 +185,13 @@ def enhance_image(
         report=report,
     )
 
+    tissue, grid = slices_last(brain.mask, laid.affine, laid.axis)
+    if upsampling.inplane_mm is not None:
+        tissue = resample_inplane(tissue, grid, upsampling.inplane_mm)[0] > 0.5
+    reference = find_reference(networks.card)
+    white = correct_white_matter(
+        data, result.mean, tissue, usual_ratios(reference) if keep_white_matter else None
+    )
     if support is not None:
         support, grid = slices_last(support, laid.affine, laid.axis)
         if upsampling.inplane_mm is not None:
@@ -189,11 +202,22 @@ def enhance_image(
         erased = volume if support is None else np.where(support, volume, np.float32(0))
         return laid.put_back(*slices_back(erased, thin_affine(affine, upsampling.k), laid.axis))
 
-    mean = finish(result.mean)
-    std = None if result.std is None else finish(result.std)
+    factor = np.float32(white.factor)
+    mean = finish(result.mean * factor)
+    std = None if result.std is None else finish(result.std * factor)
     spline = finish(np.clip(cubic_upsample(data, upsampling.k), 0, None))
     notes = [str(w.message) for w in caught if issubclass(w.category, RuntimeWarning)]
-    familiarity = _familiarity(networks, laid, brain, upsampling)
+    familiarity = None
+    if reference is not None:
+        values = measure_scan(
+            laid.data,
+            brain.mask,
+            axis=laid.axis,
+            voxel_mm=voxel_sizes(laid.affine),
+            k=networks.k,
+            pixel_mm=upsampling.inplane_mm,
+        )
+        familiarity = compare(values, reference, brain_found=brain.method != "head")
     details = {
         "SkullStripped": brain.skull_stripped,
         "UpsamplingFactor": upsampling.k,
@@ -218,6 +242,7 @@ def enhance_image(
         },
         "BrainMask": {"Method": brain.method},
         "IntensityScale": scale,
+        "WhiteMatter": white.as_sidecar(),
         "OutOfDistribution": None if familiarity is None else familiarity.as_sidecar(),
         **result.details,
         "Seconds": round(time.monotonic() - began, 1),
@@ -262,57 +287,9 @@ def _choose_model(
     return loaded, choose_upsampling(geometry, [loaded.k])
 
 
-class _Laid:
-    """A scan with its axes laid as in RAS, and the way back for what is made of it.
-
-    `data` and `affine` are the scan's, `axis` is where its slices now are.
-    """
-
-    def __init__(self, scan: nib.Nifti1Image, axis: int) -> None:
-        data = np.asarray(scan.dataobj, dtype=np.float32).reshape(scan.shape[:3])
-        to_ras = nib.io_orientation(scan.affine)
-        self.scan = scan
-        self.data = np.ascontiguousarray(nib.apply_orientation(data, to_ras))
-        self.affine = scan.affine @ inv_ornt_aff(to_ras, data.shape)
-        self.axis = int(to_ras[axis, 0])
-        self._from_ras = ornt_transform([[0, 1], [1, 1], [2, 1]], to_ras)
-
-    def put_back(self, data: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
-        """Return an image with axes as in the scan's file; qform and sform follow, each with its own code."""
-        stored = np.ascontiguousarray(nib.apply_orientation(data, self._from_ras))
-        grid = affine @ inv_ornt_aff(self._from_ras, data.shape)
-        out = nib.Nifti1Image(stored, grid)
-        out.header.set_xyzt_units("mm")
-        step = np.linalg.inv(self.scan.affine) @ grid  # from voxels of the new grid to voxels of the scan
-        for read, write in ((self.scan.get_sform, out.set_sform), (self.scan.get_qform, out.set_qform)):
-            form, code = read(coded=True)
-            if code:
-                write(form @ step, int(code))
-            else:
-                write(None, 0)
-        out.header.set_zooms(tuple(voxel_sizes(grid)))
-        return out
-
-
 def _left_right(slice_axis: int) -> int:
     """Array axis of left and right after slices are put last, for axes laid as in RAS."""
     return 2 if slice_axis == 0 else 0
-
-
-def _familiarity(model: Model, laid: _Laid, brain: BrainMask, upsampling: Upsampling) -> Familiarity | None:
-    """Compare the scan with those that the model was trained on; None when nobody has noted theirs."""
-    reference = find_reference(model.card)
-    if reference is None:
-        return None
-    values = measure_scan(
-        laid.data,
-        brain.mask,
-        axis=laid.axis,
-        voxel_mm=voxel_sizes(laid.affine),
-        k=model.k,
-        pixel_mm=upsampling.inplane_mm,
-    )
-    return compare(values, reference, brain_found=brain.method != "head")
 
 
 def _support(scan: np.ndarray, brain: BrainMask) -> np.ndarray | None:

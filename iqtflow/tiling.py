@@ -35,6 +35,8 @@ BYTES_PER_CHANNEL, BYTES_BESIDES = 27, 24
 #: ensemble or mirrored averaging, running mean, squares and the difference; tiles also need the sum of their
 #: weights.
 VOLUMES_SINGLE, VOLUMES_SPREAD, VOLUMES_TILES = 1, 3, 1
+#: Copies of the padded scan, and memory (GB) for weights in the layout of the convolutions and their scratch.
+COPIES_OF_SCAN, OVERHEAD_GB = 2, 0.05
 #: Share of a tile that the next one repeats, and sigma of the Gaussian that weighs a tile's voxels, over its
 #: edge. Half of a tile repeated takes three times as long and gains less than 0.1 dB.
 OVERLAP, BLENDING_SIGMA = 0.25, 0.2
@@ -256,9 +258,9 @@ def through_tiles(
 
 
 def _volumes_gb(shape: Sequence[int], model: Model, *, whole: bool, spread: bool) -> float:
-    """Memory of the high-resolution volumes held beside a pass."""
+    """Memory of what is held beside a pass."""
     count = VOLUMES_SINGLE + (VOLUMES_SPREAD if spread else 0) + (0 if whole else VOLUMES_TILES)
-    return math.prod(shape) * model.k * 4 * count / 1e9
+    return math.prod(shape) * 4 * (model.k * count + COPIES_OF_SCAN) / 1e9 + OVERHEAD_GB
 
 
 def _blending_weights(shape: Sequence[int], device: torch.device) -> torch.Tensor:

@@ -21,6 +21,7 @@ def init_enhance_wf(
     tiling: str = "auto",
     precision: str = "auto",
     mirror: bool = False,
+    keep_white_matter: bool = True,
 ) -> Workflow:
     """Build the graph that enhances one scan.
 
@@ -41,7 +42,7 @@ def init_enhance_wf(
         Threads of the network.
     mem_gb
         Memory of the enhancing node; a volume that does not fit is tiled.
-    tiling, precision, mirror
+    tiling, precision, mirror, keep_white_matter
         See `iqtflow.interfaces.enhance.EnhanceVolume`.
 
     Inputs
@@ -78,6 +79,7 @@ def init_enhance_wf(
             tiling=tiling,
             precision=precision,
             mirror=mirror,
+            keep_white_matter="yes" if keep_white_matter else "no",
         ),
         name="enhance",
         mem_gb=mem_gb,

@@ -61,6 +61,7 @@ def build_enhance_graph(
             tiling=settings.enhance.tiling,
             precision=settings.enhance.precision,
             mirror=settings.enhance.mirror,
+            keep_white_matter=settings.enhance.keep_white_matter,
         )
         given = enhance.get_node("inputnode").inputs  # enhance.inputs would list all inputs of all nodes
         given.in_file = os.fspath(scan.path)

@@ -3,7 +3,9 @@ compares with.
 
 Simulates scans of the training and validation subjects with the degradation in the model's card, and of the
 evaluation subjects with the paper's setting (thickness 3/4 of the spacing, published SNR), measures all
-(`iqtflow.familiarity.measure_scan`), and writes ranges and threshold under the model's name.
+(`iqtflow.familiarity.measure_scan`), and writes ranges and threshold under the model's name. The model also
+enhances the middle of one scan of each evaluation subject, for the range in which the white matter of its
+estimates usually lies (`iqtflow.white_matter`).
 
 Usage: ``python docs/model-cards/familiar.py MODEL BIDS DERIVATIVES [--output FILE]``, where DERIVATIVES is
 what ``iqtflow BIDS DERIVATIVES participant --mode train`` wrote for all subjects.
@@ -23,11 +25,15 @@ import numpy as np
 from iqtflow.degradations import Extras
 from iqtflow.familiarity import SHIPPED, make_reference, measure_scan
 from iqtflow.geometry import voxel_sizes
-from iqtflow.models import read_card
+from iqtflow.inference import enhance_volume
+from iqtflow.models import Model, load_model, read_card
+from iqtflow.normalisation import intensity_scale
 from iqtflow.simulation import SliceStack, draw_scan, prepare_subject, realise
 from iqtflow.snr import PUBLISHED
+from iqtflow.white_matter import white_matter_ratio
 
-DRAWS = 2  #: scans for each subject and slice axis
+DRAWS = 1  #: scans for each subject and slice axis
+MIDDLE = 96  #: edge of the part that is enhanced, in thin voxels
 
 
 def main() -> None:
@@ -44,22 +50,29 @@ def main() -> None:
     card = read_card(options.model)
     split = card["training"]["split"]
     wide = card["training"]["members"][0]["plan"]["degradation"]
+    model = load_model(options.model)
     found: dict[str, list[dict[str, float]]] = {"training": [], "evaluation": []}
+    ratios: list[float] = []
     for part, labels in split.items():
         side = "evaluation" if part == "evaluation" else "training"
         for label in labels:
-            for axis, figures in scans_of(label, options, card["k"], None if side == "evaluation" else wide):
-                found[side].append(figures)
+            setting = None if side == "evaluation" else wide
+            for number, (axis, scan, mask, sizes) in enumerate(scans_of(label, options, card["k"], setting)):
+                record = measure_scan(scan, mask, axis=axis, voxel_mm=sizes, k=card["k"])
+                found[side].append(record)
+                if side == "evaluation" and number == 0:
+                    ratios.append(ratio_of(scan, mask, axis, model))
+                    record = {**record, "white_matter_ratio": ratios[-1]}
                 if options.keep:
                     with open(options.keep, "a") as file:
-                        record = {"subject": label, "axis": axis, "side": side, **figures}
-                        print(json.dumps(record), file=file)
+                        print(json.dumps({"subject": label, "axis": axis, "side": side, **record}), file=file)
             print(label, flush=True)
     table = json.loads(options.output.read_text()) if options.output.exists() else {}
     table[card["name"]] = make_reference(
         found["training"],
         found["evaluation"],
         k=card["k"],
+        white_matter_ratio=[min(ratios), max(ratios)],
         source="simulated scans of the card's training and validation subjects; threshold from its "
         "evaluation subjects",
     )
@@ -69,8 +82,8 @@ def main() -> None:
 
 def scans_of(
     label: str, options: argparse.Namespace, k: int, wide: dict[str, Any] | None
-) -> Iterator[tuple[int, dict[str, float]]]:
-    """Figures of the simulated scans of one subject, with the slice axis."""
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """Simulated scans of one subject: slice axis, scan, brain mask, voxel sizes."""
     folder = options.derivatives / f"sub-{label}" / "anat"
     image = nib.load(options.bids / f"sub-{label}" / "anat" / f"sub-{label}_T1w.nii.gz")
     data = np.asarray(image.dataobj, dtype=np.float32)
@@ -99,7 +112,21 @@ def scans_of(
             n = scan.shape[axis]
             slabs = np.moveaxis(mask, axis, 2)[:, :, : n * k]
             thick = np.moveaxis(slabs.reshape(*slabs.shape[:2], n, k).mean(axis=3) > 0.5, 2, axis)
-            yield axis, measure_scan(scan, thick, axis=axis, voxel_mm=voxel_sizes(subject.affine), k=k)
+            yield axis, scan, thick, voxel_sizes(subject.affine)
+
+
+def ratio_of(scan: np.ndarray, mask: np.ndarray, axis: int, model: Model) -> float:
+    """Scan's white matter over the estimate's, in the middle of the brain."""
+    scan, mask = np.moveaxis(scan, axis, 2), np.moveaxis(mask, axis, 2)
+    scale = intensity_scale(scan[mask])
+    half = (MIDDLE // 2, MIDDLE // 2, MIDDLE // 2 // model.k)
+    centre = [round(float(c.mean())) for c in np.nonzero(mask)]
+    middle = tuple(slice(max(c - h, 0), c + h) for c, h in zip(centre, half, strict=True))
+    scan, mask = np.ascontiguousarray(scan[middle]), mask[middle]
+    ratio = white_matter_ratio(scan, enhance_volume(scan, model, scale=scale).mean, mask)
+    if ratio is None:
+        raise SystemExit("no white matter in the middle of the brain: is the mask one of a brain?")
+    return ratio
 
 
 if __name__ == "__main__":

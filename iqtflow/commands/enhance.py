@@ -55,6 +55,12 @@ def build_parser() -> argparse.ArgumentParser:
         "paper: as Lin et al. 2019, slowly",
     )
     add(
+        "--keep-white-matter",
+        choices=("yes", "no"),
+        default="yes",
+        help="scale an estimate whose white matter left the scan's by more than on evaluation scans",
+    )
+    add(
         "--average-mirrored",
         action="store_true",
         help="average with the estimate of the left-right mirrored scan",
@@ -109,6 +115,7 @@ def _enhance(options: argparse.Namespace) -> None:
             max_memory_gb=options.max_memory_gb,
             tiling=options.tiling,
             mirror=options.average_mirrored,
+            keep_white_matter=options.keep_white_matter == "yes",
             report=lambda line: print(f"{PROG} {__version__}: {line}", flush=True),
         )
     except NothingToGain as skipped:
@@ -133,6 +140,9 @@ def summarise(details: Mapping[str, Any]) -> list[str]:
         f"{details['PeakMemoryGB']} GB at most ({details['PredictedMemoryGB']} GB predicted for the "
         f"networks, {details['FreeMemoryGB']} GB free)"
     )
+    factor = details["WhiteMatter"]["Factor"]
+    if factor != 1:
+        made += f"; scaled by {factor:.3f} so that white matter keeps its intensity"
     return [made, *(f"note: {warning}" for warning in details["Warnings"])]
 
 

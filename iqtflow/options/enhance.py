@@ -43,6 +43,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     flag(
         group,
         EnhanceSettings,
+        "keep_white_matter",
+        "--keep-white-matter",
+        help="scale an estimate whose white matter left the scan's by more than on evaluation scans",
+    )
+    flag(
+        group,
+        EnhanceSettings,
         "mirror",
         "--average-mirrored",
         help="average with the estimate of the left-right mirrored scan; takes twice as long",
