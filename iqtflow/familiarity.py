@@ -95,9 +95,9 @@ FIGURES: dict[str, Figure] = {
         "coarser in plane than the training scans",
         "finer in plane than the training scans",
     ),
-    "SpacingOctaves": Figure(
-        0.25,
-        "slice spacing 2^{:+.2f} of what the network was trained for",
+    "SpacingRatio": Figure(
+        0.18,
+        "slices {:.2f} times as far apart, in pixels, as the model's k",
         "slices further apart, for their plane, than in the training scans",
         "slices closer, for their plane, than in the training scans",
     ),
@@ -213,7 +213,7 @@ def measure_scan(
         "Coverage": float(with_brain[-1] - with_brain[0] + 1) * float(voxel_mm[axis]),
         "SlicesOfBrain": float(with_brain.size),
         "PixelMm": pixel,
-        "SpacingOctaves": math.log2(float(voxel_mm[axis]) / (k * pixel)),
+        "SpacingRatio": float(voxel_mm[axis]) / (k * pixel),
     }
 
 
@@ -289,7 +289,7 @@ def compare(
             figure = FIGURES[name]
             value = figure.shown.format(values[name])
             words = figure.high if values[name] > high else figure.low
-            reasons.append(f"{words} ({value}; training {low:.3g} to {high:.3g})")
+            reasons.append(f"{words} ({value}; training {low:.4g} to {high:.4g})")
     score = max(scores.values())
     if not brain_found:
         reasons.insert(0, "no brain was found in it")

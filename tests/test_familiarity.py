@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 
+import nibabel as nib
 import numpy as np
 import pytest
 from phantoms import make_brain
 
 from iqtflow import familiarity
+from iqtflow.brainmask import find_brain_mask
 from iqtflow.errors import InputError
 from iqtflow.familiarity import FIGURES, compare, find_reference, make_reference, measure_scan
+from iqtflow.geometry import find_slice_geometry, voxel_sizes
+from iqtflow.models import list_shipped, read_card
 
 VOXEL_MM = (1.5, 1.5, 6.0)
 
@@ -125,3 +129,31 @@ def test_a_models_own_card_goes_before_what_ships(tmp_path, monkeypatch):
     assert find_reference(card)["threshold"] == 2
     assert find_reference({"name": "other", "k": 4}) is None, "another factor, other scans"
     assert find_reference({**card, "familiar": {"threshold": 3}})["threshold"] == 3
+
+
+def test_every_model_that_ships_has_ranges():
+    for info in list_shipped():
+        reference = find_reference(read_card(info.name))
+        assert set(reference["ranges"]) == set(FIGURES)
+        low, high = reference["white_matter_ratio"]
+        assert 0.9 < low < high < 1.25
+        assert reference["false_alarms"] <= 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scan", "name", "words"),
+    [
+        ("sub-lfD1/anat/sub-lfD1_T1w.nii.gz", "iqt-k8", "the slices cover less of the brain"),
+        ("sub-lfD2/anat/sub-lfD2_T2w.nii.gz", "iqt-k8", "brighter than white matter: fluid"),
+    ],
+)
+def test_four_slices_at_low_field_and_another_contrast_are_flagged(real_data, scan, name, words):
+    image = nib.load(real_data / "mixed" / scan)
+    data, card = np.asarray(image.dataobj, dtype=np.float32), read_card(name)
+    brain = find_brain_mask(data, image.affine)
+    axis = find_slice_geometry(image).axis
+    values = measure_scan(data, brain.mask, axis=axis, voxel_mm=voxel_sizes(image.affine), k=card["k"])
+    found = compare(values, find_reference(card))
+    assert found.unfamiliar
+    assert any(words in reason for reason in found.reasons)

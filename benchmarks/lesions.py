@@ -1,0 +1,210 @@
+"""Are lesions that the scan shows still in its estimate, with what contrast, and are there more of them?
+
+    python benchmarks/lesions.py SCAN ENHANCED SPLINE MASK [--flair FLAIR] [--json FILE]
+
+Lesions are chosen by a rule, not by eye, and from the input alone. With a FLAIR of the same session: what is
+brighter there than the median of the deep brain (5 mm from its surface) by three times its spread, 30 mm^3 or
+more. Without one: dark regions of the T1w of at least 1 ml that survive an opening by 3 mm, which takes in
+ventricles as well as strokes and tumours. A lesion's contrast is 1 - (its mean) / (mean of the brain 2 to
+5 mm around it); it counts as visible on the T1w input from .05 and three standard errors of the noise on.
+Before and after are compared on the scan's own voxels: the estimate is averaged over each slice.
+
+Two counts guard against invention. Pieces: within 3 mm of a lesion, connected parts darker than half way
+between lesion and surround, of at least a fifth of its volume, in the spline and in the estimate. Spots:
+parts of 10 to 200 mm^3, at least 8 mm inside the brain, that are darker than their surround (a Gaussian of
+4 mm) by 15 % in the estimate and by less than 7 % in the spline; those whose surround is white matter, and
+all (which takes in grey matter that the estimate tells from white and the scan does not).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.processing import resample_from_to
+from scipy import ndimage
+
+LEAST_CONTRAST, KEPT = 0.05, 0.5
+SPREADS = 3.0  #: above the median of the deep brain on the FLAIR
+EVERYWHERE = np.ones((3, 3, 3), bool)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name in ("scan", "enhanced", "spline", "mask"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--flair", type=Path)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    found = compare(*(getattr(options, n) for n in ("scan", "enhanced", "spline", "mask")), options.flair)
+    for lesion in found["lesions"]:
+        print(
+            f"{lesion['volume_ml']:8.3f} ml  contrast {lesion['before']:+.3f} -> {lesion['after']:+.3f}  "
+            f"pieces {lesion['pieces_before']} -> {lesion['pieces_after']}"
+        )
+    print(json.dumps({k: v for k, v in found.items() if k != "lesions"}))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def compare(scan: Path, enhanced: Path, spline: Path, mask: Path, flair: Path | None) -> dict[str, Any]:
+    """Measure every lesion before and after; count."""
+    image = nib.load(scan)
+    fine_image = nib.load(spline)
+    sizes = np.linalg.norm(image.affine[:3, :3], axis=0)
+    axis = int(np.argmax(sizes))
+    brain = np.asarray(nib.load(mask).dataobj) > 0
+    after, before = (np.asarray(nib.load(p).dataobj, dtype=np.float32) for p in (enhanced, spline))
+    k = round(after.shape[axis] / brain.shape[axis])
+    if after.shape != tuple(n * (k if a == axis else 1) for a, n in enumerate(brain.shape)):
+        # The plane was resampled: look at everything on the estimate's plane.
+        grid = fine_image.affine.copy()
+        grid[:3, 3] += grid[:3, axis] * (k - 1) / 2
+        grid[:3, axis] *= k
+        shape = tuple(n // (k if a == axis else 1) for a, n in enumerate(after.shape))
+        image = resample_from_to(nib.Nifti1Image(averaged(before, axis, k), grid), (shape, grid), order=0)
+        brain = resample_from_to(nib.load(mask), (shape, grid), order=0).get_fdata() > 0
+        sizes = np.linalg.norm(grid[:3, :3], axis=0)
+    inside = [np.flatnonzero(brain.any(axis=tuple(b for b in range(3) if b != a))) for a in range(3)]
+    box = tuple(slice(int(i[0]), int(i[-1]) + 1) for i in inside)
+    fine_box = tuple(slice(b.start * k, b.stop * k) if a == axis else b for a, b in enumerate(box))
+    given = np.asarray(image.dataobj, dtype=np.float32)[box]
+    brain, after, before = brain[box], after[fine_box], before[fine_box]
+    thin = averaged(after, axis, k)
+    depth = ndimage.distance_transform_edt(np.pad(brain, 1), sampling=sizes)[1:-1, 1:-1, 1:-1]
+    labels = (
+        bright_on_flair(flair, image, box, brain, depth, sizes)
+        if flair
+        else dark_regions(given, brain, depth, sizes)
+    )
+    noise = noise_of(given, brain, axis)
+    fine_sizes = sizes.copy()
+    fine_sizes[axis] /= k
+    candidates, lesions = int(labels.max()), []
+    for number, place in enumerate(ndimage.find_objects(labels), start=1):
+        lesion = measure(
+            number, place, labels, (given, thin, before, after), brain, sizes, fine_sizes, axis, k
+        )
+        if lesion and lesion["before"] >= max(LEAST_CONTRAST, 3 * noise / np.sqrt(lesion["n_voxels"])):
+            lesions.append(lesion)
+    spots = new_spots(before, after, depth.repeat(k, axis=axis), fine_sizes)
+    changes = np.array([lesion["after"] / lesion["before"] for lesion in lesions])
+    return {
+        "scan": scan.name,
+        "candidates": candidates,
+        "visible": len(lesions),
+        "erased": int((changes < KEPT).sum()),
+        "multiplied": sum(lesion["pieces_after"] > lesion["pieces_before"] for lesion in lesions),
+        "median_contrast_before": float(np.median([x["before"] for x in lesions])) if lesions else None,
+        "median_contrast_after": float(np.median([x["after"] for x in lesions])) if lesions else None,
+        "smallest_kept": float(changes.min()) if lesions else None,
+        "new_spots_in_white_matter": spots[0],
+        "new_spots_anywhere": spots[1],
+        "lesions": lesions,
+    }
+
+
+def averaged(volume: np.ndarray, axis: int, k: int) -> np.ndarray:
+    """Mean over the k thin slices of each thick one."""
+    shape = [*volume.shape[:axis], volume.shape[axis] // k, k, *volume.shape[axis + 1 :]]
+    return volume.reshape(shape).mean(axis=axis + 1)
+
+
+def bright_on_flair(flair, image, box, brain, depth, sizes) -> np.ndarray:
+    """Label what is bright on the FLAIR, on the scan's grid."""
+    moved = np.asarray(resample_from_to(nib.load(flair), (image.shape, image.affine), order=1).dataobj)[box]
+    deep = depth > 5
+    middle = np.median(moved[deep])
+    spread = 1.4826 * np.median(np.abs(moved[deep] - middle))
+    labels, _ = ndimage.label((moved > middle + SPREADS * spread) & deep, EVERYWHERE)
+    return keep_large(labels, 30 / np.prod(sizes))
+
+
+def dark_regions(given, brain, depth, sizes) -> np.ndarray:
+    """Label large dark regions of the scan itself."""
+    smooth = ndimage.gaussian_filter(given, [min(2 / s, 1.5) if s < 4 else 0 for s in sizes])
+    dark = brain & (smooth < 0.7 * np.percentile(given[brain], 80)) & (depth > 3)
+    reach = [max(round(3 / s), 0) for s in sizes]
+    offsets = np.ogrid[tuple(slice(-r, r + 1) for r in reach)]
+    ball = sum((o / max(r, 1)) ** 2 for o, r in zip(offsets, reach, strict=True)) <= 1.01
+    labels, _ = ndimage.label(ndimage.binary_opening(dark, ball), EVERYWHERE)
+    return keep_large(labels, 1000 / np.prod(sizes))
+
+
+def keep_large(labels: np.ndarray, least: float) -> np.ndarray:
+    """Leave out components of fewer voxels than `least`."""
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return ndimage.label(np.isin(labels, np.flatnonzero(sizes >= least)), EVERYWHERE)[0]
+
+
+def measure(number, place, labels, volumes, brain, sizes, fine_sizes, axis, k) -> dict[str, Any] | None:
+    """Contrast and pieces of one lesion, in a box 8 mm larger than it."""
+    pad = [int(np.ceil(8 / s)) for s in sizes]
+    box = tuple(slice(max(p.start - m, 0), p.stop + m) for p, m in zip(place, pad, strict=True))
+    fine = tuple(slice(b.start * k, b.stop * k) if a == axis else b for a, b in enumerate(box))
+    given, thin, before, after = (v[b] for v, b in zip(volumes, (box, box, fine, fine), strict=True))
+    lesion, others = labels[box] == number, labels[box] > 0
+    away = ndimage.distance_transform_edt(~lesion, sampling=sizes)
+    shell = (away > 2) & (away <= 5) & ~others & brain[box]
+    # Fluid is no surround to be compared with.
+    shell &= given > 0.7 * np.median(given[shell]) if shell.any() else shell
+    if np.count_nonzero(shell) < 20:
+        return None
+    contrasts = [1 - float(v[lesion].mean() / v[shell].mean()) for v in (given, thin)]
+    pieces = []
+    for volume in (before, after):
+        low, high = (float(averaged(volume, axis, k)[where].mean()) for where in (lesion, shell))
+        near = (away <= 3).repeat(k, axis=axis)[tuple(slice(n) for n in volume.shape)]
+        calm = ndimage.gaussian_filter(volume, 0.5 / fine_sizes)
+        parts, _ = ndimage.label(near & (calm < (low + high) / 2), EVERYWHERE)
+        counts = np.bincount(parts.ravel())[1:]
+        pieces.append(int((counts >= 0.2 * k * np.count_nonzero(lesion)).sum()))
+    return {
+        "volume_ml": round(float(lesion.sum() * np.prod(sizes) / 1000), 4),
+        "n_voxels": int(lesion.sum()),
+        "before": round(contrasts[0], 4),
+        "after": round(contrasts[1], 4),
+        "pieces_before": pieces[0],
+        "pieces_after": pieces[1],
+    }
+
+
+def noise_of(given: np.ndarray, brain: np.ndarray, axis: int) -> float:
+    """Noise over the brain's 80th percentile, from second differences in the plane."""
+    volume, inside = np.moveaxis(given, axis, 2), np.moveaxis(brain, axis, 2)[1:, 1:]
+    diagonal = volume[1:, 1:] - volume[:-1, 1:] - volume[1:, :-1] + volume[:-1, :-1]
+    return float(np.median(np.abs(diagonal[inside])) / (2 * 0.6745) / np.percentile(given[brain], 80))
+
+
+def new_spots(before: np.ndarray, after: np.ndarray, depth: np.ndarray, sizes: np.ndarray) -> tuple[int, int]:
+    """Count small dark spots of the estimate that the spline lacks: inside white matter, and anywhere."""
+    deep = depth[tuple(slice(n) for n in after.shape)] > 8
+
+    def below_surround(volume: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        near, wide = (ndimage.gaussian_filter(volume, mm / sizes) for mm in (0.7, 4.0))
+        return 1 - near / np.maximum(wide, 1e-6), wide
+
+    drop_after, wide = below_surround(after)
+    drop_before, _ = below_surround(before)
+    white = wide > 0.9 * np.percentile(after[deep], 80)
+    dark = deep & (drop_after > 0.15)
+    labels, _ = ndimage.label(dark, EVERYWHERE)
+    labels = keep_large(labels, 10 / np.prod(sizes))
+    count, anywhere = 0, 0
+    for number, place in enumerate(ndimage.find_objects(labels), start=1):
+        spot = labels[place] == number
+        if drop_before[place][spot].mean() < 0.07 and spot.sum() * np.prod(sizes) < 200:
+            anywhere += 1
+            count += bool(white[place][spot].mean() > 0.9)
+    return count, anywhere
+
+
+if __name__ == "__main__":
+    main()
