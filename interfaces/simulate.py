@@ -50,6 +50,14 @@ class _SimulateInputSpec(ChildCommandInputSpec):
     )
     seed = traits.Int(0, usedefault=True, argstr="--seed %d", desc="seed of the drawn SNR and of the noise")
     # No defaults below: what is not set stays out of the cache key and off the command line.
+    snr = traits.Tuple(
+        traits.Float(), traits.Float(), argstr="--snr %g %g", desc="a fixed SNR of (WM, GM), in place of the prior"
+    )
+    from_json = File(
+        exists=True,
+        argstr="--from-json %s",
+        desc="JSON that was written with a scan: the same voxels again; it decides all other settings",
+    )
     fwhm_jitter = traits.Float(
         argstr="--fwhm-jitter %.6g", desc="profile wider or narrower by a factor of up to 1 + this"
     )

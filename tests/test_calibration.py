@@ -201,8 +201,8 @@ def write_low_field(path, *, seed, prior=SITE):
 def test_a_sites_scans_become_a_prior_by_one_command(tmp_path):
     """Two scans of known SNR through the real segmentation, and a high-field one, which is skipped.
 
-    At an SNR of 30 in 6 mm slices the embedded segmentation gives bright grey matter to white: grey matter
-    comes out up to 20 % low, white up to 9 %.
+    At an SNR of 30 in 6 mm slices intensities alone give bright grey matter to white, and grey matter comes
+    out up to 20 % low; the atlas tells them apart.
     """
     bids, out = tmp_path / "bids", tmp_path / "out"
     bids.mkdir()
@@ -221,10 +221,8 @@ def test_a_sites_scans_become_a_prior_by_one_command(tmp_path):
     names = sorted(p.name for p in (out / "calibration").iterdir())
     assert names == ["prior.json", "prior.png", *(f"sub-{i}_T1w_snr.json" for i in (1, 2))]
     prior = read_prior(out / "calibration" / "prior.json")
-    # With the true maps both are recovered within 5 % (see the closed loop above).
-    white, grey = np.mean(drawn, axis=0)
-    assert prior.mean[0] == pytest.approx(white, rel=0.12)
-    assert prior.mean[1] == pytest.approx(grey, rel=0.25)
+    print("drawn", np.mean(drawn, axis=0), "measured", prior.mean)
+    np.testing.assert_allclose(prior.mean, np.mean(drawn, axis=0), rtol=0.05)
     assert "calibration" in (out / ".bidsignore").read_text().splitlines()
 
 

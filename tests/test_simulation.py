@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from conftest import make_affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from iqtflow.interfaces.simulate import SimulateLowField
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from phantoms import make_brain
 from scipy import ndimage
@@ -308,6 +310,29 @@ def test_the_sidecar_alone_makes_the_same_voxels_again(files, tmp_path):
     assert simulate(arguments(files, tmp_path / "b.nii.gz", *again)) == 0
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
     assert json.loads((tmp_path / "a.json").read_text()) == json.loads((tmp_path / "b.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_node_makes_the_same_voxels_again_from_the_json_of_another_node(files, tmp_path):
+    """All extras on, Rician noise, a spacing that is no multiple of the edge: one JSON file holds it all."""
+    inputs = {f"{name}_file": str(files / f"{file}.nii.gz") for name, file in
+              (("in", "t1"), ("wm", "wm"), ("gm", "gm"))}  # fmt: skip
+    settings = {
+        "slice_axis": "y", "thickness_mm": 4.1, "gap_mm": 0.7, "noise": "rician", "fixed_tissue": "GM",
+        "fwhm_jitter": 0.2, "slice_offset_mm": 1.0, "inplane_fwhm_mm": 1.5, "bias_amplitude": 0.2,
+        "snr": (33.0, 27.0), "seed": 11,
+    }  # fmt: skip
+    made, sidecar = [], str(tmp_path / "first" / "lowfield.json")
+    for folder, more in (("first", settings), ("again", {"from_json": sidecar})):
+        (tmp_path / folder).mkdir()
+        outputs = SimulateLowField(**inputs, **more).run(cwd=str(tmp_path / folder)).outputs
+        made.append(outputs)
+    first, again = (Path(outputs.out_file).read_bytes() for outputs in made)
+    assert first == again
+    fields = json.loads(Path(made[0].metadata_file).read_text())
+    assert fields["SNR"] == {"WM": 33.0, "GM": 27.0} and fields["NoiseDistribution"] == "rician"
+    assert all(value > 0 for value in fields["Extras"].values()) and len(fields["Extras"]) == 4
+    assert fields == json.loads(Path(made[1].metadata_file).read_text())
 
 
 def test_a_sidecar_is_refused_with_other_images_other_settings_or_when_it_is_none(files, tmp_path, capsys):
