@@ -51,7 +51,7 @@ class _SimulateInputSpec(ChildCommandInputSpec):
     seed = traits.Int(0, usedefault=True, argstr="--seed %d", desc="seed of the drawn SNR and of the noise")
     # No defaults below: what is not set stays out of the cache key and off the command line.
     snr = traits.Tuple(
-        traits.Float(), traits.Float(), argstr="--snr %g %g", desc="a fixed SNR of (WM, GM), in place of the prior"
+        traits.Float(), traits.Float(), argstr="--snr %g %g", desc="fixed SNR of (WM, GM) instead of a prior"
     )
     from_json = File(
         exists=True,
