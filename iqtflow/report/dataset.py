@@ -11,7 +11,7 @@ from iqtflow.report.entries import STATUSES, Record
 from iqtflow.report.page import bare_label, render, write_page
 from iqtflow.report.records import complete_record
 from iqtflow.report.subject import write_subject_page
-from iqtflow.report.summaries import find_labels, read_summary
+from iqtflow.report.summaries import find_labels, read_summary, summary_path
 
 #: Which subjects the index can be narrowed to: mark and words.
 FILTERS = (
@@ -44,7 +44,28 @@ def write_index_page(
         ``index.html``.
     """
     out_dir = Path(out_dir).absolute()
-    labels = sorted({*find_labels(out_dir), *(bare_label(subject) for subject in subjects)})
+    asked = [bare_label(subject) for subject in subjects]
+    while True:
+        before = _state(out_dir)
+        page = write_page(out_dir / "index.html", _render_index(out_dir, asked))
+        # Jobs of a cluster share the folder. Whichever writes last looks again: nobody's subject is lost.
+        if _state(out_dir) == before:
+            return page
+
+
+def _state(out_dir: Path) -> list[tuple[str, int]]:
+    """The subjects that have left a summary, and when."""
+    found = []
+    for label in find_labels(out_dir):
+        try:
+            found.append((label, summary_path(out_dir, label).stat().st_mtime_ns))
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def _render_index(out_dir: Path, asked: Sequence[str]) -> str:
+    labels = sorted({*find_labels(out_dir), *asked})
     rows = []
     for label in labels:
         scans = read_summary(out_dir, label).get("scans", [])
@@ -70,7 +91,7 @@ def write_index_page(
         n = sum(mark in row["marks"] for row in rows)
         if 0 < n < len(rows):
             filters.append((mark, f"{words} ({n})"))
-    html = render(
+    return render(
         "index.html",
         rows=rows,
         counts=counts,
@@ -78,7 +99,6 @@ def write_index_page(
         filters=filters,
         has_group=(out_dir / "group.html").is_file(),
     )
-    return write_page(out_dir / "index.html", html)
 
 
 def _marks(status: str, scans: Sequence[Mapping[str, Any]]) -> list[str]:
