@@ -86,6 +86,8 @@ def provide(arguments: list[str], options: argparse.Namespace, sandbox: Sandbox)
                 path.write_text("{}")
             elif flag == "--config-file":
                 path.write_text("[run]\nseed = 0\n")
+            elif flag == "--use-plugin":
+                path.write_text("plugin: SLURM\n")
 
 
 def check_docker(arguments: list[str], command: Command, sandbox: Sandbox) -> None:

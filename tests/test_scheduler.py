@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import threading
 import time
@@ -16,7 +17,7 @@ from iqtflow.workflows.scheduler import Limits, SchedulerPlugin
 from jobs import Job, UseGpu, chain, graph
 from nipype.pipeline.engine import Node
 
-from iqtflow.errors import EXIT_CANTCREAT, EXIT_SUBJECT_FAILED, exit_code_of_failures
+from iqtflow.errors import EXIT_CANTCREAT, EXIT_CODES, EXIT_SUBJECT_FAILED, exit_code_of_failures
 
 
 @pytest.fixture(autouse=True)
@@ -216,6 +217,15 @@ def test_with_stop_on_first_crash_nothing_more_is_started(tmp_path):
 def test_the_exit_code_is_that_of_the_failure_that_concerns_all():
     assert exit_code_of_failures([]) == 0
     assert exit_code_of_failures([EXIT_SUBJECT_FAILED, EXIT_CANTCREAT, EXIT_SUBJECT_FAILED]) == EXIT_CANTCREAT
+
+
+def test_the_documentation_lists_the_exit_codes_as_they_are():
+    page = (Path(__file__).parents[1] / "docs" / "failures.md").read_text()
+    told = {
+        int(code): meaning.replace("`", "")
+        for code, meaning in re.findall(r"^\| (\d+) \| (.+) \|$", page, re.M)
+    }
+    assert told == EXIT_CODES
 
 
 def test_a_crash_file_that_cannot_be_written_hides_no_failure(tmp_path):

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import make_affine, write_scan
 from iqtflow.workflows.cluster import cluster_plugin
 from iqtflow.workflows.engine import configure_nipype
 from iqtflow.workflows.run import as_failure
 from jobs import Job, chain, graph
 from nipype.pipeline.engine import Node
+from phantoms import make_brain
+from test_workflows import dataset, iqtflow, write_thick_scan
 
 START = Path(__file__).with_name("start_slurm.sh")
 TESTS = os.fspath(Path(__file__).parent)
@@ -190,6 +196,61 @@ def test_a_graph_submitted_at_once_is_waited_for_and_a_failure_blocks_nothing_fo
     assert crash.node == "graph.b.job1"
     assert "b1  cannot be worked with" in as_failure(crash).message
     assert (tmp_path / "graph/a/job1/out.txt").read_text() == "a0 a1 "
+
+
+@pytest.fixture
+def clinic(tmp_path, untrained_model):
+    """Two thick-slice scans, and the arguments that enhance them as jobs."""
+    bids = dataset(tmp_path / "bids")
+    for i in (1, 2):
+        write_thick_scan(bids / f"sub-{i}/anat/sub-{i}_T1w.nii.gz", seed=i)
+    return [bids, tmp_path / "out", "participant", "--model", untrained_model, "-w", tmp_path / "work"]
+
+
+@pytest.mark.slow
+def test_subjects_are_enhanced_as_jobs_and_a_cancelled_one_is_told(tmp_path, plugin_file, clinic):
+    command = [sys.executable, "-m", "iqtflow.cli", *map(str, clinic), "--use-plugin", str(plugin_file())]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ
+    ) as run:
+        job = wait_for_job("sub_2_T1w.enhance", timeout_s=400)
+        subprocess.run(["scancel", str(job)], check=True)
+        said = run.communicate(timeout=500)[0]
+    assert run.returncode == 1, said
+    tail = "\n".join(said.splitlines()[-8:])
+    assert f"job {job} ended as CANCELLED" in tail
+    assert "sub-2_T1w.nii.gz" in tail
+    assert (tmp_path / "out/sub-1/anat/sub-1_desc-iqt_T1w.nii.gz").exists()
+    assert not list((tmp_path / "out/sub-2").rglob("*_desc-iqt_T1w.nii.gz"))
+    again = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=500)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert (tmp_path / "out/sub-2/anat/sub-2_desc-iqt_T1w.nii.gz").exists()
+
+
+@pytest.mark.slow
+def test_a_network_is_trained_as_jobs_at_both_levels(tmp_path, plugin_file):
+    bids, maps = dataset(tmp_path / "bids"), dataset(tmp_path / "maps")
+    for i in range(3):
+        brain = make_brain((72, 76, 72), seed=i)
+        affine = make_affine((1.6, 1.6, 1.6))
+        write_scan(bids / f"sub-{i}/anat/sub-{i}_T1w.nii.gz", brain.intensity, affine)
+        (bids / f"sub-{i}/anat/sub-{i}_T1w.json").write_text('{"SkullStripped": true}')
+        csf = np.clip(brain.mask - brain.wm - brain.gm, 0, 1).astype(np.float32)
+        for label, data in (("WM", brain.wm), ("GM", brain.gm), ("CSF", csf)):
+            write_scan(maps / f"sub-{i}/anat/sub-{i}_label-{label}_probseg.nii.gz", data, affine)
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": ["0"], "validation": ["1"], "evaluation": ["2"]}))
+    done = iqtflow(
+        *(bids, tmp_path / "out", "participant", "group", "--mode", "train", "--split", split),
+        *("--segmentation", "derivatives", "--derivatives", maps, "-w", tmp_path / "work"),
+        *("--filters", "2", "--batch-size", "2", "--steps", "4", "--steps-per-epoch", "2"),
+        *("--model-name", "tiny", "--use-plugin", plugin_file()),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "out/models/tiny.safetensors").exists()
+    assert (tmp_path / "out/group_metrics.tsv").exists()
+    assert queue() == []
 
 
 class ShowGpu(Job):

@@ -1,0 +1,125 @@
+"""Which card a job gets, and that it never falls back to the CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from iqtflow import gpus, resources
+from iqtflow.errors import UsageError
+from iqtflow.gpus import claim_gpu, visible_gpus
+
+HOLD = """
+import sys, time
+from iqtflow.gpus import claim_gpu
+with claim_gpu(gpus=sys.argv[2:], lock_dir=sys.argv[1]) as card:
+    print(card, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("variable", "expected"),
+    [
+        (None, ["GPU-a", "GPU-b"]),
+        ("1", ["GPU-b"]),
+        ("1,0", ["GPU-b", "GPU-a"]),
+        ("GPU-b", ["GPU-b"]),
+        ("MIG-x", ["MIG-x"]),
+        ("", []),
+        ("-1", []),
+        ("0,-1,1", ["GPU-a"]),
+    ],
+)
+def test_what_slurm_or_a_user_has_hidden_is_not_taken(monkeypatch, variable, expected):
+    monkeypatch.setattr(gpus, "_ask_driver", lambda: ["GPU-a", "GPU-b"])
+    assert visible_gpus({} if variable is None else {"CUDA_VISIBLE_DEVICES": variable}) == expected
+
+
+def hold(folder: Path, *cards: str) -> tuple[subprocess.Popen, str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, folder, *cards], stdout=subprocess.PIPE, text=True
+    )
+    return process, process.stdout.readline().strip()
+
+
+def test_each_process_gets_a_card_of_its_own_and_a_killed_one_gives_it_back(tmp_path):
+    first, one = hold(tmp_path, "a", "b")
+    second, two = hold(tmp_path, "a", "b")
+    try:
+        assert {one, two} == {"a", "b"}
+        lines: list[str] = []
+        first.kill()
+        began = time.monotonic()
+        with claim_gpu(gpus=["a", "b"], lock_dir=tmp_path, report=lines.append) as card:
+            assert card == one
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == one
+        assert time.monotonic() - began < 30
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
+
+
+def test_a_job_that_has_to_wait_says_so(tmp_path):
+    holder, _ = hold(tmp_path, "only")
+    lines: list[str] = []
+
+    def report(line: str) -> None:
+        lines.append(line)
+        holder.kill()
+
+    try:
+        with claim_gpu(gpus=["only"], lock_dir=tmp_path, report=report):
+            assert lines == ["waiting for a GPU: only in use by other jobs"]
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def test_locks_may_be_taken_by_all_users(tmp_path):
+    with claim_gpu(gpus=["x"], lock_dir=tmp_path / "locks"):
+        pass
+    assert (tmp_path / "locks/gpu-x.lock").stat().st_mode & 0o777 == 0o666
+
+
+@pytest.mark.parametrize("command", ["enhance", "train"])
+def test_a_command_without_a_usable_gpu_fails_and_computes_nothing(tmp_path, command):
+    """Where PyTorch finds a GPU this cannot be tried."""
+    if resources.resolve_device("auto").name == "cuda":
+        pytest.skip("there is a GPU")
+    scan = tmp_path / "scan.nii.gz"
+    scan.touch()
+    arguments = {
+        "enhance": [scan, tmp_path / "out.nii.gz"],
+        "train": ["--train", scan, "--validation", scan, "--output", tmp_path / "out.safetensors",
+                  "--checkpoint-dir", tmp_path / "c"],
+    }[command]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", f"iqtflow.commands.{command}", *map(str, arguments), "--device", "cuda"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "IQTFLOW_LOCK_DIR": str(tmp_path / "locks")},
+        timeout=300,
+    )
+    assert done.returncode == 1
+    assert "--gpus all" in done.stderr and "--nv" in done.stderr
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_an_error_at_once():
+    if resources.resolve_device("auto").name == "cuda":
+        pytest.skip("there is a GPU")
+    with pytest.raises(UsageError, match=r"--gpus all.*--nv"):
+        resources.resolve_device("cuda")
+
+
+def test_a_cluster_is_not_asked_for_its_gpus_from_here():
+    assert resources.resolve_device("cuda", elsewhere=True).name == "cuda"
+    assert resources.resolve_device("auto", elsewhere=True).name == "cpu"
