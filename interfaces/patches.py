@@ -17,7 +17,8 @@ from nipype.interfaces.base import (
     traits,
 )
 
-AXES = {"x": 0, "y": 1, "z": 2}
+#: Array axes, as options and as sidecars name them.
+AXES = {"x": 0, "y": 1, "z": 2, "i": 0, "j": 1, "k": 2}
 
 
 class _ExtractInputSpec(BaseInterfaceInputSpec):
