@@ -254,14 +254,13 @@ def write_settings(settings: Settings, path: str | os.PathLike) -> Path:
 
 def format_settings(settings: Settings) -> str:
     """Return the TOML text of settings."""
-    lines: list[str] = []
-    for name in SECTIONS:
-        lines.append(f"[{name}]")
-        for key, value in dataclasses.asdict(getattr(settings, name)).items():
-            if value is not None:
-                lines.append(f"{key} = {_format_value(value)}")
-        lines.append("")
-    return "\n".join(lines)
+    return "\n".join(format_section(name, dataclasses.asdict(getattr(settings, name))) for name in SECTIONS)
+
+
+def format_section(name: str, values: Mapping[str, Any]) -> str:
+    """Return the TOML text of one table; values that are None are left out."""
+    lines = [f"{key} = {_format_value(value)}" for key, value in values.items() if value is not None]
+    return "\n".join([f"[{name}]", *lines, ""])
 
 
 def default_of(section: type, key: str) -> Any:

@@ -177,6 +177,9 @@ def check_python(arguments: list[str], command: Command, sandbox: Sandbox) -> No
         check_pip(rest[1:], command, sandbox)
     elif first == "-m" and rest[0].startswith("iqtflow."):
         importlib.import_module(rest[0])
+    elif first == "-m" and rest[0] == "benchmarks.paper":
+        own = rest[1 : rest.index("--")] if "--" in rest else rest[1:]
+        importlib.import_module("benchmarks.paper.__main__").build_parser().parse_args(own)
     elif first == "-m":
         assert rest[0] in ("venv", "pytest", "build", "sphinx"), f"{command.where}: {rest}"
     elif first != "-c":

@@ -1,0 +1,129 @@
+"""Whether the paper's claims hold on the figures at hand: what was compared, and a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.paper.design import Cell
+
+if TYPE_CHECKING:
+    from benchmarks.paper.results import Results, Scores
+
+MEASURE = "psnr"  #: that claims are judged by
+
+
+class Pair(NamedTuple):
+    """One comparison: what is compared, the difference that the claim wants positive, and its p value."""
+
+    text: str
+    difference: float
+    p: float
+
+
+def judge(results: Results) -> list[str]:
+    """Judge each claim of the design; one item of a Markdown list for each.
+
+    A claim holds at a factor when all its differences have the claimed sign with p < 0.01 (for "not worse":
+    when none has the opposite sign with p < 0.01). It does not hold when one has the opposite sign with
+    p < 0.01. Anything else is not decided. Cells that have not been run are named. The test is over people:
+    it says nothing of what another seed of the same training would do.
+    """
+    lines = []
+    for claim in results.design.fields.get("claims", ()):
+        for label, pairs, missing in _pairs(results, claim):
+            verdict = _verdict(pairs, missing, at_least=claim.get("at_least", False))
+            shown = "; ".join(f"{pair.text} {pair.difference:+.2f} dB, p = {pair.p:.3g}" for pair in pairs)
+            absent = f"not run: {', '.join(missing)}" if missing else ""
+            lines.append(
+                f"* **{claim['text']}**{label}: {verdict}. " + "; ".join(filter(None, [shown, absent]))
+            )
+    return lines
+
+
+def _verdict(pairs: Sequence[Pair], missing: Sequence[str], *, at_least: bool) -> str:
+    from benchmarks.paper.results import LEVEL
+
+    if not pairs:
+        return "cannot be decided"
+    against = [pair for pair in pairs if pair.difference < 0 and pair.p < LEVEL]
+    if against:
+        return "does not hold"
+    suffix = " for what has been run" if missing else ""
+    if at_least or all(pair.difference > 0 and pair.p < LEVEL for pair in pairs):
+        return "holds" + suffix
+    return "not decided"
+
+
+def _pairs(results: Results, claim: Mapping[str, Any]) -> list[tuple[str, list[Pair], list[str]]]:
+    """Label, comparisons and missing cells of a claim, for each factor (or for all together)."""
+    cells = {(c.place, c.k): c for c in results.design.cells}
+    factors = results.design.fields["factors"]
+    if "factors" in claim:
+        wanted = [(cells[place, low], cells[place, high]) for place in claim["factors"]
+                  for low, high in pairwise(factors)]  # fmt: skip
+        return [
+            ("", *_compare_all(results, wanted, lambda low, high: f"{low.place}: k = {low.k} over {high.k}"))
+        ]
+    found = []
+    for k in factors:
+        if "ladder" in claim:
+            steps = [cells[place, k] for place in claim["ladder"]]
+            steps = (
+                [c for c in steps if results.get(c)]
+                if sum(bool(results.get(c)) for c in steps) > 1
+                else steps
+            )
+            wanted = [(high, low) for low, high in pairwise(steps)]
+            absent = [cells[place, k].name for place in claim["ladder"] if not results.get(cells[place, k])]
+        else:
+            wanted = [(cells[a, k], cells[b, k]) for a in claim["better"] for b in claim["than"]]
+            absent = []
+        pairs, missing = _compare_all(
+            results, wanted, lambda a, b: f"{a.row} over {b.row}", spread=claim.get("measure") == "spread"
+        )
+        found.append((f", k = {k}", pairs, sorted({*missing, *absent})))
+    return found
+
+
+def _compare_all(
+    results: Results,
+    wanted: Sequence[tuple[Cell, Cell]],
+    label: Callable[[Cell, Cell], str],
+    *,
+    spread: bool = False,
+) -> tuple[list[Pair], list[str]]:
+    pairs, missing = [], set()
+    for first, second in wanted:
+        absent = [c.name for c in (first, second) if not results.get(c)]
+        missing.update(absent)
+        if not absent:
+            ours, theirs = results.get(first)[MEASURE], results.get(second)[MEASURE]
+            test = compare_spread if spread else compare_mean
+            pairs.append(Pair(label(first, second), *test(ours, theirs)))
+    return pairs, sorted(missing)
+
+
+def compare_mean(ours: Scores, theirs: Scores) -> tuple[float, float]:
+    """Mean difference over the subjects that both have, and Wilcoxon's p."""
+    from benchmarks.paper.results import compare
+
+    both = ours.keys() & theirs.keys()
+    return float(np.mean([ours[s] - theirs[s] for s in both])), compare(ours, theirs).p
+
+
+def compare_spread(ours: Scores, theirs: Scores) -> tuple[float, float]:
+    """By how much the standard deviation of theirs is larger, and the p value of Pitman and Morgan's test for
+    paired variances (doi:10.1093/biomet/31.1-2.13): the correlation of sum and difference.
+    """
+    from scipy.stats import pearsonr
+
+    from benchmarks.paper.results import spread
+
+    subjects = sorted(ours.keys() & theirs.keys())
+    a, b = (np.array([scores[s] for s in subjects]) for scores in (ours, theirs))
+    p = float(pearsonr(a + b, a - b).pvalue) if len(subjects) > 2 and np.any(a != b) else 1.0
+    return spread(theirs) - spread(ours), p
