@@ -157,3 +157,9 @@ def test_four_slices_at_low_field_and_another_contrast_are_flagged(real_data, sc
     found = compare(values, find_reference(card))
     assert found.unfamiliar
     assert any(words in reason for reason in found.reasons)
+
+
+def test_the_page_has_words_for_every_figure():
+    from iqtflow.report.familiar import _FIGURES
+
+    assert set(_FIGURES) == set(FIGURES)

@@ -74,3 +74,38 @@ def test_the_command_shows_the_curve(volumes, tmp_path, capsys):
 def test_what_the_map_does_not_cover_is_said():
     for word in ("lesions", "share", "no proof"):
         assert word in NOT_COVERED
+
+
+def test_an_ensemble_of_joined_files_has_an_uncertainty_map_that_grows_with_its_error(tmp_path):
+    """Networks that differ where they are wrong: each adds noise of its own where the scan is bright."""
+    import torch
+
+    from iqtflow.inference import enhance_volume
+    from iqtflow.models import join_models, load_model, save_model
+    from iqtflow.networks import build_network
+    from iqtflow.normalisation import NAME
+
+    settings = {"k": 4, "filters": 2, "residual": True}
+    files = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        network = build_network("aniso-unet", **settings)
+        torch.nn.init.normal_(network.head.weight, std=0.05)
+        card = {
+            "name": f"m{seed}",
+            "k": 4,
+            "contrast": "T1w",
+            "network": {"name": "aniso-unet", "kwargs": settings},
+            "normalisation": {"name": NAME},
+            "geometry": "slab-centred",
+            "context": "whole",
+        }
+        files.append(save_model(tmp_path / f"m{seed}.safetensors", [network.state_dict()], card))
+    ensemble = load_model(join_models(tmp_path / "all.safetensors", files, name="all"))
+    scan = 1 + np.random.default_rng(0).random((40, 48, 10)).astype(np.float32)
+    scan[:20] *= 3
+    result = enhance_volume(scan, ensemble, scale=1.0, precision="float32")
+    truth = np.repeat(scan, 4, axis=2)
+    found = reliability(truth, result.mean, result.std, np.ones(truth.shape, bool))
+    assert found["spearman"] > 0.1
+    assert found["bins"][-1]["error"] > found["bins"][0]["error"]

@@ -29,6 +29,7 @@ from iqtflow.spm_script import DEFAULT_TISSUES, job_script
 pytest_plugins = ["spm_fixtures"]
 pytestmark = [pytest.mark.spm, pytest.mark.slow]
 
+
 @dataclass(frozen=True)
 class Pair:
     """Two runs at the same time on the same image."""

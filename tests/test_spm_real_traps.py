@@ -168,9 +168,7 @@ def others(installation, scan, run, phantom, tmp_path_factory) -> SimpleNamespac
         paths=[str(installation.spm_dir)],  # nipype's name for it
         channel_files=[str(plain)],
         channel_info=(0.001, 60, (True, True)),
-        tissues=[
-            ((str(installation.tpm), frame), n, (True, False), (False, False)) for frame, n in tissues
-        ],
+        tissues=[((str(installation.tpm), frame), n, (True, False), (False, False)) for frame, n in tissues],
         affine_regularization="mni",
         warping_regularization=[0, 0.001, 0.5, 0.05, 0.2],
         sampling_distance=SAMPLING_MM - 3,

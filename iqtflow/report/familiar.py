@@ -28,7 +28,7 @@ _FIGURES = {
     "Coverage": "Brain along the slice axis (mm)",
     "SlicesOfBrain": "Slices with brain",
     "PixelMm": "Pixel in plane (mm)",
-    "SpacingOctaves": "Slice spacing, octaves from what the network knows",
+    "SpacingRatio": "Slice spacing, over k pixels",
 }
 
 
