@@ -218,6 +218,11 @@ def simulate_batch(
     high : tensor, shape (b, 1, P, P, P), float32
         Both over the draw's intensity scale.
     """
+    with torch.autocast(batch["scale"].device.type, enabled=False):  # half precision is for the network
+        return _simulate(batch, distribution)
+
+
+def _simulate(batch: dict[str, Any], distribution: str) -> tuple[torch.Tensor, torch.Tensor]:
     scale = batch["scale"].reshape(-1, 1, 1, 1, 1)
     if "low" in batch:
         return batch["low"].float() / scale, batch["high"].float() / scale

@@ -164,8 +164,9 @@ def choose_plan(
 
 def patch_tile(model: Model) -> tuple[int, int, int]:
     """Return the shape of the training patch in thick-slice voxels, slices last."""
-    slices = _round_up(SMALLEST_TILE // model.k, model.members[0].min_multiple[2])
-    return (SMALLEST_TILE, SMALLEST_TILE, slices)
+    edge = model.card.get("patch_size", SMALLEST_TILE)
+    slices = _round_up(edge // model.k, model.members[0].min_multiple[2])
+    return (edge, edge, slices)
 
 
 def predict_memory_gb(shape: Sequence[int], model: Model, *, precision: str = "float32") -> float:

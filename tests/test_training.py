@@ -119,6 +119,14 @@ def test_low_and_high_patches_show_the_same_place(libraries):
     assert np.diag(error).max() < 0.02
 
 
+def test_mixed_precision_leaves_the_simulator_alone(libraries):
+    """bfloat16 would round the slices to three digits, before there is any noise."""
+    batch = sampler(libraries).batch(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = simulate_batch(batch)
+    assert all(torch.equal(a, b) for a, b in zip(mixed, simulate_batch(batch), strict=True))
+
+
 def test_white_matter_is_close_to_one_for_the_network(libraries):
     """The intensity scale computed from the scan alone puts white matter near 1, whatever the scan's
     units.

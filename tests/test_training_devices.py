@@ -19,11 +19,11 @@ from torch import nn
 class Plain(nn.Module):
     min_multiple = (1, 1, 1)
 
-    def __init__(self, k):
+    def __init__(self, k, filters):
         super().__init__()
         self.k = k
-        thin = nn.ConvTranspose3d(4, 1, (1, 1, k), (1, 1, k))
-        self.layers = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), thin)
+        thin = nn.ConvTranspose3d(filters, 1, (1, 1, k), (1, 1, k))
+        self.layers = nn.Sequential(nn.Conv3d(1, filters, 3, padding=1), nn.ReLU(), thin)
 
     def forward(self, x):
         return self.layers(x)

@@ -167,6 +167,11 @@ def reason(text: str) -> str:
         return "the disk is full: free space where the work and output directories are, and run again"
     if re.search(r"Return code: (-9|137)\b", text):
         return f"the child process was killed (SIGKILL), {OUT_OF_MEMORY_HINT}"
+    if re.search(r"Return code: (-7|135)\b", text):
+        return (
+            "the child process was killed (SIGBUS): a file that it was reading was cut short, or its disk "
+            "went away; put it back, and run again"
+        )
     lost = re.search(r"^WorkerLost: (.+)$", text, re.MULTILINE)
     if lost:
         return f"{lost.group(1)}, {OUT_OF_MEMORY_HINT}" if "SIGKILL" in lost.group(1) else lost.group(1)
