@@ -28,6 +28,8 @@ test: $(VENV)/.installed-test
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m codespell_lib
+	$(VENV)/bin/python -m mypy
 
 docs: $(VENV)/.installed-docs
 	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build

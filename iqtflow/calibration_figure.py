@@ -50,7 +50,9 @@ def draw_cloud(
         if chosen:
             what = "left out" if outlier else "scans"
             points = np.array(list(chosen.values()))
-            axes.scatter(*points.T, s=22, color=color, marker=marker, label=f"{len(chosen)} {what}")
+            axes.scatter(
+                points[:, 0], points[:, 1], s=22, color=color, marker=marker, label=f"{len(chosen)} {what}"
+            )
         for label, point in chosen.items() if outlier or len(snr) <= 12 else ():
             axes.annotate(label, point, xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.set_xlabel("SNR of white matter")

@@ -18,6 +18,7 @@ import iqtflow
 from iqtflow.bids import check_dataset
 from iqtflow.bids.index import wipe_database
 from iqtflow.config import SECTIONS, Settings
+from iqtflow.environment import settle_environment
 from iqtflow.errors import IQTFlowError, OutputError, UsageError, exit_code_of
 from iqtflow.inputs import keep_inputs
 from iqtflow.parser import parse
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code; ``iqtflow --help`` lists them.
     """
+    settle_environment()
     try:
         options = parse(argv)
         if options.doctor:

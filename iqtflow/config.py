@@ -327,7 +327,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return value in get_args(kind)
     if isinstance(value, bool) or kind is bool:  # bool is an int to Python, but not to a reader of settings
         return isinstance(value, bool) and kind is bool
-    return isinstance(value, {Path: str, float: (int, float)}.get(kind, kind))
+    as_written: dict[Any, Any] = {Path: str, float: (int, float)}
+    return isinstance(value, as_written.get(kind, kind))
 
 
 def _describe(wanted: Any) -> str:

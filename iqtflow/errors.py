@@ -118,6 +118,9 @@ def run_command(prog: str, body: Callable[[], None]) -> int:
     int
         0, or the ``exit_code`` of the fault.
     """
+    from iqtflow.environment import settle_environment
+
+    settle_environment()
     try:
         body()
     except IQTFlowError as fault:

@@ -136,7 +136,7 @@ def summarise(
     members = [m for m in (records[0]["methods"] if records else ()) if m.startswith("member-")]
     for name in list(COLUMNS)[2:]:
         ours, theirs = (np.array([r["methods"][m][name] for r in records], float) for m in (method, baseline))
-        test = wilcoxon(ours, theirs) if len(records) > 1 else None
+        test = wilcoxon(ours.tolist(), theirs.tolist()) if len(records) > 1 else None
         summary[name] = {
             method: {"mean": float(ours.mean()), "std": _spread(ours)},
             baseline: {"mean": float(theirs.mean()), "std": _spread(theirs)},

@@ -76,7 +76,7 @@ def remove_leftovers(folder: str | os.PathLike) -> int:
     Files of living processes of this machine stay, and those of other machines, until they are a day old.
     """
     removed = 0
-    for place, _, names in os.walk(folder):
+    for place, _, names in os.walk(os.fspath(folder)):
         for name in names:
             owner = re.fullmatch(r"\..+\.(?P<host>\w+)-(?P<pid>\d+)-[0-9a-f]{12}\.partial", name)
             if owner and _is_left_behind(Path(place, name), owner["host"], int(owner["pid"])):

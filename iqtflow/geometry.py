@@ -117,7 +117,8 @@ def find_slice_geometry(image: nib.Nifti1Image, sidecar: Mapping[str, Any] | Non
     sizes = voxel_sizes(image.affine)
     axis = int(np.argmax(sizes))
     spacing = float(sizes[axis])
-    inplane = tuple(float(s) for i, s in enumerate(sizes) if i != axis)
+    first, second = (float(s) for i, s in enumerate(sizes) if i != axis)
+    inplane = (first, second)
     source = f"spacing {spacing:.4g} mm from the NIfTI header"
     stated = _positive_number(sidecar, "SpacingBetweenSlices")
     if stated is not None:
@@ -179,7 +180,7 @@ def slices_back(data: np.ndarray, affine: np.ndarray, axis: int) -> tuple[np.nda
     return np.transpose(data, inverse), _permute(affine, inverse)
 
 
-def thick_affine(affine: np.ndarray, k: int) -> np.ndarray:
+def thick_affine(affine: np.ndarray, k: float) -> np.ndarray:
     """Affine of the thick-slice grid that stands for a thin-slice grid, slices last (slab-centred).
 
     Examples
@@ -287,7 +288,7 @@ def _sample_axis(coefficients: np.ndarray, axis: int, where: np.ndarray) -> np.n
     ]
     shape = [1] * coefficients.ndim
     shape[axis] = -1
-    out = 0.0
+    out: np.ndarray = np.zeros((), coefficients.dtype)
     for shift, weight in zip((-1, 0, 1, 2), weights, strict=True):
         index = base + shift
         # Mirror about the outermost nodes, as the prefilter's boundary does.

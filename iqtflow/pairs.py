@@ -246,7 +246,9 @@ class PairSampler:
         low, high = pairs["low"], pairs["high"]
         if self.mirror:
             rngs = [np.random.default_rng([self.seed, int(place), 1]) for place in places]
-            mirrored = [mirror_pair(pair, rng) for *pair, rng in zip(low, high, rngs, strict=True)]
+            mirrored = [
+                mirror_pair((one, other), rng) for one, other, rng in zip(low, high, rngs, strict=True)
+            ]
             low, high = (np.stack(side) for side in zip(*mirrored, strict=True))
         pair = {"low": torch.from_numpy(low)[:, None], "high": torch.from_numpy(high)[:, None]}
         return {**pair, "scale": torch.ones(len(low))}

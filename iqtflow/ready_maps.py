@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from iqtflow.errors import InputError
 
@@ -75,7 +75,7 @@ def find_ready_maps(image: str | os.PathLike, derivatives_dir: str | os.PathLike
             shared = {key: value for key, value in entities.items() if key != "desc"}
             if label in LABELS and shared.items() <= wanted.items():
                 sets.setdefault((folder, tuple(entities.items())), {})[label] = path
-    complete = [
+    complete: list[Any] = [
         (-sum(key != "desc" for key, _ in entities), any(key == "desc" for key, _ in entities), *found)
         for (_, entities), maps in sets.items()
         if len(maps) == len(LABELS)
@@ -122,12 +122,13 @@ def read_ready_maps(
     from iqtflow.spm import brain_from_tissues
     from iqtflow.spm_checks import explained_variance
 
-    maps, grids = {}, set()
+    maps: dict[str, np.ndarray] = {}
+    grids = set()
     for label, path in zip(LABELS, (files.wm, files.gm, files.csf), strict=True):
         maps[label], grid = _read_onto(path, image)
         grids.add(grid)
     if files.mask is None:
-        mask = brain_from_tissues(sum(maps.values()))
+        mask = brain_from_tissues(np.sum(list(maps.values()), axis=0))
     else:
         mask = _read_onto(files.mask, image)[0] >= 0.5
     explained = explained_variance([maps[label] for label in ("GM", "WM", "CSF")], data)

@@ -287,12 +287,12 @@ def prepare_subject(
     canonical_affine = affine @ inv_ornt_aff(forward, intensity.shape)
     sizes = voxel_sizes(canonical_affine)
     return ThickSubject(
-        *thick,
+        *thick,  # type: ignore[misc]
         *means,
         affine=_thick(affine, stack.axis, ratio, offset),
         axis=stack.axis,
         inplane_mm=(float(sizes[order[0]]), float(sizes[order[1]])),
-        order=order,
+        order=(order[0], order[1], order[2]),
         turn=turn,
     )
 

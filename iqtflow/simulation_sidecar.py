@@ -162,5 +162,6 @@ def recall(path: str | os.PathLike) -> tuple[Recipe, dict[str, str]]:
 def digest(data: np.ndarray) -> str:
     """SHA-256 of a volume's shape and voxels (as float32), whatever the file's compression."""
     total = hashlib.sha256(repr(data.shape).encode())
-    total.update(np.ascontiguousarray(data.T, dtype="<f4"))  # volumes from NIfTI lie in this order: no copy
+    # Volumes from NIfTI lie in this order: no copy.
+    total.update(np.ascontiguousarray(data.T, dtype="<f4").data)
     return total.hexdigest()

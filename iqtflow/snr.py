@@ -34,8 +34,8 @@ class SNRPrior:
     """
 
     name: str
-    mean: tuple[float, float]
-    covariance: tuple[tuple[float, float], tuple[float, float]]
+    mean: tuple[float, ...]  # of two; shapes are checked below, since they come from files
+    covariance: tuple[tuple[float, ...], ...]
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -58,7 +58,7 @@ class SNRPrior:
     def sample(self, rng: np.random.Generator) -> tuple[float, float]:
         """Draw one (SNR_WM, SNR_GM); redrawn while any component is not positive (Algorithm 1, step 4)."""
         if not np.any(self.covariance):
-            return self.mean
+            return self.mean[0], self.mean[1]
         factor = np.linalg.cholesky(np.asarray(self.covariance, float))
         while True:
             alpha = np.asarray(self.mean, float) + factor @ rng.standard_normal(2)

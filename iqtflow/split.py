@@ -100,9 +100,10 @@ def draw_split(
     for part in by_remainder[: len(ordered) - sum(sizes)]:
         sizes[part] += 1
     shuffled = [ordered[i] for i in np.random.default_rng([seed, 0x5B117]).permutation(len(ordered))]
-    split, first = {}, 0
-    for part, size in zip(SPLIT_PARTS, sizes, strict=True):
-        split[part] = tuple(sorted(shuffled[first : first + size]))
+    split: dict[str, tuple[str, ...]] = {}
+    first = 0
+    for name, size in zip(SPLIT_PARTS, sizes, strict=True):
+        split[name] = tuple(sorted(shuffled[first : first + size]))
         first += size
     return split
 

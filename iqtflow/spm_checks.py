@@ -103,7 +103,7 @@ def least_extent_mm(path: str | os.PathLike) -> float | None:
     """Return the smallest extent of an image in mm, by its header; None where that cannot be read."""
     try:
         header = nib.load(path).header
-        return float(np.min(np.array(header.get_zooms()[:3], dtype=float) * header.get_data_shape()[:3]))
+        return float(np.min(np.array(header.get_zooms()[:3], dtype=np.float64) * header.get_data_shape()[:3]))
     except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError):
         return None
 
@@ -238,7 +238,7 @@ def _coverage(affine: np.ndarray, image: nib.Nifti1Image, tpm: str | os.PathLike
         points = grid.reshape(-1, 3).astype(float)
     else:
         priors = nib.load(tpm)
-        brain = sum(np.asarray(priors.dataobj[::2, ::2, ::2, i], dtype=float) for i in range(3)) > 0.5
+        brain = np.asarray(priors.dataobj[::2, ::2, ::2, :3], dtype=np.float64).sum(axis=-1) > 0.5
         points = nib.affines.apply_affine(priors.affine, 2.0 * np.argwhere(brain))
     voxels = nib.affines.apply_affine(np.linalg.inv(image.affine) @ np.linalg.inv(affine), points)
     inside = np.all((voxels > -0.5) & (voxels < np.array(image.shape[:3]) - 0.5), axis=1)

@@ -233,7 +233,7 @@ def run_m_code(
 
 def expected_outputs(
     out_dir: str | os.PathLike, stem: str, settings: UnifiedSegmentationSettings
-) -> dict[str, Path | list[Path | None] | None]:
+) -> dict[str, Any]:
     """Say where a run will leave its files, by the fields of `UnifiedSegmentationRun`; look at nothing."""
 
     def path(name: str | None) -> Path | None:
@@ -363,7 +363,7 @@ def _flat(wanted: Mapping[str, Any]) -> list[Any]:
 def _killer(returncode: int) -> str | None:
     """Name of the signal that ended the process; a wrapper script around Octave reports 128 + its number."""
     number = -returncode if returncode < 0 else returncode - 128
-    return signal.Signals(number).name if number in iter(signal.Signals) else None
+    return signal.Signals(number).name if number in {int(known) for known in signal.Signals} else None
 
 
 def _require_fresh(folder: Path, names: Iterable[str], start_ns: int, image: str, log: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 DONE = "IQTFLOW-SPM-DONE"  #: the last line of a run that completed
 FAULT = "IQTFLOW-SPM-ERROR"  #: precedes identifier and message of an error caught in the m-code
@@ -138,7 +139,7 @@ def self_test_script(tpm_name: str | None) -> str:
     )
 
 
-def wanted_files(settings: UnifiedSegmentationSettings) -> dict[str, str | list[str | None] | None]:
+def wanted_files(settings: UnifiedSegmentationSettings) -> dict[str, Any]:
     """Names that SPM gives to what was asked for, by the fields of `UnifiedSegmentationRun`."""
 
     def classes(prefix: str, wanted: Iterable[bool]) -> list[str | None]:

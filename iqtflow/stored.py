@@ -144,7 +144,7 @@ def cut_pair(
     place[draw.axis] //= library.k
     size[draw.axis] //= library.k
     low = cut(draw.volume, place, size)
-    return tuple(np.moveaxis(side, draw.axis, 2) for side in (low, high))
+    return np.moveaxis(low, draw.axis, 2), np.moveaxis(high, draw.axis, 2)
 
 
 def mirror_pair(
@@ -155,4 +155,5 @@ def mirror_pair(
     """
     swap, *flips = rng.random(4) < 0.5
     axes = tuple(a for a in range(3) if flips[a])
-    return tuple(np.ascontiguousarray(np.flip(side.swapaxes(0, 1) if swap else side, axes)) for side in pair)
+    low, high = (np.ascontiguousarray(np.flip(side.swapaxes(0, 1) if swap else side, axes)) for side in pair)
+    return low, high

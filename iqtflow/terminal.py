@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 #: Steps that took less than this share of what was expected were found in the cache: they say nothing about
 #: others.
@@ -262,7 +263,7 @@ class LiveLines:
             style = "red" if "FAILED" in outcome else "green"
             self.console.print(f"  {step.subject:{self.width}}  {outcome}", style=style)
 
-    def _draw(self) -> object:
+    def _draw(self) -> Any:
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table

@@ -179,12 +179,10 @@ def train_member(
     if int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", 0))) == 0:
         claim(folder, _identity(train, validation, plan))
     lightning.seed_everything(plan.seed, workers=True, verbose=False)
-    samplers = [
-        make_sampler(sources, plan, seed=seed)
-        for sources, seed in ((train, plan.seed), (validation, _VALIDATION_SEED))
-    ]
+    sampler = make_sampler(train, plan, seed=plan.seed)
+    validator = make_sampler(validation, plan, seed=_VALIDATION_SEED)
     precision = "bf16-mixed" if device == "cuda" else "32-true"
-    module = TrainingModule(plan, *samplers, report, workers=_workers() if device == "cuda" else 0)
+    module = TrainingModule(plan, sampler, validator, report, workers=_workers() if device == "cuda" else 0)
     if start is not None:
         module.network.load_state_dict(start)
     module.introduction = _introduce(
@@ -242,7 +240,7 @@ def train_member(
 
 
 def make_sampler(
-    sources: Sequence[Source], plan: TrainingPlan, *, seed: int
+    sources: Sequence[Any], plan: TrainingPlan, *, seed: int
 ) -> DrawSampler | StoredSampler | PairSampler:
     """Return what makes the batches of a plan from these sources.
 

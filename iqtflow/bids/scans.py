@@ -163,7 +163,7 @@ def check_dataset(bids_dir: str | os.PathLike) -> Path:
 
 def list_subjects(bids_dir: str | os.PathLike) -> list[str]:
     """Return the labels, without ``sub-``, of the subject folders of a data set."""
-    with os.scandir(bids_dir) as entries:
+    with os.scandir(os.fspath(bids_dir)) as entries:
         return sorted(entry.name[4:] for entry in entries if entry.name.startswith("sub-") and entry.is_dir())
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 from iqtflow.errors import run_command
 
@@ -54,7 +55,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(f"\n{options.std}:\n{reliability_table(reliability)}")
     if options.json:
         # JSON has no infinity: null is the PSNR of an estimate that is the truth.
-        finite = {
+        finite: dict[str, dict[str, Any]] = {
             n: {k: v if math.isfinite(v) else None for k, v in row.items()} for n, row in scores.items()
         }
         if reliability is not None:

@@ -232,7 +232,9 @@ def _within(maps: TissueMaps, region: np.ndarray) -> TissueMaps:
     """Leave out what lies outside of a region."""
     import numpy as np
 
-    tissues = {name: np.where(region, getattr(maps, name), np.float32(0)) for name in ("wm", "gm", "csf")}
+    tissues: dict[str, Any] = {
+        name: np.where(region, getattr(maps, name), np.float32(0)) for name in ("wm", "gm", "csf")
+    }
     return dataclasses.replace(maps, mask=maps.mask & region, **tissues)
 
 

@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     extras = parser.add_argument_group("imperfections beyond the paper (0: off)")
-    size = {"type": not_negative, "default": 0.0}
+    size: dict[str, Any] = {"type": not_negative, "default": 0.0}
     extras.add_argument(
         "--fwhm-jitter",
         **size,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from iqtflow.argument_types import positive, whole_number
 from iqtflow.config import RunSettings
@@ -30,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="empty the work directory first, checkpoints of trainings included: everything is computed anew;"
         " not while another run uses it (default: %(default)s)",
     )
-    count = {"type": whole_number(1), "metavar": "N"}
+    count: dict[str, Any] = {"type": whole_number(1), "metavar": "N"}
     option(group, RunSettings, "nprocs", "--nprocs", **count, help="processors to use")
     option(
         group, RunSettings, "omp_nthreads", "--omp-nthreads", **count, help="processors that one task may use"

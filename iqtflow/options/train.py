@@ -82,7 +82,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     flag(simulation, TrainSettings, "mirror", "--mirror", help="mirror patches, and swap their in-plane axes")
 
-    count = {"type": whole_number(1), "metavar": "N"}
+    count: dict[str, Any] = {"type": whole_number(1), "metavar": "N"}
     add(
         patches,
         *("patch_library", "--patch-library"),

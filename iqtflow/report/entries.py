@@ -58,7 +58,7 @@ class Entry:
     figures: Figures | None = None
     prepared: PreparedFigures | None = None
     picture_fault: str = ""
-    metrics: tuple[list[str], list[list[str]]] = ((), ())
+    metrics: tuple[Sequence[str], Sequence[list[str]]] = ((), ())
     tilt_degrees: float = 0.0
     has_mask: bool = True
 

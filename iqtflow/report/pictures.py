@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -135,7 +136,12 @@ def mark(
     white = MARK_COLOUR if image.mode == "L" else (MARK_COLOUR,) * 3
     black = 0 if image.mode == "L" else (0, 0, 0)
     pad = max(size // 3, 3)
-    style = {"font": font, "fill": white, "stroke_width": max(size // 10, 1), "stroke_fill": black}
+    style: dict[str, Any] = {
+        "font": font,
+        "fill": white,
+        "stroke_width": max(size // 10, 1),
+        "stroke_fill": black,
+    }
     draw.text((pad, height / 2), sides[0], anchor="lm", **style)
     draw.text((width - pad, height / 2), sides[1], anchor="rm", **style)
     style["font"] = _font(max(int(0.8 * size), 11))

@@ -14,7 +14,7 @@ from iqtflow.report.views import Volumes
 #: Colours that stay apart for colour-blind readers and in grey print (Okabe & Ito, doi:10.1038/nmeth.1618).
 BEFORE, AFTER, TRUTH, POINTS = "#8a8a8a", "#0060a8", "#111111", "#c25a00"
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "font.family": "DejaVu Sans",
     "axes.spines.top": False,
@@ -45,7 +45,7 @@ def slice_profile(volumes: Volumes) -> tuple[bytes, str]:
     # The line on which the estimate differs most from the spline, inside the brain.
     score = (np.abs(volumes.after - volumes.before) * volumes.mask).sum(axis=axis)
     line = [0, 0, 0]
-    line[x], line[y] = np.unravel_index(int(np.argmax(score)), score.shape)
+    line[x], line[y] = (int(i) for i in np.unravel_index(int(np.argmax(score)), score.shape))
     place = tuple(slice(None) if a == axis else line[a] for a in range(3))
     position = np.arange(volumes.after.shape[axis]) * volumes.sizes_mm[axis]
     inside = np.flatnonzero(volumes.mask[place])
@@ -104,7 +104,7 @@ def tissue_histograms(values: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> tu
         For each tissue, the intensities in the source and in the simulated scan.
     """
     everything = np.concatenate([part for pair in values.values() for part in pair])
-    edges = np.linspace(*np.percentile(everything, [0.2, 99.8]), 41)
+    edges = np.linspace(np.percentile(everything, 0.2), np.percentile(everything, 99.8), 41)
     with axes_of("intensity", "share of voxels (%)") as (figure, axes):
         for (name, (source, simulated)), colour in zip(values.items(), (POINTS, AFTER), strict=False):
             for part, filled, what in ((source, True, "source"), (simulated, False, "draw 1")):

@@ -81,7 +81,7 @@ class PreparedFigures:
     ellipse: pictures.Picture | None = None
     tissues: pictures.Picture | None = None
     thumbnail: pictures.Picture | None = None
-    table: tuple[list[str], list[list[str]]] = ((), ())
+    table: tuple[Sequence[str], Sequence[list[str]]] = ((), ())
     prior: str = ""
 
 
