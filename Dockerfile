@@ -47,8 +47,9 @@ RUN --mount=type=bind,source=setup.cfg,target=/src/setup.cfg \
       > /tmp/requirements.txt \
  && python -m pip install -c /src/constraints.txt -r /tmp/requirements.txt \
  && rm /tmp/requirements.txt
+ARG REVISION=unknown
 RUN --mount=type=bind,target=/src \
-    cp -R /src /tmp/src && python -m pip install --no-deps /tmp/src && rm -rf /tmp/src
+    : "${REVISION}" && cp -R /src /tmp/src && python -m pip install --no-deps /tmp/src && rm -rf /tmp/src
 USER iqtflow
 WORKDIR /tmp
 # Fails the build when SPM, Octave and the MEX files do not go together, or a model is damaged.
@@ -57,6 +58,7 @@ RUN iqtflow --doctor --mode calibrate --segmentation spm
 LABEL org.opencontainers.image.title="iqtflow" \
       org.opencontainers.image.description="Image quality transfer for low-field, thick-slice brain MRI (BIDS App)" \
       org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0 AND GPL-2.0-or-later" \
       org.opencontainers.image.documentation="https://arxiv.org/abs/1909.06763"
 

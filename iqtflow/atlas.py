@@ -82,7 +82,8 @@ def lay_atlas(ants: Any, brain: np.ndarray, mask: np.ndarray, affine: np.ndarray
     wm, gm = wm / total, gm / total
     priors = np.stack([1 - wm - gm, gm, wm]) * (1 - 3 * LEAST_PRIOR) + LEAST_PRIOR
     covered = inside > 0.5
-    n_both, n_sum = np.count_nonzero(covered & mask), np.count_nonzero(covered) + np.count_nonzero(mask)
+    n_both = int(np.count_nonzero(covered & mask))
+    n_sum = int(np.count_nonzero(covered) + np.count_nonzero(mask))
     return AtlasPriors(priors.astype(np.float32), 2 * n_both / max(n_sum, 1))
 
 

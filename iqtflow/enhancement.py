@@ -213,7 +213,7 @@ def enhance_image(
             laid.data,
             brain.mask,
             axis=laid.axis,
-            voxel_mm=voxel_sizes(laid.affine),
+            voxel_mm=voxel_sizes(laid.affine).tolist(),
             k=networks.k,
             pixel_mm=upsampling.inplane_mm,
         )

@@ -156,7 +156,8 @@ def segment_tissues(
     seconds["bias"] = time.perf_counter() - clock
 
     clock = time.perf_counter()
-    posteriors, atlas = None, {}
+    posteriors: np.ndarray | None = None
+    atlas: dict[str, Any] = {}
     if priors == "atlas":
         posteriors, atlas = _by_atlas(ants, corrected, box_mask, _affine_of(box, image.affine))
     if posteriors is None:

@@ -133,15 +133,15 @@ def find_spm(
                 raise
             skipped.append(f"{source}: {fault}")
             causes.append(fault)
-    fault = SpmNotFoundError(
+    none_found = SpmNotFoundError(
         "SPM",
         found="; ".join(skipped)
         or "none of $SPM_HOME, $SPM_PATH, $SPM_DIR, $SPMSTANDALONE_HOME, /opt/spm12, /opt/spm",
         expected="SPM12 or later, compiled for GNU Octave (make PLATFORM=octave), or standalone SPM",
         next_step="Name it with --spm-dir or $SPM_HOME, or choose --segmentation ants.",
     )
-    fault.causes = tuple(causes)
-    raise fault
+    none_found.causes = tuple(causes)
+    raise none_found
 
 
 def add_spm_arguments(parser: argparse.ArgumentParser) -> None:
