@@ -61,7 +61,7 @@ class _Report(SimpleInterface):
         names = [f"{field}{i}" for i in range(1, n_scans + 1) for field in fields]
         super().__init__(**{name: value for name, value in inputs.items() if name not in names})
         for name in names:
-            self.inputs.add_trait(name, File(exists=True))
+            self.inputs.add_trait(name, File(exists=True, desc=f"{name} of its scan"))
         self.inputs.trait_set(trait_change_notify=False, **dict.fromkeys(names, Undefined))
         self.inputs.trait_set(**{name: value for name, value in inputs.items() if name in names})
 
