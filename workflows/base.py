@@ -175,7 +175,7 @@ def _write_pages(
                     "log": "" if failed[s.path].log is None else os.fspath(failed[s.path].log),
                 }
                 if s.path in failed
-                else {"subject": s.subject, "input": os.fspath(s.path), **_stored(s, settings)}
+                else {"subject": s.subject, "input": os.fspath(s.path), **stored_record(s, settings)}
                 for s in chosen
             ),
             *(
@@ -186,7 +186,7 @@ def _write_pages(
     )
 
 
-def _stored(scan: Scan, settings: Settings) -> dict[str, str]:
+def stored_record(scan: Scan, settings: Settings) -> dict[str, str]:
     """Where the results of a scan that went well are stored, as its page is told."""
     output = os.fspath(settings.paths.output_dir / derivative_name(scan, desc="iqt"))
     if settings.run.mode == "enhance":

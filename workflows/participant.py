@@ -15,6 +15,7 @@ import nibabel as nib
 from iqtflow.workflows.large import LargeWorkflow
 from nipype.pipeline.engine import Workflow
 
+import iqtflow
 from iqtflow.bids import Scan, derivative_name, scan_seed
 from iqtflow.config import Settings, TrainSettings
 from iqtflow.engines import engine_for
@@ -166,7 +167,7 @@ def build_prepare_graph(
         if stripped is not None:
             given.skull_stripped = "yes" if stripped else "no"
         out = prepare.get_node("outputnode")
-        shared = {"Sources": [scan.uri]}
+        shared = {"Sources": [scan.uri], "RandomSeed": run.seed, "PackageVersion": iqtflow.__version__}
         for field, label in (("wm", "WM"), ("gm", "GM"), ("csf", "CSF")):
             sink = _sink(
                 f"sink_{field}", settings, derivative_name(scan, label=label, suffix="probseg"), shared
@@ -181,7 +182,12 @@ def build_prepare_graph(
             {**shared, "Type": "Brain"},
         )
         library = _sink("sink_library", settings, library_name(scan), {})
-        prepare.connect([(out, mask, [("mask", "in_file")]), (out, library, [("library", "in_file")])])
+        prepare.connect(
+            [
+                (out, mask, [("mask", "in_file"), (("segmentation", _as_list), "metadata_files")]),
+                (out, library, [("library", "in_file")]),
+            ]
+        )
         if train.patch_library == "pairs":
             for field, extension in (("pairs", ".npy"), ("pairs_header", ".json")):
                 name = library_name(scan, suffix="pairs", extension=extension)
@@ -189,23 +195,19 @@ def build_prepare_graph(
         for i in range(1, n_draws + 1):
             fields = {
                 **shared,
-                "SkullStripped": bool(stripped),
                 "Description": "Low-field scan simulated from the high-field one (Algorithm 1 of Lin et "
                 "al. 2019).",
             }
             draw = _sink(f"sink_draw{i:02d}", settings, derivative_name(scan, desc=f"sim{i:02d}"), fields)
-            prepare.connect(
-                [
-                    (
-                        out,
-                        draw,
-                        [
-                            (f"draw{i:02d}", "in_file"),
-                            ((f"draw{i:02d}_metadata", _as_list), "metadata_files"),
-                        ],
-                    )
-                ]
-            )
+            drawn_from = [
+                (f"draw{i:02d}", "in_file"),
+                ((f"draw{i:02d}_metadata", _as_list), "metadata_files"),
+            ]
+            if stripped is None:  # what was found when the tissue maps were made
+                drawn_from.append((("segmentation", _with_skull, fields), "metadata"))
+            else:
+                draw.inputs.metadata = {**fields, "SkullStripped": bool(stripped)}
+            prepare.connect([(out, draw, drawn_from)])
         workflow.add_nodes([prepare])
         reports.setdefault(scan.subject, []).append((scan, prepare))
     drawn = [f"draw{i:02d}" for i in range(1, n_draws + 1)]
@@ -308,3 +310,10 @@ def _sink(name: str, settings: Settings, path: Path, metadata: dict):
 
 def _as_list(path):
     return [path]
+
+
+def _with_skull(details_file, fields):
+    import json
+
+    with open(details_file) as stream:
+        return {**fields, "SkullStripped": bool(json.load(stream).get("skull_stripped"))}

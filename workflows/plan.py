@@ -86,9 +86,8 @@ def _print_participants(settings: Settings) -> int:
     for scan, why in plan.skipped:
         print(f"{scan.path}\n  skipped   {why}")
     print(
-        f"iqtflow: {len(plan.chosen) - doomed} to process, {len(plan.skipped)} to skip, {doomed} that "
-        "will fail; "
-        f"results would go to {settings.paths.output_dir}"
+        f"iqtflow: {len(plan.chosen) - doomed} to process, {len(plan.skipped)} to skip, {doomed} that will "
+        f"fail; results would go to {settings.paths.output_dir}"
     )
     return EXIT_SUBJECT_FAILED if doomed else EXIT_OK
 
@@ -104,30 +103,37 @@ def _print_group(settings: Settings) -> int:
         name = train.model_name or f"iqt-k{train.upsampling_factor}"
         print(
             f"iqtflow: group level trains {train.ensemble} x {train.network}, k = "
-            f"{train.upsampling_factor}, on the "
-            f"libraries of the split {train.split}; it writes {output}/models/{name}.safetensors and "
+            f"{train.upsampling_factor}, on the libraries of the split {train.split}; it writes "
+            f"{output}/models/{name}.safetensors and "
             "group.html"
         )
     return EXIT_OK
 
 
-def outputs_of(scan: Scan, settings: Settings) -> list[Path]:
-    """Return the images and tables that a scan gives rise to, under the root of the derivatives."""
+def main_output(scan: Scan, settings: Settings) -> Path:
+    """Return the output that tells whether a scan has been processed, under the root of the derivatives."""
     if settings.run.mode == "enhance":
-        names = [derivative_name(scan, desc="iqt")]
-        if _members(scan, settings) > 1:
-            names.append(derivative_name(scan, desc="iqtstd"))
-        return names
+        return derivative_name(scan, desc="iqt")
     if settings.run.mode == "calibrate":
         from iqtflow.workflows.calibration import measurement_name
 
-        return [measurement_name(scan)]
+        return measurement_name(scan)
+    return library_name(scan)
+
+
+def outputs_of(scan: Scan, settings: Settings) -> list[Path]:
+    """Return the images and tables that a scan gives rise to, under the root of the derivatives."""
+    first = main_output(scan, settings)
+    if settings.run.mode == "enhance":
+        return [first, *([derivative_name(scan, desc="iqtstd")] if _members(scan, settings) > 1 else [])]
+    if settings.run.mode == "calibrate":
+        return [first]
     draws = 1 if settings.train.draws == "fresh" else settings.train.draws
     return [
         *(derivative_name(scan, label=label, suffix="probseg") for label in ("WM", "GM", "CSF")),
         derivative_name(scan, desc="brain", suffix="mask"),
         *(derivative_name(scan, desc=f"sim{i:02d}") for i in range(1, draws + 1)),
-        library_name(scan),
+        first,
     ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-from iqtflow.bids import derivative_name
 from iqtflow.config import Settings
 from iqtflow.errors import EXIT_OK, UsageError
 from iqtflow.inputs import find_inputs
@@ -19,22 +18,25 @@ def write_reports(settings: Settings) -> int:
         The mode and level have no pages, or nothing to make one from.
     """
     mode, levels = settings.run.mode, settings.run.levels
-    if mode == "enhance" and "participant" in levels:
-        print(f"iqtflow: pages {_enhanced(settings)}", flush=True)
-    elif mode == "train" and "group" in levels:
-        print(f"iqtflow: page {_trained(settings)}", flush=True)
-    else:
+    pages = []
+    if mode != "calibrate" and "participant" in levels:
+        pages.append(_participants(settings))
+    if mode == "train" and "group" in levels:
+        pages.append(_trained(settings))
+    if not pages:
         raise UsageError(
             "--reports-only",
             found=f"--mode {mode} at {' and '.join(levels)} level",
-            expected="enhance at participant level, or train at group level: nothing else has pages",
+            expected="enhance at participant level, or train: nothing else has pages",
             next_step="Leave it out, or choose one of these.",
         )
+    print(f"iqtflow: pages {', '.join(map(os.fspath, pages))}", flush=True)
     return EXIT_OK
 
 
-def _enhanced(settings: Settings) -> os.PathLike:
-    from iqtflow.workflows.plan import choose_scans
+def _participants(settings: Settings) -> os.PathLike:
+    from iqtflow.workflows.base import stored_record
+    from iqtflow.workflows.plan import choose_scans, main_output
 
     from iqtflow.report import write_index_page, write_subject_page
     from iqtflow.report.records import complete_record
@@ -46,9 +48,8 @@ def _enhanced(settings: Settings) -> os.PathLike:
     for scan in plan.chosen:
         shown = read_summary(output, scan.subject).get("scans", [])
         earlier = next((s for s in shown if s["volumes"].get("input") == os.fspath(scan.path)), {})
-        image = output / derivative_name(scan, desc="iqt")
-        if image.exists():
-            record = {"status": "enhanced", "input": os.fspath(scan.path), "output": os.fspath(image)}
+        record = {"input": os.fspath(scan.path), **stored_record(scan, settings)}
+        if (output / main_output(scan, settings)).exists():
             record = complete_record(record, earlier.get("volumes", {}))
         else:
             why = earlier.get("sentence") if earlier.get("status") == "failed" else None
