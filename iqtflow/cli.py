@@ -16,11 +16,11 @@ from typing import Any
 
 import iqtflow
 from iqtflow.bids import check_dataset
-from iqtflow.bids.index import wipe_database
+from iqtflow.bids.index import has_database, wipe_database
 from iqtflow.config import SECTIONS, Settings
 from iqtflow.environment import settle_environment
 from iqtflow.errors import IQTFlowError, OutputError, UsageError, exit_code_of
-from iqtflow.inputs import keep_inputs
+from iqtflow.inputs import check_engines, keep_inputs
 from iqtflow.parser import parse
 from iqtflow.resources import resolve_device
 from iqtflow.split import read_split
@@ -125,7 +125,9 @@ def settle(options: argparse.Namespace) -> tuple[Settings, str]:
         given[section][key] = _absolute_file(given[section][key], f"--{key.replace('_', '-')}")
     given["inputs"]["filter_file"] = _absolute_file(given["inputs"]["filter_file"], "--bids-filter-file")
     if given["inputs"]["database_dir"] is not None:
-        given["inputs"]["database_dir"] = given["inputs"]["database_dir"].absolute()
+        folder = given["inputs"]["database_dir"].absolute()
+        # Nothing is written by a dry run, not even an index.
+        given["inputs"]["database_dir"] = None if options.dry_run and not has_database(folder) else folder
     given["segmentation"] = absolute_segmentation(given["segmentation"])
     settings = Settings(**{name: section(**given[name]) for name, section in SECTIONS.items()})
     inputs = settings.inputs
@@ -248,9 +250,7 @@ def check_inputs(settings: Settings) -> None:
         allow_network(train.network)
     scans = keep_inputs(settings)
     if needs_tissue_maps(settings):
-        from iqtflow.engines import check_engine
-
-        check_engine([scan.path for scan in scans], settings.segmentation)
+        check_engines(scans, settings)
 
 
 def look_over(settings: Settings) -> None:

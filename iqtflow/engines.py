@@ -86,10 +86,21 @@ def choose_engine(
     return EngineChoice("spm", "asked for" if wanted == "spm" else "it is there", spm=found)
 
 
-def engine_for(image: str | os.PathLike, settings: SegmentationSettings) -> EngineChoice:
+def engine_for(
+    image: str | os.PathLike, settings: SegmentationSettings, *, name: str | None = None
+) -> EngineChoice:
     """Choose the engine for one image of a data set, as the settings say.
 
     Under ``"auto"`` an image that shows too little of the head for SPM goes to the embedded engine.
+
+    Parameters
+    ----------
+    image
+        The image.
+    settings
+        What the user asked for.
+    name
+        Its name in BIDS, by which ready-made maps are looked for; None takes the file's own.
 
     Raises
     ------
@@ -101,7 +112,7 @@ def engine_for(image: str | os.PathLike, settings: SegmentationSettings) -> Engi
     looks = settings.derivatives is not None and settings.engine in ("auto", "derivatives")
     choice = choose_engine(
         settings.engine,
-        maps=find_ready_maps(image, settings.derivatives) if looks else None,
+        maps=find_ready_maps(name or image, settings.derivatives) if looks else None,
         spm_dir=settings.spm_dir,
         tpm=settings.tpm,
         octave=settings.octave,
@@ -115,7 +126,12 @@ def engine_for(image: str | os.PathLike, settings: SegmentationSettings) -> Engi
     return choice
 
 
-def check_engine(images: Sequence[str | os.PathLike], settings: SegmentationSettings) -> str:
+def check_engine(
+    images: Sequence[str | os.PathLike],
+    settings: SegmentationSettings,
+    *,
+    names: Sequence[str] | None = None,
+) -> str:
     """Make sure, before anything is written, that there is an engine; describe it for the terminal.
 
     Parameters
@@ -124,6 +140,8 @@ def check_engine(images: Sequence[str | os.PathLike], settings: SegmentationSett
         All images that maps are needed of.
     settings
         What the user asked for.
+    names
+        The images' names in BIDS; None takes the files' own.
 
     Raises
     ------
@@ -147,7 +165,8 @@ def check_engine(images: Sequence[str | os.PathLike], settings: SegmentationSett
             expected="auto or derivatives: other engines take no ready-made maps",
             next_step="Leave one of the two out.",
         )
-    choices = [engine_for(image, settings) for image in images]
+    called = names or [None] * len(images)
+    choices = [engine_for(image, settings, name=name) for image, name in zip(images, called, strict=True)]
     if settings.engine == "derivatives" and not any(choice.maps for choice in choices):
         raise UsageError(
             folder,

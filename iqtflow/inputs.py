@@ -1,11 +1,12 @@
-"""The scans that the settings of a run ask for."""
+"""The scans that the settings of a run ask for, and what makes their tissue maps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from iqtflow.bids import Scan, find_scans
 from iqtflow.config import Settings
+from iqtflow.engines import EngineChoice, check_engine, engine_for
 
 #: What `check_inputs` of the command line has found, for the run right after it.
 _kept: dict[tuple, list[Scan]] = {}
@@ -56,3 +57,14 @@ def _key(settings: Settings) -> tuple:
     run = settings.run
     labels = (run.participant_labels, run.session_labels)
     return settings.paths.bids_dir, run.mode, labels, settings.enhance.contrast, settings.inputs
+
+
+def engine_of(scan: Scan, settings: Settings) -> EngineChoice:
+    """Choose what makes the tissue maps of a scan, as `iqtflow.engines.engine_for`."""
+    return engine_for(scan.path, settings.segmentation, name=scan.name)
+
+
+def check_engines(scans: Sequence[Scan], settings: Settings) -> str:
+    """Make sure that there is an engine for scans, and describe it, as `iqtflow.engines.check_engine`."""
+    paths = [scan.path for scan in scans]
+    return check_engine(paths, settings.segmentation, names=[scan.name for scan in scans])

@@ -47,7 +47,8 @@ def tree(root: Path) -> dict[Path, int]:
 
 def test_a_dry_run_tells_geometry_model_and_outputs_of_each_scan_and_writes_nothing(clinic, tmp_path, capsys):
     before = tree(tmp_path)
-    assert cli.main([str(clinic), str(tmp_path / "out"), "participant", "--dry-run", "--device", "cpu"]) == 1
+    arguments = [str(clinic), str(tmp_path / "out"), "participant", "--dry-run", "--device", "cpu"]
+    assert cli.main([*arguments, "--bids-database-dir", str(tmp_path / "index")]) == 1
     assert tree(tmp_path) == before
     told = capsys.readouterr().out
     thick = told[told.index(str(clinic / THICK)) :].split("sub-03")[0]

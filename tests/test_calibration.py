@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import make_affine, write_scan
 from phantoms import make_brain
+from validate_bids import find_faults
 
 from iqtflow.calibration import ENOUGH_SCANS, SCANS_FOR_SCATTER, fit_prior, measure_snr, scaled_covariance
 from iqtflow.commands.calibrate import main as calibrate
@@ -224,6 +225,10 @@ def test_a_sites_scans_become_a_prior_by_one_command(tmp_path):
     print("drawn", np.mean(drawn, axis=0), "measured", prior.mean)
     np.testing.assert_allclose(prior.mean, np.mean(drawn, axis=0), rtol=0.05)
     assert "calibration" in (out / ".bidsignore").read_text().splitlines()
+    # The site's data set names no authors, and nobody may invent them.
+    assert find_faults(out) == ["warning: TOO_FEW_AUTHORS /dataset_description.json"]
+    citation = (out / "logs" / "CITATION.md").read_text()
+    assert "Atropos (Avants et al., 2011)" in citation and "equation 4" in citation and "fitted" in citation
 
 
 def test_group_level_without_participant_level_says_what_to_run_first(tmp_path):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import make_affine, write_scan
 from phantoms import make_brain
+from validate_bids import find_faults
 
 import iqtflow
 
@@ -25,23 +26,6 @@ SOUND = (
 )
 ANNEX = "/annex/objects/MD5E-s1048576--d41d8cd98f00b204e9800998ecf8427e.nii.gz"
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1048576\n"
-
-
-def validator() -> str:
-    beside = Path(sys.executable).with_name("bids-validator-deno")
-    found = beside if beside.exists() else shutil.which("bids-validator-deno")
-    if not found:
-        pytest.skip("bids-validator-deno is not installed (it comes with the test extra)")
-    return str(found)
-
-
-def faults(folder: Path) -> list[str]:
-    """Every error and warning that the BIDS validator has about a folder."""
-    done = subprocess.run(
-        [validator(), folder, "--json"], capture_output=True, text=True, timeout=300, check=False
-    )
-    issues = json.loads(done.stdout)["issues"]["issues"]
-    return [f"{i['severity']}: {i['code']} {i.get('subCode', '')} {i.get('location', '')}" for i in issues]
 
 
 def write_thick(path: Path, *, seed: int) -> None:
@@ -139,7 +123,7 @@ def test_nothing_is_written_to_the_data_set_and_nothing_needs_to_be(hospital):
 
 
 def test_the_derivatives_have_no_fault_that_can_be_avoided(hospital):
-    assert faults(hospital[1]) == []
+    assert find_faults(hospital[1]) == []
 
 
 def test_every_volume_says_where_it_comes_from(hospital):

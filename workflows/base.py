@@ -14,10 +14,9 @@ from iqtflow.workflows.run import Failure, configure_engine, describe, report_fa
 import iqtflow
 from iqtflow.bids import Scan, derivative_name, write_dataset_description
 from iqtflow.config import Settings, write_settings
-from iqtflow.engines import check_engine, engine_for
 from iqtflow.errors import EXIT_OK, exit_code_of_failures
 from iqtflow.files import remove_leftovers
-from iqtflow.inputs import find_inputs
+from iqtflow.inputs import check_engines, engine_of, find_inputs
 from iqtflow.outcome import Outcome, outcome_table
 
 
@@ -85,9 +84,7 @@ def _cite(settings: Settings, level: str, scans: Sequence[Scan] = ()) -> Path:
     from iqtflow.boilerplate import describe_run
     from iqtflow.citation import write_citation
 
-    engines = (
-        [] if settings.run.mode == "enhance" else [engine_for(s.path, settings.segmentation) for s in scans]
-    )
+    engines = [] if settings.run.mode == "enhance" else [engine_of(s, settings) for s in scans]
     return write_citation(settings.paths.output_dir, describe_run(settings, level, engines))
 
 
@@ -111,7 +108,7 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
     for scan, why in skipped:
         print(f"{scan.path}: skipped: {why}", flush=True)
     if chosen and not enhancing:
-        engine = check_engine([scan.path for scan in chosen], settings.segmentation)
+        engine = check_engines(chosen, settings)
         print(f"iqtflow: tissue maps: {engine}", flush=True)
     failures: list[Failure] = []
     if chosen:

@@ -34,13 +34,13 @@ def build_calibrate_graph(scans: Sequence[Scan], settings: Settings, *, name: st
     from iqtflow.workflows.calibrate import init_calibrate_wf
     from iqtflow.workflows.participant import workflow_name
 
-    from iqtflow.engines import engine_for
+    from iqtflow.inputs import engine_of
 
     workflow = Workflow(name=name)
     for scan in scans:
         one = init_calibrate_wf(
             name=workflow_name(scan),
-            engine=engine_for(scan.path, settings.segmentation),
+            engine=engine_of(scan, settings),
             sampling_mm=settings.segmentation.sampling_mm,
             derivatives_dir=settings.segmentation.derivatives,
             seed=settings.run.seed,

@@ -18,9 +18,9 @@ from nipype.pipeline.engine import Workflow
 import iqtflow
 from iqtflow.bids import Scan, derivative_name, scan_seed
 from iqtflow.config import Settings, TrainSettings
-from iqtflow.engines import engine_for
 from iqtflow.errors import UsageError
 from iqtflow.geometry import choose_upsampling, find_slice_geometry
+from iqtflow.inputs import engine_of
 
 
 def workflow_name(scan: Scan) -> str:
@@ -155,7 +155,7 @@ def build_prepare_graph(
             background_limit=train.background_limit,
             pairs=pair_inputs(train, seed=run.seed),
             omp_nthreads=run.omp_nthreads,
-            engine=engine_for(scan.path, settings.segmentation),
+            engine=engine_of(scan, settings),
             sampling_mm=settings.segmentation.sampling_mm,
             derivatives_dir=settings.segmentation.derivatives,
         )

@@ -13,10 +13,9 @@ from iqtflow.workflows.participant import choose_model_file, library_name
 from iqtflow.bids import Scan, derivative_name
 from iqtflow.config import Settings
 from iqtflow.conform import check_content
-from iqtflow.engines import check_engine, engine_for
 from iqtflow.errors import EXIT_OK, EXIT_SUBJECT_FAILED, IQTFlowError
 from iqtflow.geometry import SliceGeometry, find_slice_geometry
-from iqtflow.inputs import find_inputs
+from iqtflow.inputs import check_engines, engine_of, find_inputs
 
 AXES = "ijk"
 
@@ -66,7 +65,7 @@ def print_plan(settings: Settings) -> int:
 def _print_participants(settings: Settings) -> int:
     plan = choose_scans(find_inputs(settings), settings)
     if plan.chosen and settings.run.mode != "enhance":
-        engine = check_engine([scan.path for scan in plan.chosen], settings.segmentation)
+        engine = check_engines(plan.chosen, settings)
         print(f"iqtflow: tissue maps: {engine}")
     doomed = 0
     for scan in plan.chosen:
@@ -175,7 +174,7 @@ def _means(scan: Scan, settings: Settings) -> str:
     if settings.run.mode == "enhance":
         card, file = _card(scan, settings)
         return f"model     {card['name']}, k = {card['k']}, {file}"
-    engine = engine_for(scan.path, settings.segmentation)
+    engine = engine_of(scan, settings)
     return (
         f"engine    {engine.engine} ({engine.reason}), k = {settings.train.upsampling_factor}"
         if (settings.run.mode == "train")

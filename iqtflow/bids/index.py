@@ -104,6 +104,11 @@ def list_images(
     return [path for path in paths if path.relative_to(root).parts[0].removeprefix("sub-") in inside]
 
 
+def has_database(database_dir: str | os.PathLike) -> bool:
+    """Return whether there is an index in a folder."""
+    return Path(database_dir, _DATABASE).is_file()
+
+
 def wipe_database(database_dir: str | os.PathLike) -> bool:
     """Delete the index in a folder, and nothing else; return whether there was one."""
     file = Path(database_dir, _DATABASE)
