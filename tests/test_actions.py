@@ -14,6 +14,7 @@ from conftest import make_affine, make_head, write_scan
 
 import iqtflow
 from iqtflow import cli
+from iqtflow.bids import write_dataset_description
 from iqtflow.boilerplate import describe_run
 from iqtflow.citation import Paragraph, bibliography, render_citation, write_citation
 from iqtflow.config import PathSettings, RunSettings, Settings, TrainSettings
@@ -88,21 +89,27 @@ def test_pages_come_anew_from_what_is_there(clinic, tmp_path, capsys):
     scan = nib.load(clinic / THICK)
     thin = np.repeat(scan.get_fdata(dtype=np.float32), 4, axis=2)
     affine = scan.affine @ np.diag([1, 1, 0.25, 1])
+    write_dataset_description(out, source_dir=clinic)
     write_scan(out / "sub-01/anat/sub-01_acq-axial_desc-iqt_T1w.nii.gz", thin, affine)
+    (out / "sub-01/anat/sub-01_acq-axial_desc-iqt_T1w.json").write_text(
+        json.dumps({"Sources": [f"bids:raw:{THICK}"], "SkullStripped": True})
+    )
     arguments = [str(clinic), str(out), "participant", "--reports-only", "--device", "cpu"]
     assert cli.main(arguments) == 0
-    assert "pages" in capsys.readouterr().out
-    assert "sub-01_acq-axial" in (out / "sub-01.html").read_text()
-    assert "near-isotropic" in (out / "sub-02.html").read_text()
-    assert "no result of this scan yet" in (out / "sub-03.html").read_text()
-    assert (out / "index.html").exists()
+    assert f"pages {out / 'index.html'}" in capsys.readouterr().out
+    page = (out / "sub-01.html").read_text()
+    assert "sub-01_acq-axial" in page
+    (out / "sub-01.html").unlink()
+    assert cli.main([*arguments, "--participant-label", "sub-01"]) == 0
+    assert (out / "sub-01.html").read_text() == page
     assert not list((tmp_path / "out-work").glob("*/*")), "a graph has run"
 
 
-def test_a_mode_without_pages_says_so(clinic, tmp_path, capsys):
-    arguments = [str(clinic), str(tmp_path / "out"), "participant", "--mode", "calibrate", "--reports-only"]
-    assert cli.main([*arguments, "--segmentation", "ants"]) == 2
-    assert "nothing else has pages" in capsys.readouterr().err
+@pytest.mark.parametrize("labels", [[], ["--participant-label", "02"]], ids=["all", "one"])
+def test_pages_of_nothing_are_refused(clinic, tmp_path, capsys, labels):
+    arguments = [str(clinic), str(tmp_path / "out"), "participant", "--reports-only", "--device", "cpu"]
+    assert cli.main([*arguments, *labels]) == 2
+    assert "output of an earlier run" in capsys.readouterr().err
 
 
 # --- citation only ---

@@ -22,6 +22,9 @@ from iqtflow.errors import UsageError
 from iqtflow.geometry import choose_upsampling, find_slice_geometry
 from iqtflow.inputs import engine_of
 
+#: Label in BIDS, and name, of each map.
+TISSUES = {"wm": ("WM", "white matter"), "gm": ("GM", "grey matter"), "csf": ("CSF", "cerebrospinal fluid")}
+
 
 def workflow_name(scan: Scan) -> str:
     """Name of a scan's sub-workflow: its BIDS name, letters and digits only."""
@@ -168,10 +171,11 @@ def build_prepare_graph(
             given.skull_stripped = "yes" if stripped else "no"
         out = prepare.get_node("outputnode")
         shared = {"Sources": [scan.uri], "RandomSeed": run.seed, "PackageVersion": iqtflow.__version__}
-        for field, label in (("wm", "WM"), ("gm", "GM"), ("csf", "CSF")):
-            sink = _sink(
-                f"sink_{field}", settings, derivative_name(scan, label=label, suffix="probseg"), shared
-            )
+        there = {**shared, "SpatialReference": scan.uri}
+        for field, (label, tissue) in TISSUES.items():
+            path = derivative_name(scan, label=label, suffix="probseg")
+            said = {**there, "Description": f"Probability of {tissue}."}
+            sink = _sink(f"sink_{field}", settings, path, said)
             prepare.connect(
                 [(out, sink, [(field, "in_file"), (("segmentation", _as_list), "metadata_files")])]
             )
@@ -179,7 +183,7 @@ def build_prepare_graph(
             "sink_mask",
             settings,
             derivative_name(scan, desc="brain", suffix="mask"),
-            {**shared, "Type": "Brain"},
+            {**there, "Type": "Brain", "Description": "Brain, cerebrospinal fluid included."},
         )
         library = _sink("sink_library", settings, library_name(scan), {})
         prepare.connect(

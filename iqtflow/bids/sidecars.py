@@ -24,6 +24,7 @@ IGNORED_BY_VALIDATORS = (
     "calibration",
     "sub-*/patches",
     "*.toml",
+    "group_metrics.*",
 )
 
 #: For people who come upon the folder.

@@ -98,7 +98,8 @@ def summarise(faults: Iterable[Fault], root: Path, subjects: Sequence[str] = ())
     if len(lines) > LINES:
         lines[LINES - 1 :] = [f"not BIDS: and {len(lines) - LINES + 1} more kinds of faults"]
     if others:
-        lines.append(f"{others} faults in files that are not read here (see a BIDS validator)")
+        count = "1 fault" if others == 1 else f"{others} faults"
+        lines.append(f"{count} in files that are not read here (see a BIDS validator)")
     return lines
 
 
