@@ -210,7 +210,7 @@ def _outcomes(
 
     return [
         *(
-            Outcome(s.name, "failed", failed[s.path].message)
+            Outcome(s.name, "failed", failed[s.path].message.removeprefix(f"{s.path}: "))
             if s.path in failed
             else Outcome(s.name, verb, sidecar=sidecar(s))
             for s in chosen

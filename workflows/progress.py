@@ -25,6 +25,9 @@ STAGES: dict[str, tuple[str, float]] = {
     "fit": ("fitting the prior", 3),
     "train": ("training", 3600),
     "evaluate": ("comparing with the truth", 5),
+    "join": ("joining the networks", 2),
+    "summarise": ("tests over all subjects", 2),
+    "stamp": ("noting the figures in the model", 2),
     "report": ("drawing the page", 8),
     "sink": ("writing", 1),
 }
@@ -89,12 +92,12 @@ def step_of(path: str) -> Step:
     *chain, name = path.split(".")
     kind = re.split(r"_|\d", name)[0]
     words, seconds = STAGES.get(kind, (name.replace("_", " "), 2))
-    if chain:
-        parts = chain[0].split("_")
-        subject = f"sub-{parts[1]}" if parts[0] == "sub" and len(parts) > 1 else chain[0]
+    owner = re.match(r"(?:sub|evaluate)_([A-Za-z0-9]+)", chain[0]) if chain else None
+    if owner:
+        subject = f"sub-{owner[1]}"
     elif kind in ("report", "enhance", "evaluate") and "_" in name:
         subject = f"sub-{name.split('_', 1)[1]}"
-    elif kind == "train":
+    elif name.startswith("train_m"):
         subject = f"network {name.removeprefix('train_m')}"
     else:
         subject = "model"

@@ -1,0 +1,156 @@
+"""What the page of a subject costs: seconds and megabytes, for a scan that was enhanced and for one prepared
+for training.
+
+    python benchmarks/bench_pages.py [--nilearn]
+
+The head is the MNI template that nilearn carries (1 mm, 152 people): in 4 mm slices for the enhanced scan,
+whole with the template's tissue maps and eight simulated scans for the prepared one. Every figure that a
+page can have is drawn. Times are seconds of processor time on one thread, in a process of its own, which
+mean the same on a busy machine; the wall clock is printed beside them. Bars: 15 s and 6 MB a subject.
+
+With ``--nilearn`` the tissue contours alone (three planes of nine slices, two maps) are also drawn by
+`nilearn.plotting`, as one would without this package, in a process of its own as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+BARS = {"seconds": 15.0, "megabytes": 6.0}
+K, N_DRAWS = 4, 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--nilearn", action="store_true", help="draw the contours with nilearn, too")
+    parser.add_argument("--only", choices=("enhanced", "prepared", "nilearn"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        print(json.dumps(_measure(options.only, options.folder)))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _make_volumes(folder)
+        for kind in ("enhanced", "prepared", *(("nilearn",) if options.nilearn else ())):
+            done = subprocess.run(
+                [sys.executable, __file__, "--only", kind, "--folder", name],
+                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            found = json.loads(done.stdout.splitlines()[-1])
+            print(
+                f"{kind:9} {found['seconds']:6.1f} s of processor ({found['wall']:.1f} s on the clock)  "
+                f"{found['megabytes']:5.2f} MB in {found['files']} files  "
+                f"{found['gigabytes']:.2f} GB of memory"
+            )
+            if kind != "nilearn":
+                print("          " + ", ".join(_verdict(name, found[name]) for name in BARS))
+
+
+def _verdict(name: str, value: float) -> str:
+    return f"{name} {'met' if value <= BARS[name] else 'NOT MET'} (bar {BARS[name]:g})"
+
+
+def _measure(kind: str, folder: Path) -> dict[str, float]:
+    began, wall = time.process_time(), time.monotonic()
+    out = folder / f"out-{kind}"
+    if kind == "nilearn":
+        out.mkdir()
+        _draw_with_nilearn(folder, out)
+    else:
+        from iqtflow.report import write_subject_page
+
+        record = json.loads((folder / f"{kind}.json").read_text())
+        write_subject_page(out, "mni", [record])
+    files = [path for path in out.rglob("*") if path.is_file()]
+    return {
+        "seconds": time.process_time() - began,
+        "wall": time.monotonic() - wall,
+        "megabytes": sum(path.stat().st_size for path in files) / 1e6,
+        "files": len(files),
+        "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+    }
+
+
+def _make_volumes(folder: Path) -> None:
+    """Write what both pages are drawn from, and their records."""
+    import numpy as np
+
+    from iqtflow.commands.demo import make_truth
+    from iqtflow.geometry import cubic_upsample, thin_affine
+    from iqtflow.nifti import read_volume, write_volume
+
+    image_file, mask_file = make_truth(folder)
+    image, truth = read_volume(image_file)
+    depth = truth.shape[2] // K * K
+    truth, affine = truth[..., :depth], image.affine
+    rng = np.random.default_rng(0)
+
+    def thicken(axis: int, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+        n = truth.shape[axis] // K * K
+        moved = np.moveaxis(truth, axis, 2)[..., :n]
+        thick = np.moveaxis(moved.reshape(*moved.shape[:2], n // K, K).mean(3), 2, axis)
+        low = affine.copy()
+        low[:3, axis] *= K
+        low[:3, 3] += affine[:3, axis] * (K - 1) / 2
+        return (thick + rng.normal(0, sigma, thick.shape)).astype(np.float32), low
+
+    low, low_affine = thicken(2, 12.0)
+    spline = cubic_upsample(low, K)
+    volumes = {
+        "input": (low, low_affine),
+        "output": (spline + 0.6 * (truth - spline), thin_affine(low_affine, K)),
+        "spline": (spline, thin_affine(low_affine, K)),
+        "std": (np.abs(truth - spline) * 0.4, thin_affine(low_affine, K)),
+        "truth": (truth, affine),
+    }
+    enhanced: dict[str, object] = {"status": "enhanced", "mask": os.fspath(mask_file)}
+    for name, (data, grid) in volumes.items():
+        enhanced[name] = os.fspath(folder / f"{name}.nii.gz")
+        write_volume(folder / f"{name}.nii.gz", np.asarray(data, np.float32), grid)
+    draws = []
+    for i in range(N_DRAWS):
+        data, grid = thicken(i % 3, 15.0)
+        file = folder / f"draw{i}.nii.gz"
+        write_volume(file, data, grid)
+        snr = {"WM": 60.0 + i, "GM": 50.0 + i}
+        draws.append({"image": os.fspath(file), "sidecar": {"SNR": snr, "SliceAxis": "ijk"[i % 3]}})
+    prepared = {
+        "status": "prepared",
+        "input": os.fspath(image_file),
+        "mask": os.fspath(mask_file),
+        **{key: os.fspath(folder / f"{key}.nii.gz") for key in ("wm", "gm")},
+        "draws": draws,
+    }
+    (folder / "enhanced.json").write_text(json.dumps(enhanced))
+    (folder / "prepared.json").write_text(json.dumps(prepared))
+
+
+def _draw_with_nilearn(folder: Path, out: Path) -> None:
+    from nilearn import plotting
+
+    for mode in "xyz":
+        display = plotting.plot_anat(
+            folder / "T1w.nii.gz", display_mode=mode, cut_coords=9, radiological=True
+        )
+        for key, colour in (("wm", "orange"), ("gm", "cyan")):
+            display.add_contours(folder / f"{key}.nii.gz", levels=[0.5], colors=colour, linewidths=0.7)
+        display.savefig(out / f"{mode}.png", dpi=150)
+        display.close()
+
+
+if __name__ == "__main__":
+    main()
