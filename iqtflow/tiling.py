@@ -197,8 +197,8 @@ def choose_tile(
     tuple of int
         Longest edges, counted in high-resolution voxels, are halved first.
     """
-    multiple, k = model.members[0].min_multiple, model.k
-    smallest = (SMALLEST_TILE, SMALLEST_TILE, max(SMALLEST_TILE // k, multiple[2]))
+    multiple = model.members[0].min_multiple
+    smallest = patch_tile(model)
     tile = [int(n) for n in shape]
     while predict_memory_gb(tile, model, precision=precision) > max_memory_gb:
         reducible = [axis for axis in range(3) if tile[axis] > smallest[axis]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +261,17 @@ def choose_model_file(scan: Scan, settings: Settings) -> str | None:
     from iqtflow.models import find_model, list_shipped
 
     if settings.enhance.model is not None:
-        return os.fspath(find_model(settings.enhance.model)[0])
+        path = find_model(settings.enhance.model)[0]
+        trained_on = _contrast_of_model(os.fspath(path), path.stat().st_mtime_ns)
+        if trained_on != settings.enhance.contrast:
+            raise UsageError(
+                settings.enhance.model,
+                found=f"a model trained on {trained_on} scans",
+                expected=f"one for the scans asked for, {settings.enhance.contrast}",
+                next_step="Networks do not carry over to other contrasts: give a model trained for this one, "
+                f"or ask for {trained_on} scans with --contrast.",
+            )
+        return os.fspath(path)
     shipped = {info.k: info for info in list_shipped() if info.contrast == settings.enhance.contrast}
     if not shipped:
         raise UsageError(
@@ -274,6 +285,14 @@ def choose_model_file(scan: Scan, settings: Settings) -> str | None:
     except Exception:  # the conform node says what is wrong, and fails this scan alone
         return None
     return os.fspath(shipped[choose_upsampling(geometry, sorted(shipped)).k].path)
+
+
+@lru_cache(maxsize=8)
+def _contrast_of_model(path: str, _changed: int) -> str:
+    """Contrast that a model was trained on; its file is read once, not for each scan."""
+    from iqtflow.models import read_card
+
+    return read_card(path)["contrast"]
 
 
 def memory_share_gb(settings: Settings) -> float:
