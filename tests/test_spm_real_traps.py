@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,7 +23,7 @@ import pytest
 from iqtflow.interfaces.spm import UnifiedSegmentation
 from pretend_spm import make_spm
 from scipy.io import loadmat
-from spm_fixtures import SETTINGS, killed, octaves_in
+from spm_fixtures import SETTINGS, killed, octaves_in, wait_for_octave
 from spm_phantom import SAMPLING_MM, make_image
 
 from iqtflow.commands.segment import main as segment
@@ -122,6 +124,23 @@ def test_a_run_that_takes_too_long_is_ended_and_leaves_nothing_behind(installati
         run_unified_segmentation(scan, tmp_path, installation=installation, settings=SETTINGS, timeout_s=1)
     assert list(tmp_path.iterdir()) == []  # no octave-workspace either
     assert octaves_in(tmp_path) == []
+
+
+@pytest.mark.usefixtures("linux")
+def test_octave_killed_under_a_subjects_segmentation_ends_that_command_within_seconds(
+    installation, scan, tmp_path
+):
+    """The command that a node of the graph runs: exit code 1, one line that says why, no map."""
+    command = [sys.executable, "-m", "iqtflow.commands.segment", str(scan), "--engine", "spm"]
+    command += ["--out-prefix", str(tmp_path / "sub-01"), "--sampling-distance", str(SAMPLING_MM)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        os.kill(wait_for_octave(tmp_path), signal.SIGKILL)
+        start = time.monotonic()
+        told = process.communicate(timeout=30)[1]
+    assert time.monotonic() - start < 10
+    assert process.returncode == 1
+    assert "SIGKILL" in told and scan.name in told and "Traceback" not in told
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("linux")
