@@ -103,7 +103,8 @@ def _models(settings: Settings) -> str:
 def _tissue_maps(engines: Iterable[EngineChoice], settings: Settings) -> list[Paragraph]:
     """One paragraph for each kind of engine that made maps."""
     found = {}
-    for choice in engines:
+    # Described once for each kind: that reads SPM's tissue priors.
+    for choice in {dataclasses.replace(one, maps=None, whole_head=None, reason="") for one in engines}:
         if choice.engine == "spm":
             paragraph = _spm(choice, settings)
         elif choice.engine == "derivatives":

@@ -202,6 +202,41 @@ def test_an_hcp_image_that_datalad_has_not_fetched_is_found_all_the_same(tmp_pat
     assert [scan.path for scan in find_scans(tmp_path)] == [link]
 
 
+@pytest.mark.parametrize("unlocked", [False, True])
+def test_a_description_that_datalad_has_not_fetched_is_asked_for(tmp_path, unlocked):
+    (tmp_path / "sub-01/anat").mkdir(parents=True)
+    path = tmp_path / "dataset_description.json"
+    if unlocked:
+        path.write_text("/annex/objects/MD5E-s80--0123.json\n")
+    else:
+        path.symlink_to(".git/annex/objects/absent")
+    with pytest.raises(UsageError, match=f"datalad get {path}"):
+        find_scans(tmp_path)
+
+
+def test_subjects_of_hcp_whose_files_have_one_name_stay_apart_in_a_graph(tmp_path):
+    from iqtflow.workflows.calibration import build_calibrate_graph
+    from iqtflow.workflows.participant import build_enhance_graph
+
+    for label in ("100307", "100408"):
+        path = tmp_path / f"HCP/{label}/T1w/T1w_acpc_dc_restore_brain.nii.gz"
+        write_scan(path, make_head((48, 48, 12)), make_affine((2.0, 2.0, 8.0)))
+    options = ["participant", "--device", "cpu"]
+    settings, _ = cli.settle(parse([str(tmp_path / "HCP"), str(tmp_path / "out"), *options]))
+    scans = find_scans(tmp_path / "HCP")
+    graph = build_enhance_graph(scans, settings, name="enhance")
+    given = graph.get_node("sub_100408_T1w.inputnode").inputs
+    assert given.in_file == str(tmp_path / "HCP/100408/T1w/T1w_acpc_dc_restore_brain.nii.gz")
+    sink = graph.get_node("sub_100307_T1w.sink_enhanced").inputs
+    assert sink.name == "sub-100307/anat/sub-100307_desc-iqt_T1w.nii.gz"
+    assert sink.metadata["Sources"] == ["bids:raw:100307/T1w/T1w_acpc_dc_restore_brain.nii.gz"]
+    options += ["--mode", "calibrate", "--segmentation", "ants"]
+    settings, _ = cli.settle(parse([str(tmp_path / "HCP"), str(tmp_path / "out"), *options]))
+    graph = build_calibrate_graph(scans, settings, name="calibrate")
+    given = graph.get_node("sub_100307_T1w.inputnode").inputs
+    assert (given.label, given.skull_stripped) == ("sub-100307_T1w", "yes")
+
+
 def test_a_folder_that_is_neither_says_what_both_look_like(tmp_path):
     (tmp_path / "scans").mkdir()
     with pytest.raises(UsageError, match=r"dataset_description\.json.*T1w_acpc_dc_restore"):

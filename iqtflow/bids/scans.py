@@ -151,7 +151,16 @@ def check_dataset(bids_dir: str | os.PathLike) -> Path:
             expected="the folder of a BIDS data set",
             next_step="Check the path (in a container: check what is mounted where).",
         )
-    if not (root / "dataset_description.json").is_file() and not is_hcp(root):
+    description = root / "dataset_description.json"
+    way_out = how_to_fetch(description)
+    if way_out:
+        raise UsageError(
+            description,
+            found="a pointer to content that has not been fetched",
+            expected="the description of a BIDS data set",
+            next_step=way_out,
+        )
+    if not description.is_file() and not is_hcp(root):
         raise UsageError(
             root,
             found="no dataset_description.json, and no <id>/T1w/T1w_acpc_dc_restore.nii.gz",
