@@ -267,7 +267,9 @@ def look_over(settings: Settings) -> None:
     bids_dir = settings.paths.bids_dir
     if is_hcp(bids_dir):
         return
-    for line in summarise(validate(bids_dir), bids_dir, settings.run.participant_labels):
+    labels = settings.run.participant_labels
+    faults, notes = validate(bids_dir, labels)
+    for line in [*notes, *summarise(faults, bids_dir, labels)]:
         print(f"iqtflow: {line}", flush=True)
 
 

@@ -11,7 +11,7 @@ from conftest import make_affine, make_head, write_scan
 from iqtflow import cli
 from iqtflow.bids import derivative_name, find_scans
 from iqtflow.bids.index import read_filters, wipe_database
-from iqtflow.bids.validation import Fault, _look, summarise
+from iqtflow.bids.validation import Fault, _look, summarise, validate
 from iqtflow.errors import UsageError
 from iqtflow.parser import parse
 
@@ -296,6 +296,22 @@ def test_without_a_validator_names_and_description_are_looked_at(bids_tree):
         ("JSON_KEY_REQUIRED", "dataset_description.json"),
         ("NOT_INCLUDED", "sub-01/anat/sub-01_t1.nii.gz"),
     ]
+
+
+def test_of_some_subjects_only_their_names_are_looked_at(bids_tree):
+    root = bids_tree("sub-01/ses-a/anat/sub-01_ses-a_t1.nii.gz", "sub-02/anat/sub-02_t1.nii.gz")
+    faults, notes = validate(root, ["01"])
+    assert [fault.file for fault in faults] == ["sub-01/ses-a/anat/sub-01_ses-a_t1.nii.gz"]
+    assert notes == []
+
+
+def test_a_validator_that_breaks_is_told_and_replaced(bids_tree, monkeypatch):
+    root = bids_tree("sub-01/anat/sub-01_t1.nii.gz")
+    monkeypatch.setattr("iqtflow.bids.validation.sys.executable", "/nowhere/python")
+    monkeypatch.setattr("iqtflow.bids.validation.shutil.which", lambda _: "/bin/false")
+    faults, notes = validate(root)
+    assert [fault.file for fault in faults] == ["sub-01/anat/sub-01_t1.nii.gz"]
+    assert "bids-validator-deno gave no result" in notes[0]
 
 
 @pytest.mark.parametrize("skip", [[], ["--skip-bids-validation"]], ids=["looked over", "skipped"])

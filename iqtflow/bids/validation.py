@@ -14,7 +14,7 @@ from pathlib import Path
 from iqtflow.errors import UsageError
 
 #: Longer than this (s) a run does not wait for the validator.
-PATIENCE_S = 120
+PATIENCE_S = 60
 #: Lines for all faults, and files named in each.
 LINES, FILES = 6, 3
 #: Faults that say nothing about the images that are read here.
@@ -40,21 +40,36 @@ class Fault:
     file: str
 
 
-def validate(root: Path) -> list[Fault]:
+def validate(root: Path, subjects: Sequence[str] = ()) -> tuple[list[Fault], list[str]]:
     """Find breaches of BIDS: by bids-validator-deno if it is installed, else by names and descriptions alone.
+
+    The validator can only look at a whole data set. Of some subjects, names and description are looked at:
+    each of the thousand jobs of an array would look at everything.
 
     Parameters
     ----------
     root
         Root of the data set; derivatives and source data in it are not looked at.
+    subjects
+        Labels of the subjects that are processed; none means all.
+
+    Returns
+    -------
+    faults : list of Fault
+    notes : list of str
+        What is to be known about how they were found.
     """
     beside = Path(sys.executable).with_name("bids-validator-deno")
     program = beside if beside.exists() else shutil.which("bids-validator-deno")
-    if program:
-        found = _ask_validator(str(program), root)
-        if found is not None:
-            return found
-    return _look(root)
+    if subjects or not program:
+        return _look(root, subjects), []
+    try:
+        return _ask_validator(str(program), root), []
+    except subprocess.TimeoutExpired:
+        why = f"gave no answer in {PATIENCE_S} s"
+    except (OSError, ValueError, KeyError, TypeError) as fault:
+        why = f"gave no result ({type(fault).__name__})"
+    return _look(root), [f"bids-validator-deno {why}; only names and the description were looked at"]
 
 
 def summarise(faults: Iterable[Fault], root: Path, subjects: Sequence[str] = ()) -> list[str]:
@@ -115,15 +130,11 @@ def _concerns(fault: Fault, subjects: Sequence[str]) -> bool:
     return "anat" in parts or len(parts) == 1
 
 
-def _ask_validator(program: str, root: Path) -> list[Fault] | None:
-    """Run bids-validator-deno; None when it comes to no result."""
+def _ask_validator(program: str, root: Path) -> list[Fault]:
     command = [program, str(root), "--json", "--ignoreWarnings", "--ignoreNiftiHeaders", "--prune"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-        report = json.loads(done.stdout)["issues"]
-        issues, messages = report["issues"], dict(report.get("codeMessages", {}))
-    except (OSError, ValueError, KeyError, TypeError, subprocess.TimeoutExpired):
-        return None
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    report = json.loads(done.stdout)["issues"]
+    issues, messages = report["issues"], dict(report.get("codeMessages", {}))
     faults = []
     for issue in issues:
         if issue.get("severity") != "error":
@@ -133,8 +144,8 @@ def _ask_validator(program: str, root: Path) -> list[Fault] | None:
     return faults
 
 
-def _look(root: Path) -> list[Fault]:
-    """Look at the description and at the names of structural images."""
+def _look(root: Path, subjects: Sequence[str] = ()) -> list[Fault]:
+    """Look at the description and at the names of structural images, of all subjects or of some."""
     from bids_validator import BIDSValidator
 
     faults = []
@@ -149,8 +160,10 @@ def _look(root: Path) -> list[Fault]:
     except (OSError, ValueError) as fault:
         faults.append(Fault("JSON_INVALID", f"{fault}", description.name))
     is_bids = BIDSValidator().is_bids
-    for folder in (*root.glob("sub-*/anat"), *root.glob("sub-*/ses-*/anat")):
-        for path in folder.iterdir():
+    homes = [root / f"sub-{label}" for label in subjects] or sorted(root.glob("sub-*"))
+    folders = [folder for home in homes for folder in (home / "anat", *home.glob("ses-*/anat"))]
+    for folder in filter(Path.is_dir, folders):
+        for path in sorted(folder.iterdir()):
             name = path.relative_to(root).as_posix()
             if not path.name.startswith(".") and not is_bids(f"/{name}"):
                 faults.append(Fault("NOT_INCLUDED", "no name of BIDS; it is not read", name))
