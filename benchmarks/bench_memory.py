@@ -87,7 +87,7 @@ def steps(folder: Path) -> dict[str, Callable[[], list[str]]]:
         ),
         "enhance": lambda: command(
             *("enhance", "thick.nii.gz", "out.nii.gz", "--spline", "spline.nii.gz", "--model", "iqt-k4"),
-            *("--skull-stripped", "yes", "--tiling", "patch"),
+            *("--skull-stripped", "yes"),
         ),
         "ants": lambda: command(
             "segment", "T1w.nii.gz", "--out-prefix", "ants", "--engine", "ants", "--skull-stripped", "yes"

@@ -22,3 +22,30 @@ class Footprint:
     def gb(self, voxels: int) -> float:
         """Memory (GB) over an image of so many voxels."""
         return round(self.base_gb + self.voxel_bytes * voxels / 1e9, 2)
+
+
+#: By module of the command, or name of the node.
+CONFORM = Footprint(0.15, 10)
+SIMULATE = Footprint(0.32, 16)
+EXTRACT = Footprint(0.15, 45)
+MEASURE = Footprint(0.15, 28)
+READY_MADE = Footprint(0.15, 62)
+#: The embedded engine on one thread.
+ANTS = Footprint(0.6, 160)
+#: SPM under Octave: 0.7 GB for a head of 1 mm, 2 GB for one of 0.7 mm.
+SPM = Footprint(0.3, 85)
+#: A scan through networks in tiles of the training patch, for each voxel of the thin-slice volume.
+ENHANCE = Footprint(0.75, 60)
+#: Besides that, where the brain has to be found in a head.
+BRAIN_MASK_GB = 1.0
+#: Besides that, what CUDA takes of the machine's own memory.
+CUDA_GB = 2.5
+
+
+def training_gb(*, batch_size: int, filters: int, patch_voxels: int = 32**3) -> float:
+    """Memory (GB) of a training: the libraries are mapped, so that the batch decides."""
+    return round(1.5 + batch_size * patch_voxels * (TRAINING_CHANNEL_BYTES * filters) / 1e9, 2)
+
+
+#: Bytes that a training step holds for each voxel of its batch and each channel of the first level.
+TRAINING_CHANNEL_BYTES = 180

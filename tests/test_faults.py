@@ -20,7 +20,7 @@ from test_workflows import ENVIRONMENT, dataset, iqtflow, write_thick_scan
 #: Times that the power goes in the test of it.
 POWER_CUTS = int(os.environ.get("IQTFLOW_POWER_CUTS", "4"))
 #: Fields of sidecars that tell of a run, not of its result.
-TIMES = ("Seconds", "PeakMemoryGB", "PredictedMemoryGB")
+TIMES = ("Seconds", "PeakMemoryGB", "FreeMemoryGB")
 
 
 def processes(session: int) -> dict[int, str]:

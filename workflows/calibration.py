@@ -32,6 +32,7 @@ def build_calibrate_graph(scans: Sequence[Scan], settings: Settings, *, name: st
         Name of the workflow.
     """
     from iqtflow.workflows.calibrate import init_calibrate_wf
+    from iqtflow.workflows.memory import state_memory
     from iqtflow.workflows.participant import workflow_name
 
     from iqtflow.inputs import engine_of
@@ -46,6 +47,7 @@ def build_calibrate_graph(scans: Sequence[Scan], settings: Settings, *, name: st
             seed=settings.run.seed,
             omp_nthreads=settings.run.omp_nthreads,
         )
+        state_memory(one, scan)
         given = one.get_node("inputnode").inputs
         given.in_file, given.sidecar = os.fspath(scan.path), dict(scan.sidecar)
         given.label = scan.name

@@ -14,6 +14,7 @@ from typing import Any
 
 import nibabel as nib
 from iqtflow.workflows.large import LargeWorkflow
+from iqtflow.workflows.memory import enhancing_gb, state_memory
 from nipype.pipeline.engine import Workflow
 
 import iqtflow
@@ -56,18 +57,20 @@ def build_enhance_graph(
     reports: dict[str, list] = {}
     for scan in scans:
         run = settings.run
+        model = choose_model_file(scan, settings)
         enhance = init_enhance_wf(
             name=workflow_name(scan),
-            model=choose_model_file(scan, settings),
+            model=model,
             device=run.device,
             force=run.force,
             omp_nthreads=run.omp_nthreads,
-            mem_gb=memory_share_gb(settings),
+            mem_gb=enhancing_gb(scan, model, settings),
             tiling=settings.enhance.tiling,
             precision=settings.enhance.precision,
             mirror=settings.enhance.mirror,
             keep_white_matter=settings.enhance.keep_white_matter,
         )
+        state_memory(enhance, scan)
         given = enhance.get_node("inputnode").inputs  # enhance.inputs would list all inputs of all nodes
         given.in_file = os.fspath(scan.path)
         given.sidecar = dict(scan.sidecar)
@@ -163,6 +166,7 @@ def build_prepare_graph(
             sampling_mm=settings.segmentation.sampling_mm,
             derivatives_dir=settings.segmentation.derivatives,
         )
+        state_memory(prepare, scan)
         given = prepare.get_node("inputnode").inputs
         given.in_file = os.fspath(scan.path)
         given.sidecar = dict(scan.sidecar)
@@ -293,12 +297,6 @@ def _contrast_of_model(path: str, _changed: int) -> str:
     from iqtflow.models import read_card
 
     return read_card(path)["contrast"]
-
-
-def memory_share_gb(settings: Settings) -> float:
-    """Memory (GB) of one enhancing node when as many run at a time as there are processors for."""
-    at_a_time = max(settings.run.nprocs // settings.run.omp_nthreads, 1)
-    return settings.run.mem_gb / at_a_time
 
 
 def library_name(scan: Scan, *, suffix: str = "patches", extension: str = ".safetensors") -> Path:
