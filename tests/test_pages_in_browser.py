@@ -175,3 +175,16 @@ def test_without_script_both_halves_of_a_picture_are_there(browser, site):
     tab.call("Emulation.setScriptExecutionDisabled", value=False)
     assert tab.evaluate("document.querySelector('.stage').getBoundingClientRect().height") > 50
     assert tab.evaluate("getComputedStyle(document.querySelector('.controls')).display") == "none"
+
+
+def test_the_index_is_narrowed_to_those_that_failed_and_by_label(browser, site):
+    tab = browser.open(site / "index.html", width=390)
+    visible = "[...document.querySelectorAll('.card')].filter(c => c.offsetParent).map(c => c.dataset.label)"
+    assert tab.evaluate(visible) == ["sub-01", "sub-03", "sub-02"], "failures first"
+    tab.evaluate("document.querySelector('[data-filter=prepared]').click()")
+    assert tab.evaluate(visible) == ["sub-02"]
+    tab.evaluate("document.querySelector('[data-filter=\"\"]').click()")
+    tab.evaluate("document.querySelector('.filter input').focus()")
+    tab.call("Input.insertText", text="03")
+    assert tab.evaluate(visible) == ["sub-03"]
+    assert tab.evaluate("document.querySelector('.shown').textContent") == "1 of 3 shown"

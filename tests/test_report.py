@@ -218,6 +218,10 @@ def test_a_failed_scan_shows_the_message_and_the_end_of_its_log(tmp_path):
         "log": str(log),
     }
     found = Page(write_subject_page(tmp_path, "01", [failed]))
+    excerpt = found.source.partition('<pre class="excerpt">')[2].partition("</pre>")[0].splitlines()
+    assert excerpt[-1] == "MemoryError: out of memory" and len(excerpt) == 14, (
+        "the end is seen without scrolling"
+    )
     assert (
         found.says("not enough memory")
         and found.says("MemoryError: out of memory")

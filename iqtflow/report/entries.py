@@ -5,6 +5,7 @@ log.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from iqtflow.report.views import Volumes
 
 STATUSES = ("enhanced", "prepared", "skipped", "failed")
 LOG_LINES = 200  #: the end of a longer log is kept
-EXCERPT_LINES = 25  #: lines that are shown without asking
+EXCERPT_LINES = 14  #: lines that are shown without asking
 LOG_BYTES = 100_000
 
 Record = Mapping[str, Any]
@@ -113,7 +114,7 @@ def describe(record: Record, label: str, out_dir: Path, *, taken: set[str]) -> E
         tables=facts.fact_tables(details, facts.PREPARED_TABLES if prepared else facts.SCAN_TABLES),
         details_json=facts.as_json(details) if details else "",
         log=log,
-        excerpt="\n".join(log.splitlines()[-EXCERPT_LINES:]),
+        excerpt=_excerpt(log),
         log_file=log_file.relative_to(out_dir).as_posix()
         if log_file and log_file.is_relative_to(out_dir)
         else "",
@@ -147,6 +148,12 @@ def read_log(record: Record) -> tuple[str, Path | None]:
     return "\n".join(lines)[-LOG_BYTES:], file
 
 
+def _excerpt(log: str) -> str:
+    """The last lines of a log, without those that only point at a place in the line above."""
+    lines = [line for line in log.splitlines() if line.strip("^~ \t")]
+    return textwrap.dedent("\n".join(lines[-EXCERPT_LINES:]).expandtabs(4))
+
+
 def _outputs(record: Record, out_dir: Path) -> Sequence[tuple[str, str]]:
     found = []
     for key, words in _OUTPUTS:
@@ -157,7 +164,7 @@ def _outputs(record: Record, out_dir: Path) -> Sequence[tuple[str, str]]:
 
 
 def _sentence(record: Record) -> str:
-    message = str(record.get("message") or "").strip()
+    message = str(record.get("message") or "").strip().removeprefix(f"{record.get('input')}: ")
     if message:
         return message
     return {

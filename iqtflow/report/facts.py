@@ -31,7 +31,7 @@ def _in(unit: str) -> Show:
 
 
 def _edges(value: Any) -> str:
-    return " × ".join(plain(v) for v in value) + " mm" if isinstance(value, (list, tuple)) else plain(value)
+    return " × ".join(plain(v) for v in (value if isinstance(value, (list, tuple)) else [value])) + " mm"
 
 
 def _millilitres(value: Any) -> str:

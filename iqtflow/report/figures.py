@@ -22,7 +22,7 @@ LADDER = (
 )
 THUMBNAIL_PX = 220
 #: Least upper end of the uncertainty's colours, in percent of the grey scale: networks that agree stay dark.
-LEAST_STD_TOP_PERCENT = 4.0
+LEAST_STD_TOP_PERCENT = 2.0
 #: A slab is recognised by its axial slices, a head by its coronal ones.
 SLAB_MM = 60.0
 
