@@ -9,6 +9,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from nilearn import datasets
 
 from iqtflow.atlas import LEAST_OVERLAP, classify_with_priors, lay_atlas
+from iqtflow.commands.segment import main as segment
 from iqtflow.mixture import fit_tissue_mixture
 from iqtflow.segmentation import segment_tissues
 from iqtflow.slice_profile import apply_profile, profile_matrix
@@ -39,6 +40,12 @@ def test_voxels_of_one_intensity_and_of_no_prior_make_no_nan():
     priors = np.full((3, 500), 1 / 3)
     values = np.repeat([10.0, 60.0, 100.0, 100.0, 100.0], 100)
     assert np.isfinite(classify_with_priors(values, priors)).all()
+
+
+def test_an_atlas_for_an_engine_that_has_none_is_refused(tmp_path, capsys):
+    command = [str(tmp_path / "T1w.nii.gz"), "--out-prefix", str(tmp_path / "a"), "--priors", "atlas"]
+    assert segment([*command, "--engine", "spm"]) == 2
+    assert "--engine spm" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

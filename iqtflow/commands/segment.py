@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from iqtflow.argument_types import whole_number
 from iqtflow.config import ENGINES
 from iqtflow.engines import EngineChoice, choose_engine
-from iqtflow.errors import InputError, require_parent, run_command
+from iqtflow.errors import InputError, UsageError, require_parent, run_command
 from iqtflow.ready_maps import ReadyMaps, find_ready_maps
 from iqtflow.spm_install import add_spm_arguments
 
@@ -103,6 +103,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _segment(options: argparse.Namespace) -> None:
+    if options.priors == "atlas" and options.engine in ("spm", "derivatives"):
+        raise UsageError(
+            "--priors atlas",
+            found=f"it together with --engine {options.engine}",
+            expected="the engine ants (or auto), whose maps an atlas can help",
+            next_step="Leave one of the two out: SPM has priors of its own.",
+        )
     # Known before minutes are spent: the folder can be written, the files can be read, the engine is there.
     details_file = require_parent(f"{options.out_prefix}_segmentation.json")
     prefix = str(details_file).removesuffix("_segmentation.json")
