@@ -41,12 +41,12 @@ ENV PATH=/opt/iqtflow/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 # This build of PyTorch brings the CUDA libraries; without a GPU it runs on the CPU.
 RUN python3 -m venv /opt/iqtflow && python -m pip install torch==2.13.0
-RUN --mount=type=bind,source=setup.cfg,target=/src/setup.cfg \
-    --mount=type=bind,source=constraints.txt,target=/src/constraints.txt \
-    python -c "import configparser as c; s = c.ConfigParser(); s.read('/src/setup.cfg'); print(s['options']['install_requires'])" \
+COPY setup.cfg constraints.txt /opt/recipes/
+RUN python -c "import configparser as c; s = c.ConfigParser(); s.read('/opt/recipes/setup.cfg'); print(s['options']['install_requires'])" \
       > /tmp/requirements.txt \
- && python -m pip install -c /src/constraints.txt -r /tmp/requirements.txt \
+ && python -m pip install -c /opt/recipes/constraints.txt -r /tmp/requirements.txt \
  && rm /tmp/requirements.txt
+# Not every builder sees that the sources behind the mount have changed; this tells it, and is a label.
 ARG REVISION=unknown
 RUN --mount=type=bind,target=/src \
     : "${REVISION}" && cp -R /src /tmp/src && python -m pip install --no-deps /tmp/src && rm -rf /tmp/src

@@ -90,7 +90,7 @@ def lay_atlas(ants: Any, brain: np.ndarray, mask: np.ndarray, affine: np.ndarray
 def classify_with_priors(values: np.ndarray, priors: np.ndarray) -> np.ndarray:
     """Tissue probabilities of voxels by three Gaussians and what is known of their place.
 
-    Expectation maximisation of the mixture of [1]_ without its deformation: the prior of tissue j in a voxel
+    Expectation maximisation of the mixture of [1] without its deformation: the prior of tissue j in a voxel
     is ``g_j b_j / sum_l g_l b_l``, with the atlas's probability b and a weight g of each tissue.
 
     Parameters

@@ -84,6 +84,8 @@ def provide(arguments: list[str], options: argparse.Namespace, sandbox: Sandbox)
                 path.write_text(json.dumps({"mean": [64.5, 54.1], "covariance": [[78, 71], [71, 73]]}))
             elif flag == "--bids-filter-file":
                 path.write_text("{}")
+            elif flag == "--use-plugin":
+                path.write_text("plugin: SLURM\n")
             elif flag == "--config-file":
                 path.write_text("[run]\nseed = 0\n")
             elif flag == "--use-plugin":
@@ -180,6 +182,9 @@ def check_python(arguments: list[str], command: Command, sandbox: Sandbox) -> No
     elif first == "-m" and rest[0] == "benchmarks.paper":
         own = rest[1 : rest.index("--")] if "--" in rest else rest[1:]
         importlib.import_module("benchmarks.paper.__main__").build_parser().parse_args(own)
+    elif first == "-m" and rest[0].startswith("benchmarks."):
+        place = ROOT / rest[0].replace(".", "/")
+        assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), rest[0]
     elif first == "-m":
         assert rest[0] in ("venv", "pytest", "build", "sphinx"), f"{command.where}: {rest}"
     elif first != "-c":
