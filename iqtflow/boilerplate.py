@@ -27,7 +27,7 @@ _TOLD = {
             "network",
             "filters",
         ),
-        *("shrink", "residual", "ensemble", "loss", "model_name"),
+        *("shrink", "residual", "ensemble", "loss", "model_name", "devices", "num_nodes", "tensorboard"),
     ),
 }
 
@@ -61,9 +61,10 @@ def _introduction() -> Paragraph:
     return Paragraph(
         0,
         "Software",
-        f"Results were obtained with iqtflow {iqtflow.__version__}, which implements image quality transfer "
-        f"(Lin et al., 2019) as a BIDS App (Gorgolewski et al., 2016) on nipype {_version('nipype')} "
-        f"(Gorgolewski et al., 2011) and PyTorch {_version('torch')} (Paszke et al., 2019).",
+        f"Results were obtained with iqtflow {iqtflow.__version__}, which implements image quality "
+        "transfer (Lin et al., 2019) as a BIDS App (Gorgolewski et al., 2016) on nipype "
+        f"{_version('nipype')} (Gorgolewski et al., 2011) and PyTorch {_version('torch')} (Paszke et al., "
+        "2019).",
         ("lin2019", "gorgolewski2011", "gorgolewski2016", "paszke2019"),
     )
 
@@ -73,14 +74,12 @@ def _enhancement(settings: Settings) -> Paragraph:
     return Paragraph(
         40,
         "Enhancement",
-        f"Thick-slice {contrast} scans were enhanced by image quality transfer (Lin et al., 2019). "
-        "Slice axis, "
-        "spacing and thickness were taken from each scan's header and metadata. Intensities were "
-        "scaled by the "
-        "80th percentile of the brain, which in whole heads was found by deepbet "
+        f"Thick-slice {contrast} scans were enhanced by image quality transfer (Lin et al., 2019). Slice "
+        "axis, spacing and thickness were taken from each scan's header and metadata. Intensities were "
+        "scaled by the 80th percentile of the brain, which in whole heads was found by deepbet "
         f"{_version('deepbet')} (Fisch et al., 2024). {_models(settings)} Detail between the acquired "
-        f"slices is inferred from what the network learned from other people; it was not measured."
-        f"{_changed(settings, 'enhance')}",
+        "slices is inferred from what the network learned from other people; it was not "
+        f"measured.{_changed(settings, 'enhance')}",
         ("lin2019", "fisch2024"),
     )
 
@@ -125,9 +124,8 @@ def _spm(choice: EngineChoice, settings: Settings) -> Paragraph:
         10,
         "Tissue maps",
         "Probability maps of white matter, grey matter and cerebrospinal fluid were made by unified "
-        f"segmentation (Ashburner and Friston, 2005) in {choice.spm.version} under {runner}, with "
-        f"{priors} and "
-        f"a sampling distance of {settings.segmentation.sampling_mm:g} mm.",
+        f"segmentation (Ashburner and Friston, 2005) in {choice.spm.version} under {runner}, with {priors} "
+        f"and a sampling distance of {settings.segmentation.sampling_mm:g} mm.",
         ("ashburner2005",),
     )
 
@@ -137,9 +135,9 @@ def _ants() -> Paragraph:
         10,
         "Tissue maps",
         f"Brains were found in whole heads by deepbet {_version('deepbet')} (Fisch et al., 2024). "
-        "Probability "
-        "maps of white matter, grey matter and cerebrospinal fluid were made by N4 bias correction (Tustison "
-        f"et al., 2010) and Atropos (Avants et al., 2011) in ANTsPy {_version('antspyx')}.",
+        "Probability maps of white matter, grey matter and cerebrospinal fluid were made by N4 bias "
+        "correction (Tustison et al., 2010) and Atropos (Avants et al., 2011) in ANTsPy "
+        f"{_version('antspyx')}.",
         ("fisch2024", "tustison2010", "avants2011"),
     )
 
@@ -148,9 +146,8 @@ def _measurement() -> Paragraph:
     return Paragraph(
         20,
         "Calibration",
-        "The signal-to-noise ratio of white and grey matter was measured in each low-field scan as "
-        "the mean of "
-        "the tissue over the standard deviation of the noise (Lin et al., 2019, equation 4).",
+        "The signal-to-noise ratio of white and grey matter was measured in each low-field scan as the "
+        "mean of the tissue over the standard deviation of the noise (Lin et al., 2019, equation 4).",
         ("lin2019",),
     )
 
@@ -172,9 +169,8 @@ def _simulation(settings: Settings) -> Paragraph:
     return Paragraph(
         30,
         "Simulation",
-        "Low-field scans were simulated from high-field ones by the probabilistic decimation "
-        "simulator (Lin et "
-        f"al., 2019, algorithm 1): slices {train.upsampling_factor} voxels apart along the "
+        "Low-field scans were simulated from high-field ones by the probabilistic decimation simulator "
+        f"(Lin et al., 2019, algorithm 1): slices {train.upsampling_factor} voxels apart along the "
         f"{', '.join(train.slice_axes)} axis, with a Gaussian profile whose full width at half maximum is "
         f"{fraction} of their distance, and signal-to-noise ratios of white and grey matter drawn from the "
         f"prior {os.path.basename(str(train.snr_prior))}.",
@@ -186,15 +182,15 @@ def _training(settings: Settings) -> Paragraph:
     train = settings.train
     loss = {"mse": "mean squared error", "l1": "mean absolute error"}.get(train.loss, train.loss)
     how_many = "A network" if train.ensemble == 1 else f"An ensemble of {train.ensemble} networks"
+    blocks = f", {train.shrink} shrinking layers in each bottleneck block" if "aniso" in train.network else ""
     learned = "what to add to the cubic spline" if train.residual else "the high-field image"
     return Paragraph(
         50,
         "Training",
-        f"{how_many} ({train.network}, {train.filters} channels at the first level, {train.shrink} shrinking "
-        f"layers in each bottleneck block) was trained on patches to estimate {learned} from simulated "
-        f"low-field scans with an up-sampling factor of {train.upsampling_factor}, by Adam on the {loss}. "
-        "Subjects were split into those for training, validation and evaluation."
-        f"{_changed(settings, 'train')}",
+        f"{how_many} ({train.network}, {train.filters} channels at the first level{blocks}) was trained on "
+        f"patches to estimate {learned} from simulated low-field scans with an up-sampling factor of "
+        f"{train.upsampling_factor}, by Adam on the {loss}. Subjects were split into those for training, "
+        f"validation and evaluation.{_changed(settings, 'train')}",
         ("lin2019",),
     )
 
@@ -204,10 +200,8 @@ def _evaluation() -> Paragraph:
         60,
         "Evaluation",
         "On subjects that had no part in training, the network was compared with cubic spline "
-        "interpolation by "
-        "peak signal-to-noise ratio and mean structural similarity (Wang et al., 2004) inside the "
-        "brain, with "
-        "a two-tailed Wilcoxon signed-rank test (Wilcoxon, 1945).",
+        "interpolation by peak signal-to-noise ratio and mean structural similarity (Wang et al., 2004) "
+        "inside the brain, with a two-tailed Wilcoxon signed-rank test (Wilcoxon, 1945).",
         ("wang2004", "wilcoxon1945"),
     )
 
@@ -226,6 +220,6 @@ def _changed(settings: Settings, section: str) -> str:
 
 def _version(package: str) -> str:
     try:
-        return version(package)
+        return version(package).partition("+")[0]  # the build (CPU, CUDA) is no part of the method
     except PackageNotFoundError:
         return "(unknown version)"

@@ -103,8 +103,7 @@ def _print_group(settings: Settings) -> int:
         print(
             f"iqtflow: group level trains {train.ensemble} x {train.network}, k = "
             f"{train.upsampling_factor}, on the libraries of the split {train.split}; it writes "
-            f"{output}/models/{name}.safetensors and "
-            "group.html"
+            f"{output}/models/{name}.safetensors and group.html"
         )
     return EXIT_OK
 
@@ -141,8 +140,8 @@ def describe_geometry(geometry: SliceGeometry) -> str:
     gap = f", {geometry.gap_mm:.3g} mm between them" if geometry.gap_mm else ""
     return (
         f"slices along {AXES[geometry.axis]}, {geometry.spacing_mm:.3g} mm apart "
-        f"({geometry.thickness_mm:.3g} mm "
-        f"thick{gap}), {geometry.inplane_mm[0]:.3g} x {geometry.inplane_mm[1]:.3g} mm in plane"
+        f"({geometry.thickness_mm:.3g} mm thick{gap}), {geometry.inplane_mm[0]:.3g} x "
+        f"{geometry.inplane_mm[1]:.3g} mm in plane"
     )
 
 
@@ -158,9 +157,8 @@ def _why_not(geometry: SliceGeometry, settings: Settings) -> str | None:
     )
     if mode == "enhance" and geometry.near_isotropic and not force:
         return (
-            f"already near-isotropic ({sizes}), nothing to gain along the slice axis; --force "
-            "enhances it all "
-            "the same"
+            f"already near-isotropic ({sizes}), nothing to gain along the slice axis; --force enhances it "
+            "all the same"
         )
     if mode == "calibrate" and geometry.near_isotropic and not force:
         return f"near-isotropic ({sizes}), taken for high field; --force measures it all the same"
