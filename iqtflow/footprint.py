@@ -44,8 +44,8 @@ CUDA_GB = 2.5
 
 def training_gb(*, batch_size: int, filters: int, patch_voxels: int = 32**3) -> float:
     """Memory (GB) of a training: the libraries are mapped, so that the batch decides."""
-    return round(1.5 + batch_size * patch_voxels * (TRAINING_CHANNEL_BYTES * filters) / 1e9, 2)
+    return round(0.6 + batch_size * patch_voxels * TRAINING_CHANNEL_BYTES * filters / 1e9, 2)
 
 
 #: Bytes that a training step holds for each voxel of its batch and each channel of the first level.
-TRAINING_CHANNEL_BYTES = 180
+TRAINING_CHANNEL_BYTES = 135

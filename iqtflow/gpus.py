@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from iqtflow.errors import OutputError
+from iqtflow.errors import OutputError, UsageError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 #: Overrides the folder of the locks; processes that share cards have to share it.
@@ -56,16 +57,19 @@ def visible_gpus(environ: Mapping[str, str] | None = None) -> list[str]:
 @contextmanager
 def claim_gpu(
     *,
+    count: int = 1,
     gpus: Sequence[str] | None = None,
     lock_dir: str | os.PathLike | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Iterator[str]:
-    """Wait for a free card and hold it; in the meantime this process and its children see no other one.
+    """Wait for free cards and hold them; in the meantime this process and its children see no other ones.
 
     Has to be entered before CUDA is initialised, which reads ``CUDA_VISIBLE_DEVICES`` once.
 
     Parameters
     ----------
+    count
+        Cards that are wanted; never some of them while others wait for those.
     gpus
         Cards to choose from; `visible_gpus` when None. Where the driver tells of none, the first is assumed.
     lock_dir
@@ -76,10 +80,12 @@ def claim_gpu(
     Yields
     ------
     str
-        Name of the card.
+        Name of the card, or names with commas between them.
 
     Raises
     ------
+    UsageError
+        There are fewer cards.
     OutputError
         The locks cannot be written.
 
@@ -89,37 +95,46 @@ def claim_gpu(
     """
     names = list(gpus if gpus is not None else visible_gpus()) or ["0"]
     folder = _lock_folder(lock_dir)
+    if len(names) < count:
+        raise UsageError(
+            f"{count} GPUs",
+            found=f"{len(names)} ({', '.join(names)})",
+            expected="as many as are asked for",
+            next_step=f"Ask for fewer, or see {VISIBLE}.",
+        )
     waiting = False
     while True:
-        for name in names:
-            handle = _try_lock(folder / f"gpu-{re.sub(r'[^A-Za-z0-9.-]', '_', name)}.lock")
-            if handle is None:
-                continue
-            before = os.environ.get(VISIBLE)
-            os.environ[VISIBLE] = name
-            try:
-                yield name
-            finally:
-                if before is None:
-                    del os.environ[VISIBLE]
-                else:
-                    os.environ[VISIBLE] = before
-                os.close(handle)
-            return
+        held = _try_locks(names, folder, count)
+        if held:
+            break
         if not waiting and report is not None:
-            report(f"waiting for a GPU: {', '.join(names)} in use by other jobs")
+            report(f"waiting for {count} GPU(s): {', '.join(names)} in use by other jobs")
         waiting = True
-        time.sleep(POLL_S)
+        time.sleep(POLL_S * random.uniform(0.5, 1.5))
+    before = os.environ.get(VISIBLE)
+    os.environ[VISIBLE] = ",".join(held)
+    try:
+        yield os.environ[VISIBLE]
+    finally:
+        if before is None:
+            del os.environ[VISIBLE]
+        else:
+            os.environ[VISIBLE] = before
+        for handle in held.values():
+            os.close(handle)
 
 
 @contextmanager
-def device_claimed(device: str, report: Callable[[str], None] | None = None) -> Iterator[str]:
-    """Hold a card for as long as "cuda" is used; nothing is to be held for "cpu"."""
-    if device != "cuda":
+def device_claimed(
+    device: str, report: Callable[[str], None] | None = None, *, count: int = 1
+) -> Iterator[str]:
+    """Hold cards for as long as "cuda" is used; nothing is to be held for "cpu"."""
+    # A process that a distributed training has started uses a card that the first one holds.
+    if device != "cuda" or "LOCAL_RANK" in os.environ:
         yield device
         return
-    with claim_gpu(report=report) as card:
-        yield card
+    with claim_gpu(count=count, report=report) as cards:
+        yield cards
 
 
 def _ask_driver() -> list[str]:
@@ -151,6 +166,20 @@ def _lock_folder(chosen: str | os.PathLike | None) -> Path:
             next_step=f"Give another one in the environment: {LOCK_DIR}=/some/folder.",
         ) from fault
     return folder
+
+
+def _try_locks(names: Sequence[str], folder: Path, count: int) -> dict[str, int]:
+    """Take the locks of so many cards; of none when there are not enough: who waits holds nothing."""
+    held: dict[str, int] = {}
+    for name in names:
+        handle = _try_lock(folder / f"gpu-{re.sub(r'[^A-Za-z0-9.-]', '_', name)}.lock")
+        if handle is not None:
+            held[name] = handle
+        if len(held) == count:
+            return held
+    for handle in held.values():
+        os.close(handle)
+    return {}
 
 
 def _try_lock(path: Path) -> int | None:

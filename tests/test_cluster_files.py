@@ -46,10 +46,16 @@ def test_what_the_user_asks_for_wins(read):
     ],
 )
 def test_gpu_nodes_ask_for_a_gpu(read, text, option, words):
-    gpu = node(use_gpu=True)
+    gpu = Node(Job(use_gpu=True), name="job", mem_gb=3.0, n_procs=1)
     add_resources(gpu, read(text))
     assert gpu.plugin_args[option].startswith(" ")
     assert words in gpu.plugin_args[option]
+
+
+def test_a_training_on_two_gpus_asks_for_two(read):
+    gpus = Node(Job(use_gpu=True), name="job", n_procs=2)
+    add_resources(gpus, read("plugin: SLURM"))
+    assert "--gres=gpu:2" in gpus.plugin_args["sbatch_args"]
 
 
 def test_steps_that_only_store_a_file_are_no_jobs():

@@ -77,10 +77,26 @@ def test_a_job_that_has_to_wait_says_so(tmp_path):
 
     try:
         with claim_gpu(gpus=["only"], lock_dir=tmp_path, report=report):
-            assert lines == ["waiting for a GPU: only in use by other jobs"]
+            assert lines == ["waiting for 1 GPU(s): only in use by other jobs"]
     finally:
         holder.kill()
         holder.communicate()
+
+
+def test_a_training_on_two_cards_takes_both_or_waits_for_both(tmp_path):
+    with claim_gpu(count=2, gpus=["a", "b", "c"], lock_dir=tmp_path) as cards:
+        assert cards == os.environ["CUDA_VISIBLE_DEVICES"] == "a,b"
+        third, card = hold(tmp_path, "a", "b", "c")
+        try:
+            assert card == "c"
+        finally:
+            third.kill()
+            third.communicate()
+    with (
+        pytest.raises(UsageError, match="2 GPUs: found 1"),
+        claim_gpu(count=2, gpus=["a"], lock_dir=tmp_path),
+    ):
+        pass
 
 
 def test_locks_may_be_taken_by_all_users(tmp_path):

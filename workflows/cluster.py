@@ -30,7 +30,7 @@ NODE_PLUGINS = ("SLURM", "SGE", "PBS", "LSF", "OAR", "Condor")
 GRAPH_PLUGINS = ("SLURMGraph", "SGEGraph", "PBSGraph", "CondorDAGMan")
 ALIASES = {"HTCondor": "Condor"}
 #: What asks for a GPU, where there is a usual way.
-GPU_ARGS = {"SLURM": "--gres=gpu:1", "SLURMGraph": "--gres=gpu:1"}
+GPU_ARGS = {"SLURM": "--gres=gpu:{n}", "SLURMGraph": "--gres=gpu:{n}"}
 #: The argument of each plugin that takes options of its submission command.
 OPTIONS = {
     "SLURM": "sbatch_args",
@@ -57,7 +57,7 @@ class ClusterPlan:
     arguments
         For its ``plugin_args``.
     gpu_args
-        Options of the submission command that ask for a GPU.
+        Options of the submission command that ask for GPUs; ``{n}`` stands for how many.
     """
 
     plugin: str
@@ -214,7 +214,7 @@ def add_resources(node: Node, plan: ClusterPlan) -> None:
         if "--mem" not in given:
             words.append(f"--mem={max(int(1024 * node.mem_gb), 256)}M")
     if node.is_gpu_node() and plan.gpu_args:
-        words.append(plan.gpu_args)
+        words.append(plan.gpu_args.replace("{n}", str(node.n_procs)))
     if words:
         # The leading space: SLURMGraph puts its own options right before.
         node.plugin_args = {**node.plugin_args, option: " " + " ".join(words)}

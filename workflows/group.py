@@ -17,6 +17,7 @@ from nipype.pipeline.engine import Workflow
 from iqtflow.bids import derivative_name
 from iqtflow.config import Settings, TrainSettings
 from iqtflow.errors import EXIT_OK, UsageError
+from iqtflow.footprint import CUDA_GB, training_gb
 from iqtflow.inputs import find_inputs
 from iqtflow.split import SPLIT_PARTS, keep_split, read_split
 
@@ -227,6 +228,8 @@ def build_train_graph(
         checkpoint_dir=settings.paths.work_dir / "checkpoints",
         split=split,
         training=_training_inputs(train),
+        mem_gb=training_gb(batch_size=train.batch_size, filters=train.filters)
+        + (CUDA_GB if run.device == "cuda" else 0),
     )
     given = training.get_node("inputnode").inputs
     for part, files in libraries.items():

@@ -56,7 +56,7 @@ class Limits:
         return (
             min(node.n_procs, self.n_procs),
             min(node.mem_gb, self.mem_gb),
-            int(bool(node.is_gpu_node())),
+            min(node.n_procs, max(self.n_gpu_procs, 1)) if node.is_gpu_node() else 0,
         )
 
 

@@ -182,10 +182,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     # Before torch is there, which looks at once what GPUs it may see.
-    if options.devices * options.num_nodes > 1:  # the user, or the cluster, has set the cards apart
+    if options.num_nodes > 1:  # the cluster has set the cards apart
         _train(options)
         return
-    with device_claimed(options.device, lambda line: print(f"{PROG}: {line}", flush=True)):
+    with device_claimed(
+        options.device, lambda line: print(f"{PROG}: {line}", flush=True), count=options.devices
+    ):
         _train(options)
 
 
