@@ -111,7 +111,7 @@ def _tissue_maps(engines: Iterable[EngineChoice], settings: Settings) -> list[Pa
                 10, "Tissue maps", "Tissue probability maps were taken ready-made from derivatives."
             )
         else:
-            paragraph = _ants()
+            paragraph = _ants(thick=settings.run.mode == "calibrate")
         found[paragraph.text] = paragraph
     return [found[text] for text in sorted(found)]
 
@@ -130,15 +130,22 @@ def _spm(choice: EngineChoice, settings: Settings) -> Paragraph:
     )
 
 
-def _ants() -> Paragraph:
+def _ants(*, thick: bool) -> Paragraph:
+    """The embedded engine: by intensity and place in thick slices, by intensity alone in thin ones."""
+    classified = "Atropos (Avants et al., 2011)"
+    if thick:
+        classified = (
+            "a mixture of Gaussians with the tissue probabilities of the ICBM 152 template (Fonov et al., "
+            "2011), registered to each brain by an affine map, as priors, or by Atropos (Avants et al., "
+            "2011) where the template did not fit,"
+        )
     return Paragraph(
         10,
         "Tissue maps",
         f"Brains were found in whole heads by deepbet {_version('deepbet')} (Fisch et al., 2024). "
         "Probability maps of white matter, grey matter and cerebrospinal fluid were made by N4 bias "
-        "correction (Tustison et al., 2010) and Atropos (Avants et al., 2011) in ANTsPy "
-        f"{_version('antspyx')}.",
-        ("fisch2024", "tustison2010", "avants2011"),
+        f"correction (Tustison et al., 2010) and {classified} in ANTsPy {_version('antspyx')}.",
+        ("fisch2024", "tustison2010", "avants2011", *(("fonov2011",) if thick else ())),
     )
 
 

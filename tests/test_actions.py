@@ -151,6 +151,7 @@ def test_every_mode_and_level_has_its_sentences_and_references():
         "mirror True",
         "Wilcoxon",
         "equation 4",
+        "ICBM 152",
     ):
         assert sentence in text
     assert {key for paragraph in found for key in paragraph.references} <= set(bibliography())

@@ -228,7 +228,8 @@ def test_a_sites_scans_become_a_prior_by_one_command(tmp_path):
     # The site's data set names no authors, and nobody may invent them.
     assert find_faults(out) == ["warning: TOO_FEW_AUTHORS /dataset_description.json"]
     citation = (out / "logs" / "CITATION.md").read_text()
-    assert "Atropos (Avants et al., 2011)" in citation and "equation 4" in citation and "fitted" in citation
+    assert "ICBM 152 template (Fonov et al., 2011)" in citation
+    assert "equation 4" in citation and "fitted" in citation
 
 
 def test_group_level_without_participant_level_says_what_to_run_first(tmp_path):
