@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from iqtflow.config import AXES
@@ -96,3 +97,17 @@ def network_setting(text: str) -> str:
     """Check that a text is of the form ``name=value``, and return it as it is."""
     network_option(text)
     return text
+
+
+def megabytes(text: str) -> float:
+    """Convert memory in MB, or with one of the units T, G, M and K, to GB."""
+    units = {"T": 1e3, "G": 1.0, "M": 1e-3, "K": 1e-6}
+    number = text.upper().removesuffix("B")
+    unit = number[-1:] if number[-1:] in units else "M"
+    return positive(number.removesuffix(unit)) * units[unit]
+
+
+def named_folder(text: str) -> Path:
+    """Convert to a folder, with a name before it or not: ``smriprep=/data/smriprep``, as fMRIPrep has it."""
+    name, _, folder = text.partition("=")
+    return Path(folder if folder and name.isidentifier() and not Path(text).exists() else text)

@@ -74,7 +74,10 @@ def _add_positionals(parser: argparse.ArgumentParser, *, needed: bool) -> None:
     # With choices an empty list would be refused, up to Python 3.11.
     level: dict[str, Any] = {"nargs": "+", "choices": LEVELS} if needed else {"nargs": "*", "default": None}
     parser.add_argument(
-        "paths__bids_dir", metavar="bids_dir", help="root of the BIDS data set; only read", **one
+        "paths__bids_dir",
+        metavar="bids_dir",
+        help="root of a BIDS data set, or folder of HCP downloads; only read",
+        **one,
     )
     parser.add_argument("paths__output_dir", metavar="output_dir", help="root of the derivatives", **one)
     parser.add_argument(

@@ -210,6 +210,27 @@ def test_an_argument_that_cannot_be_meant_is_named(capsys, arguments, named):
     assert named in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "section", "key", "value"),
+    [
+        (["--nthreads", "3"], "run", "nprocs", 3),
+        (["--n-cpus", "3"], "run", "nprocs", 3),
+        (["--mem", "16000"], "run", "mem_gb", 16.0),
+        (["--mem-mb", "16G"], "run", "mem_gb", 16.0),
+        (["--mem_mb", "512MB"], "run", "mem_gb", 0.512),
+        (["-d", "smriprep=/maps", "--mode", "train"], "segmentation", "derivatives", Path("/maps")),
+        (["--derivatives", "/maps", "--mode", "train"], "segmentation", "derivatives", Path("/maps")),
+        (["--nipype-plugin-file", "slurm.yml"], "run", "use_plugin", Path("slurm.yml")),
+        (["--participant-label", "sub-01", "02"], "run", "participant_labels", ["01", "02"]),
+        (["--skip_bids_validation"], "inputs", "skip_validation", True),
+        (["-vv"], "run", "verbose", 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("-") else "",
+)
+def test_flags_of_fmriprep_mean_what_they_mean_there(flags, section, key, value):
+    assert getattr(parse(["in", "out", "participant", *flags]), f"{section}__{key}") == value
+
+
 # --- bad input, before anything is written ---
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from iqtflow.argument_types import positive, whole_number
+from iqtflow.argument_types import megabytes, positive, whole_number
 from iqtflow.config import RunSettings
 from iqtflow.parser_parts import flag, option
 from iqtflow.resources import DEVICES
@@ -32,11 +32,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         " not while another run uses it (default: %(default)s)",
     )
     count: dict[str, Any] = {"type": whole_number(1), "metavar": "N"}
-    option(group, RunSettings, "nprocs", "--nprocs", **count, help="processors to use")
+    option(
+        group,
+        RunSettings,
+        "nprocs",
+        *("--nprocs", "--nthreads", "--n-cpus", "--n_cpus"),
+        **count,
+        help="processors to use",
+    )
     option(
         group, RunSettings, "omp_nthreads", "--omp-nthreads", **count, help="processors that one task may use"
     )
     option(group, RunSettings, "mem_gb", "--mem-gb", type=positive, metavar="GB", help="memory to use")
+    group.add_argument(
+        *("--mem", "--mem-mb", "--mem_mb"),
+        dest="run__mem_gb",
+        metavar="MB",
+        type=megabytes,
+        help="the same in MB, or with a unit, such as 16G, as fMRIPrep takes it (default: --mem-gb)",
+    )
     flag(group, RunSettings, "low_mem", "--low-mem", help="take less memory, and more time")
     option(
         group,
@@ -64,7 +78,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     option(
         group,
-        *(RunSettings, "use_plugin", "--use-plugin"),
+        *(RunSettings, "use_plugin", "--use-plugin", "--nipype-plugin-file"),
         type=Path,
         metavar="FILE",
         help="run as jobs of a cluster: nipype's plugin and its arguments in YAML, see docs/clusters.md",

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from iqtflow.argument_types import positive
+from iqtflow.argument_types import named_folder, positive
 from iqtflow.config import ENGINES, SegmentationSettings
 from iqtflow.parser_parts import option
 
@@ -24,8 +24,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="auto: ready-made maps where they are, else SPM if found, else ants, which comes with iqtflow",
     )
     add(
-        *("derivatives", "--derivatives"),
-        type=Path,
+        *("derivatives", "-d", "--derivatives"),
+        type=named_folder,
         metavar="DIR",
         help="ready-made maps: output of fMRIPrep or sMRIPrep",
         shown="none",
