@@ -29,8 +29,8 @@ TILINGS = ("auto", "whole", "tiles", "paper")
 
 #: Memory of one pass in bytes for each high-resolution voxel of the padded volume: for each channel of the
 #: first level, and besides. Measured in float32 with ANISO U-Net on a CPU, channels last: 442 bytes at 16
-#: channels, 208 at 8; bfloat16 takes half.
-BYTES_PER_CHANNEL, BYTES_BESIDES = 27, 24
+#: channels, 208 at 8; bfloat16 takes `HALF_SHARE` of what goes with the channels (148 bytes in all at 12).
+BYTES_PER_CHANNEL, BYTES_BESIDES, HALF_SHARE = 27, 24, 0.45
 #: Volumes of the high-resolution grid (float32) that are held beside a pass: a network's output and, for an
 #: ensemble or mirrored averaging, running mean, squares and the difference; tiles also need the sum of their
 #: weights.
@@ -172,7 +172,7 @@ def patch_tile(model: Model) -> tuple[int, int, int]:
 def predict_memory_gb(shape: Sequence[int], model: Model, *, precision: str = "float32") -> float:
     """Return the memory (GB) that one pass takes over a thick-slice volume of this shape, slices last."""
     channels = model.card["network"]["kwargs"].get("filters", 16)
-    half = 0.5 if precision == "bfloat16" else 1.0
+    half = HALF_SHARE if precision == "bfloat16" else 1.0
     return math.prod(shape) * model.k * (half * BYTES_PER_CHANNEL * channels + BYTES_BESIDES) / 1e9
 
 

@@ -131,7 +131,7 @@ def test_a_tile_stays_within_the_memory_and_is_no_smaller_than_a_training_patch(
         assert all(n % m == 0 for n, m in zip(tile, model.members[0].min_multiple, strict=True))
     assert choose_tile(shape, model, max_memory_gb=1e-6) == (32, 32, 8)
     halved = predict_memory_gb(shape, model, precision="bfloat16")
-    assert 0.5 < halved / predict_memory_gb(shape, model) < 0.6
+    assert 0.4 < halved / predict_memory_gb(shape, model) < 0.6
 
 
 @pytest.mark.parametrize("unit", [1000.0, 1e-3])
