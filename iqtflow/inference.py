@@ -121,7 +121,7 @@ def enhance_volume(
             tiling=tiling,
             max_memory_gb=limit,
             precision=checked,
-            spread=len(model.members) > 1 or mirror_axis is not None,
+            mirrored=mirror_axis is not None,
         )
         kind = "VRAM" if cuda else "RAM"
         if report is not None:

@@ -31,10 +31,9 @@ TILINGS = ("auto", "whole", "tiles", "paper")
 #: first level, and besides. Measured in float32 with ANISO U-Net on a CPU, channels last: 442 bytes at 16
 #: channels, 208 at 8; bfloat16 takes `HALF_SHARE` of what goes with the channels (148 bytes in all at 12).
 BYTES_PER_CHANNEL, BYTES_BESIDES, HALF_SHARE = 27, 24, 0.45
-#: Volumes of the high-resolution grid (float32) that are held beside a pass: a network's output and, for an
-#: ensemble or mirrored averaging, running mean, squares and the difference; tiles also need the sum of their
-#: weights.
-VOLUMES_SINGLE, VOLUMES_SPREAD, VOLUMES_TILES = 1, 3, 1
+#: Volumes of the high-resolution grid (float32) that are held beside a pass: a network's output; tiles also
+#: need the sum of their weights. Running means come on top, see `held_volumes`.
+VOLUMES_OUTPUT, VOLUMES_TILES = 1, 1
 #: Copies of the padded scan, and memory (GB) for weights in the layout of the convolutions and their scratch.
 COPIES_OF_SCAN, OVERHEAD_GB = 2, 0.05
 #: Share of a tile that the next one repeats, and sigma of the Gaussian that weighs a tile's voxels, over its
@@ -91,7 +90,7 @@ def choose_plan(
     tiling: str = "auto",
     max_memory_gb: float,
     precision: str = "float32",
-    spread: bool = False,
+    mirrored: bool = False,
 ) -> Plan:
     """Choose the way through a volume.
 
@@ -107,8 +106,8 @@ def choose_plan(
         What may be taken.
     precision
         Of the pass.
-    spread
-        Whether a standard deviation is computed.
+    mirrored
+        Whether each network also sees the mirrored scan.
 
     Raises
     ------
@@ -124,7 +123,8 @@ def choose_plan(
         )
     patch, shape = patch_tile(model), tuple(int(n) for n in shape)
     knows_whole = model.card.get("context", "patch") == "whole"
-    held = {way: _volumes_gb(shape, model, whole=way, spread=spread) for way in (True, False)}
+    extra = held_volumes(len(model.members), mirrored=mirrored)
+    held = {way: _volumes_gb(shape, model, whole=way, extra=extra) for way in (True, False)}
 
     def predict(tile: Sequence[int], at_once: int = 1, *, whole: bool) -> float:
         return held[whole] + at_once * predict_memory_gb(tile, model, precision=precision)
@@ -258,9 +258,14 @@ def through_tiles(
     )
 
 
-def _volumes_gb(shape: Sequence[int], model: Model, *, whole: bool, spread: bool) -> float:
+def held_volumes(n_members: int, *, mirrored: bool) -> int:
+    """Volumes held while a network runs: mean, sum of squares, the estimate of the unmirrored scan."""
+    return (n_members > 1) + (n_members > 2) + mirrored
+
+
+def _volumes_gb(shape: Sequence[int], model: Model, *, whole: bool, extra: int) -> float:
     """Memory of what is held beside a pass."""
-    count = VOLUMES_SINGLE + (VOLUMES_SPREAD if spread else 0) + (0 if whole else VOLUMES_TILES)
+    count = VOLUMES_OUTPUT + extra + (0 if whole else VOLUMES_TILES)
     return math.prod(shape) * 4 * (model.k * count + COPIES_OF_SCAN) / 1e9 + OVERHEAD_GB
 
 
