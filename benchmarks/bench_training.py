@@ -95,8 +95,8 @@ def compare(folder: Path, device: str, batch_size: int, options: argparse.Namesp
             self.begin = clock.now()
 
     watch = Alternate()
-    callbacks = training._callbacks
-    training._callbacks = lambda *args, **more: [*callbacks(*args, **more), watch]
+    callbacks = training.make_callbacks
+    training.make_callbacks = lambda *args, **more: [*callbacks(*args, **more), watch]
     try:
         training.train_member(
             libraries[:2],
@@ -108,7 +108,7 @@ def compare(folder: Path, device: str, batch_size: int, options: argparse.Namesp
             report=lambda line: None,
         )
     finally:
-        training._callbacks = callbacks
+        training.make_callbacks = callbacks
     which = 0 if device == "cuda" else 1
     ours, plain = (
         statistics.median(times[which] for times in side[warm - 1 :]) for side in (watch.ours, watch.plain)

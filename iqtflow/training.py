@@ -25,15 +25,21 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 
-from iqtflow.checkpoints import BEST, LAST, AtomicCheckpointIO, claim, read_checkpoint
+from iqtflow.checkpoints import BEST, LAST, claim, read_checkpoint
 from iqtflow.draws import Degradation, DrawSampler
 from iqtflow.errors import InputError, UsageError
 from iqtflow.pairs import PairFile, PairSampler
 from iqtflow.patches import PATCH, PatchLibrary
 from iqtflow.stored import StoredSampler
-from iqtflow.training_loop import CurvesOnDisk, TrainingModule
+from iqtflow.training_loop import TrainingModule
+from iqtflow.training_setup import (
+    count_workers,
+    is_first_process,
+    make_callbacks,
+    make_logger,
+    make_plugins,
+)
 
 FRESH = "fresh"  #: draws: anew for every batch
 Source = PatchLibrary | PairFile
@@ -176,13 +182,14 @@ def train_member(
     _check(train, validation, plan, devices * num_nodes)
     torch.set_num_threads(num_threads)
     folder = Path(checkpoint_dir).absolute()
-    if int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", 0))) == 0:
+    if is_first_process():
         claim(folder, _identity(train, validation, plan))
     lightning.seed_everything(plan.seed, workers=True, verbose=False)
     sampler = make_sampler(train, plan, seed=plan.seed)
     validator = make_sampler(validation, plan, seed=_VALIDATION_SEED)
     precision = "bf16-mixed" if device == "cuda" else "32-true"
-    module = TrainingModule(plan, sampler, validator, report, workers=_workers() if device == "cuda" else 0)
+    workers = count_workers() if device == "cuda" else 0
+    module = TrainingModule(plan, sampler, validator, report, workers=workers)
     if start is not None:
         module.network.load_state_dict(start)
     module.introduction = _introduce(
@@ -203,9 +210,9 @@ def train_member(
             benchmark=device == "cuda",
             max_steps=plan.total_steps,
             max_epochs=-1,
-            callbacks=_callbacks(folder, plan, progress=progress),
-            plugins=_plugins(),
-            logger=_logger(tensorboard),
+            callbacks=make_callbacks(folder, patience=plan.patience, progress=progress),
+            plugins=make_plugins(),
+            logger=make_logger(tensorboard),
             enable_progress_bar=progress,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -340,62 +347,8 @@ def _introduce(
         f"{plan.network} ({settings}; {parameters:,} parameters); {len(_subjects(train))} training and "
         f"{len(_subjects(validation))} validation subjects, {sum(s.n_patches for s in train):,} patches; "
         f"{draws}, SNR prior {plan.degradation.prior.name}; at most {plan.total_steps:,} steps of "
-        f"{plan.batch_size} patches{f', starting from {plan.start_from}' if plan.start_from else ''}"
+        f"{plan.batch_size} patches{f', starting from {plan.start_from.split(chr(32))[0]}' if plan.start_from else ''}"
     )
-
-
-def _callbacks(folder: Path, plan: TrainingPlan, *, progress: bool) -> list[Callback]:
-    # The best weights first: the last checkpoint knows of them.
-    kept = {"enable_version_counter": False, "save_top_k": 1}
-    callbacks: list[Callback] = [
-        CurvesOnDisk(folder),
-        ModelCheckpoint(folder, filename=Path(BEST).stem, monitor="val_loss", **kept),
-        ModelCheckpoint(folder, filename=Path(LAST).stem, monitor=None, **kept),
-    ]
-    if plan.patience:
-        # Once validated: a training that is taken up passes the end of an epoch first, and has no loss there.
-        when = {"check_finite": False, "check_on_train_epoch_end": False}
-        callbacks.append(_Patience("val_loss", patience=plan.patience, mode="min", **when))
-    if progress:
-        callbacks.append(TQDMProgressBar())
-    return callbacks
-
-
-class _Patience(EarlyStopping):
-    """Early stopping whose patience is this run's, not the checkpoint's."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict({**state_dict, "patience": self.patience})
-
-
-def _plugins() -> list[Any]:
-    from lightning.pytorch.plugins.environments import SLURMEnvironment
-
-    plugins: list[Any] = [AtomicCheckpointIO()]
-    if SLURMEnvironment.detect():
-        # A job that is started again goes on from the last epoch by itself; no checkpoint in between.
-        plugins.append(SLURMEnvironment(auto_requeue=False))
-    return plugins
-
-
-def _logger(tensorboard: str | os.PathLike | None) -> Any:
-    if tensorboard is None:
-        return False
-    try:
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        return TensorBoardLogger(Path(tensorboard).absolute(), name="", version="")
-    except ModuleNotFoundError as fault:
-        raise UsageError(
-            "--tensorboard",
-            found="no TensorBoard",
-            expected="the package tensorboard",
-            next_step='Install it (pip install "iqtflow[tensorboard]"), or leave the option out.',
-        ) from fault
-
-
-def _workers() -> int:
-    return max(min(8, (os.cpu_count() or 1) - 1), 0)
 
 
 def _best_state(folder: Path, module: TrainingModule) -> dict[str, torch.Tensor]:

@@ -77,6 +77,17 @@ def test_a_batch_that_devices_cannot_share_is_refused(libraries, tmp_path, capsy
     assert "5 patches for 2 devices" in capsys.readouterr().err
 
 
+def test_a_single_process_within_a_job_of_several_tasks_stays_alone(libraries, tmp_path, monkeypatch):
+    """As when a job's script has asked for eight tasks, and starts the command once."""
+    from iqtflow.commands.train import main
+
+    job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "8"}
+    for name, value in {**job, "SLURM_NODELIST": "node[1-2]", "SLURM_PROCID": "3"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(train_command(libraries[:2], libraries[2:], tmp_path, steps=2)) == 0
+    assert (tmp_path / "model.safetensors").exists()
+
+
 def test_on_several_computers_slurm_starts_one_process_for_each_device(libraries):
     from iqtflow.interfaces.train import TrainModel
 

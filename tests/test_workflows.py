@@ -240,16 +240,6 @@ def test_from_high_field_scans_to_a_model_that_enhances(tmp_path):
     seeds = [facts["plan"]["seed"] for facts in card["training"]["members"]]
     assert len(set(seeds)) == 2
 
-    stored = ["--draws", "2", "--patch-library", "pairs", "--patch-fraction", "0.5", "--patience", "1"]
-    explicit = iqtflow(*both, *stored, "--model-name", "explicit", "--random-seed", "0")
-    assert explicit.returncode == 0, explicit.stdout + explicit.stderr
-    assert "split read from" in explicit.stdout
-    assert json.loads((out / "models/split.json").read_text()) == split
-    header = json.loads((out / "patches/sub-0_pairs.json").read_text())
-    pairs = np.load(out / "patches/sub-0_pairs.npy", mmap_mode="r")
-    assert len(pairs) == sum(header["counts"]) and len(header["counts"]) == 2
-    assert read_card(out / "models/explicit.safetensors")["training"]["members"][0]["plan"]["draws"] == 2
-
     scans = dataset(tmp_path / "clinic")
     shutil.copytree(out / judged, scans / judged)
     for file in list((scans / f"{judged}/anat").iterdir()):
