@@ -340,6 +340,7 @@ def _introduce(
     settings = ", ".join(f"{key} = {value}" for key, value in plan.network_settings.items())
     parameters = sum(p.numel() for p in module.network.parameters())
     where = f"{device} ({num_threads} threads)" if device == "cpu" else torch.cuda.get_device_name()
+    start = f", starting from {plan.start_from.split(' (')[0]}" if plan.start_from else ""
     draws = "fresh draws" if plan.draws == FRESH else f"{plan.draws} stored draw(s) of each"
     return (
         f"{f'{devices} x ' if devices > 1 else ''}{where}, "
@@ -347,7 +348,7 @@ def _introduce(
         f"{plan.network} ({settings}; {parameters:,} parameters); {len(_subjects(train))} training and "
         f"{len(_subjects(validation))} validation subjects, {sum(s.n_patches for s in train):,} patches; "
         f"{draws}, SNR prior {plan.degradation.prior.name}; at most {plan.total_steps:,} steps of "
-        f"{plan.batch_size} patches{f', starting from {plan.start_from.split(chr(32))[0]}' if plan.start_from else ''}"
+        f"{plan.batch_size} patches{start}"
     )
 
 
