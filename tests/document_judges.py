@@ -38,7 +38,7 @@ def check(call: list[str], command: Command, sandbox: Sandbox) -> None:
             f"iqtflow.commands.{program.removeprefix('iqtflow-')}"
         ).build_parser()
         parser.parse_args(arguments)
-    else:
+    elif not any((ROOT / ".ci").rglob(program)):  # its scripts take what they are given
         judge = JUDGES.get(program)
         assert judge is not None, f"{command.where}: no judge for {program}"
         judge(arguments, command, sandbox)
@@ -218,7 +218,13 @@ def check_nothing(arguments: list[str], command: Command, sandbox: Sandbox) -> N
     assert arguments
 
 
+def check_buildah(arguments: list[str], command: Command, sandbox: Sandbox) -> None:
+    assert arguments[0] == "build", f"{command.where}: buildah {arguments[0]}"
+    assert arguments[-3:] == ["-t", "iqtflow", "."], f"{command.where}: {arguments}"
+
+
 JUDGES = {
+    "buildah": check_buildah,
     "apptainer": check_apptainer,
     "singularity": check_apptainer,
     "docker": check_docker,

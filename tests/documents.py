@@ -45,7 +45,7 @@ PLAIN = (
 NOTED = (
     "apptainer", "docker", "git", "iqtflow", "iqtflow-calibrate", "iqtflow-enhance", "iqtflow-evaluate",
     "iqtflow-segment", "iqtflow-simulate", "iqtflow-train", "make", "module", "pip", "python", "python3",
-    "sbatch", "singularity", "srun",
+    "sbatch", "singularity", "srun", "buildah",
 )  # fmt: skip
 #: Languages of blocks with commands.
 SHELLS = ("bash", "console", "sh")
@@ -136,6 +136,8 @@ class Sandbox:
             self.note(self.programs / name)
         for name in ("constraints.txt", "Makefile", "Dockerfile", "benchmarks", "docs"):
             (self.cwd / name).symlink_to(ROOT / name)
+        for script in (path for path in (ROOT / ".ci").rglob("*") if path.is_file()):
+            self.note(self.cwd / script.relative_to(ROOT))
 
     def note(self, program: Path) -> None:
         """Make a program that notes how it was called."""
