@@ -11,7 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from iqtflow.workflows.claims import claimed
 from test_workflows import ENVIRONMENT, dataset, write_thick_scan
+
+from iqtflow.errors import UsageError
 
 N_JOBS = 6
 
@@ -64,3 +67,30 @@ def test_no_subject_is_lost_from_the_index_however_jobs_meet(tmp_path):
     index = (tmp_path / "index.html").read_text()
     assert {label for label in labels if f"sub-{label}" in index} == set(labels)
     assert [p for p in Path(tmp_path).rglob("*.partial")] == []
+
+
+HOLD = """
+import sys, time
+from iqtflow.workflows.claims import claimed
+with claimed(sys.argv[1], sys.argv[2:]):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_scan_in_a_work_directory_belongs_to_one_run_at_a_time(tmp_path):
+    """Two runs would empty each other's folders; others, of other scans, go on."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path, "graph sub_1"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with claimed(tmp_path, ["graph sub_2", "graph sub_3"]):
+            pass
+        with pytest.raises(UsageError, match="at work on sub_1"), claimed(tmp_path, ["graph sub_1"]):
+            pass
+    finally:
+        holder.kill()
+        holder.communicate()
+    with claimed(tmp_path, ["graph sub_1"]):
+        pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-import nibabel as nib
+from iqtflow.workflows.headers import peek
 from nipype.pipeline.engine import Node, Workflow
 
 from iqtflow import footprint
@@ -69,7 +69,7 @@ def count_voxels(scan: Scan) -> tuple[int, int]:
     of a large head when the header cannot be read.
     """
     try:
-        header = nib.load(scan.path).header
+        header = peek(scan.path).header
         voxels = math.prod(int(n) for n in header.get_data_shape()[:3])
         sizes = [float(size) for size in header.get_zooms()[:3]]
         return voxels, int(voxels * max(sizes) / min(sizes))

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
+from iqtflow.workflows.headers import peek
 from iqtflow.workflows.large import LargeWorkflow
 from iqtflow.workflows.memory import enhancing_gb, state_memory
 from nipype.pipeline.engine import Workflow
@@ -285,7 +285,7 @@ def choose_model_file(scan: Scan, settings: Settings) -> str | None:
             next_step="Give a model of your own with --model PATH, or see iqtflow --list-models.",
         )
     try:
-        geometry = find_slice_geometry(nib.load(scan.path), scan.sidecar)
+        geometry = find_slice_geometry(peek(scan.path), scan.sidecar)
     except Exception:  # the conform node says what is wrong, and fails this scan alone
         return None
     return os.fspath(shipped[choose_upsampling(geometry, sorted(shipped)).k].path)

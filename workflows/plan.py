@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
+from iqtflow.workflows.headers import peek
 from iqtflow.workflows.participant import choose_model_file, library_name
 
 from iqtflow.bids import Scan, derivative_name
@@ -146,7 +147,7 @@ def describe_geometry(geometry: SliceGeometry) -> str:
 
 
 def _geometry(scan: Scan) -> SliceGeometry:
-    return find_slice_geometry(nib.load(scan.path), scan.sidecar)
+    return find_slice_geometry(peek(scan.path), scan.sidecar)
 
 
 def _why_not(geometry: SliceGeometry, settings: Settings) -> str | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from iqtflow.workflows.claims import claimed
 from iqtflow.workflows.engine import configure_nipype
 from iqtflow.workflows.local import LocalProcesses
 from iqtflow.workflows.progress import followed
@@ -83,7 +84,12 @@ def run_graph(workflow: Workflow, settings: Settings, logs: Path) -> list[Failur
     workflow.base_dir = os.fspath(settings.paths.work_dir)
     if settings.run.write_graph:
         draw(workflow)
-    with followed(workflow, settings) as callback, ended_by_sigterm():
+    parts = [f"{workflow.name} {node.name}" for node in workflow._graph]
+    with (
+        claimed(settings.paths.work_dir, parts),
+        followed(workflow, settings) as callback,
+        ended_by_sigterm(),
+    ):
         plugin = make_plugin(settings, callback)
         workflow.run(plugin=plugin)
     return [as_failure(crash) for crash in plugin.crashes]
