@@ -52,6 +52,10 @@ def _seconds(value: Any) -> str:
     return ", ".join(f"{step} {float(s):.0f} s" for step, s in value.items())
 
 
+def _range(value: Any) -> str:
+    return " to ".join(plain(v) for v in value) if isinstance(value, (list, tuple)) else plain(value)
+
+
 def _axis(value: Any) -> str:
     words = {"i": "first", "j": "second", "k": "third"}
     return f"{words[value]} array axis ({value})" if value in words else plain(value)
@@ -81,6 +85,9 @@ SCAN_TABLES: dict[str, tuple[tuple[str, str, Show], ...]] = {
         ("Brain mask", "BrainMask.Method", plain),
         ("Skull stripped", "SkullStripped", plain),
         ("Intensity seen as 1", "IntensityScale", plain),
+        ("White matter, scan over estimate", "WhiteMatter.ScanOverEstimate", plain),
+        ("That ratio on evaluation scans", "WhiteMatter.UsualRange", _range),
+        ("Estimate scaled by", "WhiteMatter.Factor", plain),
     ),
     "Run": (
         ("Device", "Device", plain),
