@@ -44,6 +44,8 @@ def test_the_version_and_the_tested_torch_are_stated_alike_everywhere():
     assert f"TORCH  ?= {pin}\n" in (ROOT / "Makefile").read_text()
     assert f"pip install {pin}\n" in (ROOT / "Dockerfile").read_text()
     assert f"\nversion: {iqtflow.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    label = f'org.opencontainers.image.version="{iqtflow.__version__}"'
+    assert label in (ROOT / "Dockerfile").read_text()
     assert f"\n## {iqtflow.__version__}" in (ROOT / "CHANGES.md").read_text()
 
 
@@ -51,3 +53,15 @@ def test_every_file_that_the_readme_links_to_is_there():
     links = re.findall(r"\]\((?!https?:|#)([^)]+)\)", (ROOT / "README.md").read_text())
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_source_distribution_holds_what_tests_and_pages_read():
+    grafted = re.findall(r"^graft (\S+)$", (ROOT / "MANIFEST.in").read_text(), re.MULTILINE)
+    assert {".ci", "benchmarks", "docs", "tests"} <= set(grafted)
+    assert all((ROOT / folder).is_dir() for folder in grafted)
+
+
+def test_lint_is_what_pre_commit_runs():
+    hooks = re.findall(r"entry: python -m (\w+)", (ROOT / ".pre-commit-config.yaml").read_text())
+    lint = (ROOT / "Makefile").read_text().split("\nlint:")[1].split("\n\n")[0]
+    assert hooks == re.findall(r"-m (\w+)", lint)
