@@ -100,7 +100,7 @@ def test_unified_segmentation_without_matlab(tmp_path):
     phantom = make_phantom(spm.tpm)
     phantom.image.to_filename(tmp_path / "T1w.nii.gz")
     (line,) = run_example(
-        "without_matlab", tmp_path / "T1w.nii.gz", tmp_path / "work", SAMPLING_MM, cwd=tmp_path
+        "without_matlab", tmp_path / "T1w.nii.gz", tmp_path / "work", SAMPLING_MM, cwd=tmp_path, lines=1
     )
     voxel_ml = abs(np.linalg.det(phantom.image.affine[:3, :3])) / 1000
     truth = [float(tissue.sum()) * voxel_ml for tissue in (phantom.gm, phantom.wm, phantom.csf)]
