@@ -98,12 +98,12 @@ def scans_of(
     rng = np.random.default_rng([k, *label.encode()])
     prior = PUBLISHED["ibadan-0.36T"]
     for axis in axes:
-        for draw_number in range(DRAWS):
+        for _ in range(DRAWS):
             spacing = k * float(sizes[axis])
             thickness = spacing * (0.75 if wide is None else rng.uniform(*wide["thickness_fraction"]))
             extras = Extras() if wide is None else Extras(bias_amplitude=wide["bias_amplitude"])
             stack = SliceStack(axis, spacing, thickness)
-            draw = draw_scan(prior, extras, stack, seed=1000 * axis + draw_number)
+            draw = draw_scan(prior, extras, stack, seed=int(rng.integers(2**31)))
             if wide is not None:
                 loudness = rng.uniform(*wide["snr_scale"])
                 draw = type(draw)(**{**vars(draw), "snr": tuple(loudness * s for s in draw.snr)})
