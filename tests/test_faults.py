@@ -291,3 +291,16 @@ def test_after_power_cuts_the_results_are_those_of_an_undisturbed_run(site, tmp_
     print(
         f"{cuts} power cuts, {resumed} of them in runs that had gone on from others; {complete + 1} complete"
     )
+
+
+def test_a_run_that_stops_at_the_first_failure_claims_nothing_of_the_rest(site):
+    """The first scan is no image; of the second nothing is known."""
+    out, _, arguments = site
+    (Path(arguments[0]) / "sub-1/anat/sub-1_T1w.nii.gz").write_bytes(b"no image")
+    done = iqtflow(*arguments, "--stop-on-first-crash")
+    assert done.returncode == 1, done.stdout + done.stderr
+    tail = done.stdout.splitlines()[-4:]
+    assert "stopped at the first failure" in tail[-1]
+    assert "sub-1_T1w.nii.gz" in tail[0]
+    assert "enhanced," not in done.stdout
+    assert not list(out.rglob("*_desc-iqt_T1w.nii.gz"))

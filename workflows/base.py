@@ -122,11 +122,18 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
             graph = build_prepare_graph(chosen, settings, name=name, skipped=skipped)
         failures = run_graph(graph, settings, logs)
     failed, others = _by_scan(failures, chosen)
+    code = exit_code_of_failures(failure.exit_code for failure in failures)
+    if failures and settings.run.stop_on_first_crash:  # nobody knows of the rest how far it came
+        for path, failure in failed.items():
+            print(describe(path, failure), flush=True)
+        report_failures(others)
+        print("iqtflow: stopped at the first failure; the same command goes on from here", flush=True)
+        return code
     if settings.run.mode != "calibrate":
         _write_pages(settings, chosen, skipped, failed)
     _summarise(settings, chosen, skipped, failed)
     report_failures(others)
-    return exit_code_of_failures(failure.exit_code for failure in failures)
+    return code
 
 
 def _by_scan(

@@ -8,6 +8,7 @@ turn. This one starts what is ready and fits, through an executor: processes of 
 
 from __future__ import annotations
 
+import gc
 import heapq
 import logging
 import os
@@ -130,6 +131,8 @@ class SchedulerPlugin(PluginBase):
 
     def run(self, graph: nx.DiGraph, config: Mapping[str, Any], updatehash: bool = False) -> None:  # noqa: FBT001, FBT002
         """Run all nodes of an expanded graph, or as many as failures leave possible."""
+        gc.freeze()  # the graph stays until the end: nothing in it is to be looked through again
+        gc.enable()
         self._graph = graph
         self._waits_for = {node: set(graph.predecessors(node)) for node in graph}
         self._rank = _ranks(graph)
