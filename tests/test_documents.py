@@ -26,7 +26,7 @@ from iqtflow.errors import UsageError
 
 PAGES = list_pages()
 #: Pages whose commands are run, in their order; for a newcomer each of them has to work.
-RUN = ("README.md", "docs/quickstart.md", "docs/usage.md", "docs/calibration.md")
+RUN = ("README.md", "docs/quickstart.md", "docs/usage.md")
 #: What makes a shown command affordable here.
 TRAINING = [
     "--filters",
@@ -161,7 +161,7 @@ def run(call: list[str], command: Command, sandbox: Sandbox) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1", "HOME": os.fspath(sandbox.root / "home")},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
     )
     said = done.stdout + done.stderr
     refusal = any("error:" in line for line in command.answer)
