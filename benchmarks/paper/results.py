@@ -174,7 +174,7 @@ def _best(results: Results, cells: Sequence[Cell], measure: str) -> tuple[float,
 def _entry(results: Results, cell: Cell, measure: str, best: tuple[float, float]) -> str:
     scores, digits = results.get(cell)[measure], DIGITS[measure]
     mean, deviation = float(np.mean(list(scores.values()))), spread(scores)
-    shown = [f"{mean:.{digits}f}", f"{deviation:.{digits}f}"]
+    shown = [f"{mean:.{digits}f}", "-" if np.isnan(deviation) else f"{deviation:.{digits}f}"]
     shown = [
         f"**{text}**" if value == top else text
         for text, value, top in zip(shown, (mean, deviation), best, strict=True)
