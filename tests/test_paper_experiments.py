@@ -138,8 +138,9 @@ def test_claims_hold_fail_or_stay_open(lin2019):
     lines = judge(Results(lin2019, figures))
 
     def verdict(claim: str) -> str:
-        return next(line for line in lines if claim in line and "k = 8:" not in line)
+        return next(line for line in lines if claim in line and "k = 8, " not in line)
 
+    assert sum(", PSNR: " in line for line in lines) == sum(", MSSIM (3-D): " in line for line in lines) > 0
     assert "holds for what has been run" in verdict("better than the cubic spline")
     assert "does not hold" in verdict("ANISO U-Net(2) is the best")
     assert ": holds" in verdict("More draws are better") and "2-aniso2-4-k4" in verdict(

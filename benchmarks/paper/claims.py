@@ -13,7 +13,8 @@ from benchmarks.paper.design import Cell
 if TYPE_CHECKING:
     from benchmarks.paper.results import Results, Scores
 
-MEASURE = "psnr"  #: that claims are judged by
+#: What claims are judged by: name, digits and unit of a difference.
+MEASURES = {"psnr": ("PSNR", 2, " dB"), "mssim": ("MSSIM (3-D)", 4, "")}
 
 
 class Pair(NamedTuple):
@@ -25,7 +26,7 @@ class Pair(NamedTuple):
 
 
 def judge(results: Results) -> list[str]:
-    """Judge each claim of the design; one item of a Markdown list for each.
+    """Judge each claim of the design by PSNR and by MSSIM; one item of a Markdown list for each.
 
     A claim holds at a factor when all its differences have the claimed sign with p < 0.01 (for "not worse":
     when none has the opposite sign with p < 0.01). It does not hold when one has the opposite sign with
@@ -34,13 +35,14 @@ def judge(results: Results) -> list[str]:
     """
     lines = []
     for claim in results.design.fields.get("claims", ()):
-        for label, pairs, missing in _pairs(results, claim):
-            verdict = _verdict(pairs, missing, at_least=claim.get("at_least", False))
-            shown = "; ".join(f"{pair.text} {pair.difference:+.2f} dB, p = {pair.p:.3g}" for pair in pairs)
-            absent = f"not run: {', '.join(missing)}" if missing else ""
-            lines.append(
-                f"* **{claim['text']}**{label}: {verdict}. " + "; ".join(filter(None, [shown, absent]))
-            )
+        for measure, (name, digits, unit) in MEASURES.items():
+            for label, pairs, missing in _pairs(results, claim, measure):
+                verdict = _verdict(pairs, missing, at_least=claim.get("at_least", False))
+                shown = [f"{p.text} {p.difference:+.{digits}f}{unit}, p = {p.p:.3g}" for p in pairs]
+                absent = [f"not run: {', '.join(missing)}"] if missing else []
+                lines.append(
+                    f"* **{claim['text']}**{label}, {name}: {verdict}. {'; '.join([*shown, *absent])}"
+                )
     return lines
 
 
@@ -58,7 +60,9 @@ def _verdict(pairs: Sequence[Pair], missing: Sequence[str], *, at_least: bool) -
     return "not decided"
 
 
-def _pairs(results: Results, claim: Mapping[str, Any]) -> list[tuple[str, list[Pair], list[str]]]:
+def _pairs(
+    results: Results, claim: Mapping[str, Any], measure: str
+) -> list[tuple[str, list[Pair], list[str]]]:
     """Label, comparisons and missing cells of a claim, for each factor (or for all together)."""
     cells = {(c.place, c.k): c for c in results.design.cells}
     factors = results.design.fields["factors"]
@@ -66,7 +70,12 @@ def _pairs(results: Results, claim: Mapping[str, Any]) -> list[tuple[str, list[P
         wanted = [(cells[place, low], cells[place, high]) for place in claim["factors"]
                   for low, high in pairwise(factors)]  # fmt: skip
         return [
-            ("", *_compare_all(results, wanted, lambda low, high: f"{low.place}: k = {low.k} over {high.k}"))
+            (
+                "",
+                *_compare_all(
+                    results, wanted, lambda low, high: f"{low.place}: k = {low.k} over {high.k}", measure
+                ),
+            )
         ]
     found = []
     for k in factors:
@@ -83,7 +92,11 @@ def _pairs(results: Results, claim: Mapping[str, Any]) -> list[tuple[str, list[P
             wanted = [(cells[a, k], cells[b, k]) for a in claim["better"] for b in claim["than"]]
             absent = []
         pairs, missing = _compare_all(
-            results, wanted, lambda a, b: f"{a.row} over {b.row}", spread=claim.get("measure") == "spread"
+            results,
+            wanted,
+            lambda a, b: f"{a.row} over {b.row}",
+            measure,
+            spread=claim.get("measure") == "spread",
         )
         found.append((f", k = {k}", pairs, sorted({*missing, *absent})))
     return found
@@ -93,6 +106,7 @@ def _compare_all(
     results: Results,
     wanted: Sequence[tuple[Cell, Cell]],
     label: Callable[[Cell, Cell], str],
+    measure: str,
     *,
     spread: bool = False,
 ) -> tuple[list[Pair], list[str]]:
@@ -101,7 +115,7 @@ def _compare_all(
         absent = [c.name for c in (first, second) if not results.get(c)]
         missing.update(absent)
         if not absent:
-            ours, theirs = results.get(first)[MEASURE], results.get(second)[MEASURE]
+            ours, theirs = results.get(first)[measure], results.get(second)[measure]
             test = compare_spread if spread else compare_mean
             pairs.append(Pair(label(first, second), *test(ours, theirs)))
     return pairs, sorted(missing)
