@@ -1,0 +1,133 @@
+"""The group level of training alone, as a job of its own: it reads what the participant level left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_affine, write_scan
+from phantoms import make_brain
+from training_phantoms import SHAPE, simulate, write_libraries
+
+from iqtflow.errors import InputError
+from iqtflow.geometry import thick_affine
+from iqtflow.models import read_card, stamp_figures
+from iqtflow.pairs import write_pairs
+from iqtflow.patches import read_library
+
+AFFINE = make_affine((1.6, 1.6, 1.6))
+SMALL = ["--filters", "2", "--batch-size", "2", "--steps", "4", "--steps-per-epoch", "2", "--nprocs", "2"]
+SMALL += ["--validation-batches", "1", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> tuple[Path, Path]:
+    """Three people as the participant level leaves them: data set, and derivatives."""
+    root = tmp_path_factory.mktemp("group")
+    bids, out = root / "bids", root / "out"
+    (out / "patches").mkdir(parents=True)
+    bids.mkdir()
+    (bids / "dataset_description.json").write_text('{"Name": "test", "BIDSVersion": "1.10.0"}')
+    for path in write_libraries(out / "patches", n_draws=2):
+        label = path.name.split("_")[0].removeprefix("sub-")
+        pairs = out / f"patches/sub-{label}_pairs.npy"
+        write_pairs(pairs, read_library(path), n_draws=2, fraction=0.2)
+        brain = make_brain(SHAPE, seed=int(label))
+        draw = simulate(brain, axis=2, k=4, seed=int(label))
+        anat = out / f"sub-{label}/anat"
+        write_scan(bids / f"sub-{label}/anat/sub-{label}_T1w.nii.gz", brain.intensity, AFFINE)
+        write_scan(anat / f"sub-{label}_desc-sim01_T1w.nii.gz", draw.volume, thick_affine(AFFINE, 4))
+        write_scan(anat / f"sub-{label}_desc-brain_mask.nii.gz", brain.mask.astype(np.uint8), AFFINE)
+        (anat / f"sub-{label}_desc-sim01_T1w.json").write_text('{"SkullStripped": true}')
+    return bids, out
+
+
+def group(bids, out, work, *options):
+    command = [sys.executable, "-m", "iqtflow.cli", bids, out, "group", "--mode", "train", "-w", work]
+    command += [*SMALL, *options]
+    return subprocess.run(
+        list(map(str, command)),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=3000,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(prepared, tmp_path_factory):
+    """Two networks on fresh draws; nobody said who trains and who judges."""
+    run = group(*prepared, tmp_path_factory.mktemp("work"), "--model-name", "tiny", "--ensemble", "2")
+    assert run.returncode == 0, run.stdout + run.stderr
+    return prepared[1], run.stdout
+
+
+@pytest.mark.slow
+def test_a_split_is_drawn_kept_and_written_into_the_model(trained):
+    out, said = trained
+    split = json.loads((out / "models/split.json").read_text())
+    assert sorted(label for labels in split.values() for label in labels) == ["sub-0", "sub-1", "sub-2"]
+    assert [len(labels) for labels in split.values()] == [1, 1, 1]
+    card = read_card(out / "models/tiny.safetensors")
+    assert {
+        part: [f"sub-{label}" for label in labels] for part, labels in card["training"]["split"].items()
+    } == split
+    assert "drawn and stored" in said
+
+
+@pytest.mark.slow
+def test_members_have_seeds_of_their_own_and_are_judged_one_by_one(trained):
+    out, said = trained
+    card = read_card(out / "models/tiny.safetensors")
+    plans = [facts["plan"] for facts in card["training"]["members"]]
+    assert plans[0]["seed"] != plans[1]["seed"]
+    assert {**plans[0], "seed": None} == {**plans[1], "seed": None}
+    judged = card["figures"]["subjects"]
+    rows = [row.split("\t") for row in (out / "group_metrics.tsv").read_text().splitlines()]
+    assert [row[:2] for row in rows[1:]] == [
+        [f"sub-{label}", method] for label in judged for method in ("spline", "iqt", "member-1", "member-2")
+    ]
+    assert set(rows[0]) == set(json.loads((out / "group_metrics.json").read_text()))
+    summary = json.loads((out / "models/tiny_summary.json").read_text())
+    for figure in ("psnr", "mssim", "mssim_slicewise"):
+        alone = [summary[figure]["members"][f"member-{i}"]["mean"] for i in (1, 2)]
+        assert summary[figure]["mean_of_members"]["mean"] == pytest.approx(np.mean(alone))
+    assert f"PSNR {summary['psnr']['iqt']['mean']:.2f} dB" in said
+    for file in ("group.html", "models/tiny_member-1_curves.csv", "models/tiny_member-2_curves.csv"):
+        assert (out / file).exists(), file
+
+
+@pytest.mark.slow
+def test_the_explicit_library_of_stored_draws_trains_on_the_same_split(trained, prepared, tmp_path):
+    out, _ = trained
+    split = (out / "models/split.json").read_text()
+    options = ["--draws", "2", "--patch-library", "pairs", "--model-name", "explicit", "--random-seed", "7"]
+    run = group(*prepared, tmp_path / "work", *options)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "split read from" in run.stdout and (out / "models/split.json").read_text() == split
+    (member,) = read_card(out / "models/explicit.safetensors")["training"]["members"]
+    assert member["plan"]["draws"] == 2 and member["plan"]["seed"] == 7
+
+
+@pytest.mark.slow
+def test_figures_on_a_subject_that_was_trained_on_are_not_written(trained, tmp_path):
+    """The last of several guards."""
+    out, _ = trained
+    model = out / "models/tiny.safetensors"
+    trained_on = read_card(model)["training"]["members"][0]["training_subjects"]
+    with pytest.raises(InputError, match="which it was trained on"):
+        stamp_figures(model, tmp_path / "x.safetensors", {"subjects": trained_on})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_subjects_without_the_library_that_is_asked_for_are_named(prepared, tmp_path):
+    bids, out = prepared
+    (tmp_path / "split.json").write_text('{"train": ["0"], "validation": ["9"], "evaluation": []}')
+    run = group(bids, out, tmp_path / "work", "--split", tmp_path / "split.json")
+    assert run.returncode == 2
+    assert "sub-9" in run.stderr and "participant level" in run.stderr
