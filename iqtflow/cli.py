@@ -120,6 +120,7 @@ def settle(options: argparse.Namespace) -> tuple[Settings, str]:
         ("train", "snr_prior"),
         ("train", "split"),
         ("train", "start_from"),
+        ("train", "evaluate_model"),
         ("run", "use_plugin"),
     ):
         given[section][key] = _absolute_file(given[section][key], f"--{key.replace('_', '-')}")

@@ -112,6 +112,7 @@ class TrainSettings:
     shrink: int = 2  #: b, shrinking layers in each bottleneck block; 2 or 3 in the paper
     residual: bool = True  #: the network learns what to add to the cubic spline; False is the paper's network
     start_from: str | None = None  #: name of a shipped model, or path of one, to begin with its weights
+    evaluate_model: str | None = None  #: name or path of a model to judge, instead of training one
     ensemble: int = 1  #: networks trained from different seeds
     batch_size: int = 32  #: patches in an optimisation step
     learning_rate: float = 1e-3  #: of Adam, at the first step

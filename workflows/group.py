@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from iqtflow.workflows.judge import check_judged, people_to_judge_on, prepared, trained
 from iqtflow.workflows.run import report_failures, run_graph
 from nipype.pipeline.engine import Workflow
 
@@ -45,12 +46,17 @@ def run_group(settings: Settings, logs: Path) -> int:
 
     from iqtflow.report.training import write_training_page
 
-    split = settle_split(settings)
+    split = settle_split(settings) if settings.train.evaluate_model is None else people_to_judge_on(settings)
     output = settings.paths.output_dir
     kind = "pairs.npy" if settings.train.patch_library == "pairs" else "patches.safetensors"
-    libraries = {part: find_libraries(output, split[part], kind=kind) for part in ("train", "validation")}
     evaluation = find_evaluation(settings, split["evaluation"])
+    libraries: dict[str, list[Path]] = {}
+    if settings.train.evaluate_model is None:
+        libraries = {part: find_libraries(output, split[part], kind=kind) for part in ("train", "validation")}
     name = settings.train.model_name or f"iqt-k{settings.train.upsampling_factor}"
+    if settings.train.evaluate_model is not None:
+        card = check_judged(settings.train.evaluate_model, evaluation, settings)
+        name = settings.train.model_name or card["name"]
     workflow = build_train_graph(
         libraries,
         evaluation,
@@ -87,10 +93,8 @@ def settle_split(settings: Settings) -> dict[str, tuple[str, ...]]:
     """
     if settings.train.split is not None:
         return read_split(settings.train.split)
-    output, wanted = settings.paths.output_dir, settings.run.participant_labels
-    prepared = {path.name.split("_")[0].removeprefix("sub-") for path in (output / "patches").glob("sub-*")}
-    labels = sorted(prepared & set(wanted) if wanted else prepared)
-    path = output / "models" / "split.json"
+    labels = prepared(settings)
+    path = settings.paths.output_dir / "models" / "split.json"
     stored = path.exists()
     split = keep_split(path, labels, seed=settings.run.seed, ratio=settings.train.split_ratio)
     sizes = ", ".join(f"{len(split[part])} {part}" for part in SPLIT_PARTS)
@@ -204,7 +208,6 @@ def build_train_graph(
     from iqtflow.interfaces.sink import SinkDerivative
     from iqtflow.interfaces.train import StampFigures
     from iqtflow.workflows.evaluate import init_evaluate_wf
-    from iqtflow.workflows.train import init_train_wf
     from nipype.interfaces.utility import Merge
     from nipype.pipeline.engine import Node
 
@@ -216,26 +219,13 @@ def build_train_graph(
             name=f"sink_{label}",
         )
 
-    training = init_train_wf(
-        model_name=model_name,
-        ensemble=train.ensemble,
-        seed=run.seed,
-        device=run.device,
-        omp_nthreads=run.omp_nthreads,
-        devices=train.devices,
-        num_nodes=train.num_nodes,
-        tensorboard_dir=settings.paths.work_dir / "tensorboard" if train.tensorboard else None,
-        checkpoint_dir=settings.paths.work_dir / "checkpoints",
-        split=split,
-        training=_training_inputs(train),
-        mem_gb=training_gb(batch_size=train.batch_size, filters=train.filters)
-        + (CUDA_GB if run.device == "cuda" else 0),
-    )
-    given = training.get_node("inputnode").inputs
-    for part, files in libraries.items():
-        setattr(given, f"{part}_libraries", [os.fspath(path) for path in files])
+    if train.evaluate_model is not None:
+        training, n_members = trained(train.evaluate_model), 0
+    else:
+        training = _to_train(settings, libraries, split=split, model_name=model_name)
+        n_members = train.ensemble
     workflow = Workflow(name=name)
-    for member in range(1, train.ensemble + 1):
+    for member in range(1, n_members + 1):
         curves = sink(f"curves{member}", f"models/{model_name}_member-{member}_curves.csv")
         workflow.connect(training, f"outputnode.curves{member}", curves, "in_file")
     model = sink("model", f"models/{model_name}.safetensors")
@@ -244,7 +234,7 @@ def build_train_graph(
         return workflow
 
     scores = Node(Merge(len(evaluation)), name="scores")
-    members = train.ensemble if train.ensemble > 1 else 0  # a single network is the model
+    members = n_members if n_members > 1 else 0  # a single network is the model
     for i, scan in enumerate(evaluation, start=1):
         evaluate = init_evaluate_wf(
             name=f"evaluate_{scan.subject}",
@@ -287,6 +277,38 @@ def build_train_graph(
         ]
     )
     return workflow
+
+
+def _to_train(
+    settings: Settings,
+    libraries: Mapping[str, Sequence[Path]],
+    *,
+    split: Mapping[str, Sequence[str]],
+    model_name: str,
+) -> Workflow:
+    """Return the graph that trains, with its inputs."""
+    from iqtflow.workflows.train import init_train_wf
+
+    run, train = settings.run, settings.train
+    training = init_train_wf(
+        model_name=model_name,
+        ensemble=train.ensemble,
+        seed=run.seed,
+        device=run.device,
+        omp_nthreads=run.omp_nthreads,
+        devices=train.devices,
+        num_nodes=train.num_nodes,
+        tensorboard_dir=settings.paths.work_dir / "tensorboard" if train.tensorboard else None,
+        checkpoint_dir=settings.paths.work_dir / "checkpoints",
+        split=split,
+        training=_training_inputs(train),
+        mem_gb=training_gb(batch_size=train.batch_size, filters=train.filters)
+        + (CUDA_GB if run.device == "cuda" else 0),
+    )
+    given = training.get_node("inputnode").inputs
+    for part, files in libraries.items():
+        setattr(given, f"{part}_libraries", [os.fspath(path) for path in files])
+    return training
 
 
 def _training_inputs(train: TrainSettings) -> dict:

@@ -147,6 +147,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="model whose weights training begins with: a name from --list-models, or a file",
         shown="none, random weights",
     )
+    add(
+        network,
+        *("evaluate_model", "--evaluate-model"),
+        metavar="MODEL",
+        help="train nothing at group level: judge this model on the evaluation subjects; a name or a file",
+        shown="none",
+    )
     add(network, "ensemble", "--ensemble", **count, help="networks, from different seeds")
     add(network, "model_name", "--model-name", metavar="NAME", help="of the model written", shown="by factor")
 

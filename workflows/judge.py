@@ -1,0 +1,89 @@
+"""Group level of training without training: a model that exists, judged on people that it has not seen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from nipype.pipeline.engine import Workflow
+
+from iqtflow.config import Settings
+from iqtflow.errors import UsageError
+from iqtflow.models import find_model, read_card
+from iqtflow.split import SPLIT_PARTS, read_split
+
+if TYPE_CHECKING:
+    from iqtflow.workflows.group import EvaluationScan
+
+
+def people_to_judge_on(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Return a split for a model that is not to be trained: all who were prepared are to judge it by, or
+    those whom a split that was given keeps for that.
+    """
+    if settings.train.split is not None:
+        return read_split(settings.train.split)
+    return {**dict.fromkeys(SPLIT_PARTS, ()), "evaluation": tuple(prepared(settings))}
+
+
+def check_judged(
+    model: str | os.PathLike, evaluation: Sequence[EvaluationScan], settings: Settings
+) -> dict[str, Any]:
+    """Return the card of a model that is to be judged; say so where it may know the people it is judged on.
+
+    Raises
+    ------
+    InputError
+        The model cannot be read.
+    UsageError
+        There is nobody to judge it on, or it is for scans of another up-scaling factor.
+    """
+    card = read_card(model)
+    if not evaluation:
+        raise UsageError(
+            "--evaluate-model",
+            found="no evaluation subject in the split",
+            expected="at least one",
+            next_step='Name people whom the model has not seen in the list "evaluation" of --split.',
+        )
+    if card["k"] != settings.train.upsampling_factor:
+        raise UsageError(
+            "--evaluate-model",
+            found=f"{card['name']}, a model for k = {card['k']}",
+            expected=f"one for k = {settings.train.upsampling_factor}, as the simulated scans",
+            next_step=f"Give -k {card['k']}, at participant level too.",
+        )
+    training = card.get("training", {})
+    seen = {
+        label
+        for part in (training, *training.get("members", ()))
+        for kind in ("training_subjects", "validation_subjects")
+        for label in part.get(kind, ())
+    }
+    both = sorted(seen & {scan.subject for scan in evaluation})
+    if both:
+        print(
+            f"  note: {', '.join(f'sub-{label}' for label in both)}: people of these labels trained "
+            f"{card['name']}. If they are the same people, the figures say nothing about others.",
+            flush=True,
+        )
+    return card
+
+
+def prepared(settings: Settings) -> list[str]:
+    """Labels, of those asked for, that the participant level has prepared."""
+    folder, wanted = settings.paths.output_dir / "patches", settings.run.participant_labels
+    found = {path.name.split("_")[0].removeprefix("sub-") for path in folder.glob("sub-*")}
+    return sorted(found & set(wanted) if wanted else found)
+
+
+def trained(model: str) -> Workflow:
+    """Return a graph that stands for a training which is over: it hands on the model."""
+    from nipype.interfaces.utility import IdentityInterface
+    from nipype.pipeline.engine import Node
+
+    outputnode = Node(IdentityInterface(["model"]), name="outputnode")
+    outputnode.inputs.model = os.fspath(find_model(model)[0])
+    workflow = Workflow(name="train")
+    workflow.add_nodes([outputnode])
+    return workflow
