@@ -131,3 +131,25 @@ def test_subjects_without_the_library_that_is_asked_for_are_named(prepared, tmp_
     run = group(bids, out, tmp_path / "work", "--split", tmp_path / "split.json")
     assert run.returncode == 2
     assert "sub-9" in run.stderr and "participant level" in run.stderr
+
+
+@pytest.mark.slow
+def test_a_model_that_exists_is_judged_on_people_that_it_has_never_seen(trained, prepared, tmp_path):
+    out, _ = trained
+    model, before = out / "models/tiny.safetensors", (out / "group_metrics.tsv").read_text().splitlines()
+    judge = ["--model-name", "again", "--evaluate-model", model]
+    everybody = group(*prepared, tmp_path / "work", *judge)
+    assert everybody.returncode == 2 and "among the people that trained tiny" in everybody.stderr
+    judged = group(*prepared, tmp_path / "work", *judge, "--split", out / "models/split.json")
+    assert judged.returncode == 0, judged.stdout + judged.stderr
+    after = (out / "group_metrics.tsv").read_text().splitlines()
+    assert after == [row for row in before if "member-" not in row]  # the same model, the same figures
+    cards = [read_card(out / f"models/{name}.safetensors") for name in ("tiny", "again")]
+    assert cards[0]["training"] == cards[1]["training"]
+    assert cards[0]["figures"]["subjects"] == cards[1]["figures"]["subjects"]
+
+
+def test_a_model_for_another_factor_is_not_judged(prepared, tmp_path):
+    run = group(*prepared, tmp_path / "work", "--evaluate-model", "iqt-k8")
+    assert run.returncode == 2
+    assert "found iqt-k8, a model for k = 8; expected one for k = 4" in run.stderr

@@ -29,14 +29,14 @@ def people_to_judge_on(settings: Settings) -> dict[str, tuple[str, ...]]:
 def check_judged(
     model: str | os.PathLike, evaluation: Sequence[EvaluationScan], settings: Settings
 ) -> dict[str, Any]:
-    """Return the card of a model that is to be judged; say so where it may know the people it is judged on.
+    """Return the card of a model that is to be judged on people that it does not know.
 
     Raises
     ------
     InputError
         The model cannot be read.
     UsageError
-        There is nobody to judge it on, or it is for scans of another up-scaling factor.
+        There is nobody to judge it on, it has seen them, or it is for scans of another up-scaling factor.
     """
     card = read_card(model)
     if not evaluation:
@@ -60,12 +60,14 @@ def check_judged(
         for kind in ("training_subjects", "validation_subjects")
         for label in part.get(kind, ())
     }
-    both = sorted(seen & {scan.subject for scan in evaluation})
+    both = ", ".join(sorted(f"sub-{scan.subject}" for scan in evaluation if scan.subject in seen))
     if both:
-        print(
-            f"  note: {', '.join(f'sub-{label}' for label in both)}: people of these labels trained "
-            f"{card['name']}. If they are the same people, the figures say nothing about others.",
-            flush=True,
+        raise UsageError(
+            "--evaluate-model",
+            found=f"{both} among the people that trained {card['name']}",
+            expected="people that it has never seen",
+            next_step='Name others in the list "evaluation" of --split, or give people other labels if only '
+            "the labels are the same.",
         )
     return card
 
