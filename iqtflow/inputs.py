@@ -16,8 +16,8 @@ def keep_inputs(settings: Settings) -> list[Scan]:
     """Find the scans of a run, and keep them for the next call of `find_inputs` with such settings: a large
     data set takes seconds to look through.
     """
+    _kept.clear()  # what an earlier command in this process has kept is not to be believed
     scans = find_inputs(settings)
-    _kept.clear()
     _kept[_key(settings)] = scans
     return scans
 

@@ -174,6 +174,7 @@ def test_jobs_that_describe_one_folder_at_a_time_do_not_tear_the_file(tmp_path):
     )
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         ".bidsignore",
+        "README.md",
         "dataset_description.json",
     ]
 
