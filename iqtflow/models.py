@@ -198,6 +198,17 @@ def join_models(
     return _write(path, tensors, {**first, "name": name, "n_members": count, "training": facts})
 
 
+def known_subjects(card: Mapping[str, Any]) -> set[str]:
+    """Return the labels of all who trained a model, or decided when its training ended."""
+    training = card.get("training", {})
+    return {
+        label
+        for facts in [training, *training.get("members", [])]
+        for part in ("training_subjects", "validation_subjects")
+        for label in facts.get(part, [])
+    }
+
+
 def stamp_figures(source: str | os.PathLike, path: str | os.PathLike, figures: Mapping[str, Any]) -> Path:
     """Copy a model with figures on evaluation subjects in its card; the weights stay as they are.
 
@@ -207,14 +218,7 @@ def stamp_figures(source: str | os.PathLike, path: str | os.PathLike, figures: M
         A subject of the figures (``subjects``, where they tell) was trained on; or as `load_model`.
     """
     tensors, card, _ = _read(source)
-    training = card.get("training", {})
-    seen = {
-        label
-        for facts in [training, *training.get("members", [])]
-        for part in ("training_subjects", "validation_subjects")
-        for label in facts.get(part, [])
-    }
-    both = sorted(seen.intersection(figures.get("subjects", [])))
+    both = sorted(known_subjects(card).intersection(figures.get("subjects", [])))
     if both:
         raise _refuse(
             source,

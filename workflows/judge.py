@@ -10,7 +10,7 @@ from nipype.pipeline.engine import Workflow
 
 from iqtflow.config import Settings
 from iqtflow.errors import UsageError
-from iqtflow.models import find_model, read_card
+from iqtflow.models import find_model, known_subjects, read_card
 from iqtflow.split import SPLIT_PARTS, read_split
 
 if TYPE_CHECKING:
@@ -53,14 +53,8 @@ def check_judged(
             expected=f"one for k = {settings.train.upsampling_factor}, as the simulated scans",
             next_step=f"Give -k {card['k']}, at participant level too.",
         )
-    training = card.get("training", {})
-    seen = {
-        label
-        for part in (training, *training.get("members", ()))
-        for kind in ("training_subjects", "validation_subjects")
-        for label in part.get(kind, ())
-    }
-    both = ", ".join(sorted(f"sub-{scan.subject}" for scan in evaluation if scan.subject in seen))
+    known = known_subjects(card)
+    both = ", ".join(sorted(f"sub-{scan.subject}" for scan in evaluation if scan.subject in known))
     if both:
         raise UsageError(
             "--evaluate-model",
