@@ -26,8 +26,12 @@ class _ReportInputSpec(DynamicTraitedSpec):
     )
     subject = traits.Str(mandatory=True, desc="label of the subject")
     inputs_named = traits.List(traits.Str, mandatory=True, desc="the scans, one path for each")
+    # As names, not as files: nipype takes a string that names a file for the file's content, and whether these
+    # have been stored yet is a race.
     outputs_named = traits.List(
-        traits.Str, desc="for each scan, where its results are stored: the names that the page shows"
+        traits.Str,
+        hash_files=False,
+        desc="for each scan, where its results are stored: the names that the page shows",
     )
     others = traits.List(traits.Dict, desc="records of scans that were skipped, shown on the same page")
     convention = traits.Enum(

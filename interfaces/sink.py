@@ -24,7 +24,8 @@ class _SinkInputSpec(BaseInterfaceInputSpec):
         desc="file to store; nothing is stored when undefined (a single network has no standard deviation)",
     )
     base_directory = traits.Str(mandatory=True, desc="root of the derivatives")
-    name = traits.Str(mandatory=True, desc="path under the root")
+    # Not as a file: it would be one where the current folder is the root.
+    name = traits.Str(mandatory=True, hash_files=False, desc="path under the root")
     metadata = traits.Dict(desc="fields of the JSON sidecar; no sidecar is written without any")
     metadata_files = traits.List(
         File(exists=True), desc="JSON files whose fields are added, later ones winning"

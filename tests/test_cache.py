@@ -47,11 +47,11 @@ class Site:
         self.bids, self.out, self.work, self.options = root / "bids", root / "out", root / "work", options
         dataset(self.bids)
 
-    def run(self, *more: object, program: str | None = None) -> list[str]:
+    def run(self, *more: object, program: str | None = None, **options: object) -> list[str]:
         before = stamps(self.work) if self.work.exists() else {}
         arguments = [self.bids, self.out, "participant", "-w", self.work, *self.options, *more]
         if program is None:
-            done = iqtflow(*arguments)
+            done = iqtflow(*arguments, **options)
         else:
             done = subprocess.run(
                 [sys.executable, "-c", program, *map(str, arguments)],
@@ -80,6 +80,11 @@ def site(untrained_model, tmp_path_factory):
 
 def test_the_same_command_again_runs_nothing(site):
     assert site.run() == []
+
+
+def test_another_current_folder_runs_nothing(site):
+    """In the derivatives' own folder their relative names are files."""
+    assert site.run(cwd=site.out) == []
 
 
 def test_touched_and_copied_inputs_run_nothing(site, tmp_path):

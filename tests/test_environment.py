@@ -61,9 +61,10 @@ def test_matplotlib_s_folder_goes_when_the_program_ends(tmp_path):
     # A file in the place of the home: not even root can write into it.
     home = tmp_path / "home"
     home.write_text("")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "MPLCONFIGDIR"))}
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**{k: v for k, v in os.environ.items() if not k.startswith("XDG_")}, "HOME": os.fspath(home)},
+        env={**kept, "HOME": os.fspath(home)},
         capture_output=True,
         text=True,
         check=True,

@@ -176,6 +176,23 @@ def test_the_node_writes_the_page_with_the_names_of_the_derivatives(record, tmp_
     assert found.says("None was measured"), "a single network has no uncertainty"
 
 
+def test_the_page_does_not_depend_on_whether_its_volumes_are_stored_yet(tmp_path):
+    """The node that stores them runs at the same time: a page drawn before it would be drawn twice."""
+    from iqtflow.interfaces.report import ReportSubject
+
+    stored = tmp_path / "sub-01_desc-iqt_T1w.nii.gz"
+    node = ReportSubject(
+        n_scans=1,
+        base_directory=str(tmp_path),
+        subject="01",
+        inputs_named=["scan.nii.gz"],
+        outputs_named=[str(stored)],
+    )
+    before = node.inputs.get_hashval(hash_method="content")
+    stored.write_bytes(b"stored")
+    assert node.inputs.get_hashval(hash_method="content") == before
+
+
 def test_writing_pages_never_loads_torch():
     code = "import iqtflow.interfaces.report, iqtflow.report, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
