@@ -28,18 +28,23 @@ class _EvaluateInputSpec(BaseInterfaceInputSpec):
     mask = File(exists=True, mandatory=True, desc="brain mask on the truth's grid")
     enhanced = File(exists=True, mandatory=True, desc="volume enhanced by the network")
     spline = File(exists=True, mandatory=True, desc="cubic B-spline interpolation of the same scan")
+    std = File(
+        exists=True, desc="standard deviation that came with the enhanced volume, to hold the error against"
+    )
     members = InputMultiObject(
         File(exists=True), desc="the same scan enhanced by each network of the ensemble alone"
     )
 
 
 class _EvaluateOutputSpec(TraitedSpec):
-    out_file = File(exists=True, desc="JSON: PSNR and MSSIM of each method")
+    out_file = File(
+        exists=True, desc="JSON: PSNR and MSSIM of each method, and reliability of the standard deviation"
+    )
 
 
 class EvaluateVolume(SimpleInterface):
     """PSNR and MSSIM of the enhanced volume and of the cubic spline, inside the brain (Lin et al. 2019,
-    section 3.1).
+    section 3.1); with a standard deviation map, also how the error grows with it.
     """
 
     input_spec = _EvaluateInputSpec
@@ -48,13 +53,23 @@ class EvaluateVolume(SimpleInterface):
     def _run_interface(self, runtime):
         from iqtflow.evaluation import evaluate_files
         from iqtflow.nifti import write_json
+        from iqtflow.reliability import NoVariation, in_percent, reliability_of_files
 
         methods = {"spline": self.inputs.spline, "iqt": self.inputs.enhanced}
         if isdefined(self.inputs.members):
             methods.update({f"member-{i}": path for i, path in enumerate(self.inputs.members, start=1)})
         scores = evaluate_files(self.inputs.reference, self.inputs.mask, methods)
+        record = {"subject": self.inputs.subject, "methods": scores}
+        if isdefined(self.inputs.std):
+            try:
+                found = reliability_of_files(
+                    self.inputs.reference, self.inputs.mask, self.inputs.enhanced, self.inputs.std
+                )
+                record["reliability"] = in_percent(found)
+            except NoVariation as fault:  # networks that agree everywhere have PSNR and MSSIM all the same
+                print(f"sub-{self.inputs.subject}: reliability not measured: {fault}", flush=True)
         out = os.path.join(runtime.cwd, "metrics.json")
-        write_json(out, {"subject": self.inputs.subject, "methods": scores})
+        write_json(out, record)
         self._results["out_file"] = out
         return runtime
 
@@ -67,7 +82,8 @@ class _SummariseOutputSpec(TraitedSpec):
     out_file = File(exists=True, desc="table (.tsv), one row for each subject and method")
     dictionary_file = File(exists=True, desc="data dictionary of the table (.json)")
     summary_file = File(
-        exists=True, desc="JSON: mean and standard deviation of each method, gain, Wilcoxon test"
+        exists=True,
+        desc="JSON: mean and standard deviation of each method, gain, Wilcoxon test, reliability",
     )
 
 

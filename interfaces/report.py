@@ -26,8 +26,8 @@ class _ReportInputSpec(DynamicTraitedSpec):
     )
     subject = traits.Str(mandatory=True, desc="label of the subject")
     inputs_named = traits.List(traits.Str, mandatory=True, desc="the scans, one path for each")
-    # As names, not as files: nipype takes a string that names a file for the file's content, and whether these
-    # have been stored yet is a race.
+    # As names, not as files: nipype takes a string that names a file for the file's content, and whether
+    # these have been stored yet is a race.
     outputs_named = traits.List(
         traits.Str,
         hash_files=False,

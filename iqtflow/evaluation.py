@@ -13,6 +13,7 @@ import numpy as np
 from iqtflow.errors import InputError
 from iqtflow.metrics import mssim, mssim_slicewise, psnr, wilcoxon
 from iqtflow.nifti import read_volume
+from iqtflow.reliability import summarise_reliability
 
 #: Data dictionary of the table, in the manner of BIDS.
 COLUMNS: dict[str, dict[str, Any]] = {
@@ -125,7 +126,9 @@ def summarise(
         methods, mean and smallest gain, the number of subjects that gained, and the test's n and exact p
         (None when there are too few subjects for a test). Of an ensemble also, under ``members``, mean and
         standard deviation of each network alone, and under ``mean_of_members`` those of the subjects' means
-        over the networks: the mean of scores, not the score of the mean image.
+        over the networks: the mean of scores, not the score of the mean image. Where records hold
+        ``reliability`` (of the standard deviation map, `iqtflow.reliability.in_percent`), also its summary
+        over them.
     """
     summary: dict[str, Any] = {
         "n": len(records),
@@ -157,6 +160,9 @@ def summarise(
             }
             means = scores.mean(axis=1)
             summary[name]["mean_of_members"] = {"mean": float(means.mean()), "std": _spread(means)}
+    found = [record["reliability"] for record in records if record.get("reliability")]
+    if found:
+        summary["reliability"] = summarise_reliability(found)
     return summary
 
 

@@ -50,9 +50,10 @@ def init_evaluate_wf(
     Outputs
     -------
     metrics
-        JSON: PSNR and MSSIM of the model, of its networks one by one, and of the cubic spline.
-    enhanced, spline
-        The two volumes, on one grid.
+        JSON: PSNR and MSSIM of the model, of its networks one by one, and of the cubic spline; when the model
+        writes a standard deviation, how the error grows with it.
+    enhanced, std, spline
+        The volumes, on one grid; std is undefined for a single network that does not predict its error.
     """
     from iqtflow.interfaces.enhance import EnhanceVolume
     from iqtflow.interfaces.evaluate import EvaluateVolume
@@ -63,7 +64,7 @@ def init_evaluate_wf(
     single = [f"member{i}" for i in range(1, members + 1)]
     inputnode = Node(IdentityInterface([*fields, *single]), name="inputnode")
     inputnode.inputs.skull_stripped = "auto"
-    outputnode = Node(IdentityInterface(["metrics", "enhanced", "spline"]), name="outputnode")
+    outputnode = Node(IdentityInterface(["metrics", "enhanced", "std", "spline"]), name="outputnode")
 
     def enhancing(label: str) -> Node:
         return Node(
@@ -76,13 +77,14 @@ def init_evaluate_wf(
     enhance = enhancing("enhance")
     evaluate = Node(EvaluateVolume(), name="evaluate", mem_gb=2.0)
 
+    made = [("out_file", "enhanced"), ("std_file", "std"), ("spline_file", "spline")]
     workflow = Workflow(name=name)
     workflow.connect(
         [
             (inputnode, enhance, [(field, field) for field in fields[:4]]),
             (inputnode, evaluate, [("truth", "reference"), ("mask", "mask"), ("subject", "subject")]),
-            (enhance, evaluate, [("out_file", "enhanced"), ("spline_file", "spline")]),
-            (enhance, outputnode, [("out_file", "enhanced"), ("spline_file", "spline")]),
+            (enhance, evaluate, made),
+            (enhance, outputnode, made),
             (evaluate, outputnode, [("out_file", "metrics")]),
         ]
     )

@@ -44,6 +44,7 @@ def run_group(settings: Settings, logs: Path) -> int:
     """
     from iqtflow.workflows.base import workflow_prefix
 
+    from iqtflow.reliability import reliability_phrase
     from iqtflow.report.training import write_training_page
 
     split = settle_split(settings) if settings.train.evaluate_model is None else people_to_judge_on(settings)
@@ -75,6 +76,8 @@ def run_group(settings: Settings, logs: Path) -> int:
     if evaluation:
         summary = json.loads((output / "models" / f"{name}_summary.json").read_text(encoding="utf-8"))
         print(f"iqtflow: {tell_figures(summary)}", flush=True)
+        if "reliability" in summary:
+            print(f"iqtflow: uncertainty: {reliability_phrase(summary['reliability'])}", flush=True)
     print(
         f"iqtflow: model {output / 'models' / name}.safetensors; figures {output / 'group_metrics.tsv'}; "
         f"page {output / 'group.html'}",

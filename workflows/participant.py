@@ -23,6 +23,7 @@ from iqtflow.config import Settings, TrainSettings
 from iqtflow.errors import UsageError
 from iqtflow.geometry import choose_upsampling, find_slice_geometry
 from iqtflow.inputs import engine_of
+from iqtflow.uncertainty import description, kind_of_model
 
 #: Label in BIDS, and name, of each map.
 TISSUES = {"wm": ("WM", "white matter"), "gm": ("GM", "grey matter"), "csf": ("CSF", "cerebrospinal fluid")}
@@ -85,11 +86,7 @@ def build_enhance_graph(
                     "is inferred, not measured."
                 },
             ),
-            (
-                "std",
-                "iqtstd",
-                {"Description": "Standard deviation over the ensemble, in the units of the enhanced volume."},
-            ),
+            ("std", "iqtstd", _what_std_is(model, settings)),
         ):
             sink = _sink(f"sink_{field}", settings, derivative_name(scan, desc=desc), {**shared, **extra})
             enhance.connect([(out, sink, [(field, "in_file"), (("details", _as_list), "metadata_files")])])
@@ -266,7 +263,7 @@ def choose_model_file(scan: Scan, settings: Settings) -> str | None:
 
     if settings.enhance.model is not None:
         path = find_model(settings.enhance.model)[0]
-        trained_on = _contrast_of_model(os.fspath(path), path.stat().st_mtime_ns)
+        trained_on = card_of(os.fspath(path))["contrast"]
         if trained_on != settings.enhance.contrast:
             raise UsageError(
                 settings.enhance.model,
@@ -291,12 +288,22 @@ def choose_model_file(scan: Scan, settings: Settings) -> str | None:
     return os.fspath(shipped[choose_upsampling(geometry, sorted(shipped)).k].path)
 
 
+def card_of(path: str) -> dict[str, Any]:
+    """Card of a model; its file is read once, not for each scan, and again when it has changed."""
+    return _card_of(path, os.stat(path).st_mtime_ns)
+
+
 @lru_cache(maxsize=8)
-def _contrast_of_model(path: str, _changed: int) -> str:
-    """Contrast that a model was trained on; its file is read once, not for each scan."""
+def _card_of(path: str, _changed: int) -> dict[str, Any]:
     from iqtflow.models import read_card
 
-    return read_card(path)["contrast"]
+    return read_card(path)
+
+
+def _what_std_is(model: str | None, settings: Settings) -> dict[str, str]:
+    """Description of a scan's standard deviation map, if its model writes one."""
+    kind = None if model is None else kind_of_model(card_of(model), mirror=settings.enhance.mirror)
+    return {} if model is None or kind is None else {"Description": description(card_of(model), kind)}
 
 
 def library_name(scan: Scan, *, suffix: str = "patches", extension: str = ".safetensors") -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nibabel as nib
 from iqtflow.workflows.headers import peek
-from iqtflow.workflows.participant import choose_model_file, library_name
+from iqtflow.workflows.participant import card_of, choose_model_file, library_name
 
 from iqtflow.bids import Scan, derivative_name
 from iqtflow.config import Settings
@@ -17,6 +17,7 @@ from iqtflow.conform import check_content
 from iqtflow.errors import EXIT_OK, EXIT_SUBJECT_FAILED, IQTFlowError
 from iqtflow.geometry import SliceGeometry, find_slice_geometry
 from iqtflow.inputs import check_engines, engine_of, find_inputs
+from iqtflow.uncertainty import kind_of_model
 
 AXES = "ijk"
 
@@ -124,7 +125,8 @@ def outputs_of(scan: Scan, settings: Settings) -> list[Path]:
     """Return the images and tables that a scan gives rise to, under the root of the derivatives."""
     first = main_output(scan, settings)
     if settings.run.mode == "enhance":
-        return [first, *([derivative_name(scan, desc="iqtstd")] if _members(scan, settings) > 1 else [])]
+        kind = kind_of_model(_card(scan, settings)[0], mirror=settings.enhance.mirror)
+        return [first, *([] if kind is None else [derivative_name(scan, desc="iqtstd")])]
     if settings.run.mode == "calibrate":
         return [first]
     draws = 1 if settings.train.draws == "fresh" else settings.train.draws
@@ -181,12 +183,6 @@ def _means(scan: Scan, settings: Settings) -> str:
     )
 
 
-def _members(scan: Scan, settings: Settings) -> int:
-    return _card(scan, settings)[0]["n_members"]
-
-
 def _card(scan: Scan, settings: Settings) -> tuple[dict, str]:
-    from iqtflow.models import read_card
-
     file = choose_model_file(scan, settings)
-    return read_card(file), os.fspath(file)
+    return card_of(file), os.fspath(file)

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from iqtflow.models import read_card
+from iqtflow.uncertainty import kind_of_model
 
 #: Gain over its own (shifted) spline that the paper states, in dB of PSNR, by k: Table 1, ANISO U-Net(2).
 PAPER_GAIN = {4: 31.045 - 20.689, 8: 27.346 - 18.974}
+ROWS = 7  #: of the curve of errors over standard deviations
 
 
 def main(model: Path, metrics: Path, remarks: Path) -> None:
@@ -80,6 +82,8 @@ def main(model: Path, metrics: Path, remarks: Path) -> None:
             f"| {label} | {spline['psnr']:.2f} | {iqt['psnr']:.2f} | +{iqt['psnr'] - spline['psnr']:.2f} | "
             f"{spline['mssim']:.3f} | {iqt['mssim']:.3f} |"
         )
+    if figures.get("reliability"):
+        print(f"\n{_uncertainty(figures['reliability'], kind_of_model(card))}")
     print("\n" + remarks.read_text().strip())
 
 
@@ -97,6 +101,46 @@ def _summary_row(name: str, unit: str, figures: dict[str, Any]) -> str:
         f"{gain['min']:+.{decimals}f}{unit} | {gain['subjects_gained']} of {figures['n']} | "
         f"{test['p']:.2g} (n = {test['n']}) |"
     )
+
+
+def _uncertainty(found: dict[str, Any], kind: str | None) -> str:
+    """What the standard deviation map is worth: figures, and every other row or so of the curve."""
+    what = {
+        "predicted": "The model predicts, voxel by voxel, how large its error is to be expected "
+        "(`desc-iqtstd`). Calibrated, the first figure is 1; above, errors are larger than predicted.",
+        "ensemble": "`desc-iqtstd` is how far the networks disagree. It is no size of the error where the "
+        "first figure is not near 1.",
+    }.get(kind or "", "")
+    lines = [
+        "## How far to trust its uncertainty\n",
+        f"{what} On the same {found['n']} people, over the brain's voxels:\n",
+        "| | mean | smallest | largest |\n|---|---|---|---|",
+    ]
+    for label, name, form in (
+        ("error (root mean square) / standard deviation", "error_over_std", ".2f"),
+        ("voxels within 1 standard deviation (Gaussian errors: 68 %)", "within_1_std", ".0%"),
+        ("voxels within 2 standard deviations (Gaussian errors: 95 %)", "within_2_std", ".0%"),
+        ("Spearman's rho of error and standard deviation, over voxels", "spearman", ".2f"),
+        ("the same, over the bins below", "spearman_bins", ".3f"),
+    ):
+        values = (f"{found[name][key]:{form}}".replace("%", " %") for key in ("mean", "min", "max"))
+        lines.append(f"| {label} | {' | '.join(values)} |")
+    bins = found["bins"]
+    lines += [
+        f"\nVoxels sorted by standard deviation into {len(bins)} bins of equal size; in {found['units']}, "
+        "mean over people.\n",
+        "| bin | standard deviation | error (root mean square) | of the people, smallest to largest "
+        "|\n|---|---|---|---|",
+    ]
+    for i in sorted({round(i * (len(bins) - 1) / (ROWS - 1)) for i in range(ROWS)}):
+        row = bins[i]
+        span = f"{row['error_min']:.2f} to {row['error_max']:.2f}"
+        lines.append(f"| {i + 1} | {row['std']:.2f} | {row['error']:.2f} | {span} |")
+    lines.append(
+        "\nThis holds for people and scans like those of training: see "
+        "[limits](../limits.md#what-numbers-taken-from-the-output-mean)."
+    )
+    return "\n".join(lines)
 
 
 def _by_subject(metrics: Path) -> dict[str, dict[str, dict[str, float]]]:

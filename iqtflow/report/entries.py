@@ -16,6 +16,7 @@ from iqtflow.report import facts, familiar
 from iqtflow.report.figures import Figures
 from iqtflow.report.prepared import PreparedFigures
 from iqtflow.report.views import Volumes
+from iqtflow.uncertainty import NOT_COVERED, kind_of_scan
 
 STATUSES = ("enhanced", "prepared", "skipped", "failed")
 LOG_LINES = 200  #: the end of a longer log is kept
@@ -51,6 +52,9 @@ class Entry:
     warnings: list[str] = field(default_factory=list)
     verdict: familiar.Verdict | None = None
     spread_words: str = ""
+    spread_held: str = ""
+    spread_inside: str = ""
+    not_covered: Sequence[str] = ()
     tables: dict[str, list[facts.Row]] = field(default_factory=dict)
     details_json: str = ""
     log: str = ""
@@ -111,6 +115,9 @@ def describe(record: Record, label: str, out_dir: Path, *, taken: set[str]) -> E
         warnings=familiar.without_verdict(facts.find_warnings(record)),
         verdict=familiar.judge(details) if status == "enhanced" else None,
         spread_words=familiar.spread_words(details),
+        spread_held=familiar.spread_held(details),
+        spread_inside=familiar.spread_inside(details),
+        not_covered=NOT_COVERED[kind_of_scan(details)],
         tables=facts.fact_tables(details, facts.PREPARED_TABLES if prepared else facts.SCAN_TABLES),
         details_json=facts.as_json(details) if details else "",
         log=log,

@@ -81,6 +81,7 @@ SCAN_TABLES: dict[str, tuple[tuple[str, str, Show], ...]] = {
         ("SHA-256", "Model.SHA256", plain),
         ("Networks averaged", "Model.Members", plain),
         ("Mirrored averaging", "MirroredAveraging", plain),
+        ("Uncertainty", "Uncertainty.Kind", plain),
         ("Contrast", "Model.Contrast", plain),
         ("Brain mask", "BrainMask.Method", plain),
         ("Skull stripped", "SkullStripped", plain),

@@ -1,6 +1,4 @@
-"""In words: is this scan like those that its model was trained on, and what does the uncertainty map leave
-out?
-"""
+"""In words: is this scan like those that its model was trained on, and what does the uncertainty map show?"""
 
 from __future__ import annotations
 
@@ -9,15 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from iqtflow.report.facts import plain
+from iqtflow.uncertainty import kind_of_scan, measured_words
 
 #: How `iqtflow.familiarity` begins its warning; the page has a place of its own for what it says.
 WARNING_BEGINS = "Out of distribution"
-
-#: Stands under every uncertainty map, with what `iqtflow.reliability` says.
-NOT_COVERED = (
-    "A lesion in a gap, or much thinner than a slice, leaves no trace that networks could disagree about.",
-    "One standard deviation is not a range that the truth lies in two times out of three.",
-)
 
 _FIGURES = {
     "GreyLevel": "Median of the brain, over its bright tissue",
@@ -104,12 +97,38 @@ def without_verdict(warnings: Sequence[str]) -> list[str]:
 
 
 def spread_words(details: Mapping[str, Any]) -> str:
-    """What the standard deviation is taken over."""
-    members = (details.get("Model") or {}).get("Members")
-    if members == 1 and details.get("MirroredAveraging"):
+    """What the standard deviation is that of."""
+    kind = kind_of_scan(details)
+    if kind == "predicted":
+        return "How large an error is to be expected here (standard deviation), learned on training people"
+    if kind == "mirrored":
         return "How far the estimate and that of the mirrored scan disagree (standard deviation)"
+    members = (details.get("Model") or {}).get("Members")
     count = f"the {members} networks" if isinstance(members, int) and members > 1 else "the networks"
     return f"How far {count} of the ensemble disagree (standard deviation)"
+
+
+def spread_held(details: Mapping[str, Any]) -> str:
+    """How well such standard deviations held on people whose truth is known; nothing when nobody noted it."""
+    stated = details.get("Uncertainty")
+    found = stated.get("Measured") if isinstance(stated, Mapping) else None
+    try:
+        return measured_words(found)
+    except (TypeError, KeyError, ValueError):  # a sidecar that somebody has edited
+        return ""
+
+
+def spread_inside(details: Mapping[str, Any]) -> str:
+    """What colour deep inside the brain means."""
+    if kind_of_scan(details) == "predicted":
+        return (
+            "Colour within deep white matter means that an error is to be expected there: go back to the "
+            "original scan. A lesion can be wrong without any colour."
+        )
+    return (
+        "Colour within deep white matter, or around a lesion, means disagreement about what is there: go "
+        "back to the original scan."
+    )
 
 
 def _features(found: Mapping[str, Any]) -> Mapping[str, Any]:

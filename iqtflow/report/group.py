@@ -15,6 +15,7 @@ import numpy as np
 from iqtflow.errors import InputError
 from iqtflow.report import facts, pictures, plots
 from iqtflow.report.page import bare_label, render, write_page
+from iqtflow.report.reliability_plot import reliability_curve, reliability_rows
 from iqtflow.report.views import PLANES, choose_slices, crop_box, cut, load_volumes, position_label
 
 #: Titles of measures, and what tells them from others of the same name.
@@ -51,12 +52,13 @@ def write_group_page(
     summary
         ``name`` of the model and its up-scaling factor ``k``;
         ``card``, mapping with everything recorded of the model;
-        ``curves``, ``{member: path of a CSV with the columns step, train_loss, val_loss}``;
-        ``evaluation``, one mapping per subject never trained on: ``subject``, ``spline``, ``mean`` (scores of
-        the averaged image) and ``members`` (a list), each score a mapping such as ``{"psnr": dB, "mssim":
-        ...}``; ``examples``, one mapping per subject with paths: ``subject``, ``truth``, ``spline``, ``iqt``,
-        and ``input``, ``mask`` if at hand; ``notes``, sentences for the top of the page. All but ``name`` may
-        be left out.
+        ``curves``, ``{member: path of a CSV with the columns step, train_loss, val_loss}``; ``evaluation``,
+        one mapping per subject never trained on: ``subject``, ``spline``, ``mean`` (scores of the averaged
+        image) and ``members`` (a list), each score a mapping such as ``{"psnr": dB, "mssim": ...}``;
+        ``examples``, one mapping per subject with paths: ``subject``, ``truth``, ``spline``, ``iqt``, and
+        ``input``, ``mask`` if at hand; ``reliability`` of the standard deviation maps, as
+        `iqtflow.reliability.summarise_reliability` returns it, and ``uncertainty``, their kind; ``notes``,
+        sentences for the top of the page. All but ``name`` may be left out.
     convention
         ``radiological`` or ``neurological``.
 
@@ -82,6 +84,7 @@ def write_group_page(
     boxes = []
     for table in tables:
         boxes.append(add(f"{table['metric']}.svg", *plots.paired_boxes(table["columns"], table["title"])))
+    reliability = summary.get("reliability")
     html = render(
         "group.html",
         name=str(summary.get("name", "model")),
@@ -96,6 +99,14 @@ def write_group_page(
             for t in tables
         ],
         n_subjects=len(evaluation),
+        reliability=None
+        if not reliability
+        else {
+            "n": reliability["n"],
+            "kind": summary.get("uncertainty"),
+            "picture": add("reliability.svg", *reliability_curve(reliability)),
+            "rows": reliability_rows(reliability),
+        },
         examples=[
             _example(rank, gain, example, add, convention)
             for rank, gain, example in rank_examples(summary.get("examples") or (), evaluation)

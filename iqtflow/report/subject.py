@@ -10,10 +10,8 @@ from pathlib import Path
 
 from nibabel.filebasedimages import ImageFileError
 
-from iqtflow import reliability
 from iqtflow.errors import InputError, IQTFlowError
 from iqtflow.report.entries import STATUSES, Entry, Record, describe, what_happened
-from iqtflow.report.familiar import NOT_COVERED
 from iqtflow.report.figures import draw_figures
 from iqtflow.report.page import bare_label, render, write_page
 from iqtflow.report.pictures import legend_colours
@@ -113,7 +111,6 @@ def write_subject_page(
         convention=convention,
         colours=legend_colours(),
         overlay_colours=legend_colours(over_grey=150),
-        not_covered=(reliability.NOT_COVERED, *NOT_COVERED),
         counts={status: sum(e.status == status for e in entries) for status in STATUSES},
     )
     write_page(page, html)

@@ -10,6 +10,7 @@ from typing import Any
 
 from iqtflow.models import read_card
 from iqtflow.report.group import write_group_page
+from iqtflow.uncertainty import kind_of_model
 
 
 def write_training_page(
@@ -44,6 +45,8 @@ def write_training_page(
     if scans:
         evaluated = models / f"{model_name}_evaluation"
         summary["evaluation"] = _read_metrics(output_dir / "group_metrics.tsv")
+        summary["reliability"] = (card.get("figures") or {}).get("reliability")
+        summary["uncertainty"] = kind_of_model(card)
         summary["examples"] = [
             {
                 **scan,
