@@ -135,5 +135,5 @@ def measured_words(found: Mapping[str, Any] | None) -> str:
     people = "1 person" if found["Subjects"] == 1 else f"{found['Subjects']} people"
     return (
         f"On {people} never seen in training, the error (root mean square) was {found['ErrorOverStd']:.2f} "
-        f"times this standard deviation, and {found['Within1Std']:.0%} of voxels were within one."
+        f"times this standard deviation, and {100 * found['Within1Std']:.0f} % of voxels were within one."
     )

@@ -19,6 +19,7 @@ from iqtflow.geometry import thick_affine
 from iqtflow.models import read_card, stamp_figures
 from iqtflow.pairs import write_pairs
 from iqtflow.patches import read_library
+from iqtflow.uncertainty import kind_of_model
 
 AFFINE = make_affine((1.6, 1.6, 1.6))
 SMALL = ["--filters", "2", "--batch-size", "2", "--steps", "4", "--steps-per-epoch", "2", "--nprocs", "2"]
@@ -98,6 +99,10 @@ def test_members_have_seeds_of_their_own_and_are_judged_one_by_one(trained):
         alone = [summary[figure]["members"][f"member-{i}"]["mean"] for i in (1, 2)]
         assert summary[figure]["mean_of_members"]["mean"] == pytest.approx(np.mean(alone))
     assert f"PSNR {summary['psnr']['iqt']['mean']:.2f} dB" in said
+    found = summary["reliability"]
+    assert found == card["figures"]["reliability"] and found["n"] == len(judged)
+    assert f"uncertainty: error / standard deviation {found['error_over_std']['mean']:.2f}" in said
+    assert "group_reliability.svg" in (out / "group.html").read_text()
     for file in ("group.html", "models/tiny_member-1_curves.csv", "models/tiny_member-2_curves.csv"):
         assert (out / file).exists(), file
 
@@ -110,7 +115,9 @@ def test_the_explicit_library_of_stored_draws_trains_on_the_same_split(trained, 
     run = group(*prepared, tmp_path / "work", *options)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "split read from" in run.stdout and (out / "models/split.json").read_text() == split
-    (member,) = read_card(out / "models/explicit.safetensors")["training"]["members"]
+    card = read_card(out / "models/explicit.safetensors")
+    assert ("reliability" in card["figures"]) == (kind_of_model(card) is not None)
+    (member,) = card["training"]["members"]
     assert member["plan"]["draws"] == 2 and member["plan"]["seed"] == 7
 
 

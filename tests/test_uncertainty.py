@@ -108,7 +108,7 @@ def test_figures_of_the_card_are_told_with_maps_of_the_kind_that_they_were_measu
             [
                 "How large an error is to be expected here (standard deviation), learned on training people",
                 "On 11 people never seen in training, the error (root mean square) was 0.97 times",
-                "72% of voxels were within one",
+                "72 % of voxels were within one",
                 "A lesion can be wrong without any colour",
                 *NOT_COVERED["predicted"],
             ],

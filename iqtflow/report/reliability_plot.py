@@ -39,7 +39,7 @@ def reliability_curve(summary: Mapping[str, Any]) -> tuple[bytes, str]:
         label = "mean over people" if several else "measured"
         axes.plot(std, error, "o-", color=AFTER, lw=1.4, ms=3.5, label=label)
         axes.set(xlim=(0, top), ylim=(0, top), aspect="equal")
-        axes.legend(loc="upper left", fontsize=9)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2, fontsize=9, handlelength=1.5)
         svg = to_svg(figure)
     people = "1 person" if summary["n"] == 1 else f"{summary['n']} people"
     return svg, (
