@@ -17,6 +17,8 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from iqtflow.config import UNCERTAINTIES
+
 
 class _TrainInputSpec(ChildCommandInputSpec):
     train_libraries = InputMultiObject(
@@ -61,6 +63,12 @@ class _TrainInputSpec(ChildCommandInputSpec):
         desc="model whose weights training begins with: a file, or the name of one that ships",
     )
     residual = traits.Bool(True, usedefault=True, desc="learn what to add to the cubic spline")
+    uncertainty = traits.Enum(
+        *UNCERTAINTIES,
+        usedefault=True,
+        argstr="--uncertainty %s",
+        desc="learn the error to be expected of the estimate too, that alone (of start_from), or not",
+    )
     batch_size = traits.Int(32, usedefault=True, argstr="--batch-size %d", desc="patches in a step")
     learning_rate = traits.Float(
         1e-3, usedefault=True, argstr="--learning-rate %g", desc="of Adam, at the first step"

@@ -27,8 +27,28 @@ _TOLD = {
             "network",
             "filters",
         ),
-        *("shrink", "residual", "ensemble", "loss", "model_name", "devices", "num_nodes", "tensorboard"),
+        *(
+            "shrink",
+            "residual",
+            "uncertainty",
+            "ensemble",
+            "loss",
+            "model_name",
+            "devices",
+            "num_nodes",
+            "tensorboard",
+        ),
     ),
+}
+
+
+#: What a description of training adds for each way of learning uncertainty.
+_UNCERTAINTY = {
+    "learn": "; from its features the variance of its error was learned by maximum likelihood (Kendall and "
+    "Gal, 2017; Tanno et al., 2021)",
+    "only": " in an earlier training; the variance of its error was now learned from its features by maximum "
+    "likelihood (Kendall and Gal, 2017; Tanno et al., 2021)",
+    "none": "",
 }
 
 
@@ -196,9 +216,9 @@ def _training(settings: Settings) -> Paragraph:
         "Training",
         f"{how_many} ({train.network}, {train.filters} channels at the first level{blocks}) was trained on "
         f"patches to estimate {learned} from simulated low-field scans with an up-sampling factor of "
-        f"{train.upsampling_factor}, by Adam on the {loss}. Subjects were split into those for training, "
-        f"validation and evaluation.{_changed(settings, 'train')}",
-        ("lin2019",),
+        f"{train.upsampling_factor}, by Adam on the {loss}{_UNCERTAINTY[train.uncertainty]}. Subjects were "
+        f"split into those for training, validation and evaluation.{_changed(settings, 'train')}",
+        ("lin2019",) if train.uncertainty == "none" else ("lin2019", "kendall2017", "tanno2021"),
     )
 
 

@@ -30,6 +30,8 @@ AXES = ("x", "y", "z")  #: voxel axes of an image, first to third
 SCHEDULES = ("decay", "cosine")  #: learning rate: the paper's slow decay, or a cosine to zero
 ENGINES = ("auto", "spm", "ants", "derivatives")  #: what can make tissue maps
 LOSSES = ("mse", "l1")  #: what training minimises
+#: How large an estimate's error is to be expected: learned beside it, learned alone, or not.
+UNCERTAINTIES = ("learn", "only", "none")
 FACTORS = (2, 3, 4, 6, 8)  #: up-scaling factors that there are networks for
 PATCH_LIBRARIES = ("volumes", "pairs")  #: memory-mapped volumes and an index, or pairs written out
 
@@ -111,6 +113,7 @@ class TrainSettings:
     filters: int = 16  #: channels at the first level of the network
     shrink: int = 2  #: b, shrinking layers in each bottleneck block; 2 or 3 in the paper
     residual: bool = True  #: the network learns what to add to the cubic spline; False is the paper's network
+    uncertainty: str = "learn"  #: of the estimate: one of :data:`UNCERTAINTIES`; none is the paper's network
     start_from: str | None = None  #: name of a shipped model, or path of one, to begin with its weights
     evaluate_model: str | None = None  #: name or path of a model to judge, instead of training one
     ensemble: int = 1  #: networks trained from different seeds

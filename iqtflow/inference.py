@@ -18,7 +18,7 @@ import torch
 
 from iqtflow.memory import free_memory_gb
 from iqtflow.models import Model
-from iqtflow.tiling import Plan, choose_plan, patch_tile, through_tiles
+from iqtflow.tiling import Plan, choose_plan, count_channels, patch_tile, through_tiles
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -41,8 +41,11 @@ class Enhanced:
     mean : ndarray, shape (w, h, k d), float32
         Mean over the networks, in the units of the input; below 0 set to 0.
     std : ndarray, shape (w, h, k d), float32, or None
-        Standard deviation over the networks (n - 1 in the denominator); that of the estimate and the mirrored
-        one for a single network with mirrored averaging; None for a single network without.
+        Standard deviation of the error that is to be expected: of networks that predict it, the root of the
+        mean of their variances and of the variance of their estimates (law of total variance, as
+        Lakshminarayanan et al. 2017, section 2.4). Of others the standard deviation over the networks (n - 1
+        in the denominator); that of the estimate and the mirrored one for a single network with mirrored
+        averaging; None for a single network without.
     details
         Device, precision, tiling, predicted memory: fields of a sidecar.
     predicted_gb
@@ -105,8 +108,8 @@ def enhance_volume(
 
     Notes
     -----
-    Mean and standard deviation are updated network by network (Welford 1962, doi:10.2307/1266577), so that
-    the ensemble's size does not show in the memory.
+    Mean and variance are updated network by network (Welford 1962, doi:10.2307/1266577), so that the
+    ensemble's size does not show in the memory.
     """
     torch.set_num_threads(num_threads)
     cuda = device == "cuda"
@@ -139,10 +142,34 @@ def enhance_volume(
         "NumThreads": num_threads,
         "Tiling": plan.words,
         "MirroredAveraging": mirror_axis is not None,
+        "Uncertainty": describe_uncertainty(model, mirrored=mirror_axis is not None),
         "PredictedMemoryGB": round(plan.predicted_gb, 2),
         "FreeMemoryGB": round(free_gb, 1),
     }
     return Enhanced(mean, std, details, plan.predicted_gb, _warnings(model, plan, limit, precision, checked))
+
+
+def describe_uncertainty(model: Model, *, mirrored: bool) -> dict[str, str] | None:
+    """Return what the standard deviation of an `Enhanced` is, as a sidecar says it; None where there is none.
+
+    Parameters
+    ----------
+    model
+        Whose networks.
+    mirrored
+        With mirrored averaging.
+    """
+    count = len(model.members)
+    if count_channels(model.members[0]) > 1:
+        also = ", and how far its networks disagree" if count > 1 else ""
+        kind, sentence = "predicted", f"the error to be expected, as learned on training subjects{also}"
+    elif count > 1:
+        kind, sentence = "ensemble", f"how far the {count} networks of the ensemble disagree"
+    elif mirrored:
+        kind, sentence = "mirrored", "how far the estimates of the scan and of its mirror image disagree"
+    else:
+        return None
+    return {"Kind": kind, "Description": f"Standard deviation: {sentence}"}
 
 
 def fast_precision(device: str) -> str:
@@ -162,18 +189,24 @@ def fast_precision(device: str) -> str:
 def _mean_and_std(
     model: Model, volume: torch.Tensor, plan: Plan, precision: str, mirror_axis: int | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return mean and standard deviation over the networks, (w, h, k d) each."""
-    mean = squares = None
+    """Return mean and standard deviation, (w, h, k d) each."""
+    mean = squares = expected = None
     for count, network in enumerate(model.members, start=1):
-        output = _predict(network, volume, plan, precision=precision)
+        output, variance = _predict(network, volume, plan, precision=precision)
         if mirror_axis is not None:
-            turned = _predict(network, volume.flip(mirror_axis + 2), plan, precision=precision).flip(
-                mirror_axis
+            turned, its_variance = (
+                value if value is None else value.flip(mirror_axis)
+                for value in _predict(network, volume.flip(mirror_axis + 2), plan, precision=precision)
             )
             if len(model.members) == 1:
                 squares = (output - turned).square_().mul_(0.5)
             output.add_(turned).mul_(0.5)
-            del turned
+            if variance is not None:
+                variance.add_(its_variance).mul_(0.5)
+            del turned, its_variance
+        if variance is not None:
+            expected = variance if expected is None else expected.lerp_(variance, 1 / count)
+        del variance
         if mean is None:
             mean = output
             continue
@@ -181,22 +214,41 @@ def _mean_and_std(
         mean += delta / count
         output.sub_(mean)
         squares = delta.mul_(output) if squares is None else squares.addcmul_(delta, output)
-    std = None if squares is None else squares.div_(max(len(model.members) - 1, 1)).sqrt_()
-    return mean.clamp_(min=0), std
+    if squares is not None:
+        squares.div_(max(len(model.members) - 1, 1))
+        expected = squares if expected is None else expected.add_(squares)
+    return mean.clamp_(min=0), None if expected is None else expected.sqrt_()
 
 
-def _predict(network: torch.nn.Module, volume: torch.Tensor, plan: Plan, *, precision: str) -> torch.Tensor:
-    """Run one network over (1, 1, w, h, d); returns (w, h, k d), float32."""
+def _predict(
+    network: torch.nn.Module, volume: torch.Tensor, plan: Plan, *, precision: str
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Run one network over (1, 1, w, h, d); returns the estimate and the variance of its error, where the
+    network predicts it, (w, h, k d) each, float32.
+    """
     network = network.to(volume.device, memory_format=torch.channels_last_3d)
     if plan.whole:
-        return _run(network, volume, precision)[0, 0]
-    return through_tiles(volume, plan, network.k, lambda tiles: _run(network, tiles, precision))[0, 0]
+        output = _run(network, volume, precision)
+    else:
+        output = through_tiles(
+            volume,
+            plan,
+            network.k,
+            lambda tiles: _run(network, tiles, precision),
+            channels=count_channels(network),
+        )
+    return output[0, 0], output[0, 1] if output.shape[1] > 1 else None
 
 
 def _run(network: torch.nn.Module, tiles: torch.Tensor, precision: str) -> torch.Tensor:
+    """Run a network; a second channel, the logarithm of the variance, becomes the variance, which tiles may
+    average.
+    """
     half = precision == "bfloat16"
     with torch.autocast(tiles.device.type, dtype=torch.bfloat16) if half else nullcontext():
-        return network(tiles.to(memory_format=torch.channels_last_3d)).float()
+        output = network(tiles.to(memory_format=torch.channels_last_3d)).float()
+    output[:, 1:].exp_()
+    return output
 
 
 def _check_precision(model: Model, padded: np.ndarray, precision: str, device: str) -> str:
@@ -209,7 +261,7 @@ def _check_precision(model: Model, padded: np.ndarray, precision: str, device: s
     )
     patch = torch.from_numpy(np.ascontiguousarray(padded[centre]))[None, None].to(device)
     network = model.members[0].to(patch.device, memory_format=torch.channels_last_3d)
-    exact, rough = (_run(network, patch, p) for p in PRECISIONS)
+    exact, rough = (_run(network, patch, p)[:, 0] for p in PRECISIONS)
     difference = (rough - exact).abs().mean().item()
     return precision if difference <= HALF_TOLERANCE else "float32"
 

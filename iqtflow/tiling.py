@@ -123,8 +123,7 @@ def choose_plan(
         )
     patch, shape = patch_tile(model), tuple(int(n) for n in shape)
     knows_whole = model.card.get("context", "patch") == "whole"
-    extra = held_volumes(len(model.members), mirrored=mirrored)
-    held = {way: _volumes_gb(shape, model, whole=way, extra=extra) for way in (True, False)}
+    held = {way: _volumes_gb(shape, model, whole=way, mirrored=mirrored) for way in (True, False)}
 
     def predict(tile: Sequence[int], at_once: int = 1, *, whole: bool) -> float:
         return held[whole] + at_once * predict_memory_gb(tile, model, precision=precision)
@@ -210,7 +209,12 @@ def choose_tile(
 
 
 def through_tiles(
-    volume: torch.Tensor, plan: Plan, k: int, enhance: Callable[[torch.Tensor], torch.Tensor]
+    volume: torch.Tensor,
+    plan: Plan,
+    k: int,
+    enhance: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    channels: int = 1,
 ) -> torch.Tensor:
     """Run a network over a volume, tile by tile.
 
@@ -223,11 +227,13 @@ def through_tiles(
     k
         Up-scaling factor.
     enhance
-        The network: (n, 1, *tile) to (n, 1, w, h, k d).
+        The network: (n, 1, *tile) to (n, channels, w, h, k d).
+    channels
+        1, or 2 with the variance of the error.
 
     Returns
     -------
-    tensor, shape (1, 1, w, h, k d)
+    tensor, shape (1, channels, w, h, k d)
     """
     from monai.inferers import sliding_window_inference
 
@@ -236,6 +242,8 @@ def through_tiles(
     def enhance_busy(tiles: torch.Tensor) -> torch.Tensor:
         """Half of a scan's tiles are air, which holds nothing to enhance: the spline will do for them."""
         output = tiles @ matrix.T
+        if channels > 1:  # the variance of the error: of air none
+            output = torch.nn.functional.pad(output, (0, 0, 0, 0, 0, 0, 0, channels - 1))
         busy = tiles.flatten(1).amax(dim=1) > AIR_LEVEL
         if busy.any():
             output[busy] = enhance(tiles[busy])
@@ -258,14 +266,21 @@ def through_tiles(
     )
 
 
-def held_volumes(n_members: int, *, mirrored: bool) -> int:
-    """Volumes held while a network runs: mean, sum of squares, the estimate of the unmirrored scan."""
-    return (n_members > 1) + (n_members > 2) + mirrored
+def held_volumes(n_members: int, *, mirrored: bool, channels: int = 1) -> int:
+    """Volumes held while a network runs: means, sum of squares, the output for the unmirrored scan."""
+    return channels * (n_members > 1) + (n_members > 2) + channels * mirrored
 
 
-def _volumes_gb(shape: Sequence[int], model: Model, *, whole: bool, extra: int) -> float:
+def count_channels(network: torch.nn.Module) -> int:
+    """Channels of a network's output: 2 with the variance of its error, else 1."""
+    return 1 if getattr(network, "error_head", None) is None else 2
+
+
+def _volumes_gb(shape: Sequence[int], model: Model, *, whole: bool, mirrored: bool) -> float:
     """Memory of what is held beside a pass."""
-    count = VOLUMES_OUTPUT + extra + (0 if whole else VOLUMES_TILES)
+    channels = count_channels(model.members[0])
+    extra = held_volumes(len(model.members), mirrored=mirrored, channels=channels)
+    count = VOLUMES_OUTPUT * channels + extra + (0 if whole else VOLUMES_TILES)
     return math.prod(shape) * 4 * (model.k * count + COPIES_OF_SCAN) / 1e9 + OVERHEAD_GB
 
 

@@ -44,6 +44,7 @@ from iqtflow.training_setup import (
 FRESH = "fresh"  #: draws: anew for every batch
 Source = PatchLibrary | PairFile
 
+ERROR_HEAD = "error_head."  #: what names of weights begin with that predict a network's error
 _VALIDATION_SEED = 0xE7A1
 _STREAM = 2  #: version of what a seed and a batch's number give; checkpoints of another are not continued
 
@@ -79,6 +80,9 @@ class TrainingPlan:
         when they were made; `prior` has to be theirs.
     start_from
         Name and SHA-256 of the model whose weights training begins with; None begins with Glorot's.
+    only_uncertainty
+        Keep the estimate of the weights that training begins with, and learn its error alone. Losses are then
+        those of the error: mean negative logarithm of its Gaussian likelihood, but for a constant.
     draws
         "fresh": every batch is simulated anew; N: the first N stored draws of each subject (Table 2).
     patch_size
@@ -103,6 +107,7 @@ class TrainingPlan:
     seed: int = 0
     degradation: Degradation = field(default_factory=Degradation)
     start_from: str | None = None
+    only_uncertainty: bool = False
     draws: int | str = FRESH
     patch_size: int = PATCH
     validation_batches: int = 12
@@ -191,7 +196,7 @@ def train_member(
     workers = count_workers() if device == "cuda" else 0
     module = TrainingModule(plan, sampler, validator, report, workers=workers)
     if start is not None:
-        module.network.load_state_dict(start)
+        begin_with(module.network, start)
     module.introduction = _introduce(
         module, train, validation, device=device, devices=devices * num_nodes, num_threads=num_threads
     )
@@ -290,10 +295,20 @@ def make_sampler(
     )
 
 
+def begin_with(network: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Give a network weights; either may lack an error head, which then begins anew, or is left."""
+    own = {name: value for name, value in network.state_dict().items() if name.startswith(ERROR_HEAD)}
+    kept = {name: value for name, value in weights.items() if name in own or not name.startswith(ERROR_HEAD)}
+    network.load_state_dict({**own, **kept})
+
+
 def plan_as_dict(plan: TrainingPlan) -> dict[str, Any]:
-    """The plan as JSON-ready fields; a start from Glorot's weights, the usual one, goes without saying."""
+    """The plan as JSON-ready fields; a start from Glorot's weights and a training of all of them, the usual
+    ones, go without saying.
+    """
     fields = json.loads(json.dumps(dataclasses.asdict(plan)))
-    return {key: value for key, value in fields.items() if key != "start_from" or value is not None}
+    usual = {"start_from": None, "only_uncertainty": False}
+    return {key: value for key, value in fields.items() if key not in usual or value != usual[key]}
 
 
 def _check(train: Sequence[Source], validation: Sequence[Source], plan: TrainingPlan, processes: int) -> None:
@@ -341,6 +356,7 @@ def _introduce(
     parameters = sum(p.numel() for p in module.network.parameters())
     where = f"{device} ({num_threads} threads)" if device == "cpu" else torch.cuda.get_device_name()
     start = f", starting from {plan.start_from.split(' (')[0]}" if plan.start_from else ""
+    start += ", whose estimate stays: only its error is learned" if plan.only_uncertainty else ""
     draws = "fresh draws" if plan.draws == FRESH else f"{plan.draws} stored draw(s) of each"
     return (
         f"{f'{devices} x ' if devices > 1 else ''}{where}, "

@@ -65,6 +65,8 @@ class TrainingModule(lightning.LightningModule):
             memory_format=torch.channels_last_3d
         )
         self.loss = nn.L1Loss() if plan.loss == "l1" else nn.MSELoss()
+        if plan.only_uncertainty:
+            self._freeze_estimate()
         self.curves: list[dict[str, float]] = []
         self.non_finite, self.seconds_before, self.interruptions = 0, 0.0, 0
         self._sum, self._count, self._began = torch.zeros(()), 0, time.monotonic()
@@ -72,7 +74,8 @@ class TrainingModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Adam with the plan's schedule."""
-        optimiser = torch.optim.Adam(self.network.parameters(), lr=self.plan.learning_rate)
+        learned = [value for value in self.network.parameters() if value.requires_grad]
+        optimiser = torch.optim.Adam(learned, lr=self.plan.learning_rate)
         total = self.plan.total_steps
         if self.plan.schedule == "cosine":
 
@@ -123,11 +126,11 @@ class TrainingModule(lightning.LightningModule):
         begin = time.monotonic()
         optimiser = self.optimizers()
         self._keep_statistics()
-        loss = self._loss(batch)
+        objective, loss = self._losses(batch)
         optimiser.zero_grad(set_to_none=True)
-        self.manual_backward(loss)
+        self.manual_backward(objective)
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        finite = bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients) + loss.detach()))
+        finite = bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients) + objective.detach()))
         if self.trainer.world_size > 1:
             finite = self.trainer.strategy.reduce_boolean_decision(finite, all=True)
         if finite:
@@ -141,7 +144,7 @@ class TrainingModule(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], _: int) -> None:
         """Loss of one batch."""
-        loss = self._loss(batch)
+        _, loss = self._losses(batch)
         self.log("val_loss", loss, on_epoch=True, sync_dist=self.trainer.world_size > 1, batch_size=1)
 
     def on_validation_epoch_end(self) -> None:
@@ -207,9 +210,42 @@ class TrainingModule(lightning.LightningModule):
             bar.print(line)
         self._report(line)
 
-    def _loss(self, batch: dict[str, Any]) -> torch.Tensor:
+    def train(self, mode: bool = True) -> TrainingModule:  # noqa: FBT001, FBT002 (as PyTorch has it)
+        """As PyTorch's; an estimate that is to stay has its batch normalisation stay as well."""
+        super().train(mode)
+        if self.plan.only_uncertainty:
+            self.network.eval()
+        return self
+
+    def _freeze_estimate(self) -> None:
+        head = getattr(self.network, "error_head", None)
+        if head is None:
+            raise InputError(
+                f"network {self.plan.network}",
+                found="no error head, a module of this name that predicts the error's variance",
+                expected="one, since only the uncertainty is to be learned",
+                next_step="Choose one of iqtflow's networks.",
+            )
+        self.network.requires_grad_(requires_grad=False)
+        self.network.eval()
+        head.requires_grad_()
+
+    def _losses(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is minimised, and what is told and chooses the best weights.
+
+        The second channel of a network's output, if there is one, is the logarithm of its error's variance,
+        and learned by the likelihood of a Gaussian error (Kendall and Gal 2017, eq. 8). The estimate is
+        learned, and its best weights are chosen, as if there were none.
+        """
         low, high = simulate_batch(batch)
-        return self.loss(self.network(low.to(memory_format=torch.channels_last_3d)), high)
+        output = self.network(low.to(memory_format=torch.channels_last_3d)).float()
+        estimate, log_variance = output[:, :1], output[:, 1:]
+        loss = self.loss(estimate, high)
+        if log_variance.shape[1] == 0:
+            return loss, loss
+        squared = (estimate.detach() - high).square()
+        surprise = (log_variance + squared * torch.exp(-log_variance)).mean() / 2
+        return (surprise, surprise) if self.plan.only_uncertainty else (loss + surprise, loss)
 
     def _keep_statistics(self) -> None:
         """Remember the running statistics of batch normalisation: one bad batch would spoil them for good."""

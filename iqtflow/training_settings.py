@@ -30,6 +30,13 @@ def check_training(train: TrainSettings) -> None:
             "Choose another size; 48 suits all factors.",
         ),
         (
+            "--uncertainty only",
+            train.uncertainty == "only" and train.start_from is None,
+            "no model whose estimate is to be kept",
+            "one",
+            "Add --start-from MODEL.",
+        ),
+        (
             "--batch-size",
             train.batch_size % (train.devices * train.num_nodes) != 0,
             f"{train.batch_size} patches for {train.devices * train.num_nodes} devices",

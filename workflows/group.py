@@ -327,6 +327,7 @@ def _training_inputs(train: TrainSettings) -> dict:
         "filters",
         "shrink",
         "residual",
+        "uncertainty",
         "batch_size",
         "learning_rate",
         "schedule",

@@ -7,12 +7,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from iqtflow.argument_types import draws as number_of_draws
 from iqtflow.argument_types import network_option
-from iqtflow.errors import InputError, run_command
+from iqtflow.config import UNCERTAINTIES
+from iqtflow.errors import InputError, UsageError, run_command
 from iqtflow.gpus import device_claimed
 from iqtflow.trust import allow_network
 
@@ -87,6 +89,13 @@ def build_parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="learn what to add to the cubic spline",
+    )
+    network.add_argument(
+        "--uncertainty",
+        choices=UNCERTAINTIES,
+        default="learn",
+        help="learn how large the error of the estimate is to be expected; only: keep the estimate of "
+        "--start-from and learn its error alone",
     )
     loop = parser.add_argument_group("optimisation")
     loop.add_argument("--batch-size", type=int, default=32, help="patches in a step")
@@ -223,7 +232,16 @@ def _train(options: argparse.Namespace) -> None:
         mirror=options.mirror,
     )
     defaults = vars(build_parser().parse_args(_LEAST))
+    if options.uncertainty == "only" and options.start_from is None:
+        raise UsageError(
+            "--uncertainty only",
+            found="no model whose estimate is to be kept",
+            expected="one",
+            next_step="Add --start-from MODEL.",
+        )
     general = {name: getattr(options, name) for name in ("k", "filters", "shrink", "residual")}
+    general["uncertainty"] = options.uncertainty != "none"
+    defaults["uncertainty"] = True
     settings = choose_settings(options.network, {**general, **dict(options.network_option)}, defaults)
     start = read_start(options.start_from, options.network, settings, seed=options.seed)
     plan = TrainingPlan(
@@ -240,6 +258,7 @@ def _train(options: argparse.Namespace) -> None:
         seed=options.seed,
         degradation=degradation,
         start_from=start and start.name,
+        only_uncertainty=options.uncertainty == "only",
         draws=options.draws,
         patch_size=options.patch_size or choose_patch_size(options.k),
         validation_batches=options.validation_batches,
@@ -316,7 +335,7 @@ def read_start(
 
     source = load_model(model)
     wanted = {"name": network, "kwargs": settings}
-    if source.card["network"] != wanted:
+    if _estimates_by(source.card["network"]) != _estimates_by(wanted):
         raise InputError(
             model,
             found=f"a model of {source.card['network']}",
@@ -325,6 +344,12 @@ def read_start(
         )
     member = source.members[seed % len(source.members)]
     return Start(f"{source.card['name']} (SHA-256 {source.sha256})", member.state_dict())
+
+
+def _estimates_by(network: Mapping[str, Any]) -> dict[str, Any]:
+    """A network as a model's card describes it, whether it predicts its error or not."""
+    settings = {key: value for key, value in network["kwargs"].items() if key != "uncertainty"}
+    return {"name": network["name"], "kwargs": settings}
 
 
 def read_source(path: Path) -> PatchLibrary | PairFile:

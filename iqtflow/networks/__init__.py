@@ -11,6 +11,10 @@ known by name, none of which touches this package:
   so is only opened when the environment variable ``IQTFLOW_NETWORKS`` lists it: weights from a stranger must
   not choose what is imported;
 * `register`, within one process.
+
+A network that also predicts how large its error is has an attribute ``error_head``, the module that does, and
+a second channel in its output: the natural logarithm of the error's variance. Training with ``--uncertainty
+only`` learns the weights of that module alone.
 """
 
 from __future__ import annotations

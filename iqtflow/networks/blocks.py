@@ -65,6 +65,39 @@ class BottleneckBlock(nn.Module):
         return self.up(x + self.body(x))
 
 
+class ErrorHead(nn.Module):
+    """How large the error of an estimate is to be expected, from the features that the estimate is made of.
+
+    Two convolutions of kernel 1, for the logarithm of the error's variance: the heteroscedastic regression of
+    Kendall and Gal 2017 (doi:10.48550/arXiv.1703.04977), which Tanno et al. 2021
+    (doi:10.1016/j.neuroimage.2020.117366) use for image quality transfer. Unlike theirs it does not touch the
+    estimate: no gradient passes into the features, which are learned from the estimate's own loss alone.
+
+    Parameters
+    ----------
+    channels
+        Of the features.
+    """
+
+    #: Range of the output: standard deviations of .001 to 7 where white matter is 1.
+    LIMITS = (-14.0, 4.0)
+    #: Where it begins: a standard deviation of .08, that of networks after a short training.
+    START = -5.0
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv3d(channels, 2 * channels, 1), nn.ReLU(inplace=True), nn.Conv3d(2 * channels, 1, 1)
+        )
+        initialise(self)
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.constant_(self.layers[-1].bias, self.START)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map (batch, channels, w, h, d) to the logarithm of the variance, (batch, 1, w, h, d)."""
+        return self.layers(features.detach()).clamp(*self.LIMITS)
+
+
 def upsample_slices(channels: int, up: int) -> nn.ConvTranspose3d:
     """Transposed convolution with kernel = stride = (1, 1, up)."""
     return nn.ConvTranspose3d(channels, channels, (1, 1, up), (1, 1, up))

@@ -17,6 +17,7 @@ from torch import nn
 from iqtflow.errors import InputError
 from iqtflow.networks.blocks import (
     BottleneckBlock,
+    ErrorHead,
     ResidualCore,
     conv_chain,
     initialise,
@@ -49,6 +50,9 @@ class EncoderDecoder(nn.Module):
     residual
         Add the cubic B-spline interpolation of the input to the output, and start at it (the last
         convolution is initialised with zeros).
+    uncertainty
+        Also predict how large the error of the estimate is, see `iqtflow.networks.blocks.ErrorHead`: a second
+        channel of the output, the natural logarithm of the error's variance.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class EncoderDecoder(nn.Module):
         skip: Callable[[int, int], nn.Module],
         bridge: nn.Module,
         residual: bool,
+        uncertainty: bool,
     ) -> None:
         super().__init__()
         self.k, self.residual = k, residual
@@ -80,14 +85,26 @@ class EncoderDecoder(nn.Module):
         initialise(self)
         if residual:
             nn.init.zeros_(self.head.weight)
+        # Last, so that a seed gives the estimate the same weights with it and without.
+        self.error_head = ErrorHead(channels[0]) if uncertainty else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (batch, 1, w, h, d) to (batch, 1, w, h, k d); sizes must be multiples of `min_multiple`."""
-        y = self.encode_decode(x)
-        return y + spline_upsample(x, self.k) if self.residual else y
+        """Map (batch, 1, w, h, d) to (batch, 1, w, h, k d), or with `uncertainty` to two channels; sizes must
+        be multiples of `min_multiple`.
+        """
+        return self.complete(self.encode_decode(x), spline_upsample(x, self.k) if self.residual else None)
+
+    def complete(self, features: torch.Tensor, base: torch.Tensor | None) -> torch.Tensor:
+        """Features of the first level to the output, added to `base` if there is one."""
+        estimate = self.head(features)
+        if base is not None:
+            estimate = estimate + base
+        if self.error_head is None:
+            return estimate
+        return torch.cat([estimate, self.error_head(features)], dim=1)
 
     def encode_decode(self, x: torch.Tensor) -> torch.Tensor:
-        """The network without its residual connection."""
+        """The network up to the features of its first level."""
         skips, y = [], x
         for level, pool in enumerate(self.pools):
             y = self.encoder[level](y)
@@ -96,7 +113,7 @@ class EncoderDecoder(nn.Module):
         y = self.bridge(self.encoder[-1](y))
         for level in reversed(range(len(self.pools))):
             y = self.decoder[level](torch.cat([self.ups[level](y), skips.pop()], dim=1))
-        return self.head(y)
+        return y
 
 
 class AnisoUNet(EncoderDecoder):
@@ -133,6 +150,8 @@ class AnisoUNet(EncoderDecoder):
     residual
         Add the cubic B-spline interpolation of the input to the output, and start at it. False is the
         paper's network.
+    uncertainty
+        Also predict the error of the estimate (`EncoderDecoder`). False is the paper's network.
 
     Raises
     ------
@@ -140,7 +159,15 @@ class AnisoUNet(EncoderDecoder):
         The design has no network for this factor.
     """
 
-    def __init__(self, k: int = 4, filters: int = 16, shrink: int = 2, *, residual: bool = False) -> None:
+    def __init__(
+        self,
+        k: int = 4,
+        filters: int = 16,
+        shrink: int = 2,
+        *,
+        residual: bool = False,
+        uncertainty: bool = False,
+    ) -> None:
         channels = [filters * 2**level for level in range(LEVELS)]
         plane = [(factor, factor, 1) for factor in _prime_factors(k)]
         super().__init__(
@@ -151,6 +178,7 @@ class AnisoUNet(EncoderDecoder):
             skip=lambda c, up: BottleneckBlock(c, shrink, up),
             bridge=ResidualCore(channels[-1], channels[-1]),
             residual=residual,
+            uncertainty=uncertainty,
         )
 
 
@@ -174,7 +202,7 @@ class SRUNet(EncoderDecoder):
 
     Parameters
     ----------
-    k, filters, residual
+    k, filters, residual, uncertainty
         As for `AnisoUNet`.
 
     Raises
@@ -183,7 +211,9 @@ class SRUNet(EncoderDecoder):
         The design has no network for this factor.
     """
 
-    def __init__(self, k: int = 4, filters: int = 16, *, residual: bool = False) -> None:
+    def __init__(
+        self, k: int = 4, filters: int = 16, *, residual: bool = False, uncertainty: bool = False
+    ) -> None:
         pools = [(factor, factor, 1) for factor in _prime_factors(k)]
         super().__init__(
             k=k,
@@ -193,6 +223,7 @@ class SRUNet(EncoderDecoder):
             skip=upsample_slices,
             bridge=nn.Identity(),
             residual=residual,
+            uncertainty=uncertainty,
         )
 
 
@@ -215,7 +246,7 @@ class IsoUNet(EncoderDecoder):
 
     Parameters
     ----------
-    k, filters, residual
+    k, filters, residual, uncertainty
         As for `AnisoUNet`.
 
     Raises
@@ -224,7 +255,9 @@ class IsoUNet(EncoderDecoder):
         The factor is none of `FACTORS`.
     """
 
-    def __init__(self, k: int = 4, filters: int = 16, *, residual: bool = False) -> None:
+    def __init__(
+        self, k: int = 4, filters: int = 16, *, residual: bool = False, uncertainty: bool = False
+    ) -> None:
         _prime_factors(k)
         super().__init__(
             k=k,
@@ -234,6 +267,7 @@ class IsoUNet(EncoderDecoder):
             skip=lambda channels, up: nn.Identity(),
             bridge=nn.Identity(),
             residual=residual,
+            uncertainty=uncertainty,
         )
         w, h, depth = self.min_multiple  # of the interpolated grid
         self.min_multiple = (w, h, depth // math.gcd(depth, k))
@@ -241,8 +275,7 @@ class IsoUNet(EncoderDecoder):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (batch, 1, w, h, d) to (batch, 1, w, h, k d); sizes must be multiples of `min_multiple`."""
         interpolated = spline_upsample(x, self.k).contiguous(memory_format=torch.channels_last_3d)
-        y = self.encode_decode(interpolated)
-        return y + interpolated if self.residual else y
+        return self.complete(self.encode_decode(interpolated), interpolated if self.residual else None)
 
 
 def _three_convolutions(inputs: int, outputs: int) -> nn.Sequential:

@@ -16,7 +16,7 @@ from iqtflow.argument_types import (
     share,
     whole_number,
 )
-from iqtflow.config import FACTORS, LOSSES, PATCH_LIBRARIES, SCHEDULES, TrainSettings
+from iqtflow.config import FACTORS, LOSSES, PATCH_LIBRARIES, SCHEDULES, UNCERTAINTIES, TrainSettings
 from iqtflow.parser_parts import flag, option
 
 
@@ -140,6 +140,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add(network, "shrink", "--shrink", **count, help="shrinking layers of each bottleneck block")
     flag(network, TrainSettings, "residual", "--residual", help="learn what to add to the cubic spline")
+    add(
+        network,
+        *("uncertainty", "--uncertainty"),
+        choices=UNCERTAINTIES,
+        help="learn how large the error of the estimate is to be expected, for desc-iqtstd; only: keep the "
+        "estimate of --start-from, and learn its error alone",
+    )
     add(
         network,
         *("start_from", "--start-from"),
