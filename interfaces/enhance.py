@@ -109,7 +109,8 @@ class _EnhanceOutputSpec(TraitedSpec):
     out_file = File(exists=True, desc="enhanced volume in the scan's orientation and world space")
     std_file = File(
         exists=True,
-        desc="standard deviation over the ensemble, on the same grid; undefined for a single network",
+        desc="standard deviation of the error to be expected, on the same grid; undefined for a single "
+        "network that does not predict it",
     )
     spline_file = File(exists=True, desc="cubic B-spline interpolation on the same grid")
     mask_file = File(exists=True, desc="brain mask on the scan's grid")

@@ -42,6 +42,7 @@ from iqtflow.memory import peak_memory_gb
 from iqtflow.models import Model, list_shipped, load_model
 from iqtflow.normalisation import intensity_scale
 from iqtflow.tiling import SMALLEST_TILE
+from iqtflow.uncertainty import as_sidecar, kind_of_model
 from iqtflow.white_matter import correct_white_matter, usual_ratios
 
 #: What the numbers in an enhanced volume mean.
@@ -62,7 +63,8 @@ class EnhancedScan:
     mean
         Enhanced volume, in the scan's axis order, world space and units.
     std
-        Standard deviation over the ensemble on the same grid; None for a single network.
+        Standard deviation of the error that is to be expected, on the same grid (`iqtflow.uncertainty`); None
+        for a single network that does not predict it.
     spline
         Cubic B-spline interpolation of the scan on the same grid.
     mask
@@ -241,6 +243,9 @@ def enhance_image(
             "Contrast": networks.card["contrast"],
         },
         "BrainMask": {"Method": brain.method},
+        "Uncertainty": None
+        if result.std is None
+        else as_sidecar(networks.card, kind_of_model(networks.card, mirror=mirror)),
         "IntensityScale": scale,
         "WhiteMatter": white.as_sidecar(),
         "OutOfDistribution": None if familiarity is None else familiarity.as_sidecar(),

@@ -142,34 +142,10 @@ def enhance_volume(
         "NumThreads": num_threads,
         "Tiling": plan.words,
         "MirroredAveraging": mirror_axis is not None,
-        "Uncertainty": describe_uncertainty(model, mirrored=mirror_axis is not None),
         "PredictedMemoryGB": round(plan.predicted_gb, 2),
         "FreeMemoryGB": round(free_gb, 1),
     }
     return Enhanced(mean, std, details, plan.predicted_gb, _warnings(model, plan, limit, precision, checked))
-
-
-def describe_uncertainty(model: Model, *, mirrored: bool) -> dict[str, str] | None:
-    """Return what the standard deviation of an `Enhanced` is, as a sidecar says it; None where there is none.
-
-    Parameters
-    ----------
-    model
-        Whose networks.
-    mirrored
-        With mirrored averaging.
-    """
-    count = len(model.members)
-    if count_channels(model.members[0]) > 1:
-        also = ", and how far its networks disagree" if count > 1 else ""
-        kind, sentence = "predicted", f"the error to be expected, as learned on training subjects{also}"
-    elif count > 1:
-        kind, sentence = "ensemble", f"how far the {count} networks of the ensemble disagree"
-    elif mirrored:
-        kind, sentence = "mirrored", "how far the estimates of the scan and of its mirror image disagree"
-    else:
-        return None
-    return {"Kind": kind, "Description": f"Standard deviation: {sentence}"}
 
 
 def fast_precision(device: str) -> str:

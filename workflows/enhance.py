@@ -55,7 +55,7 @@ def init_enhance_wf(
     Outputs
     -------
     enhanced, std, spline
-        Enhanced volume, ensemble standard deviation (undefined for a single network), cubic B-spline
+        Enhanced volume, standard deviation of its error (undefined where nothing tells it), cubic B-spline
         interpolation: one grid.
     mask
         Brain mask on the scan's own grid.
