@@ -18,6 +18,7 @@ class _MeasureInputSpec(ChildCommandInputSpec):
     gm_file = File(exists=True, mandatory=True, argstr="--gm %s", desc="grey-matter probability map")
     mask_file = File(exists=True, mandatory=True, argstr="--mask %s", desc="brain mask")
     label = traits.Str(argstr="--label %s", desc="what the scan is called")
+    source = traits.Str(argstr="--source %s", desc="where it comes from: a BIDS URI")
 
 
 class _MeasureOutputSpec(TraitedSpec):

@@ -90,14 +90,19 @@ def _introduction() -> Paragraph:
 
 
 def _enhancement(settings: Settings) -> Paragraph:
-    contrast = settings.enhance.contrast
+    contrast, white = settings.enhance.contrast, ""
+    if settings.enhance.keep_white_matter:
+        white = (
+            " An estimate whose white matter had left the scan's by more than on evaluation scans of the model "
+            "was scaled by one factor, back to the border of that range."
+        )
     return Paragraph(
         40,
         "Enhancement",
         f"Thick-slice {contrast} scans were enhanced by image quality transfer (Lin et al., 2019). Slice "
         "axis, spacing and thickness were taken from each scan's header and metadata. Intensities were "
         "scaled by the 80th percentile of the brain, which in whole heads was found by deepbet "
-        f"{_version('deepbet')} (Fisch et al., 2024). {_models(settings)} Detail between the acquired "
+        f"{_version('deepbet')} (Fisch et al., 2024). {_models(settings)}{white} Detail between the acquired "
         "slices is inferred from what the network learned from other people; it was not "
         f"measured.{_changed(settings, 'enhance')}",
         ("lin2019", "fisch2024"),

@@ -221,6 +221,8 @@ def test_a_sites_scans_become_a_prior_by_one_command(tmp_path):
     assert "sub-9_T1w.nii.gz: skipped: near-isotropic" in run.stdout
     names = sorted(p.name for p in (out / "calibration").iterdir())
     assert names == ["prior.json", "prior.png", *(f"sub-{i}_T1w_snr.json" for i in (1, 2))]
+    measured = json.loads((out / "calibration" / "sub-1_T1w_snr.json").read_text())
+    assert measured["Sources"] == ["bids:raw:sub-1/anat/sub-1_T1w.nii.gz"]
     prior = read_prior(out / "calibration" / "prior.json")
     print("drawn", np.mean(drawn, axis=0), "measured", prior.mean)
     np.testing.assert_allclose(prior.mean, np.mean(drawn, axis=0), rtol=0.05)

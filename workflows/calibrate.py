@@ -47,8 +47,8 @@ def init_calibrate_wf(
         Its BIDS metadata, a dict.
     skull_stripped
         Whether it shows the brain only: "yes", "no", or "auto" (the default), which looks at it.
-    label
-        What the scan is called in the measurement.
+    label, source
+        What the scan is called in the measurement, and where it comes from: a BIDS URI.
 
     Outputs
     -------
@@ -63,7 +63,8 @@ def init_calibrate_wf(
     from nipype.interfaces.utility import IdentityInterface
     from nipype.pipeline.engine import Node
 
-    inputnode = Node(IdentityInterface(["in_file", "sidecar", "skull_stripped", "label"]), name="inputnode")
+    fields = ["in_file", "sidecar", "skull_stripped", "label", "source"]
+    inputnode = Node(IdentityInterface(fields), name="inputnode")
     inputnode.inputs.skull_stripped = "auto"
     outputnode = Node(
         IdentityInterface(["snr", "wm", "gm", "csf", "mask", "segmentation"]), name="outputnode"
@@ -84,7 +85,7 @@ def init_calibrate_wf(
         [
             (inputnode, conform, [("in_file", "in_file"), ("sidecar", "sidecar")]),
             (inputnode, segment, [("skull_stripped", "skull_stripped")]),
-            (inputnode, measure, [("label", "label")]),
+            (inputnode, measure, [("label", "label"), ("source", "source")]),
             (conform, segment, [("out_file", "in_file")]),
             (conform, measure, [("out_file", "in_file")]),
             (segment, measure, [("wm_file", "wm_file"), ("gm_file", "gm_file"), ("mask_file", "mask_file")]),

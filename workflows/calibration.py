@@ -50,7 +50,7 @@ def build_calibrate_graph(scans: Sequence[Scan], settings: Settings, *, name: st
         state_memory(one, scan)
         given = one.get_node("inputnode").inputs
         given.in_file, given.sidecar = os.fspath(scan.path), dict(scan.sidecar)
-        given.label = scan.name
+        given.label, given.source = scan.name, scan.uri
         stripped = scan.sidecar.get("SkullStripped")
         if stripped is not None:
             given.skull_stripped = "yes" if stripped else "no"

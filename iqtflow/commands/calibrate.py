@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     scan.add_argument("--gm", type=Path, required=True, help="grey-matter probability map on the scan's grid")
     scan.add_argument("--mask", type=Path, required=True, help="brain mask on the scan's grid")
     scan.add_argument("--label", help="what the scan is called (default: its file name)")
+    scan.add_argument("--source", metavar="URI", help="where it comes from, for the JSON (default: its path)")
     fit = steps.add_parser("fit", help="fit a prior to measured scans")
     fit.add_argument("scans", type=Path, nargs="+", help='JSON files that "scan" wrote')
     fit.add_argument("--output", type=Path, required=True, help="prior to write (.json), for --snr-prior")
@@ -60,6 +61,7 @@ def _measure(options: argparse.Namespace) -> None:
         "SNR": {"WM": snr.wm, "GM": snr.gm},
         "MeanIntensity": {"WM": snr.mean_wm, "GM": snr.mean_gm},
         "Noise": asdict(snr.noise),
+        "Sources": [options.source or str(options.image)],
         "SoftwareVersion": __version__,
     }
     write_json(options.output, fields)
