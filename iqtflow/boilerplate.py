@@ -93,8 +93,8 @@ def _enhancement(settings: Settings) -> Paragraph:
     contrast, white = settings.enhance.contrast, ""
     if settings.enhance.keep_white_matter:
         white = (
-            " An estimate whose white matter had left the scan's by more than on evaluation scans of the model "
-            "was scaled by one factor, back to the border of that range."
+            " An estimate whose white matter had left the scan's by more than on scans of known truth was "
+            "scaled by one factor, back to the border of that range."
         )
     return Paragraph(
         40,
