@@ -199,14 +199,17 @@ def join_models(
 
 
 def known_subjects(card: Mapping[str, Any]) -> set[str]:
-    """Return the labels of all who trained a model, or decided when its training ended."""
-    training = card.get("training", {})
-    return {
-        label
-        for facts in [training, *training.get("members", [])]
-        for part in ("training_subjects", "validation_subjects")
-        for label in facts.get(part, [])
-    }
+    """Return the labels of all who trained a model, or decided when its training ended; also of those who
+    trained the weights that it began with, and so on.
+    """
+    found: set[str] = set()
+    trainings = [card.get("training", {})]
+    while trainings:
+        facts = trainings.pop()
+        for part in ("training_subjects", "validation_subjects"):
+            found.update(facts.get(part, []))
+        trainings += [*facts.get("members", []), *([facts["before"]] if "before" in facts else [])]
+    return found
 
 
 def stamp_figures(source: str | os.PathLike, path: str | os.PathLike, figures: Mapping[str, Any]) -> Path:

@@ -145,6 +145,11 @@ def test_a_model_that_exists_is_judged_on_people_that_it_has_never_seen(trained,
     out, _ = trained
     model, before = out / "models/tiny.safetensors", (out / "group_metrics.tsv").read_text().splitlines()
     judge = ["--model-name", "again", "--evaluate-model", model]
+    split = json.loads((out / "models/split.json").read_text())
+    turned = tmp_path / "turned.json"
+    turned.write_text(json.dumps({**split, "train": split["evaluation"], "evaluation": split["train"]}))
+    further = group(*prepared, tmp_path / "further", "--start-from", model, "--split", turned)
+    assert further.returncode == 2 and "among the people that trained tiny" in further.stderr
     everybody = group(*prepared, tmp_path / "work", *judge)
     assert everybody.returncode == 2 and "among the people that trained tiny" in everybody.stderr
     judged = group(*prepared, tmp_path / "work", *judge, "--split", out / "models/split.json")

@@ -16,6 +16,7 @@ from iqtflow.errors import InputError
 from iqtflow.models import (
     find_model,
     join_models,
+    known_subjects,
     list_shipped,
     load_model,
     read_card,
@@ -162,6 +163,13 @@ class Bomb:
 
 
 @pytest.mark.parametrize("write", [pickle.dump, torch.save])
+def test_whoever_trained_what_a_model_began_with_is_known_to_it():
+    first = {"members": [{"training_subjects": ["a"], "validation_subjects": ["b"]}]}
+    second = {"training_subjects": ["c"], "validation_subjects": [], "before": first}
+    joined = {"training": {"members": [{**second, "before": {"training_subjects": ["d"], "before": first}}]}}
+    assert known_subjects(joined) == {"a", "b", "c", "d"}
+
+
 def test_a_pickle_is_refused_without_being_run(tmp_path, write):
     path = tmp_path / "model.safetensors"
     with path.open("wb") as stream:

@@ -205,6 +205,7 @@ def test_a_training_may_begin_with_the_weights_of_a_model(libraries, tmp_path):
     assert train(train_command(libraries[:2], libraries[2:], further, *options, steps=1)) == 0
     before, after = (load_model(folder / "model.safetensors") for folder in (first, further))
     assert before.sha256 in after.card["training"]["plan"]["start_from"]
+    assert after.card["training"]["before"] == before.card["training"]
     weights = [dict(model.members[0].named_parameters()) for model in (before, after)]
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-3) for name in weights[0])
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iqtflow.workflows.judge import check_judged, people_to_judge_on, prepared, trained
+from iqtflow.workflows.judge import check_judged, check_unknown, people_to_judge_on, prepared, trained
 from iqtflow.workflows.run import report_failures, run_graph
 from nipype.pipeline.engine import Workflow
 
@@ -20,6 +20,7 @@ from iqtflow.config import Settings, TrainSettings
 from iqtflow.errors import EXIT_OK, UsageError
 from iqtflow.footprint import CUDA_GB, training_gb
 from iqtflow.inputs import find_inputs
+from iqtflow.models import read_card
 from iqtflow.split import SPLIT_PARTS, keep_split, read_split
 
 
@@ -55,6 +56,9 @@ def run_group(settings: Settings, logs: Path) -> int:
     if settings.train.evaluate_model is None:
         libraries = {part: find_libraries(output, split[part], kind=kind) for part in ("train", "validation")}
     name = settings.train.model_name or f"iqt-k{settings.train.upsampling_factor}"
+    if settings.train.start_from is not None and settings.train.evaluate_model is None:
+        card = read_card(settings.train.start_from)
+        check_unknown(card, split["evaluation"], option="--start-from")
     if settings.train.evaluate_model is not None:
         card = check_judged(settings.train.evaluate_model, evaluation, settings)
         name = settings.train.model_name or card["name"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nipype.pipeline.engine import Workflow
@@ -53,17 +53,36 @@ def check_judged(
             expected=f"one for k = {settings.train.upsampling_factor}, as the simulated scans",
             next_step=f"Give -k {card['k']}, at participant level too.",
         )
-    known = known_subjects(card)
-    both = ", ".join(sorted(f"sub-{scan.subject}" for scan in evaluation if scan.subject in known))
+    check_unknown(card, [scan.subject for scan in evaluation], option="--evaluate-model")
+    return card
+
+
+def check_unknown(card: Mapping[str, Any], evaluation: Iterable[str], *, option: str) -> None:
+    """Make sure that a model has never seen the people that it, or what begins with it, is to be judged on.
+
+    Parameters
+    ----------
+    card
+        Of the model.
+    evaluation
+        Labels.
+    option
+        That named the model.
+
+    Raises
+    ------
+    UsageError
+        It has seen one of them.
+    """
+    both = ", ".join(f"sub-{label}" for label in sorted(known_subjects(card).intersection(evaluation)))
     if both:
         raise UsageError(
-            "--evaluate-model",
+            option,
             found=f"{both} among the people that trained {card['name']}",
             expected="people that it has never seen",
             next_step='Name others in the list "evaluation" of --split, or give people other labels if only '
             "the labels are the same.",
         )
-    return card
 
 
 def prepared(settings: Settings) -> list[str]:

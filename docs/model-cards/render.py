@@ -27,7 +27,6 @@ def main(model: Path, metrics: Path, remarks: Path) -> None:
     degradation, network = plan["degradation"], card["network"]
     size = model.stat().st_size / 1e6
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
-    seconds = sum(m["seconds"] for m in card["training"]["members"])
     print(f"# {card['name']}: k = {card['k']}, {card['contrast']}\n")
     print("For research only. What it cannot know is in the [README](../../README.md#what-it-cannot-know).\n")
     for name, value in {
@@ -35,10 +34,7 @@ def main(model: Path, metrics: Path, remarks: Path) -> None:
         "network": f"{network['name']} {network['kwargs']}, {card['n_members']} network(s)",
         "input": f"scan / {card['normalisation']['name']} (80th percentile of the brain), slices "
         f"{card['geometry']}",
-        "training": f"{member['steps']} steps of {plan['batch_size']} patches, {plan['schedule']} learning "
-        "rate from "
-        f"{plan['learning_rate']:g}, {plan['loss'].upper()}, {seconds:.0f} s on {member['device']} "
-        f"({member['precision']})",
+        "training": "; then ".join(_training(facts) for facts in _trainings(member)),
         "simulator": f"SNR prior {degradation['prior']['name']}, slice thickness "
         f"{degradation['thickness_fraction']} of the "
         f"spacing, SNR times {degradation['snr_scale']}, shading up to {degradation['bias_amplitude']}, "
@@ -85,6 +81,23 @@ def main(model: Path, metrics: Path, remarks: Path) -> None:
     if figures.get("reliability"):
         print(f"\n{_uncertainty(figures['reliability'], kind_of_model(card))}")
     print("\n" + remarks.read_text().strip())
+
+
+def _trainings(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """A training and those before it whose weights it began with, the first one first."""
+    before = facts.get("before", {})
+    earlier = before.get("members", [before])[0]
+    return [*(_trainings(earlier) if earlier else []), facts]
+
+
+def _training(facts: dict[str, Any]) -> str:
+    plan = facts["plan"]
+    what = "likelihood of the error alone" if plan.get("only_uncertainty") else plan["loss"].upper()
+    return (
+        f"{facts['steps']} steps of {plan['batch_size']} patches, {plan['schedule']} learning rate from "
+        f"{plan['learning_rate']:g}, {what}, {facts['seconds']:.0f} s on {facts['device']} "
+        f"({facts['precision']})"
+    )
 
 
 def _summary_row(name: str, unit: str, figures: dict[str, Any]) -> str:

@@ -291,7 +291,7 @@ def _train(options: argparse.Namespace) -> None:
         "patch_size": plan.patch_size,
         "slice_profile": {"shape": "gaussian", "fwhm_over_spacing": list(options.thickness_fraction)},
         "snr_prior": prior.as_dict(),
-        "training": {**member.facts, **extra},
+        "training": {**member.facts, **({} if start is None else {"before": start.training}), **extra},
     }
     save_model(options.output, [member.state_dict], card)
     if options.curves:
@@ -304,10 +304,11 @@ def _train(options: argparse.Namespace) -> None:
 
 
 class Start(NamedTuple):
-    """Weights that a training begins with, and what they are called."""
+    """Weights that a training begins with, what they are called, and the training that made them."""
 
     name: str
     weights: dict[str, torch.Tensor]
+    training: dict[str, Any]
 
 
 def read_start(
@@ -343,7 +344,8 @@ def read_start(
             next_step="Choose the settings of that network (iqtflow --list-models), or begin without it.",
         )
     member = source.members[seed % len(source.members)]
-    return Start(f"{source.card['name']} (SHA-256 {source.sha256})", member.state_dict())
+    name = f"{source.card['name']} (SHA-256 {source.sha256})"
+    return Start(name, member.state_dict(), source.card.get("training", {}))
 
 
 def _estimates_by(network: Mapping[str, Any]) -> dict[str, Any]:
