@@ -162,7 +162,6 @@ class Bomb:
         return pytest.fail, ("a pickle was loaded",)
 
 
-@pytest.mark.parametrize("write", [pickle.dump, torch.save])
 def test_whoever_trained_what_a_model_began_with_is_known_to_it():
     first = {"members": [{"training_subjects": ["a"], "validation_subjects": ["b"]}]}
     second = {"training_subjects": ["c"], "validation_subjects": [], "before": first}
@@ -170,6 +169,7 @@ def test_whoever_trained_what_a_model_began_with_is_known_to_it():
     assert known_subjects(joined) == {"a", "b", "c", "d"}
 
 
+@pytest.mark.parametrize("write", [pickle.dump, torch.save])
 def test_a_pickle_is_refused_without_being_run(tmp_path, write):
     path = tmp_path / "model.safetensors"
     with path.open("wb") as stream:
