@@ -19,7 +19,7 @@ class _EnhanceInputSpec(ChildCommandInputSpec):
         "std.nii.gz",
         usedefault=True,
         argstr="--std %s",
-        desc="name of the standard deviation (written by ensembles, and with mirrored averaging)",
+        desc="name of the standard deviation, of models that have one",
     )
     spline_file = File(
         "spline.nii.gz",

@@ -21,7 +21,7 @@ from nipype.interfaces.base import (
 class _SinkInputSpec(BaseInterfaceInputSpec):
     in_file = File(
         exists=True,
-        desc="file to store; nothing is stored when undefined (a single network has no standard deviation)",
+        desc="file to store; when undefined (some models have no standard deviation) an older one is removed",
     )
     base_directory = traits.Str(mandatory=True, desc="root of the derivatives")
     # Not as a file: it would be one where the current folder is the root.
@@ -47,17 +47,21 @@ class SinkDerivative(SimpleInterface):
     @property
     def always_run(self) -> bool:
         """Whether to run although nothing before has changed: a derivative that someone deleted or changed is
-        put back.
+        put back, and one that is no more is removed.
         """
-        return isdefined(self.inputs.in_file) and not self._is_stored()
+        if not isdefined(self.inputs.in_file):
+            return self._path().exists()
+        return not self._is_stored()
 
     def _run_interface(self, runtime):
         from iqtflow.bids import write_sidecar
         from iqtflow.files import write_atomically
 
-        if not isdefined(self.inputs.in_file):
-            return runtime
         out = self._path()
+        if not isdefined(self.inputs.in_file):  # what lies there belongs to an estimate that was replaced
+            for stale in (out, self._sidecar()):
+                stale.unlink(missing_ok=True)
+            return runtime
         source = Path(self.inputs.in_file)
         if not (out.exists() and filecmp.cmp(source, out, shallow=False)):
             with source.open("rb") as content:

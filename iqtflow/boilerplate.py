@@ -42,6 +42,7 @@ _TOLD = {
 }
 
 
+OWN_NETWORKS = ("aniso-unet", "iso-unet", "sru-net")
 #: What a description of training adds for each way of learning uncertainty.
 _UNCERTAINTY = {
     "learn": "; from its features the variance of its error was learned by maximum likelihood (Kendall and "
@@ -213,6 +214,8 @@ def _simulation(settings: Settings) -> Paragraph:
 def _training(settings: Settings) -> Paragraph:
     train = settings.train
     loss = {"mse": "mean squared error", "l1": "mean absolute error"}.get(train.loss, train.loss)
+    # Networks of one's own need not be able to.
+    uncertainty = train.uncertainty if train.network in OWN_NETWORKS else "none"
     how_many = "A network" if train.ensemble == 1 else f"An ensemble of {train.ensemble} networks"
     blocks = f", {train.shrink} shrinking layers in each bottleneck block" if "aniso" in train.network else ""
     learned = "what to add to the cubic spline" if train.residual else "the high-field image"
@@ -221,9 +224,9 @@ def _training(settings: Settings) -> Paragraph:
         "Training",
         f"{how_many} ({train.network}, {train.filters} channels at the first level{blocks}) was trained on "
         f"patches to estimate {learned} from simulated low-field scans with an up-sampling factor of "
-        f"{train.upsampling_factor}, by Adam on the {loss}{_UNCERTAINTY[train.uncertainty]}. Subjects were "
+        f"{train.upsampling_factor}, by Adam on the {loss}{_UNCERTAINTY[uncertainty]}. Subjects were "
         f"split into those for training, validation and evaluation.{_changed(settings, 'train')}",
-        ("lin2019",) if train.uncertainty == "none" else ("lin2019", "kendall2017", "tanno2021"),
+        ("lin2019",) if uncertainty == "none" else ("lin2019", "kendall2017", "tanno2021"),
     )
 
 

@@ -174,6 +174,9 @@ def enhance_image(
     data, affine = slices_last(laid.data, laid.affine, laid.axis)
     if upsampling.inplane_mm is not None:
         data, affine = resample_inplane(data, affine, upsampling.inplane_mm)
+    tissue, grid = slices_last(brain.mask, laid.affine, laid.axis)
+    if upsampling.inplane_mm is not None:
+        tissue = resample_inplane(tissue, grid, upsampling.inplane_mm)[0] > 0.5
     result = enhance_volume(
         data,
         networks,
@@ -184,12 +187,10 @@ def enhance_image(
         max_memory_gb=max_memory_gb,
         tiling=tiling,
         mirror_axis=_left_right(laid.axis) if mirror else None,
+        tissue=tissue,
         report=report,
     )
 
-    tissue, grid = slices_last(brain.mask, laid.affine, laid.axis)
-    if upsampling.inplane_mm is not None:
-        tissue = resample_inplane(tissue, grid, upsampling.inplane_mm)[0] > 0.5
     reference = find_reference(networks.card)
     white = correct_white_matter(
         data, result.mean, tissue, usual_ratios(reference) if keep_white_matter else None
@@ -245,7 +246,7 @@ def enhance_image(
         "BrainMask": {"Method": brain.method},
         "Uncertainty": None
         if result.std is None
-        else as_sidecar(networks.card, kind_of_model(networks.card, mirror=mirror)),
+        else as_sidecar(networks.card, kind_of_model(networks.card, mirror=mirror), mirror=mirror),
         "IntensityScale": scale,
         "WhiteMatter": white.as_sidecar(),
         "OutOfDistribution": None if familiarity is None else familiarity.as_sidecar(),

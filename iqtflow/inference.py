@@ -42,10 +42,10 @@ class Enhanced:
         Mean over the networks, in the units of the input; below 0 set to 0.
     std : ndarray, shape (w, h, k d), float32, or None
         Standard deviation of the error that is to be expected: of networks that predict it, the root of the
-        mean of their variances and of the variance of their estimates (law of total variance, as
-        Lakshminarayanan et al. 2017, section 2.4). Of others the standard deviation over the networks (n - 1
-        in the denominator); that of the estimate and the mirrored one for a single network with mirrored
-        averaging; None for a single network without.
+        mean of their variances and of the variance of their estimates (law of total variance; as
+        Lakshminarayanan et al. 2017, section 2.4, but with n - 1 in the denominator of the latter). Of others
+        the standard deviation over the networks (n - 1, too); that of the estimate and the mirrored one for
+        a single network with mirrored averaging; None for a single network without.
     details
         Device, precision, tiling, predicted memory: fields of a sidecar.
     predicted_gb
@@ -72,6 +72,7 @@ def enhance_volume(
     max_memory_gb: float | None = None,
     tiling: str = "auto",
     mirror_axis: int | None = None,
+    tissue: np.ndarray | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Enhanced:
     """Run an ensemble over a volume.
@@ -99,6 +100,9 @@ def enhance_volume(
     mirror_axis
         Array axis that runs from left to right: each network also sees the volume mirrored along it, and the
         two estimates are averaged. None: not.
+    tissue : ndarray of bool, shape (w, h, d), optional
+        Brain. Tiles that touch none of it, and are dark, are air, and left to the spline; without it, all
+        dark ones.
     report
         Receives one line that says which way is taken, and what memory it needs and finds.
 
@@ -132,7 +136,10 @@ def enhance_volume(
                 f"{plan.words}, {checked}: {plan.predicted_gb:.2f} GB predicted, {free_gb:.1f} GB {kind} free"
             )
         volume = torch.from_numpy(padded)[None, None].to(device)
-        mean, std = _mean_and_std(model, volume, plan, checked, mirror_axis)
+        inside = None
+        if tissue is not None:
+            inside = torch.from_numpy(_pad(tissue.astype(np.float32), model)[0])[None, None].to(device)
+        mean, std = _mean_and_std(model, volume, inside, plan, checked, mirror_axis)
     k = model.k
     crop = (inner[0], inner[1], slice(inner[2].start * k, inner[2].stop * k))
     mean, std = (v if v is None else v.cpu().numpy()[crop] * np.float32(scale) for v in (mean, std))
@@ -163,23 +170,30 @@ def fast_precision(device: str) -> str:
 
 
 def _mean_and_std(
-    model: Model, volume: torch.Tensor, plan: Plan, precision: str, mirror_axis: int | None
+    model: Model,
+    volume: torch.Tensor,
+    tissue: torch.Tensor | None,
+    plan: Plan,
+    precision: str,
+    mirror_axis: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return mean and standard deviation, (w, h, k d) each."""
     mean = squares = expected = None
     for count, network in enumerate(model.members, start=1):
-        output, variance = _predict(network, volume, plan, precision=precision)
+        output, variance = _predict(network, volume, tissue, plan, precision=precision)
         if mirror_axis is not None:
-            turned, its_variance = (
-                value if value is None else value.flip(mirror_axis)
-                for value in _predict(network, volume.flip(mirror_axis + 2), plan, precision=precision)
+            other = None if tissue is None else tissue.flip(mirror_axis + 2)
+            turned, its_variance = _predict(
+                network, volume.flip(mirror_axis + 2), other, plan, precision=precision
             )
+            if variance is not None:
+                variance.add_(its_variance.flip(mirror_axis)).mul_(0.5)
+            del its_variance
+            turned = turned.flip(mirror_axis)
             if len(model.members) == 1:
                 squares = (output - turned).square_().mul_(0.5)
             output.add_(turned).mul_(0.5)
-            if variance is not None:
-                variance.add_(its_variance).mul_(0.5)
-            del turned, its_variance
+            del turned
         if variance is not None:
             expected = variance if expected is None else expected.lerp_(variance, 1 / count)
         del variance
@@ -197,7 +211,12 @@ def _mean_and_std(
 
 
 def _predict(
-    network: torch.nn.Module, volume: torch.Tensor, plan: Plan, *, precision: str
+    network: torch.nn.Module,
+    volume: torch.Tensor,
+    tissue: torch.Tensor | None,
+    plan: Plan,
+    *,
+    precision: str,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Run one network over (1, 1, w, h, d); returns the estimate and the variance of its error, where the
     network predicts it, (w, h, k d) each, float32.
@@ -212,6 +231,7 @@ def _predict(
             network.k,
             lambda tiles: _run(network, tiles, precision),
             channels=count_channels(network),
+            tissue=tissue,
         )
     return output[0, 0], output[0, 1] if output.shape[1] > 1 else None
 

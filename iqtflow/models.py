@@ -195,7 +195,9 @@ def join_models(
             tensors[f"member{count + int(member.removeprefix('member'))}/{rest}"] = value
         count += card["n_members"]
     facts = {"members": [card.get("training", {}) for _, card, _ in parts], **(training or {})}
-    return _write(path, tensors, {**first, "name": name, "n_members": count, "training": facts})
+    # Figures are those of one member alone.
+    shared = {key: value for key, value in first.items() if key != "figures" or len(parts) == 1}
+    return _write(path, tensors, {**shared, "name": name, "n_members": count, "training": facts})
 
 
 def known_subjects(card: Mapping[str, Any]) -> set[str]:

@@ -215,6 +215,7 @@ def through_tiles(
     enhance: Callable[[torch.Tensor], torch.Tensor],
     *,
     channels: int = 1,
+    tissue: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Run a network over a volume, tile by tile.
 
@@ -230,6 +231,8 @@ def through_tiles(
         The network: (n, 1, *tile) to (n, channels, w, h, k d).
     channels
         1, or 2 with the variance of the error.
+    tissue : tensor of the volume's shape, optional
+        Where it is not 0 there is no air, however dark: a large ventricle, a cyst.
 
     Returns
     -------
@@ -239,12 +242,13 @@ def through_tiles(
 
     matrix = torch.tensor(spline_matrix(plan.tile[2], k), dtype=torch.float32, device=volume.device)
 
-    def enhance_busy(tiles: torch.Tensor) -> torch.Tensor:
+    def enhance_busy(both: torch.Tensor) -> torch.Tensor:
         """Half of a scan's tiles are air, which holds nothing to enhance: the spline will do for them."""
+        tiles, tissue = both[:, :1], both[:, 1:]
         output = tiles @ matrix.T
         if channels > 1:  # the variance of the error: of air none
             output = torch.nn.functional.pad(output, (0, 0, 0, 0, 0, 0, 0, channels - 1))
-        busy = tiles.flatten(1).amax(dim=1) > AIR_LEVEL
+        busy = (tiles.flatten(1).amax(dim=1) > AIR_LEVEL) | tissue.flatten(1).any(dim=1)
         if busy.any():
             output[busy] = enhance(tiles[busy])
         return output
@@ -256,6 +260,8 @@ def through_tiles(
         weights = _blending_weights(shape, volume.device)
     # MONAI rounds the step between tiles down, so half a voxel less of overlap is asked for.
     overlap = [max((n - step - 0.5) / n, 0.0) for n, step in zip(plan.tile, plan.step, strict=True)]
+    if plan.skip_air:
+        volume = torch.cat([volume, torch.zeros_like(volume) if tissue is None else tissue.to(volume)], dim=1)
     return sliding_window_inference(
         volume,
         plan.tile,

@@ -31,7 +31,8 @@ _NOT_TWO_THIRDS = "One standard deviation is not a range that the truth lies in 
 #: What a map of each kind leaves out; stands under every uncertainty map.
 NOT_COVERED: dict[str, tuple[str, ...]] = {
     "predicted": (
-        "The map tells how large errors usually are, on people and scans like those of training. It does not "
+        "The map tells how large errors usually are, on people like those of training and in scans simulated "
+        "from theirs; no real low-field scan has a truth to hold it against. It does not "
         "cover motion and artefacts of the scan itself, nor what training has never shown: "
         "lesions, implants, contrast agents, other scanners. There it can be low where the error is large. "
         "A low value is no proof that the estimate is right.",
@@ -65,7 +66,7 @@ def kind_of_model(card: Mapping[str, Any], *, mirror: bool = False) -> str | Non
     mirror
         Whether the estimate is averaged with that of the mirrored scan.
     """
-    if card["network"]["kwargs"].get("uncertainty"):
+    if card.get("predicts_error", card["network"]["kwargs"].get("uncertainty")):
         return "predicted"
     if card["n_members"] > 1:
         return "ensemble"
@@ -89,20 +90,23 @@ def measured(card: Mapping[str, Any], kind: str) -> dict[str, Any] | None:
     -------
     dict or None
         ``Subjects``, and their means of root mean square error over that of the standard deviation
-        (``ErrorOverStd``) and of the share of voxels within one standard deviation (``Within1Std``). None
-        when the card does not say, or says it of maps of another kind.
+        (``ErrorOverStd``) and of the share of voxels within one standard deviation (``Within1Std``);
+        ``ErrorOverStdWhereSmallest`` in the bin of the smallest standard deviations, the voxels that seem
+        sure. None when the card does not say, or says it of maps of another kind.
     """
     found = (card.get("figures") or {}).get("reliability")
     if not found or kind != kind_of_model(card):
         return None
+    surest = found["bins"][0]
     return {
         "Subjects": found["n"],
         "ErrorOverStd": round(found["error_over_std"]["mean"], 3),
         "Within1Std": round(found["within_1_std"]["mean"], 3),
+        "ErrorOverStdWhereSmallest": round(surest["error"] / surest["std"], 3) if surest["std"] else None,
     }
 
 
-def as_sidecar(card: Mapping[str, Any], kind: str | None) -> dict[str, Any] | None:
+def as_sidecar(card: Mapping[str, Any], kind: str | None, *, mirror: bool = False) -> dict[str, Any] | None:
     """Return the sidecar's field ``Uncertainty``: kind, description, and ``Measured`` where it is known.
 
     Parameters
@@ -111,21 +115,30 @@ def as_sidecar(card: Mapping[str, Any], kind: str | None) -> dict[str, Any] | No
         The model's card.
     kind
         One of `KINDS`; None when there is no map.
+    mirror
+        Whether the estimate is averaged with that of the mirrored scan: then a predicted error was not
+        measured as it is.
     """
     if kind is None:
         return None
-    found = measured(card, kind)
+    found = None if mirror else measured(card, kind)
     return {
         "Kind": kind,
-        "Description": _DESCRIPTIONS[kind],
+        "Description": _describe(kind, mirror=mirror),
         **({} if found is None else {"Measured": found}),
     }
 
 
-def description(card: Mapping[str, Any], kind: str) -> str:
+def description(card: Mapping[str, Any], kind: str, *, mirror: bool = False) -> str:
     """Return what the map is, with its units and how well such maps held, for the map's own sidecar."""
-    held = measured_words(measured(card, kind))
-    return " ".join(filter(None, (_DESCRIPTIONS[kind], "In the units of the enhanced volume.", held)))
+    held = "" if mirror else measured_words(measured(card, kind))
+    what = _describe(kind, mirror=mirror)
+    return " ".join(filter(None, (what, "In the units of the enhanced volume.", held)))
+
+
+def _describe(kind: str, *, mirror: bool) -> str:
+    also = " How far the estimate differs from that of the mirrored scan is part of it, too."
+    return _DESCRIPTIONS[kind] + (also if kind == "predicted" and mirror else "")
 
 
 def measured_words(found: Mapping[str, Any] | None) -> str:
@@ -133,7 +146,10 @@ def measured_words(found: Mapping[str, Any] | None) -> str:
     if not found:
         return ""
     people = "1 person" if found["Subjects"] == 1 else f"{found['Subjects']} people"
+    smallest = found.get("ErrorOverStdWhereSmallest")
+    end = f", but {smallest:.1f} times it in the voxels where it was smallest" if smallest else ""
     return (
-        f"On {people} never seen in training, the error (root mean square) was {found['ErrorOverStd']:.2f} "
-        f"times this standard deviation, and {100 * found['Within1Std']:.0f} % of voxels were within one."
+        f"In scans simulated from those of {people} never seen in training, the error (root mean square) was "
+        f"{found['ErrorOverStd']:.2f} times this standard deviation{end}; "
+        f"{100 * found['Within1Std']:.0f} % of voxels were within one."
     )

@@ -12,7 +12,7 @@ from training_phantoms import SHAPE, simulate, train_command, write_libraries
 from iqtflow.commands.train import main as train
 from iqtflow.geometry import slices_last
 from iqtflow.inference import enhance_volume
-from iqtflow.models import load_model
+from iqtflow.models import load_model, read_card
 from iqtflow.networks import build_network
 from iqtflow.normalisation import intensity_scale
 from iqtflow.reliability import reliability
@@ -131,14 +131,15 @@ def test_an_ensemble_adds_what_its_networks_expect_and_how_far_they_disagree(sca
     np.testing.assert_allclose(together.std[positive] ** 2, expected[positive], rtol=1e-3)
 
 
-def test_mirroring_averages_the_expected_error_of_both_sides(scan):
-    """Of a scan that is its own mirror image nothing but the expected error is left."""
-    symmetric = (scan + scan[::-1]) / 2
-    result = enhance_volume(symmetric, predicting(), scale=1.0, mirror_axis=0)
-    np.testing.assert_allclose(result.std, result.std[::-1], rtol=1e-4)
-    alone = enhance_volume(symmetric, predicting(), scale=1.0)
-    inside = result.std**2 >= (alone.std**2 + alone.std[::-1] ** 2) / 2 * (1 - 1e-3)
-    assert inside.all()
+def test_mirroring_averages_the_expected_errors_and_adds_how_far_the_two_estimates_disagree(scan):
+    model = predicting()
+    result = enhance_volume(scan, model, scale=1.0, mirror_axis=0)
+    straight = enhance_volume(scan, model, scale=1.0)
+    turned = enhance_volume(np.ascontiguousarray(scan[::-1]), model, scale=1.0)
+    a, b = straight.mean, turned.mean[::-1]
+    expected = (straight.std**2 + turned.std[::-1] ** 2) / 2 + (a - b) ** 2 / 2
+    positive = np.minimum(a, b) > 0
+    np.testing.assert_allclose(result.std[positive] ** 2, expected[positive], rtol=1e-3)
 
 
 def test_tiles_have_the_map_too_and_leave_air_without_an_error(scan):
@@ -147,6 +148,36 @@ def test_tiles_have_the_map_too_and_leave_air_without_an_error(scan):
     result = enhance_volume(air, predicting(context="patch"), scale=1.0)
     assert (result.std[:56] > 0).all()
     assert (result.std[-40:] == 0).all()
+
+
+def test_a_dark_cavity_in_the_brain_is_no_air(scan):
+    """A large ventricle or a cyst: no brighter than air, and nowhere is an estimate surer than it may be."""
+    hollow = np.zeros((160, 64, 16), np.float32)
+    hollow[:64], hollow[-64:] = scan, scan
+    model = predicting(context="patch")
+    assert (enhance_volume(hollow, model, scale=1.0).std[78:82] == 0).all(), "air, for all that is known"
+    brain = np.ones(hollow.shape, bool)
+    assert (enhance_volume(hollow, model, scale=1.0, tissue=brain).std > 0).all()
+
+
+class Alien(torch.nn.Module):
+    """A network that takes any settings, and does not know what an error head is."""
+
+    min_multiple = (4, 4, 1)
+
+    def __init__(self, **settings):
+        super().__init__()
+        assert "uncertainty" not in settings
+        self.k, self.scale = settings["k"], torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return x.repeat_interleave(self.k, dim=-1) * self.scale
+
+
+def test_a_network_of_one_s_own_is_not_asked_for_what_it_may_not_know(libraries, tmp_path):
+    options = ("--network", "test_error_head:Alien")
+    model = read_card(learn(libraries, tmp_path, *options, steps=2))
+    assert model["predicts_error"] is False and kind_of_model(model) is None
 
 
 @pytest.mark.parametrize("name", ["aniso-unet", "iso-unet", "sru-net"])

@@ -92,8 +92,12 @@ def test_figures_of_the_card_are_told_with_maps_of_the_kind_that_they_were_measu
         "Subjects": 3,
         "ErrorOverStd": pytest.approx(2, abs=0.05),
         "Within1Std": pytest.approx(0.383, abs=0.02),
+        "ErrorOverStdWhereSmallest": pytest.approx(2, abs=0.2),
     }
-    assert "On 3 people never seen" in description(predicting, "predicted")
+    said = description(predicting, "predicted")
+    assert "scans simulated from those of 3 people never seen" in said and "where it was smallest" in said
+    mirrored = description(predicting, "predicted", mirror=True)
+    assert "never seen" not in mirrored and "mirrored scan is part of it" in mirrored
     assert measured(card(figures=figures), "mirrored") is None, "measured without mirrored averaging"
     assert measured(card(uncertainty=True, figures={}), "predicted") is None
     assert "Measured" not in as_sidecar(card(uncertainty=True), "predicted")
@@ -107,7 +111,7 @@ def test_figures_of_the_card_are_told_with_maps_of_the_kind_that_they_were_measu
             "predicted",
             [
                 "How large an error is to be expected here (standard deviation), learned on training people",
-                "On 11 people never seen in training, the error (root mean square) was 0.97 times",
+                "those of 11 people never seen in training, the error (root mean square) was 0.97",
                 "72 % of voxels were within one",
                 "A lesion can be wrong without any colour",
                 *NOT_COVERED["predicted"],

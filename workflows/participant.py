@@ -303,7 +303,9 @@ def _card_of(path: str, _changed: int) -> dict[str, Any]:
 def _what_std_is(model: str | None, settings: Settings) -> dict[str, str]:
     """Description of a scan's standard deviation map, if its model writes one."""
     kind = None if model is None else kind_of_model(card_of(model), mirror=settings.enhance.mirror)
-    return {} if model is None or kind is None else {"Description": description(card_of(model), kind)}
+    if model is None or kind is None:
+        return {}
+    return {"Description": description(card_of(model), kind, mirror=settings.enhance.mirror)}
 
 
 def library_name(scan: Scan, *, suffix: str = "patches", extension: str = ".safetensors") -> Path:

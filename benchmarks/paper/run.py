@@ -161,7 +161,8 @@ def run_cell(cell: Cell, design: Design, place: Place) -> bool | None:
         for source in place.prepared(preparations[cell.evaluation]).glob("sub-*"):
             _link(folder / source.name, source)
         settings = {**cell.train, "model_name": cell.training}
-        options = ["--split", os.fspath(place.output_dir / "split.json"), *place.options]
+        options = ["--split", os.fspath(place.output_dir / "split.json"), "--uncertainty", "none"]
+        options += place.options
         options += ["--random-seed", str(cell.seed)]
         return _run(place, cell.name, wanted, "group", folder, cell.training, settings, options)
 

@@ -12,7 +12,7 @@ def instance_normalised(**settings: object) -> nn.Module:
     """ANISO U-Net with instance normalisation (doi:10.48550/arXiv.1607.08022) in the place of batch
     normalisation.
     """
-    network = build_network("aniso-unet", **{**settings, "uncertainty": False})
+    network = build_network("aniso-unet", **settings)
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm3d):
@@ -22,7 +22,7 @@ def instance_normalised(**settings: object) -> nn.Module:
 
 def patch_normalised(**settings: object) -> nn.Module:
     """ANISO U-Net that sees each patch with mean 0 and standard deviation 1, whatever the brain's scale."""
-    return _PatchNormalised(build_network("aniso-unet", **{**settings, "uncertainty": False}))
+    return _PatchNormalised(build_network("aniso-unet", **settings))
 
 
 class _PatchNormalised(nn.Module):

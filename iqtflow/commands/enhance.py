@@ -31,7 +31,12 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("scan", type=Path, help="thick-slice scan (.nii or .nii.gz)")
     add("output", type=Path, help="enhanced volume to write")
-    add("--std", type=Path, help="write the standard deviation of the expected error here")
+    add(
+        "--std",
+        type=Path,
+        help="write the standard deviation of the expected error here (models that predict it; ensembles; "
+        "--average-mirrored)",
+    )
     add("--spline", type=Path, help="write the cubic B-spline interpolation on the same grid here")
     add("--mask-out", type=Path, help="write the brain mask on the scan's grid here")
     add("--json", type=Path, help="write geometry, model, device, seconds and memory here")

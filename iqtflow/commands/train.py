@@ -207,10 +207,10 @@ def _train(options: argparse.Namespace) -> None:
     from iqtflow.draws import Degradation
     from iqtflow.files import write_atomically
     from iqtflow.models import save_model
-    from iqtflow.networks import choose_settings
+    from iqtflow.networks import choose_settings, setting_names
     from iqtflow.normalisation import NAME as NORMALISATION
     from iqtflow.snr import read_prior
-    from iqtflow.training import TrainingPlan, train_member
+    from iqtflow.training import ERROR_HEAD, TrainingPlan, train_member
     from iqtflow.training_loop import curves_as_csv
 
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -240,8 +240,8 @@ def _train(options: argparse.Namespace) -> None:
             next_step="Add --start-from MODEL.",
         )
     general = {name: getattr(options, name) for name in ("k", "filters", "shrink", "residual")}
-    general["uncertainty"] = options.uncertainty != "none"
-    defaults["uncertainty"] = True
+    if options.uncertainty != "none" and "uncertainty" in setting_names(options.network):
+        general["uncertainty"] = True
     settings = choose_settings(options.network, {**general, **dict(options.network_option)}, defaults)
     start = read_start(options.start_from, options.network, settings, seed=options.seed)
     plan = TrainingPlan(
@@ -287,6 +287,7 @@ def _train(options: argparse.Namespace) -> None:
         "network": {"name": options.network, "kwargs": settings},
         "normalisation": {"name": NORMALISATION},
         "geometry": "slab-centred",
+        "predicts_error": any(name.startswith(ERROR_HEAD) for name in member.state_dict),
         "context": "patch",
         "patch_size": plan.patch_size,
         "slice_profile": {"shape": "gaussian", "fwhm_over_spacing": list(options.thickness_fraction)},
@@ -343,9 +344,11 @@ def read_start(
             expected=f"one of {wanted}, the network to be trained",
             next_step="Choose the settings of that network (iqtflow --list-models), or begin without it.",
         )
-    member = source.members[seed % len(source.members)]
-    name = f"{source.card['name']} (SHA-256 {source.sha256})"
-    return Start(name, member.state_dict(), source.card.get("training", {}))
+    number = seed % len(source.members)
+    name, training = f"{source.card['name']} (SHA-256 {source.sha256})", source.card.get("training", {})
+    return Start(
+        name, source.members[number].state_dict(), training.get("members", [training] * (number + 1))[number]
+    )
 
 
 def _estimates_by(network: Mapping[str, Any]) -> dict[str, Any]:

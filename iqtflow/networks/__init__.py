@@ -127,6 +127,11 @@ def find_network(name: str) -> Factory:
     )
 
 
+def setting_names(name: str) -> set[str]:
+    """Return the settings that a network names; one that takes any (``**settings``) need not know them."""
+    return set(inspect.signature(find_network(name)).parameters)
+
+
 def choose_settings(name: str, wanted: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Choose from general settings those that a network takes.
 

@@ -126,7 +126,7 @@ def training_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[byt
         For each member: ``step``, ``train_loss``, ``val_loss``, arrays of one length (NaN where not
         recorded).
     """
-    with axes_of("step", "loss (mean squared error)") as (figure, axes):
+    with axes_of("step", "loss") as (figure, axes):
         for i, (name, curve) in enumerate(curves.items()):
             shade = AFTER if len(curves) == 1 else _shade(i, len(curves))
             for key, style in (("train_loss", ":"), ("val_loss", "-")):

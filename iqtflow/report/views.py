@@ -59,7 +59,7 @@ class Volumes:
     has_mask
         False when `mask` is only a threshold.
     std, truth
-        Standard deviation over the ensemble; the image that was hidden from the network. Either may be
+        Standard deviation of the estimate; the image that was hidden from the network. Either may be
         absent.
     affine
         (4, 4), voxel to world in mm.
