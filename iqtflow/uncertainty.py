@@ -147,7 +147,7 @@ def measured_words(found: Mapping[str, Any] | None) -> str:
         return ""
     people = "1 person" if found["Subjects"] == 1 else f"{found['Subjects']} people"
     smallest = found.get("ErrorOverStdWhereSmallest")
-    end = f", but {smallest:.1f} times it in the voxels where it was smallest" if smallest else ""
+    end = f", and {smallest:.1f} times it in the voxels where it was smallest" if smallest else ""
     return (
         f"In scans simulated from those of {people} never seen in training, the error (root mean square) was "
         f"{found['ErrorOverStd']:.2f} times this standard deviation{end}; "
