@@ -17,8 +17,6 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from iqtflow.config import UNCERTAINTIES
-
 
 class _TrainInputSpec(ChildCommandInputSpec):
     train_libraries = InputMultiObject(
@@ -64,7 +62,7 @@ class _TrainInputSpec(ChildCommandInputSpec):
     )
     residual = traits.Bool(True, usedefault=True, desc="learn what to add to the cubic spline")
     uncertainty = traits.Enum(
-        *UNCERTAINTIES,
+        *("learn", "only", "none"),
         usedefault=True,
         argstr="--uncertainty %s",
         desc="learn the error to be expected of the estimate too, that alone (of start_from), or not",
