@@ -140,9 +140,12 @@ def enhance_volume(
         if tissue is not None:
             inside = torch.from_numpy(_pad(tissue.astype(np.float32), model)[0])[None, None].to(device)
         mean, std = _mean_and_std(model, volume, inside, plan, checked, mirror_axis)
+        for result in (mean, std):
+            if result is not None:  # in place: copies of both would be the most that is ever held
+                result.mul_(float(np.float32(scale)))
     k = model.k
     crop = (inner[0], inner[1], slice(inner[2].start * k, inner[2].stop * k))
-    mean, std = (v if v is None else v.cpu().numpy()[crop] * np.float32(scale) for v in (mean, std))
+    mean, std = (v if v is None else v.cpu().numpy()[crop] for v in (mean, std))
     details = {
         "Device": f"{device} ({torch.cuda.get_device_name()})" if cuda else device,
         "Precision": checked,
@@ -269,7 +272,7 @@ def _warnings(
     if plan.whole and model.card.get("context", "patch") == "patch":
         found.append(
             "The model was trained on patches and run over the whole volume in one pass, as asked: it knows "
-            "no more context than its patches, and loses several dB this way."
+            "no more context than its patches, and loses much this way, up to all use (--tiling auto)."
         )
     if plan.predicted_gb > limit_gb:
         found.append(

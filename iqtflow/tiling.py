@@ -36,6 +36,8 @@ BYTES_PER_CHANNEL, BYTES_BESIDES, HALF_SHARE = 27, 24, 0.45
 VOLUMES_OUTPUT, VOLUMES_TILES = 1, 1
 #: Copies of the padded scan, and memory (GB) for weights in the layout of the convolutions and their scratch.
 COPIES_OF_SCAN, OVERHEAD_GB = 2, 0.05
+#: Copies of the padded scan more where air is left out: where tissue is, and both side by side.
+COPIES_FOR_AIR = 3
 #: Share of a tile that the next one repeats, and sigma of the Gaussian that weighs a tile's voxels, over its
 #: edge. Half of a tile repeated takes three times as long and gains less than 0.1 dB.
 OVERLAP, BLENDING_SIGMA = 0.25, 0.2
@@ -124,6 +126,8 @@ def choose_plan(
     patch, shape = patch_tile(model), tuple(int(n) for n in shape)
     knows_whole = model.card.get("context", "patch") == "whole"
     held = {way: _volumes_gb(shape, model, whole=way, mirrored=mirrored) for way in (True, False)}
+    if tiling != "paper":
+        held[False] += COPIES_FOR_AIR * math.prod(shape) * 4 / 1e9
 
     def predict(tile: Sequence[int], at_once: int = 1, *, whole: bool) -> float:
         return held[whole] + at_once * predict_memory_gb(tile, model, precision=precision)
