@@ -42,6 +42,7 @@ _TOLD = {
 }
 
 
+#: Networks of this package, all of which can predict their error. (Their registry would load PyTorch here.)
 OWN_NETWORKS = ("aniso-unet", "iso-unet", "sru-net")
 #: What a description of training adds for each way of learning uncertainty.
 _UNCERTAINTY = {

@@ -135,11 +135,13 @@ def enhance_volume(
             report(
                 f"{plan.words}, {checked}: {plan.predicted_gb:.2f} GB predicted, {free_gb:.1f} GB {kind} free"
             )
-        volume = torch.from_numpy(padded)[None, None].to(device)
-        inside = None
-        if tissue is not None:
-            inside = torch.from_numpy(_pad(tissue.astype(np.float32), model)[0])[None, None].to(device)
-        mean, std = _mean_and_std(model, volume, inside, plan, checked, mirror_axis)
+        volume = torch.from_numpy(padded)[None].to(device)
+        if plan.skip_air:
+            inside = np.zeros_like(padded) if tissue is None else _pad(tissue.astype(np.float32), model)[0]
+            volume = torch.cat([volume, torch.from_numpy(inside)[None].to(device)])
+            del inside
+        del padded
+        mean, std = _mean_and_std(model, volume[None], plan, checked, mirror_axis)
         for result in (mean, std):
             if result is not None:  # in place: copies of both would be the most that is ever held
                 result.mul_(float(np.float32(scale)))
@@ -173,22 +175,14 @@ def fast_precision(device: str) -> str:
 
 
 def _mean_and_std(
-    model: Model,
-    volume: torch.Tensor,
-    tissue: torch.Tensor | None,
-    plan: Plan,
-    precision: str,
-    mirror_axis: int | None,
+    model: Model, volume: torch.Tensor, plan: Plan, precision: str, mirror_axis: int | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return mean and standard deviation, (w, h, k d) each."""
     mean = squares = expected = None
     for count, network in enumerate(model.members, start=1):
-        output, variance = _predict(network, volume, tissue, plan, precision=precision)
+        output, variance = _predict(network, volume, plan, precision=precision)
         if mirror_axis is not None:
-            other = None if tissue is None else tissue.flip(mirror_axis + 2)
-            turned, its_variance = _predict(
-                network, volume.flip(mirror_axis + 2), other, plan, precision=precision
-            )
+            turned, its_variance = _predict(network, volume.flip(mirror_axis + 2), plan, precision=precision)
             if variance is not None:
                 variance.add_(its_variance.flip(mirror_axis)).mul_(0.5)
             del its_variance
@@ -214,15 +208,10 @@ def _mean_and_std(
 
 
 def _predict(
-    network: torch.nn.Module,
-    volume: torch.Tensor,
-    tissue: torch.Tensor | None,
-    plan: Plan,
-    *,
-    precision: str,
+    network: torch.nn.Module, volume: torch.Tensor, plan: Plan, *, precision: str
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Run one network over (1, 1, w, h, d); returns the estimate and the variance of its error, where the
-    network predicts it, (w, h, k d) each, float32.
+    """Run one network over a volume as `iqtflow.tiling.through_tiles` takes it; returns the estimate and the
+    variance of its error, where the network predicts it, (w, h, k d) each, float32.
     """
     network = network.to(volume.device, memory_format=torch.channels_last_3d)
     if plan.whole:
@@ -234,7 +223,6 @@ def _predict(
             network.k,
             lambda tiles: _run(network, tiles, precision),
             channels=count_channels(network),
-            tissue=tissue,
         )
     return output[0, 0], output[0, 1] if output.shape[1] > 1 else None
 
@@ -272,7 +260,7 @@ def _warnings(
     if plan.whole and model.card.get("context", "patch") == "patch":
         found.append(
             "The model was trained on patches and run over the whole volume in one pass, as asked: it knows "
-            "no more context than its patches, and loses much this way, up to all use (--tiling auto)."
+            "no more context than its patches, and its estimate may be of no use this way (--tiling auto)."
         )
     if plan.predicted_gb > limit_gb:
         found.append(

@@ -125,9 +125,11 @@ def choose_plan(
         )
     patch, shape = patch_tile(model), tuple(int(n) for n in shape)
     knows_whole = model.card.get("context", "patch") == "whole"
-    held = {way: _volumes_gb(shape, model, whole=way, mirrored=mirrored) for way in (True, False)}
-    if tiling != "paper":
-        held[False] += COPIES_FOR_AIR * math.prod(shape) * 4 / 1e9
+    skips_air = tiling != "paper"
+    held = {
+        whole: _volumes_gb(shape, model, whole=whole, mirrored=mirrored, skips_air=skips_air and not whole)
+        for whole in (True, False)
+    }
 
     def predict(tile: Sequence[int], at_once: int = 1, *, whole: bool) -> float:
         return held[whole] + at_once * predict_memory_gb(tile, model, precision=precision)
@@ -159,7 +161,7 @@ def choose_plan(
         else f"tiles of {edges}, blended"
     )
     return Plan(
-        *(tile, step, at_once, False, tiling == "paper", tiling != "paper"),
+        *(tile, step, at_once, False, not skips_air, skips_air),
         predicted_gb=predict(tile, at_once, whole=False),
         words=words,
     )
@@ -219,14 +221,14 @@ def through_tiles(
     enhance: Callable[[torch.Tensor], torch.Tensor],
     *,
     channels: int = 1,
-    tissue: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Run a network over a volume, tile by tile.
 
     Parameters
     ----------
-    volume : tensor, shape (1, 1, w, h, d)
-        At least as large as a tile along each axis.
+    volume : tensor, shape (1, 1 or 2, w, h, d)
+        At least as large as a tile along each axis. A plan that leaves out air wants a second channel: where
+        it is not 0 there is no air, however dark: a large ventricle, a cyst.
     plan
         The way.
     k
@@ -235,8 +237,6 @@ def through_tiles(
         The network: (n, 1, *tile) to (n, channels, w, h, k d).
     channels
         1, or 2 with the variance of the error.
-    tissue : tensor of the volume's shape, optional
-        Where it is not 0 there is no air, however dark: a large ventricle, a cyst.
 
     Returns
     -------
@@ -264,8 +264,6 @@ def through_tiles(
         weights = _blending_weights(shape, volume.device)
     # MONAI rounds the step between tiles down, so half a voxel less of overlap is asked for.
     overlap = [max((n - step - 0.5) / n, 0.0) for n, step in zip(plan.tile, plan.step, strict=True)]
-    if plan.skip_air:
-        volume = torch.cat([volume, torch.zeros_like(volume) if tissue is None else tissue.to(volume)], dim=1)
     return sliding_window_inference(
         volume,
         plan.tile,
@@ -286,12 +284,13 @@ def count_channels(network: torch.nn.Module) -> int:
     return 1 if getattr(network, "error_head", None) is None else 2
 
 
-def _volumes_gb(shape: Sequence[int], model: Model, *, whole: bool, mirrored: bool) -> float:
+def _volumes_gb(shape: Sequence[int], model: Model, *, whole: bool, mirrored: bool, skips_air: bool) -> float:
     """Memory of what is held beside a pass."""
     channels = count_channels(model.members[0])
     extra = held_volumes(len(model.members), mirrored=mirrored, channels=channels)
     count = VOLUMES_OUTPUT * channels + extra + (0 if whole else VOLUMES_TILES)
-    return math.prod(shape) * 4 * (model.k * count + COPIES_OF_SCAN) / 1e9 + OVERHEAD_GB
+    copies = COPIES_OF_SCAN + (COPIES_FOR_AIR if skips_air else 0)
+    return math.prod(shape) * 4 * (model.k * count + copies) / 1e9 + OVERHEAD_GB
 
 
 def _blending_weights(shape: Sequence[int], device: torch.device) -> torch.Tensor:

@@ -56,12 +56,11 @@ def run_group(settings: Settings, logs: Path) -> int:
     if settings.train.evaluate_model is None:
         libraries = {part: find_libraries(output, split[part], kind=kind) for part in ("train", "validation")}
     name = settings.train.model_name or f"iqt-k{settings.train.upsampling_factor}"
-    if settings.train.start_from is not None and settings.train.evaluate_model is None:
-        card = read_card(settings.train.start_from)
-        check_unknown(card, split["evaluation"], option="--start-from")
     if settings.train.evaluate_model is not None:
         card = check_judged(settings.train.evaluate_model, evaluation, settings)
         name = settings.train.model_name or card["name"]
+    elif settings.train.start_from is not None:
+        check_unknown(read_card(settings.train.start_from), split["evaluation"], option="--start-from")
     workflow = build_train_graph(
         libraries,
         evaluation,

@@ -346,9 +346,10 @@ def read_start(
         )
     number = seed % len(source.members)
     name, training = f"{source.card['name']} (SHA-256 {source.sha256})", source.card.get("training", {})
-    return Start(
-        name, source.members[number].state_dict(), training.get("members", [training] * (number + 1))[number]
-    )
+    parts = training.get("members", [])
+    # Ensembles that were joined to one have fewer trainings here than networks: then all are its origin.
+    before = parts[number] if len(parts) == len(source.members) else training
+    return Start(name, source.members[number].state_dict(), before)
 
 
 def _estimates_by(network: Mapping[str, Any]) -> dict[str, Any]:
