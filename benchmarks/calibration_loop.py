@@ -81,9 +81,7 @@ def read_subject(paths: list[Path], axis: int, by: int) -> tuple[list[np.ndarray
     volumes = [read_volume(path)[1] for path in paths]
     for a in (a for a in range(3) if a != axis and by > 1):
         n = volumes[0].shape[a] // by * by
-        volumes = [
-            sum(np.take(v, range(first, n, by), axis=a) for first in range(by)) / by for v in volumes
-        ]
+        volumes = [sum(np.take(v, range(first, n, by), axis=a) for first in range(by)) / by for v in volumes]
         affine[:3, 3] += affine[:3, a] * (by - 1) / 2
         affine[:3, a] *= by
     return volumes, affine

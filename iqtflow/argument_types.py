@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from iqtflow.bids.names import is_label
 from iqtflow.config import AXES
 
 
@@ -56,8 +57,8 @@ def bids_label(entity: str) -> Callable[[str], str]:
 
     def convert(text: str) -> str:
         bare = text.removeprefix(f"{entity}-")
-        if not bare.isalnum():
-            raise argparse.ArgumentTypeError(f"{text!r} is no BIDS label: letters and digits only")
+        if not is_label(bare):
+            raise argparse.ArgumentTypeError(f"{text!r} is no BIDS label: letters and digits only, and +")
         return bare
 
     return convert

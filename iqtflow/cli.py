@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import iqtflow
-from iqtflow.bids import check_dataset
+from iqtflow.bids import Listing, check_dataset
 from iqtflow.bids.index import has_database, wipe_database
 from iqtflow.config import SECTIONS, Settings
 from iqtflow.environment import settle_environment
-from iqtflow.errors import IQTFlowError, OutputError, UsageError, exit_code_of
+from iqtflow.errors import InputError, IQTFlowError, OutputError, UsageError, exit_code_of, printable
 from iqtflow.inputs import check_engines, keep_inputs
 from iqtflow.parser import parse
 from iqtflow.resources import resolve_device
@@ -104,6 +104,7 @@ def settle(options: argparse.Namespace) -> tuple[Settings, str]:
     OutputError
         The output or work directory cannot be written.
     """
+    _refuse_foreign_bytes(options)
     given: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     for attribute, value in vars(options).items():
         section, _, key = attribute.partition("__")
@@ -135,9 +136,19 @@ def settle(options: argparse.Namespace) -> tuple[Settings, str]:
     check_places(settings)
     if inputs.database_dir is not None and options.bids_database_wipe and not options.dry_run:
         wipe_database(inputs.database_dir)
+    for note in options.notes:
+        print(f"iqtflow: note: {note}", flush=True)
+    check_settings(settings)
+    try:
+        listing = keep_inputs(settings)
+    except UsageError:
+        if not inputs.skip_validation:  # a name that is no name of BIDS may be why nothing was found
+            look_over(settings, Listing([], []))
+        raise
     if not inputs.skip_validation:
-        look_over(settings)
-    check_inputs(settings)
+        look_over(settings, listing)
+    if needs_tissue_maps(settings):
+        check_engines(listing.scans, settings)
     device = resolve_device(settings.run.device, elsewhere=settings.run.use_plugin is not None)
     settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, device=device.name))
     if not options.dry_run:
@@ -235,27 +246,54 @@ def check_places(settings: Settings) -> None:
     _check_owner(paths.output_dir)
 
 
-def check_inputs(settings: Settings) -> None:
-    """Make sure that there is something to do, before anything is written.
+def check_settings(settings: Settings) -> None:
+    """Make sure that what the settings name is there and goes together, before the data set is looked at.
 
     Raises
     ------
     UsageError
-        No scan, an unknown subject or session, training without a split, or nothing to make tissue maps with.
+        A group level where there is none, settings of a training that do not go together, or a model, a
+        prior, a split or a file for a cluster that cannot be worked with.
     """
-    run, train = settings.run, settings.train
+    from iqtflow.models import check_contrast, find_model, read_card, shipped_for
+    from iqtflow.snr import read_prior
+
+    run, enhance, train = settings.run, settings.enhance, settings.train
+    if run.mode == "enhance" and "group" in run.levels:
+        raise UsageError(
+            "group",
+            found="the group level in --mode enhance, which has none",
+            expected="participant; or group together with --mode train or --mode calibrate",
+            next_step="The participant level does all the work, its pages and index.html included.",
+        )
+    try:
+        if run.mode == "enhance" and enhance.model is None:
+            shipped_for(enhance.contrast)
+        elif run.mode == "enhance":
+            check_contrast(read_card(find_model(enhance.model)[0]), enhance.contrast, enhance.model)
+        if run.mode == "train":
+            check_training(train)
+            allow_network(train.network)
+            read_prior(train.snr_prior)
+            for model in (train.start_from, train.evaluate_model):
+                if model is not None:
+                    find_model(model)
+    except UsageError:
+        raise
+    except InputError as fault:  # of one file; here nothing can be done without it
+        raise UsageError(
+            fault.path, found=fault.found, expected=fault.expected, next_step=fault.next_step
+        ) from fault
     if train.split is not None:
         read_split(train.split)
-    if run.mode == "train":
-        check_training(train)
-        allow_network(train.network)
-    scans = keep_inputs(settings)
-    if needs_tissue_maps(settings):
-        check_engines(scans, settings)
+    if run.use_plugin is not None:
+        from iqtflow.workflows.cluster import read_plugin_file
+
+        read_plugin_file(run.use_plugin)
 
 
-def look_over(settings: Settings) -> None:
-    """Say in a few lines what is wrong with the data set as BIDS.
+def look_over(settings: Settings, listing: Listing) -> None:
+    """Say in a few lines what is wrong with the data set as BIDS, and what the run does with such files.
 
     Raises
     ------
@@ -270,7 +308,7 @@ def look_over(settings: Settings) -> None:
         return
     labels = settings.run.participant_labels
     faults, notes = validate(bids_dir, labels)
-    for line in [*notes, *summarise(faults, bids_dir, labels)]:
+    for line in [*notes, *summarise(faults, bids_dir, labels, listing)]:
         print(f"iqtflow: {line}", flush=True)
 
 
@@ -330,11 +368,25 @@ def check_writable(folder: Path) -> None:
 def announce(settings: Settings, reason: str) -> None:
     """Say what is about to run, and where: on whose device a result was made is asked later."""
     run, paths = settings.run, settings.paths
+    processors = "1 processor" if run.nprocs == 1 else f"{run.nprocs} processors"
     print(f"iqtflow {iqtflow.__version__}: {run.mode}, {' and '.join(run.levels)} level")
     print(f"  input   {paths.bids_dir}")
     print(f"  output  {paths.output_dir}")
     print(f"  work    {paths.work_dir}")
-    print(f"  device  {run.device} ({reason}), {run.nprocs} processors, {run.mem_gb:g} GB", flush=True)
+    print(f"  device  {run.device} ({reason}), {processors}, {run.mem_gb:g} GB", flush=True)
+
+
+def _refuse_foreign_bytes(options: argparse.Namespace) -> None:
+    """Refuse names that are no text in UTF-8: JSON and TOML files could not name them."""
+    for value in vars(options).values():
+        text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else ""
+        if any("\udc80" <= character <= "\udcff" for character in text):
+            raise UsageError(
+                printable(text),
+                found="bytes that are no text in UTF-8",
+                expected="a name in UTF-8",
+                next_step="Rename it, or make a link with a plain name (ln -s) and give that.",
+            )
 
 
 def _check_owner(output_dir: Path) -> None:

@@ -39,6 +39,7 @@ from iqtflow.geometry import (
 from iqtflow.inference import enhance_volume
 from iqtflow.laid_scan import LaidScan
 from iqtflow.memory import peak_memory_gb
+from iqtflow.metadata import settle_values
 from iqtflow.models import Model, list_shipped, load_model
 from iqtflow.normalisation import intensity_scale
 from iqtflow.tiling import SMALLEST_TILE
@@ -142,7 +143,7 @@ def enhance_image(
         No model serves the scan, or its intensities cannot be worked with.
     """
     began = time.monotonic()
-    sidecar = sidecar or {}
+    sidecar, notes = settle_values(sidecar or {}, "sidecar")
     geometry = find_slice_geometry(image, sidecar)
     if geometry.near_isotropic and not force:
         raise NothingToGain(
@@ -160,9 +161,8 @@ def enhance_image(
         )
 
     laid = LaidScan(image, geometry.axis)
-    stated = sidecar.get("SkullStripped")
-    if skull_stripped is None and isinstance(stated, bool):
-        skull_stripped = stated
+    if skull_stripped is None:
+        skull_stripped = sidecar.get("SkullStripped")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         brain = find_brain_mask(
@@ -209,7 +209,7 @@ def enhance_image(
     mean = finish(result.mean * factor)
     std = None if result.std is None else finish(result.std * factor)
     spline = finish(np.clip(cubic_upsample(data, upsampling.k), 0, None))
-    notes = [str(w.message) for w in caught if issubclass(w.category, RuntimeWarning)]
+    notes += [str(w.message) for w in caught if issubclass(w.category, RuntimeWarning)]
     familiarity = None
     if reference is not None:
         values = measure_scan(

@@ -77,6 +77,11 @@ class Submitted(IQTFlowError):
     exit_code = EXIT_SUBMITTED
 
 
+def printable(text: str | os.PathLike) -> str:
+    """Return a text, or a file's name, as any terminal can show it: what is no character is escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in os.fspath(text))
+
+
 def exit_code_of(fault: BaseException | None) -> int:
     """Return the exit code that an exception, which ends the program, stands for."""
     if fault is None:

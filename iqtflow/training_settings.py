@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from iqtflow.config import TrainSettings
+from iqtflow.config import TrainSettings, default_of
 from iqtflow.errors import UsageError
+from iqtflow.options.checks import FRESH_ONLY
 
 
 def check_training(train: TrainSettings) -> None:
@@ -14,6 +15,7 @@ def check_training(train: TrainSettings) -> None:
     UsageError
         They do not.
     """
+    widened = [key for key in FRESH_ONLY if getattr(train, key) != default_of(TrainSettings, key)]
     for option, wrong, found, expected, next_step in (
         (
             "--patch-library pairs",
@@ -21,6 +23,13 @@ def check_training(train: TrainSettings) -> None:
             "fresh draws, which cannot be written out",
             "a number of stored draws",
             "Add --draws N; the paper has 1, 2, 4 and 8.",
+        ),
+        (
+            " ".join(f"--{key.replace('_', '-')}" for key in widened),
+            widened and train.draws != "fresh",
+            f"--draws {train.draws}: stored draws are simulated as in the paper",
+            "--draws fresh, where every batch is simulated anew",
+            "Leave one of the two out.",
         ),
         (
             "--patch-size",

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -100,10 +101,8 @@ def test_without_options_all_scans_are_enhanced(bids_tree, tmp_path):
 
 
 def test_both_levels_run_one_after_the_other(bids_tree, tmp_path):
-    assert settle(bids_tree(T1W), tmp_path / "out", "participant", "group").run.levels == (
-        "participant",
-        "group",
-    )
+    levels = settle(bids_tree(T1W), tmp_path / "out", "participant", "group", "--mode", "train").run.levels
+    assert levels == ("participant", "group")
 
 
 def test_labels_lose_their_prefix(bids_tree, tmp_path):
@@ -121,13 +120,12 @@ def test_one_task_never_gets_more_processors_than_all_together(bids_tree, tmp_pa
 
 def test_training_options_reach_the_settings(bids_tree, tmp_path):
     settings = settle(
-        *(bids_tree(T1W), tmp_path / "out", "participant", "--mode", "train", "-k", 8, "--slice-axes", "x,y"),
+        *(bids_tree(T1W), tmp_path / "out", "participant", "group", "--mode", "train", "-k", 8),
+        *("--slice-axes", "x,y"),
         *(
             "--thickness-fraction",
             0.5,
             1,
-            "--draws",
-            4,
             "--no-residual",
             "--steps",
             7,
@@ -141,7 +139,7 @@ def test_training_options_reach_the_settings(bids_tree, tmp_path):
         ("x", "y"),
         (0.5, 1.0),
     )
-    assert (train.draws, train.residual, train.steps, train.learning_rate) == (4, False, 7, 2e-4)
+    assert (train.draws, train.residual, train.steps, train.learning_rate) == ("fresh", False, 7, 2e-4)
 
 
 def test_a_run_can_be_repeated_from_its_settings_and_options_go_over_them(bids_tree, tmp_path):
@@ -175,9 +173,9 @@ def test_intermediate_results_go_beside_the_output_and_never_into_the_data_set(b
     assert inside.work_dir == tmp_path / "bids-iqtflow-work"
 
 
-def test_relative_paths_become_absolute(bids_tree, tmp_path, monkeypatch):
+def test_relative_paths_become_absolute(bids_tree, tmp_path, monkeypatch, untrained_model):
     root = bids_tree(T1W)
-    (tmp_path / "own.safetensors").touch()
+    shutil.copy(untrained_model, tmp_path / "own.safetensors")
     monkeypatch.chdir(tmp_path)
     settings = settle(root.name, "out", "participant", "--model", "own.safetensors")
     assert settings.paths.bids_dir == root

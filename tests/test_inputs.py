@@ -9,7 +9,7 @@ import pytest
 from conftest import make_affine, make_head, write_scan
 
 from iqtflow import cli
-from iqtflow.bids import derivative_name, find_scans
+from iqtflow.bids import derivative_name, find_scans, list_scans
 from iqtflow.bids.index import read_filters, wipe_database
 from iqtflow.bids.validation import Fault, _look, summarise, validate
 from iqtflow.errors import UsageError
@@ -191,8 +191,10 @@ def test_visits_of_the_lifespan_studies_become_sessions(tmp_path):
 
 def test_two_folders_of_hcp_never_become_one_subject(tmp_path):
     image = "T1w/T1w_acpc_dc_restore.nii.gz"
-    with pytest.raises(UsageError, match="both sub-ab"):
-        find_scans(hcp_tree(tmp_path, f"a-b/{image}", f"ab/{image}"))
+    listing = list_scans(hcp_tree(tmp_path, f"a-b/{image}", f"ab/{image}", f"c/{image}"))
+    assert [scan.subject for scan in listing.scans] == ["c"]
+    assert [left.path.parts[-3] for left in listing.left_out] == ["a-b", "ab"]
+    assert "ab/T1w" in listing.left_out[0].reason and "a-b/T1w" in listing.left_out[1].reason
 
 
 def test_an_hcp_image_that_datalad_has_not_fetched_is_found_all_the_same(tmp_path):

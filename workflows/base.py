@@ -8,15 +8,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from iqtflow.workflows.plan import choose_scans
+from iqtflow.workflows.plan import choose_scans, count_left_out
 from iqtflow.workflows.run import Failure, configure_engine, describe, report_failures, run_graph
 
 import iqtflow
-from iqtflow.bids import Scan, derivative_name, write_dataset_description
+from iqtflow.bids import LeftOut, Scan, derivative_name, write_dataset_description
 from iqtflow.config import Settings, write_settings
-from iqtflow.errors import EXIT_OK, exit_code_of_failures
+from iqtflow.errors import EXIT_OK, EXIT_SUBJECT_FAILED, exit_code_of_failures, printable
 from iqtflow.files import remove_leftovers
-from iqtflow.inputs import check_engines, engine_of, find_inputs
+from iqtflow.inputs import check_engines, engine_of, find_inputs, list_inputs
 from iqtflow.outcome import Outcome, outcome_table
 
 
@@ -99,7 +99,7 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
 
     enhancing = settings.run.mode == "enhance"
     gc.disable()  # it would look through a growing graph again and again, and find nothing
-    scans = find_inputs(settings)
+    scans, left_out = list_inputs(settings)
     plan = choose_scans(scans, settings)
     chosen, skipped = plan.chosen, plan.skipped
     for scan in scans:
@@ -107,6 +107,8 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
             print(f"{scan.path}: note: {warning}", flush=True)
     for scan, why in skipped:
         print(f"{scan.path}: skipped: {why}", flush=True)
+    for left in left_out:
+        print(left, flush=True)
     if chosen and not enhancing:
         engine = check_engines(chosen, settings)
         print(f"iqtflow: tissue maps: {engine}", flush=True)
@@ -115,14 +117,16 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
         _cite(settings, "participant", chosen)
         name = f"{workflow_prefix(settings)}_participant"
         if enhancing:
-            graph = build_enhance_graph(chosen, settings, name=name, skipped=skipped)
+            graph = build_enhance_graph(chosen, settings, name=name, skipped=skipped, left_out=left_out)
         elif settings.run.mode == "calibrate":
             graph = build_calibrate_graph(chosen, settings, name=name)
         else:
-            graph = build_prepare_graph(chosen, settings, name=name, skipped=skipped)
+            graph = build_prepare_graph(chosen, settings, name=name, skipped=skipped, left_out=left_out)
         failures = run_graph(graph, settings, logs)
     failed, others = _by_scan(failures, chosen)
-    code = exit_code_of_failures(failure.exit_code for failure in failures)
+    code = exit_code_of_failures(
+        [*(failure.exit_code for failure in failures), *([EXIT_SUBJECT_FAILED] if left_out else [])]
+    )
     if failures and settings.run.stop_on_first_crash:  # nobody knows of the rest how far it came
         for path, failure in failed.items():
             print(describe(path, failure), flush=True)
@@ -130,8 +134,8 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
         print("iqtflow: stopped at the first failure; the same command goes on from here", flush=True)
         return code
     if settings.run.mode != "calibrate":
-        _write_pages(settings, chosen, skipped, failed)
-    _summarise(settings, chosen, skipped, failed)
+        _write_pages(settings, chosen, skipped, failed, left_out)
+    _summarise(settings, chosen, skipped, failed, left_out)
     report_failures(others)
     return code
 
@@ -161,11 +165,13 @@ def _write_pages(
     chosen: Sequence[Scan],
     skipped: Sequence[tuple[Scan, str]],
     failed: dict[os.PathLike, Failure],
+    left_out: Sequence[LeftOut],
 ) -> None:
     """Pages of subjects with a skipped or failed scan (the graph writes those of subjects whose scans all
     went well), and the index.
     """
     from iqtflow.interfaces.report import write_pages
+    from iqtflow.workflows.participant import left_out_records, skipped_records
 
     write_pages(
         settings.paths.output_dir,
@@ -182,10 +188,8 @@ def _write_pages(
                 else {"subject": s.subject, "input": os.fspath(s.path), **stored_record(s, settings)}
                 for s in chosen
             ),
-            *(
-                {"subject": s.subject, "input": os.fspath(s.path), "status": "skipped", "message": why}
-                for s, why in skipped
-            ),
+            *skipped_records(skipped),
+            *left_out_records(left_out),
         ],
     )
 
@@ -231,6 +235,7 @@ def _summarise(
     chosen: Sequence[Scan],
     skipped: Sequence[tuple[Scan, str]],
     failed: dict[os.PathLike, Failure],
+    left_out: Sequence[LeftOut],
 ) -> None:
     """The last lines on the terminal: what was done, and who failed, why, and where the log is."""
     done = len(chosen) - len(failed)
@@ -238,9 +243,11 @@ def _summarise(
     table = outcome_table(_outcomes(settings, chosen, skipped, failed, verb=verb))
     print(f"\n{table}\n" if table else "", flush=True)
     print(
-        f"iqtflow: {done} {verb}, {len(skipped)} skipped, {len(failed)} failed; results in "
-        f"{settings.paths.output_dir}",
+        f"iqtflow: {done} {verb}, {len(skipped)} skipped, {len(failed)} failed{count_left_out(left_out)}; "
+        f"results in {settings.paths.output_dir}",
         flush=True,
     )
     for path, failure in failed.items():
         print(describe(path, failure), flush=True)
+    for left in left_out:
+        print(f"  left out: {printable(left.path)}\n    why: {left.reason}", flush=True)

@@ -36,6 +36,7 @@ def build_calibrate_graph(scans: Sequence[Scan], settings: Settings, *, name: st
     from iqtflow.workflows.participant import workflow_name
 
     from iqtflow.inputs import engine_of
+    from iqtflow.metadata import skull_stripped
 
     workflow = Workflow(name=name)
     for scan in scans:
@@ -51,9 +52,7 @@ def build_calibrate_graph(scans: Sequence[Scan], settings: Settings, *, name: st
         given = one.get_node("inputnode").inputs
         given.in_file, given.sidecar = os.fspath(scan.path), dict(scan.sidecar)
         given.label, given.source = scan.name, scan.uri
-        stripped = scan.sidecar.get("SkullStripped")
-        if stripped is not None:
-            given.skull_stripped = "yes" if stripped else "no"
+        given.skull_stripped = skull_stripped(scan.sidecar)
         one.connect(one.get_node("outputnode"), "snr", _sink(settings, measurement_name(scan)), "in_file")
         workflow.add_nodes([one])
     return workflow

@@ -16,10 +16,12 @@ from iqtflow.workflows.run import report_failures, run_graph
 from nipype.pipeline.engine import Workflow
 
 from iqtflow.bids import derivative_name
+from iqtflow.bids.names import node_name
 from iqtflow.config import Settings, TrainSettings
 from iqtflow.errors import EXIT_OK, UsageError
 from iqtflow.footprint import CUDA_GB, training_gb
 from iqtflow.inputs import find_inputs
+from iqtflow.metadata import read_fields, skull_stripped
 from iqtflow.models import read_card
 from iqtflow.split import SPLIT_PARTS, keep_split, read_split
 
@@ -33,6 +35,11 @@ class EvaluationScan:
     sidecar: Path
     truth: Path
     mask: Path
+
+    @property
+    def stem(self) -> str:
+        """Beginning of the names of what is made of it; no other scan has the same."""
+        return self.low_field.name.partition("_desc-sim01_")[0]
 
 
 def run_group(settings: Settings, logs: Path) -> int:
@@ -243,7 +250,7 @@ def build_train_graph(
     members = n_members if n_members > 1 else 0  # a single network is the model
     for i, scan in enumerate(evaluation, start=1):
         evaluate = init_evaluate_wf(
-            name=f"evaluate_{scan.subject}",
+            name=f"evaluate_{node_name(scan.stem.removeprefix('sub-'))}",
             members=members,
             device=run.device,
             omp_nthreads=run.omp_nthreads,
@@ -251,8 +258,7 @@ def build_train_graph(
         given = evaluate.get_node("inputnode").inputs
         given.in_file, given.sidecar_file = os.fspath(scan.low_field), os.fspath(scan.sidecar)
         given.truth, given.mask, given.subject = os.fspath(scan.truth), os.fspath(scan.mask), scan.subject
-        stripped = json.loads(scan.sidecar.read_text()).get("SkullStripped")
-        given.skull_stripped = "auto" if stripped is None else "yes" if stripped else "no"
+        given.skull_stripped = skull_stripped(read_fields(scan.sidecar))
         workflow.connect(
             [
                 (training, evaluate, [("outputnode.model", "inputnode.model")]),
@@ -265,8 +271,8 @@ def build_train_graph(
         )
         for field, desc in (("enhanced", "iqt"), ("spline", "spline")):
             example = sink(
-                f"{desc}_{scan.subject}",
-                f"models/{model_name}_evaluation/sub-{scan.subject}_desc-{desc}_T1w.nii.gz",
+                f"{desc}_{node_name(scan.stem.removeprefix('sub-'))}",
+                f"models/{model_name}_evaluation/{scan.stem}_desc-{desc}_T1w.nii.gz",
             )
             workflow.connect(evaluate, f"outputnode.{field}", example, "in_file")
     summarise = Node(SummariseMetrics(), name="summarise")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,15 +159,12 @@ def contrast_of(path: Path) -> str:
 def _read_sidecar(path: Path | None) -> dict:
     if path is None:
         return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8-sig")))
-    except (OSError, ValueError, TypeError) as fault:
-        raise InputError(
-            path,
-            found=f"{type(fault).__name__}: {fault}",
-            expected="a JSON object",
-            next_step="Correct the sidecar.",
-        ) from fault
+    from iqtflow.metadata import read_fields, settle_values
+
+    fields, notes = settle_values(read_fields(path), path)
+    for note in notes:
+        print(f"{PROG}: note: {note}", flush=True)
+    return fields
 
 
 def _write(path: Path | None, image: nib.Nifti1Image | None) -> None:
