@@ -206,8 +206,8 @@ def _simulation(settings: Settings) -> Paragraph:
         "Low-field scans were simulated from high-field ones by the probabilistic decimation simulator "
         f"(Lin et al., 2019, algorithm 1): slices {train.upsampling_factor} voxels apart along the "
         f"{', '.join(train.slice_axes)} axis, with a Gaussian profile whose full width at half maximum is "
-        f"{thickness:g} of their distance, and signal-to-noise ratios of white and grey matter drawn from the "
-        f"prior {os.path.basename(str(train.snr_prior))}.{_changed(settings, 'train', only=PARTICIPANT)}",
+        f"{thickness:g} of their distance, and signal-to-noise ratios of white and grey matter drawn from "
+        f"the prior {os.path.basename(str(train.snr_prior))}.{_changed(settings, 'train', only=PARTICIPANT)}",
         ("lin2019",),
     )
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import iqtflow
 from iqtflow.bids import Listing, check_dataset
-from iqtflow.bids.index import has_database, wipe_database
+from iqtflow.bids.index import has_database, read_filters, wipe_database
 from iqtflow.config import SECTIONS, Settings
 from iqtflow.environment import settle_environment
 from iqtflow.errors import InputError, IQTFlowError, OutputError, UsageError, exit_code_of, printable
@@ -286,6 +286,9 @@ def check_settings(settings: Settings) -> None:
         ) from fault
     if train.split is not None:
         read_split(train.split)
+    if settings.inputs.filter_file is not None:
+        contrast = enhance.contrast if run.mode == "enhance" else "T1w"
+        read_filters(settings.inputs.filter_file, contrast)
     if run.use_plugin is not None:
         from iqtflow.workflows.cluster import read_plugin_file
 

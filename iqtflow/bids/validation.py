@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from iqtflow.bids.names import EXTENSIONS
 from iqtflow.bids.scans import Listing
 from iqtflow.errors import UsageError, printable
 
@@ -19,7 +20,9 @@ PATIENCE_S = 60
 #: Lines for all faults, and files named in each.
 LINES, FILES = 6, 3
 #: Faults of a file's name: what the run does with the file is said.
-_NAMES = ("NOT_INCLUDED", "ALL_FILENAME_RULES_HAVE_ISSUES", "FILENAME_MISMATCH", "INVALID_LOCATION")
+_NAMES = ("NOT_INCLUDED", "ENTITY_NOT_IN_RULE", "FILENAME_MISMATCH", "INVALID_LOCATION")
+#: Stands for all faults of a file that the listing leaves out, and of which it tells the reason.
+_LEFT_OUT = "LEFT_OUT"
 #: Faults that say nothing about the images that are read here.
 _BESIDE_THE_POINT = re.compile(r"README|AUTHORS|PARTICIPANT|CITATION|CHANGES|EMPTY_FILE")
 
@@ -99,10 +102,7 @@ def summarise(
     UsageError
         ``dataset_description.json`` cannot be read.
     """
-    fates = {}
-    if listing is not None:
-        fates = {left.path: "left out, for a reason told below" for left in listing.left_out}
-        fates |= {scan.path: "read all the same" for scan in listing.scans}
+    scans, left_out = (set(), set()) if listing is None else ({x.path for x in part} for part in listing)
     by_kind: dict[tuple[str, str], list[Fault]] = {}
     others = 0
     for fault in faults:
@@ -114,16 +114,22 @@ def summarise(
                 next_step="Mend it; or say --skip-bids-validation.",
             )
         if _concerns(fault, subjects):
-            fate = fates.get(root / fault.file, "not read") if fault.code in _NAMES else ""
-            by_kind.setdefault((fault.code, fate), []).append(fault)
+            code, fate, path = fault.code, "", root / fault.file
+            if path in left_out:
+                code, fate = _LEFT_OUT, "left out; the reason is told below"
+            elif path in scans:
+                fate = "read all the same" if code in _NAMES else ""
+            elif path.name.endswith(EXTENSIONS):
+                fate = "not read"
+            by_kind.setdefault((code, fate), []).append(fault)
         else:
             others += 1
     lines = []
     for (code, fate), group in sorted(by_kind.items(), key=lambda item: -len(item[1])):
         files = sorted({printable(fault.file) for fault in group})
         named = ", ".join(files[:FILES]) + (f", and {len(files) - FILES} more" if len(files) > FILES else "")
-        said = "; ".join(filter(None, [group[0].message or code, fate]))
-        lines.append(f"not BIDS: {said} ({code}): {named}")
+        said = [] if code == _LEFT_OUT else [group[0].message or code]
+        lines.append(f"not BIDS: {'; '.join([*said, *([fate] if fate else [])])} ({code}): {named}")
     if len(lines) > LINES:
         lines[LINES - 1 :] = [f"not BIDS: and {len(lines) - LINES + 1} more kinds of faults"]
     if others:
