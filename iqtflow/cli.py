@@ -129,7 +129,8 @@ def settle(options: argparse.Namespace) -> tuple[Settings, str]:
     if given["inputs"]["database_dir"] is not None:
         folder = given["inputs"]["database_dir"].absolute()
         # Nothing is written by a dry run, not even an index.
-        given["inputs"]["database_dir"] = None if options.dry_run and not has_database(folder) else folder
+        there = has_database(folder)
+        given["inputs"]["database_dir"] = None if options.dry_run and not there else folder
     given["segmentation"] = absolute_segmentation(given["segmentation"])
     settings = Settings(**{name: section(**given[name]) for name, section in SECTIONS.items()})
     inputs = settings.inputs

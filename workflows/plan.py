@@ -112,8 +112,9 @@ def _print_group(settings: Settings) -> int:
         name = train.model_name or f"iqt-k{train.upsampling_factor}"
         print(
             f"iqtflow: group level trains {train.ensemble} x {train.network}, k = "
-            f"{train.upsampling_factor}, on the libraries of the split {train.split}; it writes "
-            f"{output}/models/{name}.safetensors and group.html"
+            f"{train.upsampling_factor}, on the libraries of the split "
+            f"{train.split or 'in models/split.json'}; it writes {output}/models/{name}.safetensors "
+            "and group.html"
         )
     return EXIT_OK
 

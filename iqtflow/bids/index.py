@@ -161,8 +161,22 @@ def _is_scan(parts: tuple[str, ...], homes: set[str]) -> bool:
 
 
 def has_database(database_dir: str | os.PathLike) -> bool:
-    """Return whether there is an index in a folder."""
-    return Path(database_dir, _DATABASE).is_file()
+    """Return whether there is an index in a folder, or something in its place.
+
+    Raises
+    ------
+    UsageError
+        It is no folder.
+    """
+    folder = Path(database_dir)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(
+            folder,
+            found="a file",
+            expected="a folder, for --bids-database-dir",
+            next_step="Give the folder that the index is in, or is to be made in.",
+        )
+    return (folder / _DATABASE).exists()
 
 
 def wipe_database(database_dir: str | os.PathLike) -> bool:
@@ -268,8 +282,8 @@ def _bad_database(folder: Path, fault: Exception) -> UsageError:
 
 
 def _said(fault: Exception) -> str:
-    """What an exception says, in a line that is not too long."""
-    text = printable(" ".join(str(fault).split())) or type(fault).__name__
+    """The first line of what an exception says; below it is SQL, say."""
+    text = printable(str(fault).strip().partition("\n")[0]) or type(fault).__name__
     return text if len(text) <= 200 else text[:197] + "..."
 
 

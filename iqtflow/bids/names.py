@@ -50,6 +50,11 @@ def node_name(name: str) -> str:
     return name.replace("+", "__").replace("-", "_")
 
 
+def label_of(node: str) -> str:
+    """Return the label that `node_name` made a part of a name of."""
+    return node.replace("__", "+")
+
+
 def derivative_name(
     scan: Scan,
     *,
