@@ -61,7 +61,11 @@ def run_group(settings: Settings, logs: Path) -> int:
     evaluation = find_evaluation(settings, split["evaluation"])
     libraries: dict[str, list[Path]] = {}
     if settings.train.evaluate_model is None:
-        libraries = {part: find_libraries(output, split[part], kind=kind) for part in ("train", "validation")}
+        sessions = settings.run.session_labels
+        libraries = {
+            part: find_libraries(output, split[part], kind=kind, sessions=sessions)
+            for part in ("train", "validation")
+        }
     name = settings.train.model_name or f"iqt-k{settings.train.upsampling_factor}"
     if settings.train.evaluate_model is not None:
         card = check_judged(settings.train.evaluate_model, evaluation, settings)
@@ -131,7 +135,11 @@ def tell_figures(summary: Mapping[str, Any]) -> str:
 
 
 def find_libraries(
-    output_dir: Path, subjects: Sequence[str], *, kind: str = "patches.safetensors"
+    output_dir: Path,
+    subjects: Sequence[str],
+    *,
+    kind: str = "patches.safetensors",
+    sessions: Sequence[str] = (),
 ) -> list[Path]:
     """Return the patch libraries of subjects, sorted; UsageError names subjects that have none.
 
@@ -143,13 +151,18 @@ def find_libraries(
         Labels.
     kind
         What the files' names end in.
+    sessions
+        Labels of the sessions wanted; none means all.
     """
+    wanted = {f"ses-{label}" for label in sessions}
     found = {
         label: sorted(
-            {
+            file
+            for file in {
                 *(output_dir / "patches").glob(f"sub-{label}_*{kind}"),
                 *(output_dir / "patches").glob(f"sub-{label}_{kind}"),
             }
+            if not wanted or wanted & set(file.name.split("_"))
         )
         for label in subjects
     }

@@ -99,20 +99,18 @@ def refuse_options(
     Returns
     -------
     list of str
-        Notes on options that the other level reads: two commands may share their options.
+        Notes on options that another run reads: two commands may share their options.
     """
     notes = []
     for action in parser._actions:
-        given = getattr(options, action.dest, None) != untouched.get_default(action.dest)
-        if not given or not action.option_strings:
+        value = getattr(options, action.dest, None)
+        if value == untouched.get_default(action.dest) or not action.option_strings:
             continue
-        flag = action.option_strings[-1]
+        flag = action.option_strings[0 if value is True else -1]  # else --no-...
         section, _, key = action.dest.partition("__")
         for why in _mistakes(options, section, key or action.dest):
             parser.error(f"{flag} {why}")
-        level = _read_by(section, key)
-        if options.run__levels and level is not None and level not in options.run__levels:
-            notes.append(f"{flag} is for the {level} level, and has no effect in this run")
+        notes += [f"{flag} {why}: it has no effect in this run" for why in _idle(options, section, key)]
     return notes
 
 
@@ -132,10 +130,17 @@ def _mistakes(options: argparse.Namespace, section: str, key: str) -> Iterator[s
         yield "is for --patch-library pairs"
     if key == "split_ratio" and options.train__split is not None:
         yield "is for a split that is drawn; there is --split"
-    if section == "train" and options.train__evaluate_model is not None and key not in _JUDGING:
-        yield "is for training; with --evaluate-model nothing is trained"
     if key == "bids_database_wipe" and options.inputs__database_dir is None:
         yield "is for an index that is kept; add --bids-database-dir DIR"
+
+
+def _idle(options: argparse.Namespace, section: str, key: str) -> Iterator[str]:
+    """Yield why nothing reads a setting in this run, though it may be one of several that share options."""
+    level = _read_by(section, key)
+    if options.run__levels and level is not None and level not in options.run__levels:
+        yield f"is for the {level} level"
+    elif section == "train" and options.train__evaluate_model is not None and key not in _JUDGING:
+        yield "is for training, and with --evaluate-model nothing is trained"
 
 
 def _read_by(section: str, key: str) -> str | None:
