@@ -7,9 +7,11 @@ or read-only. PyTorch asks for the name of the user, Matplotlib writes into the 
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import pwd
 import shutil
+import sys
 import tempfile
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -21,7 +23,7 @@ _FOLDERS = {"XDG_CONFIG_HOME": ".config", "XDG_CACHE_HOME": ".cache"}
 
 
 def settle_environment(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Name the user, and give Matplotlib a folder, where the system has neither.
+    """Name the user, and give Matplotlib a folder, where the system has neither; let any name be printed.
 
     Child processes inherit both; what the user has set stays.
 
@@ -30,6 +32,9 @@ def settle_environment(environ: MutableMapping[str, str] = os.environ) -> None:
     environ
         Variables to read and to add to.
     """
+    for stream in (sys.stdout, sys.stderr):  # a file's name need not be text in the terminal's encoding
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     known = _account()
     if known is None and not any(environ.get(name) for name in NAMES):
         environ["LOGNAME"] = environ["USER"] = f"uid{os.getuid()}"

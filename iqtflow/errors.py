@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 EXIT_OK = 0  #: every subject was processed or skipped for a stated reason
-EXIT_SUBJECT_FAILED = 1  #: at least one subject failed; the others are complete
+EXIT_SUBJECT_FAILED = 1  #: a subject failed, or a file was left out for its name; the others are complete
 EXIT_USAGE = 2  #: the command line or the data set as a whole cannot be worked with
 EXIT_SOFTWARE = 70  #: a defect of this program (sysexits EX_SOFTWARE)
 EXIT_CANTCREAT = 73  #: the output cannot be written, or the disk is full (sysexits EX_CANTCREAT)
@@ -19,7 +19,8 @@ EXIT_TERMINATED = 143  #: stopped by a request to end: scancel, docker stop, kil
 #: What the codes mean, for ``--help`` and the documentation.
 EXIT_CODES = {
     EXIT_OK: "every scan was processed, or skipped for a stated reason",
-    EXIT_SUBJECT_FAILED: "at least one subject failed; the others are complete",
+    EXIT_SUBJECT_FAILED: "at least one subject failed, or a file was left out for its name; the others are "
+    "complete",
     EXIT_USAGE: "the command line, or the data set as a whole, cannot be worked with",
     EXIT_SOFTWARE: "a defect of this program",
     EXIT_CANTCREAT: "the output cannot be written, or the disk is full",

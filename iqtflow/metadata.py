@@ -33,7 +33,7 @@ def read_fields(path: str | os.PathLike) -> dict[str, Any]:
         raise InputError(
             path,
             found="content that has not been fetched" if way_out else " ".join(str(fault).split()),
-            expected='JSON such as {"SliceThickness": 5.0}',
+            expected='a JSON object such as {"SliceThickness": 5.0}',
             next_step=way_out or "Correct the file, or delete it.",
         ) from fault
     return content

@@ -160,6 +160,33 @@ def test_every_mode_and_level_has_its_sentences_and_references():
         assert re.search(rf"\* {year_and_name[0]}, .*\({year_and_name[1]}\)", text)
 
 
+def test_methods_state_settings_of_fresh_draws_at_group_level_and_the_papers_for_stored_scans():
+    settings = Settings(
+        paths=PathSettings(bids_dir=Path("/b"), output_dir=Path("/o"), work_dir=Path("/w")),
+        run=RunSettings(mode="train"),
+        train=TrainSettings(
+            thickness_fraction=(0.5, 1.0), snr_scale=(0.6, 1.5), bias_amplitude=0.2, patch_step=(4, 4, 4)
+        ),
+    )
+    stored, trained = (
+        render_citation(describe_run(settings, level, [])) for level in ("participant", "group")
+    )
+    assert "half maximum is 0.75 of their distance" in stored and "patch_step (4, 4, 4)" in stored
+    for fresh in ("thickness_fraction (0.5, 1.0)", "snr_scale (0.6, 1.5)", "bias_amplitude 0.2"):
+        assert fresh in trained and fresh not in stored
+    assert "patch_step" not in trained
+
+
+def test_methods_of_a_model_that_is_only_judged_tell_of_no_training():
+    settings = Settings(
+        paths=PathSettings(bids_dir=Path("/b"), output_dir=Path("/o"), work_dir=Path("/w")),
+        run=RunSettings(mode="train"),
+        train=TrainSettings(evaluate_model="iqt-k4"),
+    )
+    text = render_citation(describe_run(settings, "group", []))
+    assert "was trained" not in text and "Wilcoxon" in text
+
+
 def test_jobs_that_end_together_lose_no_paragraph(tmp_path):
     paragraphs = [Paragraph(i, f"Step {i}", f"What step {i} does.") for i in range(12)]
     jobs = [threading.Thread(target=write_citation, args=(tmp_path, [one])) for one in paragraphs]

@@ -339,3 +339,15 @@ def test_a_gpu_that_is_not_there_is_an_error(scan, tmp_path):
     )
     assert run.returncode == 1
     assert "no CUDA device" in run.stderr
+
+
+def test_the_command_names_the_sidecar_and_the_value_that_it_cannot_use(scan, tmp_path, model, capsys):
+    sidecar = tmp_path / "scan.json"
+    sidecar.write_text('{"SkullStripped": "yes", "SliceThickness": "n/a"}')
+    nib.save(scan, tmp_path / "scan.nii.gz")
+    details = tmp_path / "details.json"
+    arguments = [tmp_path / "scan.nii.gz", tmp_path / "out.nii.gz", "--model", model, "--json", details]
+    assert main([*map(str, arguments), "--sidecar", str(sidecar), "--skull-stripped", "yes"]) == 0
+    said = capsys.readouterr().out
+    assert f'{sidecar}: SkullStripped is "yes"' in said and f'{sidecar}: SliceThickness is "n/a"' in said
+    assert "thickness not stated" in json.loads(details.read_text())["Geometry"]["Source"]

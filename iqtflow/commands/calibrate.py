@@ -133,10 +133,12 @@ def read_scan(path: str | os.PathLike) -> tuple[str, tuple[float, float], str]:
     import json
 
     try:
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        fields = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         values = (float(fields["SNR"]["WM"]), float(fields["SNR"]["GM"]))
+        if not all(0 < value < float("inf") for value in values):
+            raise ValueError(f"SNR {values}, not above 0")
         return str(fields["Scan"]), values, str(fields["Noise"]["method"])
-    except (OSError, ValueError, KeyError, TypeError) as fault:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as fault:
         raise InputError(
             path,
             found=f"{type(fault).__name__}: {fault}",

@@ -386,8 +386,8 @@ def _read_card(path: Path | None) -> dict:
     if path is None:
         return {}
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as fault:
+        return dict(json.loads(path.read_text(encoding="utf-8-sig")))
+    except (OSError, ValueError, TypeError, RecursionError) as fault:
         raise InputError(
             path,
             found=f"{type(fault).__name__}: {fault}",
