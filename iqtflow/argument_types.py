@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,4 +112,4 @@ def megabytes(text: str) -> float:
 def named_folder(text: str) -> Path:
     """Convert to a folder, with a name before it or not: ``smriprep=/data/smriprep``, as fMRIPrep has it."""
     name, _, folder = text.partition("=")
-    return Path(folder if folder and name.isidentifier() and not Path(text).exists() else text)
+    return Path(folder if folder and name.isidentifier() and not os.path.exists(text) else text)

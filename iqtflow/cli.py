@@ -148,7 +148,7 @@ def settle(options: argparse.Namespace) -> tuple[Settings, str]:
         raise
     if not inputs.skip_validation:
         look_over(settings, listing)
-    if needs_tissue_maps(settings):
+    if listing.scans and needs_tissue_maps(settings):
         check_engines(listing.scans, settings)
     device = resolve_device(settings.run.device, elsewhere=settings.run.use_plugin is not None)
     settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, device=device.name))
@@ -194,7 +194,7 @@ def absolute_segmentation(given: dict[str, Any]) -> dict[str, Any]:
         if given[key] is None:
             continue
         settled[key] = Path(given[key]).absolute()
-        if not settled[key].is_dir():
+        if not os.path.isdir(settled[key]):
             raise UsageError(
                 f"--{key.replace('_', '-')}",
                 found=f"no folder {given[key]}",
@@ -416,9 +416,9 @@ def _absolute_file(value: str | Path | None, option: str) -> str | Path | None:
     if value is None:
         return None
     is_name = isinstance(value, str) and os.sep not in value and not value.endswith((".safetensors", ".json"))
-    if is_name and not Path(value).is_file():
+    if is_name and not os.path.isfile(value):
         return value
-    if not Path(value).is_file():
+    if not os.path.isfile(value):
         raise UsageError(
             option,
             found=f"no file {os.fspath(value)}",

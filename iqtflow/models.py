@@ -264,7 +264,7 @@ def find_model(name_or_path: str | os.PathLike) -> tuple[Path, str | None]:
     for info in shipped:
         if key == info.name or Path(key).absolute() == info.path:
             return info.path, info.sha256
-    if not Path(key).is_file():
+    if not os.path.isfile(key):
         names = ", ".join(info.name for info in shipped) or "none ships"
         raise InputError(
             key,

@@ -222,6 +222,21 @@ def test_dicom_files_are_to_be_converted_first(tmp_path):
             list_scans(given)
 
 
+def test_names_that_no_file_can_have_are_refused_in_a_sentence(bids_tree, tmp_path, capsys):
+    root, long = str(bids_tree(T1W)), "a" * 300
+    out = str(tmp_path / "out")
+    for arguments in (
+        [f"{tmp_path}/{long}", out, "participant"],
+        [root, out, "participant", "--model", long],
+        [root, out, "participant", "--bids-filter-file", long],
+        [root, out, "participant", "--bids-database-dir", f"{tmp_path}/{long}"],
+        [root, out, "participant", "--mode", "train", "--derivatives", long],
+        [root, out, "participant", "--mode", "train", "--snr-prior", long],
+    ):
+        assert cli.main(arguments) == 2
+        assert long in capsys.readouterr().err
+
+
 def test_loose_images_go_to_iqtflow_enhance(tmp_path):
     image = tmp_path / "a scan.nii.gz"
     image.touch()

@@ -29,16 +29,15 @@ def check_dataset(bids_dir: str | os.PathLike) -> Path:
     from iqtflow.bids.hcp import is_hcp
 
     root = Path(bids_dir).absolute()
-    if not root.is_dir():
-        raise (
-            _refuse_file(root)
-            if root.exists()
-            else UsageError(
-                root,
-                found="nothing",
-                expected="the folder of a BIDS data set",
-                next_step="Check the path (in a container: check what is mounted where).",
-            )
+    # os.path, unlike pathlib, takes a name that is too long, or a closed folder, for one that is not there.
+    if os.path.exists(root) and not os.path.isdir(root):
+        raise _refuse_file(root)
+    if not os.path.isdir(root):
+        raise UsageError(
+            root,
+            found="nothing",
+            expected="the folder of a BIDS data set",
+            next_step="Check the path (in a container: check what is mounted where).",
         )
     try:
         next(os.scandir(root), None)
@@ -58,7 +57,7 @@ def check_dataset(bids_dir: str | os.PathLike) -> Path:
             expected="the description of a BIDS data set",
             next_step=way_out,
         )
-    if not description.is_file() and not is_hcp(root):
+    if not os.path.isfile(description) and not is_hcp(root):
         raise _refuse_folder(root)
     return root
 
@@ -85,13 +84,12 @@ def _refuse_folder(root: Path) -> UsageError:
     """Say what a folder without a description is, and what to do with it."""
     found = "no dataset_description.json, and no <id>/T1w/T1w_acpc_dc_restore.nii.gz"
     next_step = 'Give its root; if it lacks the file, write {"Name": "...", "BIDSVersion": "1.10.0"}.'
-    labels = [label for label in list_subjects(root) if is_label(label)]
     subject = next((p for p in (root, *root.parents) if _is_subject(p)), None)
     if subject is not None:
         found = f"the folder of one subject, {subject.name}, or a part of it"
         label = subject.name.removeprefix("sub-")
         next_step = f"Give the folder above it, {subject.parent}, with --participant-label {label}."
-    elif not labels:
+    elif not any(root.glob("sub-*/anat")) and not any(root.glob("sub-*/ses-*/anat")):
         images = sorted(path for path in _files(root, 0) if path.name.endswith(EXTENSIONS))
         if images:
             found = f"images that are in no data set, such as {images[0].name}"

@@ -169,20 +169,20 @@ def has_database(database_dir: str | os.PathLike) -> bool:
         It is no folder.
     """
     folder = Path(database_dir)
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise UsageError(
             folder,
             found="a file",
             expected="a folder, for --bids-database-dir",
             next_step="Give the folder that the index is in, or is to be made in.",
         )
-    return (folder / _DATABASE).exists()
+    return os.path.exists(folder / _DATABASE)
 
 
 def wipe_database(database_dir: str | os.PathLike) -> bool:
     """Delete the index in a folder, and nothing else; return whether there was one."""
     file = Path(database_dir, _DATABASE)
-    there = file.exists()
+    there = os.path.exists(file)
     try:
         file.unlink(missing_ok=True)
     except OSError as fault:
@@ -229,7 +229,7 @@ def _open_database(root: Path, folder: Path):
     """Open the index in a folder; make it first, whole or not at all, where there is none."""
     from bids import BIDSLayout
 
-    if not (folder / _DATABASE).exists():
+    if not os.path.exists(folder / _DATABASE):
         partial = folder / f".{uuid.uuid4().hex}.partial"
         try:
             partial.mkdir(parents=True)
