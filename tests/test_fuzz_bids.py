@@ -28,7 +28,7 @@ from iqtflow.parser import parse
 
 EXAMPLES = int(os.environ.get("IQTFLOW_FUZZ", "150"))
 #: Labels that collide when somebody thinks of letters only, and ones that are none.
-GOOD = st.sampled_from(["01", "02", "01+a", "01a", "a+", "+"])
+GOOD = st.sampled_from(["01", "02", "01+a", "01a", "a+", "+", "++"])
 LABELS = st.one_of(GOOD, GOOD, GOOD, st.sampled_from(["01-a", "x y", "", "é", "\udcff", "01\n", "A"]))
 TOKENS = st.sampled_from(["acq-a", "acq-a+", "run-1", "desc-x", "desc-iqt", "space-a", "rec-a", "part-mag"])
 ODD = st.sampled_from(
@@ -214,6 +214,9 @@ def test_no_data_set_brings_a_run_down_or_two_scans_into_one_file(scan_bytes, tr
             assert path.relative_to(out).parts[0] == f"sub-{path.name.split('_')[0].removeprefix('sub-')}"
         for scan in listing.scans:
             assert scan.path.relative_to(root).parts[0] == f"sub-{scan.subject}"
+            assert scan.path.is_file() or not scan.path.exists(), (
+                "a file, or a link whose content is not there"
+            )
         listed = {scan.path for scan in listing.scans} | {left.path for left in listing.left_out}
         for line in listing.left_out:
             assert line.reason in said and str(line).isprintable()
