@@ -16,16 +16,14 @@ from typing import Any
 
 import iqtflow
 from iqtflow.bids import Listing, check_dataset
-from iqtflow.bids.index import has_database, read_filters, wipe_database
+from iqtflow.bids.index import has_database, wipe_database
 from iqtflow.config import SECTIONS, Settings
 from iqtflow.environment import settle_environment
-from iqtflow.errors import InputError, IQTFlowError, OutputError, UsageError, exit_code_of, printable
-from iqtflow.inputs import check_engines, keep_inputs
+from iqtflow.errors import IQTFlowError, OutputError, UsageError, exit_code_of, printable
+from iqtflow.inputs import check_engines, keep_inputs, look_over
+from iqtflow.options.checks import check_settings
 from iqtflow.parser import parse
 from iqtflow.resources import resolve_device
-from iqtflow.split import read_split
-from iqtflow.training_settings import check_training
-from iqtflow.trust import allow_network
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -245,75 +243,6 @@ def check_places(settings: Settings) -> None:
                 next_step=instead,
             )
     _check_owner(paths.output_dir)
-
-
-def check_settings(settings: Settings) -> None:
-    """Make sure that what the settings name is there and goes together, before the data set is looked at.
-
-    Raises
-    ------
-    UsageError
-        A group level where there is none, settings of a training that do not go together, or a model, a
-        prior, a split or a file for a cluster that cannot be worked with.
-    """
-    from iqtflow.models import check_contrast, find_model, read_card, shipped_for
-    from iqtflow.snr import read_prior
-
-    run, enhance, train = settings.run, settings.enhance, settings.train
-    if run.mode == "enhance" and "group" in run.levels:
-        raise UsageError(
-            "group",
-            found="the group level in --mode enhance, which has none",
-            expected="participant; or group together with --mode train or --mode calibrate",
-            next_step="The participant level does all the work, its pages and index.html included.",
-        )
-    try:
-        if run.mode == "enhance" and enhance.model is None:
-            shipped_for(enhance.contrast)
-        elif run.mode == "enhance":
-            check_contrast(read_card(find_model(enhance.model)[0]), enhance.contrast, enhance.model)
-        if run.mode == "train":
-            check_training(train)
-            allow_network(train.network)
-            read_prior(train.snr_prior)
-            for model in (train.start_from, train.evaluate_model):
-                if model is not None:
-                    find_model(model)
-    except UsageError:
-        raise
-    except InputError as fault:  # of one file; here nothing can be done without it
-        raise UsageError(
-            fault.path, found=fault.found, expected=fault.expected, next_step=fault.next_step
-        ) from fault
-    if train.split is not None:
-        read_split(train.split)
-    if settings.inputs.filter_file is not None:
-        contrast = enhance.contrast if run.mode == "enhance" else "T1w"
-        read_filters(settings.inputs.filter_file, contrast)
-    if run.use_plugin is not None:
-        from iqtflow.workflows.cluster import read_plugin_file
-
-        read_plugin_file(run.use_plugin)
-
-
-def look_over(settings: Settings, listing: Listing) -> None:
-    """Say in a few lines what is wrong with the data set as BIDS, and what the run does with such files.
-
-    Raises
-    ------
-    UsageError
-        What describes it as a whole cannot be read: it may be anything.
-    """
-    from iqtflow.bids.hcp import is_hcp
-    from iqtflow.bids.validation import summarise, validate
-
-    bids_dir = settings.paths.bids_dir
-    if is_hcp(bids_dir):
-        return
-    labels = settings.run.participant_labels
-    faults, notes = validate(bids_dir, labels)
-    for line in [*notes, *summarise(faults, bids_dir, labels, listing)]:
-        print(f"iqtflow: {line}", flush=True)
 
 
 def clean_work_dir(work_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""The scans that the settings of a run ask for, and what makes their tissue maps."""
+"""The scans that settings ask for, what is wrong with them as BIDS, and what makes their tissue maps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from iqtflow.bids import Listing, Scan, list_scans
 from iqtflow.config import Settings
 from iqtflow.engines import EngineChoice, check_engine, engine_for
 
-#: What `check_inputs` of the command line has found, for the run right after it.
+#: What the command line has found, for the run right after it.
 _kept: dict[tuple, Listing] = {}
 
 
@@ -73,3 +73,23 @@ def check_engines(scans: Sequence[Scan], settings: Settings) -> str:
     """Make sure that there is an engine for scans, and describe it, as `iqtflow.engines.check_engine`."""
     paths = [scan.path for scan in scans]
     return check_engine(paths, settings.segmentation, names=[scan.name for scan in scans])
+
+
+def look_over(settings: Settings, listing: Listing) -> None:
+    """Say in a few lines what is wrong with the data set as BIDS, and what the run does with such files.
+
+    Raises
+    ------
+    UsageError
+        What describes it as a whole cannot be read: it may be anything.
+    """
+    from iqtflow.bids.hcp import is_hcp
+    from iqtflow.bids.validation import summarise, validate
+
+    bids_dir = settings.paths.bids_dir
+    if is_hcp(bids_dir):
+        return
+    labels = settings.run.participant_labels
+    faults, notes = validate(bids_dir, labels)
+    for line in [*notes, *summarise(faults, bids_dir, labels, listing)]:
+        print(f"iqtflow: {line}", flush=True)

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 import iqtflow
-from iqtflow.errors import InputError, UsageError
+from iqtflow.errors import InputError
 from iqtflow.files import write_atomically
 from iqtflow.normalisation import NAME as NORMALISATION
 
@@ -273,43 +273,6 @@ def find_model(name_or_path: str | os.PathLike) -> tuple[Path, str | None]:
             next_step="See iqtflow --list-models.",
         )
     return Path(key), None
-
-
-def shipped_for(contrast: str) -> dict[int, ModelInfo]:
-    """Return the models that ship for a contrast, by factor.
-
-    Raises
-    ------
-    UsageError
-        There is none.
-    """
-    shipped = {info.k: info for info in list_shipped() if info.contrast == contrast}
-    if not shipped:
-        raise UsageError(
-            f"models for {contrast}",
-            found="none among those that ship",
-            expected="a model trained for this contrast",
-            next_step="Give a model of your own with --model PATH, or see iqtflow --list-models.",
-        )
-    return shipped
-
-
-def check_contrast(card: Mapping[str, Any], contrast: str, model: str) -> None:
-    """Make sure that the model of a card was trained for a contrast; `model` is what the user calls it.
-
-    Raises
-    ------
-    UsageError
-        It was trained for another one.
-    """
-    if card["contrast"] != contrast:
-        raise UsageError(
-            model,
-            found=f"a model trained on {card['contrast']} scans",
-            expected=f"one for the scans asked for, {contrast}",
-            next_step="Networks do not carry over to other contrasts: give a model trained for this one, "
-            f"or ask for {card['contrast']} scans with --contrast.",
-        )
 
 
 def register_shipped(path: str | os.PathLike) -> ModelInfo:

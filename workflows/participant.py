@@ -297,7 +297,8 @@ def choose_model_file(scan: Scan, settings: Settings) -> str | None:
     The file is an input of the graph's node, so that the cache notices when a new version ships another
     model. None when the scan's header cannot be read: the node that checks the scan says so.
     """
-    from iqtflow.models import check_contrast, find_model, shipped_for
+    from iqtflow.model_list import check_contrast, shipped_for
+    from iqtflow.models import find_model
 
     choice = settings.enhance
     if choice.model is not None:

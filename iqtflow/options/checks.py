@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from iqtflow.errors import UsageError
+from iqtflow.config import Settings
+from iqtflow.errors import InputError, UsageError
 
 #: Modes in which the options of a section have a meaning: given in another mode, they are a mistake.
 SECTION_MODES = {"enhance": ("enhance",), "train": ("train",), "segmentation": ("train", "calibrate")}
@@ -112,6 +113,60 @@ def refuse_options(
             parser.error(f"{flag} {why}")
         notes += [f"{flag} {why}: it has no effect in this run" for why in _idle(options, section, key)]
     return notes
+
+
+def check_settings(settings: Settings) -> None:
+    """Make sure that what the settings name is there and goes together, before the data set is looked at.
+
+    Raises
+    ------
+    UsageError
+        A group level where there is none, settings of a training that do not go together, or a model, a
+        prior, a split or a file for a cluster that cannot be worked with.
+    """
+    from iqtflow.bids.index import read_filters
+    from iqtflow.model_list import check_contrast, shipped_for
+    from iqtflow.models import find_model, read_card
+    from iqtflow.snr import read_prior
+    from iqtflow.split import read_split
+    from iqtflow.training_settings import check_training
+    from iqtflow.trust import allow_network
+
+    run, enhance, train = settings.run, settings.enhance, settings.train
+    if run.mode == "enhance" and "group" in run.levels:
+        raise UsageError(
+            "group",
+            found="the group level in --mode enhance, which has none",
+            expected="participant; or group together with --mode train or --mode calibrate",
+            next_step="The participant level does all the work, its pages and index.html included.",
+        )
+    try:
+        if run.mode == "enhance" and enhance.model is None:
+            shipped_for(enhance.contrast)
+        elif run.mode == "enhance":
+            check_contrast(read_card(find_model(enhance.model)[0]), enhance.contrast, enhance.model)
+        if run.mode == "train":
+            check_training(train)
+            allow_network(train.network)
+            read_prior(train.snr_prior)
+            for model in (train.start_from, train.evaluate_model):
+                if model is not None:
+                    find_model(model)
+    except UsageError:
+        raise
+    except InputError as fault:  # of one file; here nothing can be done without it
+        raise UsageError(
+            fault.path, found=fault.found, expected=fault.expected, next_step=fault.next_step
+        ) from fault
+    if train.split is not None:
+        read_split(train.split)
+    if settings.inputs.filter_file is not None:
+        contrast = enhance.contrast if run.mode == "enhance" else "T1w"
+        read_filters(settings.inputs.filter_file, contrast)
+    if run.use_plugin is not None:
+        from iqtflow.workflows.cluster import read_plugin_file
+
+        read_plugin_file(run.use_plugin)
 
 
 def _mistakes(options: argparse.Namespace, section: str, key: str) -> Iterator[str]:
