@@ -14,6 +14,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -138,11 +139,15 @@ def put(path: Path, what: object, scan: bytes) -> None:
 def run(*arguments: str) -> tuple[int, str]:
     """Run the command line; return its code, and all that it printed."""
     said = io.StringIO()
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail(f"waits without end: {said.getvalue()}"))
+    signal.alarm(120)
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
             code = cli.main([*arguments, "--device", "cpu", "--nprocs", "1"])
         except SystemExit as ended:
             code = int(ended.code or 0)
+        finally:
+            signal.alarm(0)
     return code, said.getvalue()
 
 

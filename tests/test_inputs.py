@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sqlite3
 from pathlib import Path
@@ -384,6 +385,17 @@ def test_an_index_serves_a_data_set_that_is_reached_through_a_link(bids_tree, tm
     find_scans(root, database_dir=tmp_path / "index")
     scans = find_scans(tmp_path / "link", database_dir=tmp_path / "index")
     assert len(scans) == len(VISITS) and all(scan.root == tmp_path / "link" for scan in scans)
+
+
+@pytest.mark.parametrize("place", ["T1w.json", "sub-01/ses-pre/anat/sub-01_ses-pre_acq-3D_rec-norm_T1w.json"])
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "metadata"])
+def test_a_sidecar_that_is_a_pipe_is_passed_by_where_pybids_would_wait_for_it(
+    bids_tree, tmp_path, place, kept
+):
+    root = bids_tree(*VISITS, sidecars={"sub-02/anat/sub-02_T1w.json": {"MagneticFieldStrength": 0.36}})
+    os.mkfifo(root / place)
+    options = {"database_dir": tmp_path / "index"} if kept else {}
+    assert names(find_scans(root, filters={"MagneticFieldStrength": 0.36}, **options)) == ["sub-02"]
 
 
 def test_an_index_is_a_folder(bids_tree, tmp_path):

@@ -208,10 +208,24 @@ def _relevant(subjects: Sequence[str], suffixes: Sequence[str]) -> list[re.Patte
     ]
 
 
+class _NoFile:
+    """Stands among the patterns of what pybids passes by: JSON files that are pipes or devices, for which it
+    would wait.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = os.fspath(root)
+
+    def search(self, path: str) -> bool:
+        """Return whether a path under the root, with a slash before it, is to be passed by."""
+        return path.endswith(".json") and not os.path.isfile(self._root + path)
+
+
 def _index(root: Path, ignore: Sequence[re.Pattern | str], *, metadata: bool, database: Path | None = None):
     from bids import BIDSLayout, BIDSLayoutIndexer  # pandas and SQLAlchemy: too slow for `iqtflow --help`
 
-    indexer = BIDSLayoutIndexer(validate=False, index_metadata=metadata, ignore=list(ignore))
+    ignored = [*ignore, _NoFile(root)]
+    indexer = BIDSLayoutIndexer(validate=False, index_metadata=metadata, ignore=ignored)
     try:
         # Of derivatives, too: desc and space may be asked for.
         config = ["bids", "derivatives"]
