@@ -13,13 +13,15 @@ from iqtflow.bids.names import is_label
 from iqtflow.config import AXES
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """Return the type of whole numbers from `least` on."""
+def whole_number(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
+    """Return the type of whole numbers from `least` to `most`, which libraries in C can hold."""
 
     def convert(text: str) -> int:
         value = int(text)
         if value < least:
             raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{value} is more than {most}")
         return value
 
     convert.__name__ = "whole number"  # argparse: "invalid whole number value: 'x'"

@@ -105,6 +105,8 @@ def test_a_missing_settings_file_is_named(tmp_path):
         ("[run]\nnprocs = 0\n", "0 is less than 1"),
         ("[run]\nmem_gb = nan\n", "not above 0"),
         ("[run]\nseed = -1\n", "-1 is less than 0"),
+        ("[run]\nseed = 99999999999\n", "99999999999 is more than 2147483647"),
+        ("[run]\nverbose = -5\n", "less than 0"),
         ('[run]\nparticipant_labels = ["../x"]\n', "no BIDS label"),
         ("[train]\nthickness_fraction = [0.5]\n", "1 values instead of 2"),
         ("[train]\nthickness_fraction = [0.5, 2.0]\n", "slices would overlap"),

@@ -66,6 +66,8 @@ def convert_values(
 
 def _convert(action: argparse.Action, value: Any) -> Any:
     read: Callable[[str], Any] | None = action.type if callable(action.type) else None
+    if action.nargs == 0 and isinstance(value, int) and value < 0:  # how often a flag is given
+        raise ValueError("less than 0")
     if isinstance(value, bool) or action.nargs == 0:
         return value
     items = list(value) if isinstance(value, tuple) else [value]
