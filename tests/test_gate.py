@@ -186,6 +186,12 @@ def test_dry_run_and_run_leave_out_the_same_files_and_end_with_code_1(mixed, tmp
     assert not (tmp_path / "out" / "sub-02").exists()
 
 
+def test_the_group_level_goes_on_after_a_file_was_left_out(mixed, tmp_path, capsys):
+    arguments = [str(mixed), str(tmp_path / "out"), "participant", "group", "--mode", "calibrate"]
+    assert cli.main([*arguments, "--device", "cpu", "--segmentation", "ants"]) == 2
+    assert "no measured scan" in capsys.readouterr().err, "all are near-isotropic: the group level has begun"
+
+
 def test_subjects_that_differ_by_a_plus_sign_have_folders_of_their_own_everywhere(bids_tree, tmp_path):
     from iqtflow.workflows.calibration import build_calibrate_graph
     from iqtflow.workflows.participant import build_enhance_graph

@@ -55,10 +55,11 @@ def run_workflow(settings: Settings) -> int:
                 from iqtflow.workflows.group import run_group
 
             _cite(settings, "group")
-            code = max(code, run_group(settings, logs))
+            failed, left_out = run_group(settings, logs), False
         else:
-            code = max(code, _run_participants(settings, logs))
-        if code != EXIT_OK:
+            failed, left_out = _run_participants(settings, logs)
+        code = max(code, failed, EXIT_SUBJECT_FAILED if left_out else EXIT_OK)
+        if failed != EXIT_OK:  # a file that was left out is no subject that the group level lacks
             break
     return code
 
@@ -93,7 +94,8 @@ def workflow_prefix(settings: Settings) -> str:
     return f"iqtflow_{re.sub(r'[^0-9a-zA-Z]+', '_', iqtflow.__version__)}_{settings.run.mode}"
 
 
-def _run_participants(settings: Settings, logs: os.PathLike) -> int:
+def _run_participants(settings: Settings, logs: os.PathLike) -> tuple[int, bool]:
+    """Process the scans; return the exit code of those that failed, and whether files were left out."""
     from iqtflow.workflows.calibration import build_calibrate_graph
     from iqtflow.workflows.participant import build_enhance_graph, build_prepare_graph
 
@@ -124,20 +126,18 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
             graph = build_prepare_graph(chosen, settings, name=name, skipped=skipped, left_out=left_out)
         failures = run_graph(graph, settings, logs)
     failed, others = _by_scan(failures, chosen)
-    code = exit_code_of_failures(
-        [*(failure.exit_code for failure in failures), *([EXIT_SUBJECT_FAILED] if left_out else [])]
-    )
+    code = exit_code_of_failures(failure.exit_code for failure in failures)
     if failures and settings.run.stop_on_first_crash:  # nobody knows of the rest how far it came
         for path, failure in failed.items():
             print(describe(path, failure), flush=True)
         report_failures(others)
         print("iqtflow: stopped at the first failure; the same command goes on from here", flush=True)
-        return code
+        return code, bool(left_out)
     if settings.run.mode != "calibrate":
         _write_pages(settings, chosen, skipped, failed, left_out)
     _summarise(settings, chosen, skipped, failed, left_out)
     report_failures(others)
-    return code
+    return code, bool(left_out)
 
 
 def _by_scan(
