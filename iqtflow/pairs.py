@@ -22,6 +22,7 @@ import torch
 from iqtflow.draws import require_patch, require_sources
 from iqtflow.errors import InputError
 from iqtflow.files import write_atomically, write_text
+from iqtflow.outputs import signed
 from iqtflow.patches import PATCH, PatchLibrary
 from iqtflow.snr import SNRPrior
 from iqtflow.stored import align, check_draws, cut_pair, mirror_pair
@@ -136,7 +137,8 @@ def write_pairs(
                     pair[name][0] = side.astype(np.float32) / np.float32(draw.scale)
                 stream.write(pair.tobytes())
 
-    write_text(_header_of(path), json.dumps(header, indent=1, sort_keys=True) + "\n")
+    text = json.dumps(signed("iqtflow-pairs", header), indent=1, sort_keys=True)
+    write_text(_header_of(path), text + "\n")
     write_atomically(path, fill)
     return total
 
