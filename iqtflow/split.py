@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -30,13 +31,14 @@ def read_split(path: str | os.PathLike) -> dict[str, tuple[str, ...]]:
     Raises
     ------
     UsageError
-        The file cannot be read, a list is missing, nobody trains or validates, or a subject is in it twice:
-        what is measured on a subject that was trained on says nothing about other people.
+        The file cannot be read, a list is missing, nobody trains or validates, a label has other characters
+        than letters and digits, or a subject is in it twice: what is measured on a subject that was trained
+        on says nothing about other people.
     """
     try:
         lists = json.loads(Path(path).read_text(encoding="utf-8"))
         split = {part: tuple(label.removeprefix("sub-") for label in lists[part]) for part in SPLIT_PARTS}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:
         raise _bad_split(path, f"{type(fault).__name__}: {fault}") from fault
     empty = [part for part in ("train", "validation") if not split[part]]
     if empty:
@@ -45,6 +47,9 @@ def read_split(path: str | os.PathLike) -> dict[str, tuple[str, ...]]:
     twice = sorted({f"sub-{label}" for label in labels if labels.count(label) > 1})
     if twice:
         raise _bad_split(path, f"{', '.join(twice)} more than once")
+    wrong = [label for label in labels if not re.fullmatch(r"[A-Za-z0-9+]+", label)]
+    if wrong:
+        raise _bad_split(path, f"{wrong[0]!r}, which is no label of a subject")
     return split
 
 

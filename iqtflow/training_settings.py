@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from iqtflow.config import TrainSettings
 from iqtflow.errors import UsageError
+from iqtflow.files import require_name
 
 
 def check_training(train: TrainSettings) -> None:
@@ -12,8 +13,10 @@ def check_training(train: TrainSettings) -> None:
     Raises
     ------
     UsageError
-        They do not.
+        They do not, or the model's name is no name.
     """
+    if train.model_name is not None:
+        require_name(train.model_name, "--model-name")
     for option, wrong, found, expected, next_step in (
         (
             "--patch-library pairs",

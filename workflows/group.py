@@ -18,6 +18,7 @@ from nipype.pipeline.engine import Workflow
 from iqtflow.bids import derivative_name
 from iqtflow.config import Settings, TrainSettings
 from iqtflow.errors import EXIT_OK, UsageError
+from iqtflow.files import require_name
 from iqtflow.footprint import CUDA_GB, training_gb
 from iqtflow.inputs import find_inputs
 from iqtflow.models import read_card
@@ -58,7 +59,7 @@ def run_group(settings: Settings, logs: Path) -> int:
     name = settings.train.model_name or f"iqt-k{settings.train.upsampling_factor}"
     if settings.train.evaluate_model is not None:
         card = check_judged(settings.train.evaluate_model, evaluation, settings)
-        name = settings.train.model_name or card["name"]
+        name = settings.train.model_name or require_name(card["name"], "name in the model's card")
     elif settings.train.start_from is not None:
         check_unknown(read_card(settings.train.start_from), split["evaluation"], option="--start-from")
     workflow = build_train_graph(
