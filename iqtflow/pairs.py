@@ -156,6 +156,7 @@ def read_pairs(path: str | os.PathLike) -> PairFile:
         header = json.loads(_header_of(path).read_text(encoding="utf-8"))
         pairs = np.load(path, mmap_mode="r", allow_pickle=False)
         expected = pair_dtype(header["k"], header["patch"])
+        counts, subject, prior = tuple(header["counts"]), str(header["subject"]), dict(header["prior"])
         if header["format"] != FORMAT or pairs.dtype != expected or len(pairs) != sum(header["counts"]):
             raise InputError(
                 path,
@@ -163,7 +164,7 @@ def read_pairs(path: str | os.PathLike) -> PairFile:
                 expected=f"{sum(header['counts'])} rows of {expected}, format {FORMAT}, as its JSON says",
                 next_step=again,
             )
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as fault:
+    except (OSError, EOFError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as fault:
         raise InputError(
             path,
             found=f"{type(fault).__name__}: {fault}",
@@ -172,11 +173,11 @@ def read_pairs(path: str | os.PathLike) -> PairFile:
         ) from fault
     return PairFile(
         rows=pairs.view(np.uint8).reshape(len(pairs), pairs.dtype.itemsize),
-        counts=tuple(header["counts"]),
-        subject=header["subject"],
+        counts=counts,
+        subject=subject,
         k=header["k"],
         patch=header["patch"],
-        prior=header["prior"],
+        prior=prior,
         path=Path(path).absolute(),
         size=Path(path).stat().st_size,
         fingerprint=hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:16],
