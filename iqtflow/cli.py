@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from iqtflow.bids.index import has_database, wipe_database
 from iqtflow.config import SECTIONS, Settings
 from iqtflow.environment import settle_environment
 from iqtflow.errors import IQTFlowError, OutputError, UsageError, exit_code_of
+from iqtflow.files import DISK_FULL, cannot_write
 from iqtflow.inputs import check_engines, keep_inputs
 from iqtflow.parser import parse
 from iqtflow.resources import resolve_device
@@ -73,6 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("iqtflow: interrupted; the same command goes on from here", file=sys.stderr)
         return exit_code_of(fault)
     except Exception as fault:
+        if isinstance(fault, OSError) and fault.errno in (*DISK_FULL, errno.EROFS):
+            refused = cannot_write(fault.filename or "output", fault)
+            print(f"iqtflow: error: {refused}", file=sys.stderr)
+            return exit_code_of(refused)
         traceback.print_exc()
         print(
             f"iqtflow: this is a defect of iqtflow {iqtflow.__version__}; please report the lines above",
@@ -339,12 +345,21 @@ def announce(settings: Settings, reason: str) -> None:
 
 def _check_owner(output_dir: Path) -> None:
     """Refuse to mix two programs' derivatives in one folder: each would overwrite the other's description."""
+    path = output_dir / "dataset_description.json"
     try:
-        description = json.loads((output_dir / "dataset_description.json").read_text(encoding="utf-8"))
-        makers = [maker["Name"] for maker in description.get("GeneratedBy", [])]
+        description = json.loads(path.read_text(encoding="utf-8"))
+        makers = [str(maker["Name"]) for maker in description.get("GeneratedBy", [])]
     except (FileNotFoundError, NotADirectoryError):
         return
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, RecursionError) as fault:
+        raise UsageError(
+            path,
+            found=f"something that cannot be read ({type(fault).__name__}: {fault})",
+            expected="nothing, or the description that iqtflow wrote",
+            next_step="If the folder is iqtflow's, delete it: the run writes it anew. Else choose another "
+            "folder.",
+        ) from fault
+    except (TypeError, KeyError, AttributeError):
         makers = []
     if "iqtflow" not in makers:
         raise UsageError(

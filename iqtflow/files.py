@@ -73,6 +73,13 @@ def write_atomically(path: str | os.PathLike, fill: Callable[[BinaryIO], Any]) -
 
 def cannot_write(path: str | os.PathLike, fault: OSError) -> OutputError:
     """Return the error that says why a file cannot be written, and what to do."""
+    if isinstance(fault, IsADirectoryError):
+        return OutputError(
+            path,
+            found="a folder of this name",
+            expected="a file, or nothing",
+            next_step="Move the folder away, or choose another place, and run again.",
+        )
     full = fault.errno in DISK_FULL
     return OutputError(
         path,

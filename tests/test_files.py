@@ -87,7 +87,7 @@ def test_a_disk_that_takes_no_more_is_named_and_leaves_the_old_file(tmp_path, nu
 
 def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
     (tmp_path / "x.txt").mkdir()
-    with pytest.raises(OutputError, match=r"x\.txt: found Is a directory"):
+    with pytest.raises(OutputError, match=r"x\.txt: found a folder of this name"):
         write_text(tmp_path / "x.txt", "x")
 
 

@@ -80,9 +80,9 @@ with claimed(sys.argv[1], sys.argv[2:]):
 
 def test_a_folder_in_the_place_of_the_locks_is_named(tmp_path):
     (tmp_path / ".lock").mkdir()
-    with pytest.raises(OutputError, match=r"\.lock: found something that cannot be opened"):
-        with claimed(tmp_path, ["graph sub_1"]):
-            pass
+    told = pytest.raises(OutputError, match=r"\.lock: found something that cannot be opened")
+    with told, claimed(tmp_path, ["graph sub_1"]):
+        pass
 
 
 def test_a_scan_in_a_work_directory_belongs_to_one_run_at_a_time(tmp_path):

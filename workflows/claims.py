@@ -44,7 +44,7 @@ def claimed(work_dir: str | os.PathLike, names: Iterable[str]) -> Iterator[None]
             lock,
             found=f"something that cannot be opened as a file of locks ({fault.strerror})",
             expected="a file, or nothing",
-            next_step="Remove it if no other run uses this work directory, or choose another with --work-dir.",
+            next_step="Remove it if no other run uses this work directory, or choose another --work-dir.",
         ) from fault
     try:
         for name in names:

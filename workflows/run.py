@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,13 @@ from iqtflow.workflows.scheduler import Crash, Limits, SchedulerPlugin
 from nipype.pipeline.engine import Workflow
 
 from iqtflow.config import Settings
-from iqtflow.errors import EXIT_CANTCREAT, EXIT_SUBJECT_FAILED, EXIT_TERMINATED, exit_code_of_failures
+from iqtflow.errors import (
+    EXIT_CANTCREAT,
+    EXIT_SUBJECT_FAILED,
+    EXIT_TERMINATED,
+    OutputError,
+    exit_code_of_failures,
+)
 from iqtflow.gpus import visible_gpus
 
 OUT_OF_MEMORY_HINT = (
@@ -126,6 +132,35 @@ def report_failures(failures: Sequence[Failure]) -> int:
     for failure in failures:
         print(describe(failure.node, failure), flush=True)
     return exit_code_of_failures(failure.exit_code for failure in failures)
+
+
+def find_lost(output_dir: Path, names: Iterable[Path | str]) -> OutputError | None:
+    """Return why results are not where this run has stored them; None when they are all there.
+
+    Parameters
+    ----------
+    output_dir
+        Root of the derivatives.
+    names
+        Files that the run has stored, relative to it.
+    """
+    folders: dict[Path, set[str]] = {}
+    for path in (output_dir / name for name in names):
+        if path.parent not in folders:
+            # Listed anew: a file server may remember for a while that a file was not there.
+            try:
+                folders[path.parent] = set(os.listdir(path.parent))
+            except OSError:
+                folders[path.parent] = set()
+        if path.name not in folders[path.parent]:
+            return OutputError(
+                path,
+                found="no such file",
+                expected="the result that this run has stored there",
+                next_step="Something removed it during the run. Run the same command again: finished steps "
+                "are not computed anew.",
+            )
+    return None
 
 
 def describe(who: str | os.PathLike, failure: Failure) -> str:
