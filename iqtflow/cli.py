@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_code_of(fault)
     except Exception as fault:
         if isinstance(fault, OSError) and fault.errno in (*DISK_FULL, errno.EROFS):
-            refused = cannot_write(fault.filename or "output", fault)
+            refused = cannot_write(fault.filename or "a file, or the standard output", fault)
             print(f"iqtflow: error: {refused}", file=sys.stderr)
             return exit_code_of(refused)
         traceback.print_exc()

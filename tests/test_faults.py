@@ -206,6 +206,37 @@ def test_children_end_when_the_run_is_killed(site):
     wait_until(lambda: not processes(run.session))
 
 
+def test_who_went_through_is_told_when_a_page_cannot_be_written(site):
+    """A folder has the page's name."""
+    out, _, (bids, *rest) = site
+    for i in (1, 2):
+        write_thick_scan(bids / f"sub-{i}/anat/sub-{i}_T1w.nii.gz", k=1, seed=i)
+    (out / "sub-1.html/x").mkdir(parents=True)
+    done = iqtflow(bids, *rest)
+    assert done.returncode == 73, done.stdout + done.stderr
+    assert "0 enhanced, 2 skipped, 0 failed" in done.stdout
+    assert "failed: pages" in done.stdout and "sub-1.html: found a folder of this name" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_an_output_folder_that_vanishes_during_a_run_is_told(site):
+    """The first subject's results were there, and are gone at the end; the same command brings them back."""
+    out, _, arguments = site
+    run = Run(*arguments)
+    first = out / "sub-1/anat/sub-1_desc-iqt_T1w.nii.gz"
+    wait_until(lambda: first.exists() or run.process.poll() is not None, 240)
+    run.wait_for("iqtflow.commands.enhance")
+    out.rename(out.with_name("elsewhere"))
+    code, said = run.end()
+    assert code == 73, said
+    tail = said[said.index("1 enhanced, 0 skipped, 1 failed") :]
+    assert "sub-1_T1w.nii.gz" in tail and "found no such file" in tail
+    assert "dataset_description.json: found no such file" in tail
+    assert "Traceback" not in said
+    assert iqtflow(*arguments).returncode == 0
+    assert first.exists()
+
+
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
     folder.mkdir()

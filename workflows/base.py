@@ -158,7 +158,7 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
 
 
 def _as_failure(part: str, fault: IQTFlowError) -> Failure:
-    return Failure(part, str(fault), None, fault.exit_code)
+    return Failure(part, str(fault), None, fault.exit_code, crashed=False)
 
 
 def _by_scan(

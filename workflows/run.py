@@ -49,6 +49,8 @@ class Failure:
         One sentence of why.
     log
         The crash file; None when none could be written.
+    crashed
+        Whether a step failed, so that there is a crash file to look for.
     exit_code
         What the run as a whole ends with for it.
     """
@@ -57,6 +59,7 @@ class Failure:
     message: str
     log: Path | None
     exit_code: int = EXIT_SUBJECT_FAILED
+    crashed: bool = True
 
 
 def configure_engine(settings: Settings) -> Path:
@@ -164,9 +167,11 @@ def find_lost(output_dir: Path, names: Iterable[Path | str]) -> OutputError | No
 
 
 def describe(who: str | os.PathLike, failure: Failure) -> str:
-    """Three lines for the terminal: who failed, why, and where the log is."""
-    log = failure.log or "none could be written; see the lines above"
-    return f"  failed: {os.fspath(who)}\n    why: {failure.message}\n    log: {log}"
+    """Lines for the terminal: who failed, why, and where the log is."""
+    lines = [f"  failed: {os.fspath(who)}", f"    why: {failure.message}"]
+    if failure.crashed:
+        lines.append(f"    log: {failure.log or 'none could be written; see the lines above'}")
+    return "\n".join(lines)
 
 
 @contextmanager
