@@ -50,6 +50,12 @@ OPTIONAL = {
     "package_version": str,
     "predicts_error": bool,
 }
+#: Numbers that are read of a card, each with the field that may be missing.
+_NUMBERS = {
+    "figures reliability": ("n", "error_over_std mean", "within_1_std mean", "bins 0 error", "bins 0 std"),
+    "familiar": ("threshold",),
+}
+PATCH_SIZES = range(8, 1025)  #: edges of training patches, in voxels
 COPIES = 6  #: of the file's bytes that are in memory at the same time: halves, singles and the network's own
 
 Shapes = dict[str, tuple[int, ...]]
@@ -97,6 +103,7 @@ def check_card(path: str | os.PathLike, card: Any, shapes: Shapes) -> None:
     for key, kind in OPTIONAL.items():
         if card.get(key) is not None and not _is(card[key], kind):
             raise refuse(path, f"{key} {str(card[key])[:60]!r}", f"a value of the type {kind.__name__}")
+    _check_numbers(path, card)
     newer = "Use the version of the package that wrote it."
     for key, ours in (("format", FORMAT), ("geometry", GEOMETRY)):
         if card[key] != ours:
@@ -114,6 +121,37 @@ def check_card(path: str | os.PathLike, card: Any, shapes: Shapes) -> None:
     # Counted first: a set of a billion names would be the memory that is to be saved.
     if not members or n != len(members) or members != {f"member{i}" for i in range(n)}:
         raise refuse(path, f"weights of {len(members)} networks", f"those of {n}, as the card says")
+
+
+def _check_numbers(path: str | os.PathLike, card: Mapping[str, Any]) -> None:
+    """Make sure that what is computed from a card is made of numbers."""
+    if card.get("patch_size", PATCH_SIZES[0]) not in PATCH_SIZES:
+        raise refuse(
+            path, f"patch_size {card['patch_size']}", f"{PATCH_SIZES[0]} to {PATCH_SIZES[-1]} voxels"
+        )
+    for optional, names in _NUMBERS.items():
+        there = _follow(card, optional)
+        for name in names if there else ():
+            value = _follow(there, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise refuse(path, f"{optional} {name} {str(value)[:60]!r}", "a number")
+    ranges = _follow(card, "familiar ranges") or {}
+    try:
+        wrong = [name for name, (low, high) in ranges.items() if not low < high]
+    except (AttributeError, TypeError, ValueError):
+        wrong = ["ranges"]
+    if wrong or (card.get("familiar") and not ranges):
+        raise refuse(path, f"familiar {str(ranges)[:60]!r}", "a lower and an upper number for each name")
+
+
+def _follow(value: Any, names: str) -> Any:
+    """What nested fields lead to; None where one is missing."""
+    for name in names.split():
+        try:
+            value = value[int(name) if name.isdecimal() else name]
+        except (LookupError, TypeError):
+            return None
+    return value
 
 
 def check_network(path: str | os.PathLike, card: Mapping[str, Any], shapes: Shapes) -> None:
@@ -164,9 +202,11 @@ def fitting(path: str | os.PathLike, name: str, settings: Mapping[str, Any]) -> 
     except IQTFlowError:
         raise
     except Exception as fault:  # a network of one's own may raise anything
-        reason = (str(fault).strip() or type(fault).__name__).splitlines()[-1].strip()
+        reason = (str(fault).strip() or type(fault).__name__).splitlines()[0].strip()
         raise refuse(
-            path, f"weights that do not fit its network ({reason})", f"the weights of {name} {settings}"
+            path,
+            f"weights that do not fit its network ({reason})",
+            f"the weights of {name} {str(settings)[:200]}",
         ) from fault
 
 

@@ -237,6 +237,13 @@ def megabytes() -> float:
         ({"training": ["x"]}, "training"),
         ({"figures": 3}, "figures"),
         ({"patch_size": "32"}, "patch_size"),
+        ({"patch_size": 0}, "patch_size"),
+        ({"patch_size": 10**12}, "patch_size"),
+        ({"figures": {"reliability": 3}}, "figures reliability n"),
+        ({"figures": {"reliability": {"n": 3, "error_over_std": {"mean": "x"}}}}, "error_over_std mean 'x'"),
+        ({"familiar": {"x": 1}}, "familiar threshold"),
+        ({"familiar": {"threshold": 1.5}}, "a lower and an upper number"),
+        ({"familiar": {"threshold": 1.5, "ranges": {"Noise": [2, "x"]}}}, "a lower and an upper number"),
     ],
 )
 def test_a_card_that_claims_more_than_the_file_holds_is_refused_before_memory_is_taken(

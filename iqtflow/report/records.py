@@ -170,5 +170,7 @@ def beside(output: str | os.PathLike, desc: str) -> Path:
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a JSON object."""
-    return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    """Read a JSON object, without the signature of the command that wrote it (`iqtflow.outputs.signed`)."""
+    fields = dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    fields.pop("GeneratedBy", None)
+    return fields
