@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from test_workflows import ENVIRONMENT, dataset, iqtflow, write_thick_scan
 #: Times that the power goes in the test of it.
 POWER_CUTS = int(os.environ.get("IQTFLOW_POWER_CUTS", "4"))
 #: Fields of sidecars that tell of a run, not of its result.
-TIMES = ("Seconds", "PeakMemoryGB", "FreeMemoryGB")
+TIMES = ("Seconds", "PeakMemoryGB", "FreeMemoryGB", "fingerprint")
 
 
 def processes(session: int) -> dict[int, str]:
@@ -116,16 +117,17 @@ def site(untrained_model, tmp_path):
 
 
 def outputs(out: Path) -> dict[str, object]:
-    """Content of the derivatives, but for pages and what tells of the run."""
+    """Content of a run's output: images, sidecars, summaries and pages, but for times, memory and paths."""
     found: dict[str, object] = {}
     for path in sorted(out.rglob("*")):
-        if path.suffix == ".gz":
+        if path.suffix in (".json", ".html", ".md", ".bib", ".tsv"):
+            text = path.read_text()
+            for folder in (out, out.with_name(out.name.replace("out", "work"))):
+                text = text.replace(str(folder), folder.name.partition("-")[0]).replace(folder.name, "run")
+            text = re.sub(rf'(?:"|&#34;)(?:{"|".join(TIMES)})(?:"|&#34;): \S+', "", text)
+            found[str(path.relative_to(out))] = re.sub(r"[\d.:]+ (s|GB)\b", r"some \1", text)
+        elif path.is_file():
             found[str(path.relative_to(out))] = path.read_bytes()
-        elif path.suffix == ".json" and "figures" not in path.parts:
-            fields = json.loads(path.read_text())
-            found[str(path.relative_to(out))] = {k: v for k, v in fields.items() if k not in TIMES}
-        elif path.suffix == ".html":
-            found[str(path.relative_to(out))] = "a page"
     return found
 
 
