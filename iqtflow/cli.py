@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
-import json
 import os
 import shutil
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import iqtflow
-from iqtflow.bids import check_dataset
+from iqtflow.bids import check_dataset, check_owner
 from iqtflow.bids.index import has_database, wipe_database
 from iqtflow.config import SECTIONS, Settings
 from iqtflow.environment import settle_environment
@@ -238,7 +237,7 @@ def check_places(settings: Settings) -> None:
                 expected="a folder outside of it, or one in its derivatives",
                 next_step=instead,
             )
-    _check_owner(paths.output_dir)
+    check_owner(paths.output_dir)
 
 
 def check_inputs(settings: Settings) -> None:
@@ -341,33 +340,6 @@ def announce(settings: Settings, reason: str) -> None:
     print(f"  output  {paths.output_dir}")
     print(f"  work    {paths.work_dir}")
     print(f"  device  {run.device} ({reason}), {run.nprocs} processors, {run.mem_gb:g} GB", flush=True)
-
-
-def _check_owner(output_dir: Path) -> None:
-    """Refuse to mix two programs' derivatives in one folder: each would overwrite the other's description."""
-    path = output_dir / "dataset_description.json"
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        makers = [str(maker["Name"]) for maker in description.get("GeneratedBy", [])]
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except (OSError, ValueError, RecursionError) as fault:
-        raise UsageError(
-            path,
-            found=f"something that cannot be read ({type(fault).__name__}: {fault})",
-            expected="nothing, or the description that iqtflow wrote",
-            next_step="If the folder is iqtflow's, delete it: the run writes it anew. Else choose another "
-            "folder.",
-        ) from fault
-    except (TypeError, KeyError, AttributeError):
-        makers = []
-    if "iqtflow" not in makers:
-        raise UsageError(
-            output_dir,
-            found=f"a data set made by {', '.join(makers) or 'another program'}",
-            expected="an empty folder, or earlier output of iqtflow",
-            next_step=f"Choose another folder, for instance {output_dir / 'iqtflow'}.",
-        )
 
 
 def _absolute_file(value: str | Path | None, option: str) -> str | Path | None:
