@@ -13,6 +13,8 @@ import pytest
 from conftest import make_affine, make_head, write_scan
 from iqtflow.interfaces.enhance import EnhanceVolume
 from iqtflow.interfaces.sink import SinkDerivative
+from iqtflow.interfaces.train import JoinEnsemble
+from iqtflow.workflows.train import init_train_wf
 
 from iqtflow.commands import calibrate, enhance, evaluate, pairs, segment, simulate, train
 from iqtflow.errors import InputError, UsageError
@@ -209,6 +211,13 @@ def test_a_derivative_lies_within_the_output_folder(here, name):
     sink = SinkDerivative(in_file=str(here / "in.nii.gz"), base_directory=str(here / "out"), name=name)
     with pytest.raises(UsageError, match="within"):
         sink.run()
+
+
+def test_a_models_name_is_no_path_for_workflows_and_nodes_either(here, untrained_model):
+    with pytest.raises(UsageError, match="expected a name"):
+        init_train_wf(model_name="../../x")
+    with pytest.raises(UsageError, match="expected a name"):
+        JoinEnsemble(members=[str(untrained_model)], name="../../x").run()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

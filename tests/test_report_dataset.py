@@ -13,7 +13,7 @@ from report_phantoms import K, Page, make_record
 
 from iqtflow.errors import InputError
 from iqtflow.files import write_text
-from iqtflow.report import write_group_page, write_index_page, write_pages, write_subject_page
+from iqtflow.report import rebuild, write_group_page, write_index_page, write_pages, write_subject_page
 from iqtflow.report.group import rank_examples
 
 
@@ -56,6 +56,16 @@ def test_a_summary_of_an_earlier_run_that_is_none_is_passed_over(tmp_path, conte
     index = Page(write_pages(tmp_path, [skipped]))
     assert index.says("too thin")
     assert json.loads(summary.read_text())["scans"][0]["status"] == "skipped"
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "[" * 100_000, "\0"])
+def test_a_sidecar_that_cannot_be_read_is_said_on_the_page(record, tmp_path, content):
+    anat = tmp_path / "sub-01/anat"
+    anat.mkdir(parents=True)
+    shutil.copy(record["output"], anat / "sub-01_desc-iqt_T1w.nii.gz")
+    write_text(anat / "sub-01_desc-iqt_T1w.json", content)
+    rebuild(tmp_path)
+    assert Page(tmp_path / "sub-01.html").says("sub-01_desc-iqt_T1w.json cannot be read")
 
 
 def test_a_figure_of_an_earlier_page_is_never_looked_for_in_another_folder(record, tmp_path):
