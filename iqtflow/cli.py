@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+import errno
 import os
 import shutil
 import sys
@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import iqtflow
-from iqtflow.bids import Listing, check_dataset
+from iqtflow.bids import Listing, check_dataset, check_owner
 from iqtflow.bids.index import has_database, wipe_database
 from iqtflow.config import SECTIONS, Settings
 from iqtflow.environment import settle_environment
 from iqtflow.errors import IQTFlowError, OutputError, UsageError, exit_code_of, printable
+from iqtflow.files import DISK_FULL, cannot_write
 from iqtflow.inputs import check_engines, keep_inputs, look_over
 from iqtflow.options.checks import check_settings
 from iqtflow.parser import parse
@@ -71,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("iqtflow: interrupted; the same command goes on from here", file=sys.stderr)
         return exit_code_of(fault)
     except Exception as fault:
+        if isinstance(fault, OSError) and fault.errno in (*DISK_FULL, errno.EROFS):
+            refused = cannot_write(fault.filename or "a file, or the standard output", fault)
+            print(f"iqtflow: error: {refused}", file=sys.stderr)
+            return exit_code_of(refused)
         traceback.print_exc()
         print(
             f"iqtflow: this is a defect of iqtflow {iqtflow.__version__}; please report the lines above",
@@ -242,7 +247,7 @@ def check_places(settings: Settings) -> None:
                 expected="a folder outside of it, or one in its derivatives",
                 next_step=instead,
             )
-    _check_owner(paths.output_dir)
+    check_owner(paths.output_dir)
 
 
 def clean_work_dir(work_dir: Path) -> None:
@@ -320,24 +325,6 @@ def _refuse_foreign_bytes(options: argparse.Namespace) -> None:
                 expected="a name in UTF-8",
                 next_step="Rename it, or make a link with a plain name (ln -s) and give that.",
             )
-
-
-def _check_owner(output_dir: Path) -> None:
-    """Refuse to mix two programs' derivatives in one folder: each would overwrite the other's description."""
-    try:
-        description = json.loads((output_dir / "dataset_description.json").read_text(encoding="utf-8"))
-        makers = [maker["Name"] for maker in description.get("GeneratedBy", [])]
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        makers = []
-    if "iqtflow" not in makers:
-        raise UsageError(
-            output_dir,
-            found=f"a data set made by {', '.join(makers) or 'another program'}",
-            expected="an empty folder, or earlier output of iqtflow",
-            next_step=f"Choose another folder, for instance {output_dir / 'iqtflow'}.",
-        )
 
 
 def _absolute_file(value: str | Path | None, option: str) -> str | Path | None:

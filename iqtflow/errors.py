@@ -152,9 +152,9 @@ def require_parent(path: str | os.PathLike) -> Path:
     except OSError as fault:
         raise OutputError(
             path.parent,
-            found=f"{type(fault).__name__} ({fault.strerror})",
+            found=f"no folder, and none can be made ({fault.strerror})",
             expected="a folder that can be made",
-            next_step="Choose another output, or free the place.",
+            next_step="Choose another output, or check what is there, and its permissions.",
         ) from fault
     if not os.access(path.parent, os.W_OK):
         raise OutputError(

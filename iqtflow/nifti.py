@@ -13,6 +13,7 @@ import numpy as np
 
 from iqtflow.errors import InputError
 from iqtflow.files import write_atomically
+from iqtflow.outputs import marked_image, signed
 
 
 def read_volume(
@@ -77,7 +78,12 @@ def read_volume(
 
 
 def write_volume(
-    path: str | os.PathLike, data: np.ndarray, affine: np.ndarray, *, like: nib.Nifti1Image | None = None
+    path: str | os.PathLike,
+    data: np.ndarray,
+    affine: np.ndarray,
+    *,
+    like: nib.Nifti1Image | None = None,
+    maker: str = "iqtflow",
 ) -> Path:
     """Write a volume as NIfTI; it appears under its name when it is complete, and the same data give the same
     bytes.
@@ -92,6 +98,15 @@ def write_volume(
         Voxel indices to world mm.
     like
         Image whose coordinate codes (scanner, aligned, ...) the new one takes over.
+    maker
+        Command that makes it, for the header.
+
+    Raises
+    ------
+    InputError
+        A voxel is not finite.
+    OutputError
+        The file cannot be written.
     """
     image = nib.Nifti1Image(data, affine)
     image.header.set_xyzt_units("mm")
@@ -103,12 +118,56 @@ def write_volume(
     code = max(codes) or 1
     image.set_sform(affine, code=codes[1] or code)
     image.set_qform(affine, code=codes[0] or code)
-    content = image.to_bytes()
+    return write_image(path, image, maker=maker)
+
+
+def write_image(path: str | os.PathLike, image: nib.Nifti1Image, *, maker: str = "iqtflow") -> Path:
+    """Write an image: the one way for all of them. The same image gives the same bytes.
+
+    Parameters
+    ----------
+    path
+        ``.nii`` or ``.nii.gz``.
+    image
+        With finite voxels.
+    maker
+        Command that makes it, for the header (`iqtflow.outputs`).
+
+    Raises
+    ------
+    InputError
+        A voxel is not finite: nothing is written.
+    OutputError
+        The file cannot be written.
+    """
+    require_finite(path, image)
+    content: memoryview | bytes = marked_image(maker, image)
     if str(path).endswith(".gz"):
         content = gzip.compress(content, compresslevel=4, mtime=0)
     return write_atomically(path, lambda stream: stream.write(content))
 
 
-def write_json(path: str | os.PathLike, fields: dict[str, Any]) -> Path:
-    """Write fields as indented JSON, atomically."""
-    return write_atomically(path, lambda stream: stream.write((json.dumps(fields, indent=2) + "\n").encode()))
+def require_finite(path: str | os.PathLike, image: nib.Nifti1Image) -> None:
+    """Make sure that an image that is to be written has finite voxels only.
+
+    Raises
+    ------
+    InputError
+        Says how many are not, and where the first one is.
+    """
+    wrong = ~np.isfinite(np.asanyarray(image.dataobj))
+    if wrong.any():
+        first = [int(i) for i in np.unravel_index(np.argmax(wrong), wrong.shape)]
+        raise InputError(
+            path,
+            found=f"a result with {np.count_nonzero(wrong)} voxels that are not finite, the first at {first}",
+            expected="finite voxels; this file was not written",
+            next_step="Look for extreme intensities in the inputs. If they are as they should be, choose "
+            "another model, or --precision float32.",
+        )
+
+
+def write_json(path: str | os.PathLike, fields: dict[str, Any], *, maker: str | None = None) -> Path:
+    """Write fields as indented JSON, atomically; with the command that makes it, for `iqtflow.outputs`."""
+    text = json.dumps(fields if maker is None else signed(maker, fields), indent=2) + "\n"
+    return write_atomically(path, lambda stream: stream.write(text.encode()))

@@ -31,8 +31,9 @@ def read_split(path: str | os.PathLike) -> dict[str, tuple[str, ...]]:
     Raises
     ------
     UsageError
-        The file cannot be read, a list is missing, nobody trains or validates, or a subject is in it twice:
-        what is measured on a subject that was trained on says nothing about other people.
+        The file cannot be read, a list is missing, nobody trains or validates, a label has other characters
+        than letters and digits, or a subject is in it twice: what is measured on a subject that was trained
+        on says nothing about other people.
     """
     try:
         lists = json.loads(Path(path).read_text(encoding="utf-8-sig"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from iqtflow.config import TrainSettings, default_of
 from iqtflow.errors import UsageError
+from iqtflow.files import require_name
 from iqtflow.options.checks import FRESH_ONLY
 
 
@@ -13,9 +14,11 @@ def check_training(train: TrainSettings) -> None:
     Raises
     ------
     UsageError
-        They do not.
+        They do not, or the model's name is no name.
     """
     widened = [key for key in FRESH_ONLY if getattr(train, key) != default_of(TrainSettings, key)]
+    if train.model_name is not None:
+        require_name(train.model_name, "--model-name")
     for option, wrong, found, expected, next_step in (
         (
             "--patch-library pairs",

@@ -201,6 +201,26 @@ def test_jobs_that_end_together_lose_no_paragraph(tmp_path):
     assert not list(tmp_path.rglob("*.partial"))
 
 
+@pytest.mark.parametrize(
+    "content", ["", "{", "[1]", "3", "[" * 100_000, '{"order": 1}', '{"order": 1, "heading": 2, "text": 3}']
+)
+def test_what_is_no_paragraph_does_not_keep_a_run_from_citing(tmp_path, content):
+    kept = Paragraph(1, "Before", "What was done before.")
+    write_citation(tmp_path, [kept])
+    (tmp_path / "logs/citation/50_garbage.json").write_text(content)
+    write_citation(tmp_path, [Paragraph(2, "Now", "What is done now.")])
+    text = (tmp_path / "logs/CITATION.md").read_text()
+    assert "What was done before." in text and "What is done now." in text
+
+
+def test_a_paragraph_that_was_emptied_is_written_again(tmp_path):
+    one = Paragraph(1, "Before", "What was done before.")
+    write_citation(tmp_path, [one])
+    (file,) = (tmp_path / "logs/citation").iterdir()
+    file.write_bytes(b"")
+    assert "What was done before." in write_citation(tmp_path, [one]).read_text()
+
+
 # --- the work directory ---
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import json
 import os
 import resource
@@ -269,6 +270,8 @@ def test_what_is_not_there_ends_with_code_2_and_nothing_written(
         (["--patch-library", "pairs"], "Add --draws N"),
         (["-k", "3", "--patch-size", "32"], "a multiple of k = 3"),
         (["--devices", "3", "--batch-size", "32"], "32 patches for 3 devices"),
+        (["--model-name", "../../x"], "--model-name: found '../../x'; expected a name"),
+        (["--model-name", "models/x"], "expected a name"),
     ],
 )
 def test_training_settings_that_do_not_go_together_are_refused(bids_tree, tmp_path, capsys, options, named):
@@ -315,6 +318,37 @@ def test_another_program_s_derivatives_are_left_alone(bids_tree, tmp_path):
         settle(root, tmp_path / "out", "participant")
     made.write_text(json.dumps({"Name": "x", "GeneratedBy": [{"Name": "iqtflow"}]}))
     settle(root, tmp_path / "out", "participant")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "folder"])
+def test_a_description_of_the_output_that_cannot_be_read_is_named(bids_tree, tmp_path, capsys, content):
+    root, made = bids_tree(T1W), tmp_path / "out/dataset_description.json"
+    made.parent.mkdir()
+    made.mkdir() if content == "folder" else made.write_text(content)
+    assert cli.main([str(root), str(tmp_path / "out"), "participant"]) == 2
+    told = capsys.readouterr().err
+    assert "dataset_description.json: found something that cannot be read" in told and "delete it" in told
+
+
+@pytest.mark.parametrize("name", [".bidsignore", "index.html", "group.html", "group_metrics.tsv"])
+def test_a_folder_with_files_of_somebody_else_is_no_output(bids_tree, tmp_path, capsys, name):
+    root, mine = bids_tree(T1W), tmp_path / "out" / name
+    mine.parent.mkdir()
+    mine.write_text("my own\n")
+    assert cli.main([str(root), str(tmp_path / "out"), "participant"]) == 2
+    assert f"{name}: found a file that iqtflow did not write" in capsys.readouterr().err
+    assert mine.read_text() == "my own\n"
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS])
+def test_a_standard_output_that_takes_no_more_is_no_defect(bids_tree, tmp_path, capsys, monkeypatch, error):
+    def refuse(*arguments):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(cli, "announce", refuse)
+    assert cli.main([str(bids_tree(T1W)), str(tmp_path / "out"), "participant"]) == 73
+    told = capsys.readouterr().err
+    assert os.strerror(error) in told and "Traceback" not in told
 
 
 def test_an_output_that_is_a_file_ends_with_code_73(bids_tree, tmp_path, capsys):

@@ -14,7 +14,7 @@ import pytest
 from iqtflow.workflows.claims import claimed
 from test_workflows import ENVIRONMENT, dataset, write_thick_scan
 
-from iqtflow.errors import UsageError
+from iqtflow.errors import OutputError, UsageError
 
 N_JOBS = 6
 
@@ -76,6 +76,13 @@ with claimed(sys.argv[1], sys.argv[2:]):
     print("held", flush=True)
     time.sleep(100)
 """
+
+
+def test_a_folder_in_the_place_of_the_locks_is_named(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    told = pytest.raises(OutputError, match=r"\.lock: found something that cannot be opened")
+    with told, claimed(tmp_path, ["graph sub_1"]):
+        pass
 
 
 def test_a_scan_in_a_work_directory_belongs_to_one_run_at_a_time(tmp_path):

@@ -9,12 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from iqtflow.workflows.plan import choose_scans, count_left_out
-from iqtflow.workflows.run import Failure, configure_engine, describe, report_failures, run_graph
+from iqtflow.workflows.run import (
+    Failure,
+    configure_engine,
+    describe,
+    find_lost,
+    report_failures,
+    run_graph,
+)
 
 import iqtflow
 from iqtflow.bids import LeftOut, Scan, derivative_name, write_dataset_description
 from iqtflow.config import Settings, write_settings
-from iqtflow.errors import EXIT_OK, EXIT_SUBJECT_FAILED, exit_code_of_failures, printable
+from iqtflow.errors import EXIT_OK, EXIT_SUBJECT_FAILED, IQTFlowError, exit_code_of_failures, printable
 from iqtflow.files import remove_leftovers
 from iqtflow.inputs import check_engines, engine_of, find_inputs, list_inputs
 from iqtflow.outcome import Outcome, outcome_table
@@ -126,18 +133,37 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> tuple[int, bool]
             graph = build_prepare_graph(chosen, settings, name=name, skipped=skipped, left_out=left_out)
         failures = run_graph(graph, settings, logs)
     failed, others = _by_scan(failures, chosen)
-    code = exit_code_of_failures(failure.exit_code for failure in failures)
     if failures and settings.run.stop_on_first_crash:  # nobody knows of the rest how far it came
         for path, failure in failed.items():
             print(describe(path, failure), flush=True)
         report_failures(others)
         print("iqtflow: stopped at the first failure; the same command goes on from here", flush=True)
-        return code, bool(left_out)
-    if settings.run.mode != "calibrate":
-        _write_pages(settings, chosen, skipped, failed, left_out)
+        return exit_code_of_failures(failure.exit_code for failure in failures), bool(left_out)
+    for scan in chosen:
+        lost = find_lost(settings.paths.output_dir, stored_names(scan, settings))
+        if lost is not None and scan.path not in failed:
+            failed[scan.path] = _as_failure("output", lost)
+    lost = find_lost(settings.paths.output_dir, ["dataset_description.json"])
+    if lost is not None:
+        others.append(_as_failure("output", lost))
+    defect: Exception | None = None
+    try:
+        if settings.run.mode != "calibrate":
+            _write_pages(settings, chosen, skipped, failed, left_out)
+    except IQTFlowError as fault:
+        others.append(_as_failure("pages", fault))
+    except Exception as fault:  # whatever happens to pages, who failed and why is told
+        defect = fault
     _summarise(settings, chosen, skipped, failed, left_out)
     report_failures(others)
-    return code, bool(left_out)
+    if defect is not None:
+        raise defect
+    failures = [*failures, *failed.values(), *others]
+    return exit_code_of_failures(failure.exit_code for failure in failures), bool(left_out)
+
+
+def _as_failure(part: str, fault: IQTFlowError) -> Failure:
+    return Failure(part, str(fault), None, fault.exit_code, crashed=False)
 
 
 def _by_scan(
@@ -200,6 +226,27 @@ def stored_record(scan: Scan, settings: Settings) -> dict[str, str]:
     if settings.run.mode == "enhance":
         return {"status": "enhanced", "output": output}
     return {"status": "prepared", "stem": output.rpartition("_desc-iqt")[0]}
+
+
+def stored_names(scan: Scan, settings: Settings) -> list[Path]:
+    """Files that a run stores for every scan that goes well, relative to the root of the derivatives."""
+    from iqtflow.workflows.calibration import measurement_name
+    from iqtflow.workflows.participant import library_name
+
+    if settings.run.mode == "calibrate":
+        return [measurement_name(scan)]
+    if settings.run.mode == "enhance":
+        images = [derivative_name(scan, desc="iqt")]
+    else:
+        draws = 1 if settings.train.draws == "fresh" else settings.train.draws
+        images = [
+            *(derivative_name(scan, label=label, suffix="probseg") for label in ("WM", "GM", "CSF")),
+            derivative_name(scan, desc="brain", suffix="mask"),
+            *(derivative_name(scan, desc=f"sim{i:02d}") for i in range(1, draws + 1)),
+        ]
+    sidecars = [image.with_name(image.name.split(".")[0] + ".json") for image in images]
+    libraries = [] if settings.run.mode == "enhance" else [library_name(scan)]
+    return [*images, *sidecars, *libraries]
 
 
 def _outcomes(

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from iqtflow.workflows.run import report_failures, run_graph
+from iqtflow.workflows.run import find_lost, report_failures, run_graph
 from nipype.pipeline.engine import Workflow
 
 from iqtflow.bids import Scan, derivative_name
@@ -96,6 +96,9 @@ def run_group(settings: Settings, logs: Path) -> int:
     failures = run_graph(workflow, settings, logs)
     if failures:
         return report_failures(failures)
+    lost = find_lost(settings.paths.output_dir, [Path(FOLDER, "prior.json"), Path(FOLDER, "prior.png")])
+    if lost is not None:
+        raise lost
     prior = json.loads((folder / "prior.json").read_text(encoding="utf-8"))
     mean = prior["mean"]
     print(f"iqtflow: prior {folder / 'prior.json'}, for --snr-prior; picture {folder / 'prior.png'}")

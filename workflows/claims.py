@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from iqtflow.errors import UsageError
+from iqtflow.errors import OutputError, UsageError
 
 
 @contextmanager
@@ -27,13 +27,25 @@ def claimed(work_dir: str | os.PathLike, names: Iterable[str]) -> Iterator[None]
     ------
     UsageError
         Another run holds one of them.
+    OutputError
+        The file of locks cannot be opened.
 
     Notes
     -----
     One byte of one file stands for each part (a lock of the kernel on a range of bytes, which file servers
     know, too, and which ends with the process). Where the file system has no locks nothing is held.
     """
-    file = os.open(Path(work_dir, ".lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    lock = Path(work_dir, ".lock")
+    try:
+        # Without waiting: what is no file, such as a pipe, would have no end.
+        file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as fault:
+        raise OutputError(
+            lock,
+            found=f"something that cannot be opened as a file of locks ({fault.strerror})",
+            expected="a file, or nothing",
+            next_step="Remove it if no other run uses this work directory, or choose another --work-dir.",
+        ) from fault
     try:
         for name in names:
             try:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from iqtflow.workflows.judge import check_judged, check_unknown, people_to_judge_on, prepared, trained
-from iqtflow.workflows.run import report_failures, run_graph
+from iqtflow.workflows.run import find_lost, report_failures, run_graph
 from nipype.pipeline.engine import Workflow
 
 from iqtflow.bids import derivative_name
 from iqtflow.bids.names import node_name
 from iqtflow.config import Settings, TrainSettings
 from iqtflow.errors import EXIT_OK, UsageError
+from iqtflow.files import require_name
 from iqtflow.footprint import CUDA_GB, training_gb
 from iqtflow.inputs import find_inputs
 from iqtflow.metadata import read_fields, skull_stripped
@@ -69,7 +70,7 @@ def run_group(settings: Settings, logs: Path) -> int:
     name = settings.train.model_name or f"iqt-k{settings.train.upsampling_factor}"
     if settings.train.evaluate_model is not None:
         card = check_judged(settings.train.evaluate_model, evaluation, settings)
-        name = settings.train.model_name or card["name"]
+        name = settings.train.model_name or require_name(card["name"], "name in the model's card")
     elif settings.train.start_from is not None:
         check_unknown(read_card(settings.train.start_from), split["evaluation"], option="--start-from")
     workflow = build_train_graph(
@@ -83,20 +84,25 @@ def run_group(settings: Settings, logs: Path) -> int:
     failures = run_graph(workflow, settings, logs)
     if failures:
         return report_failures(failures)
-    scans = [
-        {"subject": e.subject, "truth": e.truth, "input": e.low_field, "mask": e.mask} for e in evaluation
-    ]
-    write_training_page(output, name, scans=scans)
+    judged = ("group_metrics.tsv", f"models/{name}_summary.json") if evaluation else ()
+    lost = find_lost(output, [f"models/{name}.safetensors", *judged])
+    if lost is not None:
+        raise lost
     if evaluation:
         summary = json.loads((output / "models" / f"{name}_summary.json").read_text(encoding="utf-8"))
         print(f"iqtflow: {tell_figures(summary)}", flush=True)
         if "reliability" in summary:
             print(f"iqtflow: uncertainty: {reliability_phrase(summary['reliability'])}", flush=True)
     print(
-        f"iqtflow: model {output / 'models' / name}.safetensors; figures {output / 'group_metrics.tsv'}; "
-        f"page {output / 'group.html'}",
+        f"iqtflow: model {output / 'models' / name}.safetensors; figures {output / 'group_metrics.tsv'}",
         flush=True,
     )
+    # Last: a page that cannot be written costs nothing of the rest.
+    scans = [
+        {"subject": e.subject, "truth": e.truth, "input": e.low_field, "mask": e.mask} for e in evaluation
+    ]
+    page = write_training_page(output, name, scans=scans)
+    print(f"iqtflow: page {page}", flush=True)
     return EXIT_OK
 
 

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,13 @@ from iqtflow.workflows.scheduler import Crash, Limits, SchedulerPlugin
 from nipype.pipeline.engine import Workflow
 
 from iqtflow.config import Settings
-from iqtflow.errors import EXIT_CANTCREAT, EXIT_SUBJECT_FAILED, EXIT_TERMINATED, exit_code_of_failures
+from iqtflow.errors import (
+    EXIT_CANTCREAT,
+    EXIT_SUBJECT_FAILED,
+    EXIT_TERMINATED,
+    OutputError,
+    exit_code_of_failures,
+)
 from iqtflow.gpus import visible_gpus
 
 OUT_OF_MEMORY_HINT = (
@@ -43,6 +49,8 @@ class Failure:
         One sentence of why.
     log
         The crash file; None when none could be written.
+    crashed
+        Whether a step failed, so that there is a crash file to look for.
     exit_code
         What the run as a whole ends with for it.
     """
@@ -51,6 +59,7 @@ class Failure:
     message: str
     log: Path | None
     exit_code: int = EXIT_SUBJECT_FAILED
+    crashed: bool = True
 
 
 def configure_engine(settings: Settings) -> Path:
@@ -128,10 +137,41 @@ def report_failures(failures: Sequence[Failure]) -> int:
     return exit_code_of_failures(failure.exit_code for failure in failures)
 
 
+def find_lost(output_dir: Path, names: Iterable[Path | str]) -> OutputError | None:
+    """Return why results are not where this run has stored them; None when they are all there.
+
+    Parameters
+    ----------
+    output_dir
+        Root of the derivatives.
+    names
+        Files that the run has stored, relative to it.
+    """
+    folders: dict[Path, set[str]] = {}
+    for path in (output_dir / name for name in names):
+        if path.parent not in folders:
+            # Listed anew: a file server may remember for a while that a file was not there.
+            try:
+                folders[path.parent] = set(os.listdir(path.parent))
+            except OSError:
+                folders[path.parent] = set()
+        if path.name not in folders[path.parent]:
+            return OutputError(
+                path,
+                found="no such file",
+                expected="the result that this run has stored there",
+                next_step="Something removed it during the run. Run the same command again: finished steps "
+                "are not computed anew.",
+            )
+    return None
+
+
 def describe(who: str | os.PathLike, failure: Failure) -> str:
-    """Three lines for the terminal: who failed, why, and where the log is."""
-    log = failure.log or "none could be written; see the lines above"
-    return f"  failed: {os.fspath(who)}\n    why: {failure.message}\n    log: {log}"
+    """Lines for the terminal: who failed, why, and where the log is."""
+    lines = [f"  failed: {os.fspath(who)}", f"    why: {failure.message}"]
+    if failure.crashed:
+        lines.append(f"    log: {failure.log or 'none could be written; see the lines above'}")
+    return "\n".join(lines)
 
 
 @contextmanager

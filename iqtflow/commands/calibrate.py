@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from iqtflow.errors import InputError, run_command
+from iqtflow.outputs import FIGURE, JSON, add_overwrite, check_outputs
 
 PROG = "iqtflow-calibrate"
 
@@ -33,6 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument("--output", type=Path, required=True, help="prior to write (.json), for --snr-prior")
     fit.add_argument("--figure", type=Path, help="picture to write (.png)")
     fit.add_argument("--name", default="site", help="name of the prior (default: site)")
+    for step in (scan, fit):
+        add_overwrite(step)
     return parser
 
 
@@ -50,6 +53,12 @@ def _measure(options: argparse.Namespace) -> None:
     from iqtflow.geometry import find_slice_geometry, voxel_sizes
     from iqtflow.nifti import read_volume, write_json
 
+    check_outputs(
+        PROG,
+        {"output": (options.output, JSON)},
+        inputs=(options.image, options.wm, options.gm, options.mask),
+        overwrite=options.overwrite,
+    )
     image, data = read_volume(options.image)
     wm, gm, mask = (read_volume(path, like=image)[1] for path in (options.wm, options.gm, options.mask))
     axis = find_slice_geometry(image).axis
@@ -64,7 +73,7 @@ def _measure(options: argparse.Namespace) -> None:
         "Sources": [options.source or str(options.image)],
         "SoftwareVersion": __version__,
     }
-    write_json(options.output, fields)
+    write_json(options.output, fields, maker=PROG)
     print(
         f"{label}: SNR WM {snr.wm:.1f}, GM {snr.gm:.1f}; noise {snr.noise.sigma:.4g} by {snr.noise.method} "
         f"({snr.noise.note})",
@@ -79,6 +88,12 @@ def _fit(options: argparse.Namespace) -> None:
     from iqtflow.calibration import fit_prior
     from iqtflow.nifti import write_json
 
+    check_outputs(
+        PROG,
+        {"--output": (options.output, JSON), "--figure": (options.figure, FIGURE)},
+        inputs=options.scans,
+        overwrite=options.overwrite,
+    )
     scans = {}
     for path in options.scans:
         label, values, method = read_scan(path)
@@ -115,7 +130,7 @@ def _fit(options: argparse.Namespace) -> None:
         from iqtflow.calibration_figure import draw_cloud
 
         draw_cloud(options.figure, snr, calibration)
-    write_json(options.output, fields)
+    write_json(options.output, fields, maker=PROG)
     mean = calibration.prior.mean
     print(f"{options.output}: mean SNR WM {mean[0]:.1f}, GM {mean[1]:.1f}; {calibration.prior.source}")
     for note in notes:

@@ -16,7 +16,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iqtflow.errors import IQTFlowError, run_command
+from iqtflow.errors import IQTFlowError, UsageError, run_command
+from iqtflow.files import write_text
+from iqtflow.outputs import is_made_by
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _demonstrate(folder: Path, model: str | None) -> None:
+    _require_own(folder)
     truth, mask = make_truth(folder / "truth")
     scan = make_data_set(folder / "bids", folder / "truth")
     out, work = folder / "derivatives", folder / "work"
@@ -62,6 +65,23 @@ def _demonstrate(folder: Path, model: str | None) -> None:
         raise IQTFlowError(f"iqtflow ended with exit code {done.returncode}; the lines above say why.")
     _compare(truth, mask, scan, enhanced)
     print(f"\nthe enhanced scan   {enhanced}\nthe page to open    {page}", flush=True)
+
+
+def _require_own(folder: Path) -> None:
+    """Make sure that the folder is new, or an earlier demonstration's: a data set there is somebody's."""
+    from iqtflow.nifti import write_json
+
+    description = folder / "bids" / "dataset_description.json"
+    for name in ("truth", "bids", "derivatives", "work"):
+        if (folder / name).exists() and not is_made_by(PROG, description):
+            raise UsageError(
+                folder,
+                found=f"something called {name} that this command did not make",
+                expected="a new folder, or one of an earlier demonstration",
+                next_step="Choose another folder.",
+            )
+    fields = {"Name": "Low-field scan simulated from the MNI template", "BIDSVersion": "1.10.0"}
+    write_json(description, fields, maker=PROG)
 
 
 def make_truth(folder: Path) -> tuple[Path, Path]:
@@ -121,11 +141,11 @@ def make_data_set(bids: Path, truth: Path) -> Path:
     """Simulate a low-field scan of the template with 4 mm axial slices, as a BIDS data set; return the
     scan.
     """
+    from iqtflow.nifti import write_json
+
     scan = bids / f"sub-{LABEL}/anat/sub-{LABEL}_T1w.nii.gz"
     scan.parent.mkdir(parents=True, exist_ok=True)
-    description = {"Name": "Low-field scan simulated from the MNI template", "BIDSVersion": "1.10.0"}
-    (bids / "dataset_description.json").write_text(json.dumps(description, indent=2) + "\n")
-    (bids / "README").write_text("Simulated by iqtflow-simulate from the ICBM 152 template (2009).\n")
+    write_text(bids / "README", "Simulated by iqtflow-simulate from the ICBM 152 template (2009).\n")
     drawn = truth.parent / "drawn.json"
     done = subprocess.run(
         [
@@ -138,9 +158,8 @@ def make_data_set(bids: Path, truth: Path) -> Path:
         raise IQTFlowError(f"the simulator ended with exit code {done.returncode}; the lines above say why.")
     fields = json.loads(drawn.read_text())
     kept = {name: fields[name] for name in ("SliceThickness", "SpacingBetweenSlices")}
-    scan.with_name(f"sub-{LABEL}_T1w.json").write_text(
-        json.dumps({**kept, "Modality": "MR", "SkullStripped": True}, indent=2) + "\n"
-    )
+    sidecar = {**kept, "Modality": "MR", "SkullStripped": True}
+    write_json(scan.with_name(f"sub-{LABEL}_T1w.json"), sidecar)
     return scan
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import gzip
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from iqtflow.argument_types import positive, whole_number
 from iqtflow.errors import InputError, run_command
 from iqtflow.gpus import device_claimed
-
-if TYPE_CHECKING:
-    import nibabel as nib
+from iqtflow.outputs import IMAGE, JSON, add_overwrite, check_outputs
 
 PROG = "iqtflow-enhance"
 PRECISIONS, TILINGS = ("auto", "float32", "bfloat16"), ("auto", "whole", "tiles", "paper")
@@ -71,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--num-threads", type=whole_number(1), default=1, help="CPU threads")
     add("--max-memory-gb", type=positive, help="memory for the networks; tiles when one pass takes more")
+    add_overwrite(parser)
     return parser
 
 
@@ -84,6 +82,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    images = {"output": "output", "--std": "std", "--spline": "spline", "--mask-out": "mask_out"}
+    check_outputs(
+        PROG,
+        {
+            **{option: (getattr(options, name), IMAGE) for option, name in images.items()},
+            "--json": (options.json, JSON),
+        },
+        inputs=(options.scan, options.sidecar, options.model),
+        overwrite=options.overwrite,
+    )
     # Before torch is there, which looks at once what GPUs it may see.
     with device_claimed(options.device, lambda line: print(f"{PROG}: {line}", flush=True)):
         _enhance(options)
@@ -95,7 +103,7 @@ def _enhance(options: argparse.Namespace) -> None:
     from iqtflow import __version__
     from iqtflow.conform import check_scan
     from iqtflow.enhancement import NothingToGain, enhance_image
-    from iqtflow.nifti import write_json
+    from iqtflow.nifti import require_finite, write_image, write_json
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError(
@@ -125,12 +133,23 @@ def _enhance(options: argparse.Namespace) -> None:
     except NothingToGain as skipped:
         print(f"{PROG}: {options.scan}: skipped: found {skipped.found}. {skipped.next_step}", flush=True)
         return
-    _write(options.std, result.std)
-    _write(options.spline, result.spline)
-    _write(options.mask_out, result.mask)
-    _write(options.output, result.mean)
+    # The enhanced volume last: where it is, all is.
+    made = [
+        (path, volume)
+        for path, volume in (
+            (options.std, result.std),
+            (options.spline, result.spline),
+            (options.mask_out, result.mask),
+            (options.output, result.mean),
+        )
+        if path is not None and volume is not None
+    ]
+    for path, volume in made:  # all of them or none
+        require_finite(path, volume)
+    for path, volume in made:
+        write_image(path, volume, maker=PROG)
     if options.json:
-        write_json(options.json, result.details)
+        write_json(options.json, result.details, maker=PROG)
     for line in summarise(result.details):
         print(f"{PROG}: {options.output}: {line}", flush=True)
 
@@ -165,18 +184,6 @@ def _read_sidecar(path: Path | None) -> dict:
     for note in notes:
         print(f"{PROG}: note: {note}", flush=True)
     return fields
-
-
-def _write(path: Path | None, image: nib.Nifti1Image | None) -> None:
-    """Write an image if both are given; the same image gives the same bytes."""
-    from iqtflow.files import write_atomically
-
-    if path is None or image is None:
-        return
-    content = image.to_bytes()
-    if path.suffix == ".gz":
-        content = gzip.compress(content, compresslevel=4, mtime=0)
-    write_atomically(path, lambda stream: stream.write(content))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 from iqtflow.argument_types import not_negative, positive, whole_number
 from iqtflow.errors import InputError, UsageError, run_command
+from iqtflow.outputs import IMAGE, JSON, add_overwrite, check_outputs
 
 PROG = "iqtflow-simulate"
 AXES = {"x": 0, "y": 1, "z": 2, "0": 0, "1": 1, "2": 2}
@@ -104,6 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="A",
         help="largest log-amplitude of a smooth shading (doi:10.1109/42.668698)",
     )
+    add_overwrite(parser)
     return parser
 
 
@@ -121,6 +123,12 @@ def _simulate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> N
     from iqtflow.simulation import prepare_subject, ratios_of, realise
     from iqtflow.simulation_sidecar import describe, digest
 
+    check_outputs(
+        PROG,
+        {"output": (options.output, IMAGE), "--json": (options.json, JSON)},
+        inputs=(options.high_field, options.wm, options.gm, options.from_json, options.prior),
+        overwrite=options.overwrite,
+    )
     image, intensity = read_volume(options.high_field)
     if options.from_json:
         _refuse_settings(options, parser)
@@ -145,7 +153,7 @@ def _simulate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> N
     del intensity
     choices = {"fixed": recipe.fixed}
     low = realise(subject, draw, **choices, distribution=recipe.distribution)
-    write_volume(options.output, low, subject.affine, like=image)
+    write_volume(options.output, low, subject.affine, like=image, maker=PROG)
     if options.json:
         fields = describe(
             recipe,
@@ -154,7 +162,7 @@ def _simulate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> N
             digests=digests,
             **record,
         )
-        write_json(options.json, {**fields, "SoftwareVersion": __version__})
+        write_json(options.json, {**fields, "SoftwareVersion": __version__}, maker=PROG)
 
 
 def _drawn(options: argparse.Namespace, edges_mm: Any) -> tuple[Any, dict[str, str], dict[str, Any]]:

@@ -16,6 +16,7 @@ from iqtflow.argument_types import network_option
 from iqtflow.config import UNCERTAINTIES
 from iqtflow.errors import InputError, UsageError, run_command
 from iqtflow.gpus import device_claimed
+from iqtflow.outputs import MODEL, TABLE, add_overwrite, check_outputs
 from iqtflow.trust import allow_network
 
 if TYPE_CHECKING:
@@ -180,6 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         help="JSON with more fields for the model's card (data, licence, evaluation subjects)",
     )
+    add_overwrite(parser)
     return parser
 
 
@@ -190,6 +192,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    libraries = [*options.train, *options.validation]
+    check_outputs(
+        PROG,
+        {"--output": (options.output, MODEL), "--curves": (options.curves, TABLE)},
+        inputs=(*libraries, options.card, options.start_from, options.prior),
+        overwrite=options.overwrite,
+    )
     # Before torch is there, which looks at once what GPUs it may see.
     if options.num_nodes > 1:  # the cluster has set the cards apart
         _train(options)

@@ -109,7 +109,7 @@ def find_source(output_dir: Path, derivative: Path) -> Path | None:
         links = read_json(output_dir / "dataset_description.json")["DatasetLinks"]
         name, _, place = str(sidecar["Sources"][0]).removeprefix("bids:").partition(":")
         root = urlparse(links[name])
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     base = Path(unquote(root.path)) if root.scheme == "file" else output_dir / links[name]
     found = Path(os.path.abspath(base / place))
