@@ -37,6 +37,7 @@ from iqtflow.geometry import (
     voxel_sizes,
 )
 from iqtflow.inference import enhance_volume
+from iqtflow.intensity import bridge_slices, empty_slices
 from iqtflow.laid_scan import LaidScan
 from iqtflow.memory import peak_memory_gb
 from iqtflow.models import Model, list_shipped, load_model
@@ -81,9 +82,9 @@ class EnhancedScan:
 
 
 class NothingToGain(InputError):
-    """The scan is near-isotropic already: skipped, not failed."""
-
-    exit_code = 0
+    """The scan is near-isotropic already. A run over a data set skips it; a command or a node that was asked
+    for this very scan fails, since it has no enhanced volume to give.
+    """
 
 
 def enhance_image(
@@ -149,7 +150,8 @@ def enhance_image(
             image.get_filename() or "scan",
             found=f"slices {geometry.spacing_mm:.3g} mm apart, {_by(geometry.inplane_mm)} mm in plane",
             expected="thick slices",
-            next_step="There is nothing to gain along the slice axis; --force enhances it all the same.",
+            next_step="There is nothing to gain along the slice axis, and nothing is written; --force "
+            "(force=True) enhances it all the same.",
         )
     networks, upsampling = _choose_model(geometry, model, contrast)
     if report is not None:
@@ -160,6 +162,9 @@ def enhance_image(
         )
 
     laid = LaidScan(image, geometry.axis)
+    # An empty slice cuts a head in two, and rings in its neighbours: it is bridged, and emptied in the end.
+    missing = empty_slices(laid.data, laid.axis)
+    laid.data = bridge_slices(laid.data, laid.axis, missing)
     stated = sidecar.get("SkullStripped")
     if skull_stripped is None and isinstance(stated, bool):
         skull_stripped = stated
@@ -170,6 +175,8 @@ def enhance_image(
         )
     scale = intensity_scale(laid.data[brain.mask])
     support = _support(laid.data, brain)
+    if missing:
+        np.moveaxis(brain.mask, laid.axis, 0)[missing] = False
 
     data, affine = slices_last(laid.data, laid.affine, laid.axis)
     if upsampling.inplane_mm is not None:
@@ -200,6 +207,9 @@ def enhance_image(
         if upsampling.inplane_mm is not None:
             support = resample_inplane(support, grid, upsampling.inplane_mm)[0] > 0.1
         support = np.repeat(support, upsampling.k, axis=2)
+    if missing:
+        there = np.repeat(~np.isin(np.arange(data.shape[2]), missing), upsampling.k)
+        support = there if support is None else support & there
 
     def finish(volume: np.ndarray) -> nib.Nifti1Image:
         erased = volume if support is None else np.where(support, volume, np.float32(0))
@@ -256,6 +266,7 @@ def enhance_image(
         "PackageVersion": iqtflow.__version__,
         "Warnings": [
             *([familiarity.sentence()] if familiarity is not None and familiarity.unfamiliar else []),
+            *image.extra.get("notes", ()),
             *notes,
             *result.warnings,
             *_warnings(data, laid.data[brain.mask], geometry, upsampling),
