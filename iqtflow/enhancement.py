@@ -162,9 +162,6 @@ def enhance_image(
         )
 
     laid = LaidScan(image, geometry.axis)
-    # An empty slice cuts a head in two, and rings in its neighbours: it is bridged, and emptied in the end.
-    missing = empty_slices(laid.data, laid.axis)
-    laid.data = bridge_slices(laid.data, laid.axis, missing)
     stated = sidecar.get("SkullStripped")
     if skull_stripped is None and isinstance(stated, bool):
         skull_stripped = stated
@@ -175,8 +172,9 @@ def enhance_image(
         )
     scale = intensity_scale(laid.data[brain.mask])
     support = _support(laid.data, brain)
-    if missing:
-        np.moveaxis(brain.mask, laid.axis, 0)[missing] = False
+    # The network would see the edges of a lost slice: it is bridged for it, and empty in what results.
+    missing = empty_slices(laid.data, laid.axis)
+    laid.data = bridge_slices(laid.data, laid.axis, missing)
 
     data, affine = slices_last(laid.data, laid.affine, laid.axis)
     if upsampling.inplane_mm is not None:

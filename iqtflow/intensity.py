@@ -13,7 +13,7 @@ AIR_BELOW_ZERO = 0.02
 #: A value in more than this share of the voxels is what a program filled a volume up with.
 FILLED = 0.01
 #: Above this share of the other voxels between air and 0, tissue is below 0, too: air is no filling.
-TISSUE_BELOW_ZERO = 0.15
+TISSUE_BELOW_ZERO = 0.25
 #: A magnitude image has nothing as far below 0 as this share of its bright tissue.
 SIGNED = 0.5
 #: A slice at the end of a volume was lost if more than this share of its neighbour is tissue ...
@@ -115,7 +115,7 @@ def empty_slices(data: np.ndarray, axis: int) -> list[int]:
 
 
 def _shows_head(values: np.ndarray, empty: float, tissue: float) -> bool:
-    """Tell whether a slice shows a good part of the head, in noise: beside erased air an empty one is usual."""
+    """Tell whether a slice shows a good part of the head in noise; beside erased air empty ones are usual."""
     return bool(np.mean(values > tissue) > LOST_AT_END and np.mean(values == empty) < LEAST_ERASED)
 
 

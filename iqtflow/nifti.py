@@ -90,7 +90,7 @@ def write_volume(
     like
         Image whose sform and qform, with their codes (scanner, aligned, ...), the new one takes over.
     """
-    image = placed_like(data, affine, nib.Nifti1Image(data, affine) if like is None else like)
+    image = placed_like(data, affine, like)
     content = image.to_bytes()
     if str(path).endswith(".gz"):
         content = gzip.compress(content, compresslevel=4, mtime=0)

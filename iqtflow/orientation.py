@@ -124,7 +124,7 @@ def fault_of(affine: np.ndarray, shape: tuple[int, ...]) -> tuple[str, str, str]
     return None
 
 
-def placed_like(data: np.ndarray, affine: np.ndarray, like: nib.Nifti1Image) -> nib.Nifti1Image:
+def placed_like(data: np.ndarray, affine: np.ndarray, like: nib.Nifti1Image | None) -> nib.Nifti1Image:
     """Make an image that has both forms and codes of another one, for a grid of its own.
 
     Parameters
@@ -134,23 +134,23 @@ def placed_like(data: np.ndarray, affine: np.ndarray, like: nib.Nifti1Image) -> 
     affine : ndarray, shape (4, 4)
         Voxel indices to world mm, in the space of ``like.affine``.
     like
-        The image that it was made from. Each of its forms is carried over by itself. A qform holds no shear:
-        where that would move a voxel by more than `SAME_PLACE_MM` it is left out (code 0).
+        The image that it was made from; each of its forms is carried over by itself. Without one, or without
+        a form in it, both are `affine`, code 1. A qform holds no shear: where that would move a voxel by more
+        than `SAME_PLACE_MM` it is left out (code 0).
     """
-    step = np.linalg.inv(like.affine) @ affine  # voxels of the new grid to voxels of the other one
-    forms = _read(like.header)
-    codes = {name: int(like.header[f"{name}_code"]) for name in forms}
-    for name, form in forms.items():
-        if codes[name] <= 0 or not np.isfinite(form).all():
-            codes[name] = 0
+    forms, codes = {"sform": affine, "qform": affine}, {"sform": 0, "qform": 0}
+    if like is not None:
+        step = np.linalg.inv(like.affine) @ affine  # voxels of the new grid to voxels of the other one
+        for name, form in _read(like.header).items():
+            if like.header[f"{name}_code"] > 0 and np.isfinite(form).all():
+                forms[name], codes[name] = form @ step, int(like.header[f"{name}_code"])
+    if not any(codes.values()):
+        codes = {"sform": 1, "qform": 1}
     header = nib.Nifti1Header()
     header.set_data_shape(data.shape)
     header.set_data_dtype(data.dtype)
     header.set_xyzt_units("mm")
-    if any(codes.values()):
-        _write(header, {name: form @ step for name, form in forms.items()}, codes)
-    else:
-        _write(header, {"sform": affine, "qform": affine}, {"sform": 1, "qform": 1})
+    _write(header, forms, codes)
     return nib.Nifti1Image(data, header.get_best_affine(), header)
 
 
@@ -213,9 +213,12 @@ def _believed(
     sizes = voxel_sizes(given["sform"])
     with np.errstate(all="ignore"):
         scaling = np.exp(np.abs(np.log(sizes / pixdim_mm)).max())
+    says_nothing = np.allclose(pixdim_mm, 1) or not (
+        pixdim_mm.min() >= MIN_VOXEL_MM and pixdim_mm.max() <= MAX_VOXEL_MM
+    )
     stated = f"the sform has voxels of {_by(sizes)} mm, pixdim says {_by(pixdim_mm)} mm"
-    if not np.isfinite(scaling) or np.allclose(pixdim_mm, 1) or scaling <= LARGEST_SCALING:
-        if "qform" not in good and scaling > 1.02:
+    if says_nothing or scaling <= LARGEST_SCALING:
+        if not says_nothing and "qform" not in good and scaling > 1.02:
             notes.append(f"Voxel sizes differ ({stated}): the sform is used.")
         return "sform"
     if "qform" in good:
