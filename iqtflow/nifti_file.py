@@ -22,7 +22,6 @@ from iqtflow.errors import InputError
 from iqtflow.orientation import settle_forms
 from iqtflow.pointers import how_to_fetch
 
-_CHUNK = 1 << 22  # bytes that are decompressed at a time
 #: Headers by the number that each begins with: its own size.
 _FORMATS = {348: nib.Nifti1Image, 540: nib.Nifti2Image}
 #: What files that are no NIfTI begin with.
@@ -209,15 +208,17 @@ def unreadable(path: str | os.PathLike, fault: Exception) -> InputError:
     )
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
-    """Yield all bytes of a file; of a compressed one decompressed, to the end of its last member."""
+def _chunks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
+    """Yield all bytes of a file, at most `size` at a time; of a compressed one those that it stands for, to the
+    end of its last member.
+    """
     with open(path, "rb") as stream:
         if not path.name.lower().endswith(".gz"):
-            while chunk := stream.read(_CHUNK):
+            while chunk := stream.read(size):
                 yield chunk
             return
         member, given, begun, done = zlib.decompressobj(wbits=31), b"", False, False
-        while given or (given := stream.read(_CHUNK)):
+        while given or (given := stream.read(size)):
             if done:  # zeros after a member pad it to full blocks
                 given = given.lstrip(b"\0")
                 if given:
@@ -226,7 +227,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
                         raise zlib.error("something that is no gzip data follows the compressed image")
                 continue
             begun = True
-            chunk = member.decompress(given, _CHUNK)  # which compares checksum and length at the end
+            chunk = member.decompress(given, size)  # which compares checksum and length at the end
             given = member.unconsumed_tail or member.unused_data
             done = member.eof
             if chunk:
@@ -241,8 +242,8 @@ def _read_header(path: Path, *, several: bool) -> tuple[nib.Nifti1Header, int, l
     _check_name(path)
     try:
         start = b""
-        for chunk in _chunks(path):
-            start += chunk[:1024]
+        for chunk in _chunks(path, 1024):
+            start += chunk
             if len(start) >= 600:
                 break
         size, order = _header_size(path, start)

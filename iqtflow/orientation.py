@@ -185,7 +185,8 @@ def _read(header: nib.Nifti1Header) -> dict[str, np.ndarray]:
     """Both forms as the header has them, whatever their codes; NaN where there is no rotation."""
     sform, qform = np.eye(4), np.eye(4)
     sform[:3] = [np.asarray(header[f"srow_{axis}"], dtype=float) for axis in "xyz"]
-    qform[:3, :3] = _rotation(header) * np.abs(np.asarray(header["pixdim"][1:4], dtype=float))
+    with np.errstate(all="ignore"):
+        qform[:3, :3] = _rotation(header) * np.abs(np.asarray(header["pixdim"][1:4], dtype=float))
     qform[:3, 2] *= -1 if header["pixdim"][0] < 0 else 1
     qform[:3, 3] = [float(header[f"qoffset_{axis}"]) for axis in "xyz"]
     return {"sform": sform, "qform": qform}

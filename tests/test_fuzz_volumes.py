@@ -239,7 +239,8 @@ def stated_forms(content: bytes) -> dict[str, np.ndarray]:
     if length <= 1.005:
         turn = quat2mat((np.sqrt(max(1 - length**2, 0)), b, c, d))
         flip = -1 if read["pixdim"][0] == -1 else 1
-        qform[:3, :3] = turn * np.abs(read["pixdim"][1:4]) * [1, 1, flip]
+        with np.errstate(all="ignore"):
+            qform[:3, :3] = turn * np.abs(read["pixdim"][1:4]) * [1, 1, flip]
         qform[:3, 3] = read["offset"]
     else:
         qform[:] = np.nan
