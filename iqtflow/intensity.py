@@ -63,12 +63,12 @@ def settle_intensities(path: str | os.PathLike, data: np.ndarray) -> tuple[np.nd
         return data, notes
     bright = float(np.percentile(data, 99.5))
     air = _corner_level(data)
-    if np.mean(data == lowest) >= FILLED and air > lowest:
+    if lowest in _corner_levels(data) and np.mean(data == lowest) >= FILLED:
         air = lowest  # fills some corners only
     if air < -AIR_BELOW_ZERO * (bright - air):
         bulk = data <= air + 0.01 * abs(air)
         rest = data[~bulk]
-        if rest.size and np.mean(rest < 0) <= TISSUE_BELOW_ZERO:
+        if bright > 0 and np.mean(rest < 0) <= TISSUE_BELOW_ZERO:
             data = np.maximum(data, np.float32(0))
             notes.append(
                 f"{bulk.mean():.0%} of the voxels are {air:g}, far below 0, as air in CT: what is below 0 "
@@ -137,7 +137,12 @@ def bridge_slices(data: np.ndarray, axis: int, missing: list[int]) -> np.ndarray
 
 
 def _corner_level(data: np.ndarray) -> float:
-    """Median of the eight corners of a volume, which are air in a scan of a head."""
+    """Intensity of the corners of a volume, which are air in a scan of a head."""
+    return float(np.median(_corner_levels(data)))
+
+
+def _corner_levels(data: np.ndarray) -> list[float]:
+    """Median of each of the eight corners of a volume."""
     ends = [(slice(0, max(n // 10, 1)), slice(n - max(n // 10, 1), n)) for n in data.shape]
     corners = [data[x, y, z].ravel() for x in ends[0] for y in ends[1] for z in ends[2]]
-    return float(np.median(np.concatenate(corners)))
+    return [float(np.median(corner)) for corner in corners]

@@ -209,9 +209,7 @@ def unreadable(path: str | os.PathLike, fault: Exception) -> InputError:
 
 
 def _chunks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
-    """Yield all bytes of a file, at most `size` at a time; of a compressed one those that it stands for, to the
-    end of its last member.
-    """
+    """Yield all bytes of a file, at most `size` at a time; of a compressed one decompressed, to its end."""
     with open(path, "rb") as stream:
         if not path.name.lower().endswith(".gz"):
             while chunk := stream.read(size):

@@ -68,6 +68,7 @@ def test_noise_about_0_and_a_little_undershoot_are_left_alone():
     "spoil",
     [
         pytest.param(lambda data: -data, id="inverted"),
+        pytest.param(lambda data: -np.round(np.where(data > 150, data, 0), -1), id="inverted, air erased"),
         pytest.param(lambda data: np.where(data > 250, data - 600, data), id="unsigned taken for signed"),
         pytest.param(
             lambda data: data * np.sign(np.sin(np.arange(data.size))).reshape(data.shape), id="phase"
