@@ -27,8 +27,8 @@ from iqtflow.conform import check_scan
 HERE = Path(__file__).resolve().parents[1]
 
 
-def open_as_far_as_the_voxels(path: Path) -> nib.Nifti1Image:
-    """Open a scan as nibabel does."""
+def open_as_far_as_the_voxels(path: Path, *, kind: str) -> nib.Nifti1Image:
+    """Open a scan as nibabel does, of whatever kind."""
     image = nib.load(path)
     image.extra["notes"] = []
     return image

@@ -42,7 +42,7 @@ def check_scan(path: str | os.PathLike) -> nib.Nifti1Image:
         are not finite, no magnitudes, or all the same.
     """
     path = Path(path)
-    image = open_nifti(path)
+    image = open_nifti(path, kind="scan")
     data = _read_voxels(path, image)
     _check_voxels(path, image, data)
     data, notes = settle_intensities(path, data)

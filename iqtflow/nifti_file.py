@@ -14,6 +14,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import nibabel as nib
 import numpy as np
@@ -22,6 +23,7 @@ from iqtflow.errors import InputError
 from iqtflow.orientation import settle_forms
 from iqtflow.pointers import how_to_fetch
 
+Kind = Literal["scan", "map", "priors"]
 #: Headers by the number that each begins with: its own size.
 _FORMATS = {348: nib.Nifti1Image, 540: nib.Nifti2Image}
 #: What files that are no NIfTI begin with.
@@ -54,7 +56,7 @@ UNREADABLE = (
 )
 
 
-def open_nifti(path: str | os.PathLike, *, several: bool = False) -> nib.Nifti1Image:
+def open_nifti(path: str | os.PathLike, *, kind: Kind = "map") -> nib.Nifti1Image:
     """Open a NIfTI file after reading all of it; the voxels are as they are.
 
     Parameters
@@ -62,8 +64,9 @@ def open_nifti(path: str | os.PathLike, *, several: bool = False) -> nib.Nifti1I
     path
         ``.nii`` or ``.nii.gz`` file. Of a compressed file every member is decompressed, and its checksum and
         length are compared; zeros after the last one are padding, and anything else is refused.
-    several
-        Whether it may hold several volumes, as tissue priors do.
+    kind
+        ``"scan"``: one volume that is as large as a head, or a good part of it. ``"map"``: one volume of any
+        size. ``"priors"``: several volumes are allowed, too.
 
     Returns
     -------
@@ -79,7 +82,7 @@ def open_nifti(path: str | os.PathLike, *, several: bool = False) -> nib.Nifti1I
         voxels are; it is no volume of several slices, or its voxels are no real numbers.
     """
     path = Path(path)
-    header, offset, notes = _read_header(path, several=several)
+    header, offset, notes = _read_header(path, kind)
     size = math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
     content, more = io.BytesIO(), False
     left = offset + size
@@ -111,8 +114,8 @@ def open_nifti(path: str | os.PathLike, *, several: bool = False) -> nib.Nifti1I
     proxy = nib.arrayproxy.ArrayProxy(
         content, (header.get_data_shape(), header.get_data_dtype(), offset, *scaling), mmap=False
     )
-    kind = _FORMATS[int(header["sizeof_hdr"])]
-    image = kind(proxy, header.get_best_affine(), header, extra={"notes": notes})
+    made = _FORMATS[int(header["sizeof_hdr"])]
+    image = made(proxy, header.get_best_affine(), header, extra={"notes": notes})
     image.set_filename(os.fspath(path))
     return image
 
@@ -124,13 +127,13 @@ def peek_nifti(path: str | os.PathLike) -> nib.Nifti1Image:
     Raises
     ------
     InputError
-        As far as the header tells, as `open_nifti`.
+        As far as the header tells, as `open_nifti` of a scan.
     """
     path = Path(path)
-    header, _, notes = _read_header(path, several=False)
-    kind = _FORMATS[int(header["sizeof_hdr"])]
+    header, _, notes = _read_header(path, "scan")
+    made = _FORMATS[int(header["sizeof_hdr"])]
     nothing = np.broadcast_to(np.zeros((), header.get_data_dtype()), header.get_data_shape())
-    image = kind(nothing, header.get_best_affine(), header, extra={"notes": notes})
+    image = made(nothing, header.get_best_affine(), header, extra={"notes": notes})
     image.set_filename(os.fspath(path))
     return image
 
@@ -234,7 +237,7 @@ def _chunks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
             raise EOFError("the compressed data are cut short")
 
 
-def _read_header(path: Path, *, several: bool) -> tuple[nib.Nifti1Header, int, list[str]]:
+def _read_header(path: Path, kind: Kind) -> tuple[nib.Nifti1Header, int, list[str]]:
     """Read, mend and check the header of a file: also where voxels begin, and what there is to note."""
     check_content(path)
     _check_name(path)
@@ -264,9 +267,9 @@ def _read_header(path: Path, *, several: bool) -> tuple[nib.Nifti1Header, int, l
             expected=f"a whole number of at least {least + 16 * extended}, where the voxels begin",
             next_step="Convert the image again: its header does not say where the voxels are stored.",
         )
-    _check_shape(path, shape, header.get_data_dtype(), several=several)
+    _check_shape(path, shape, header.get_data_dtype(), several=kind == "priors")
     header["vox_offset"] = offset
-    notes = settle_forms(path, header)
+    notes = settle_forms(path, header, head=kind == "scan")
     slope = float(header["scl_slope"])
     if not np.isfinite(slope):
         notes.append(f"scl_slope is {slope:g} in the header: voxels are taken as they are stored.")

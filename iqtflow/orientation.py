@@ -34,7 +34,7 @@ _TO_MM = {1: (1000.0, "metres"), 3: (0.001, "microns")}
 _SPACES = {1: "scanner", 2: "aligned", 3: "Talairach", 4: "MNI 152", 5: "template"}
 
 
-def settle_forms(path: str | os.PathLike, header: nib.Nifti1Header) -> list[str]:
+def settle_forms(path: str | os.PathLike, header: nib.Nifti1Header, *, head: bool = True) -> list[str]:
     """Decide which form of the affine is believed, and make the header say so.
 
     The sform is, as everywhere, unless it cannot be right and the qform can: it is singular or not finite,
@@ -49,6 +49,10 @@ def settle_forms(path: str | os.PathLike, header: nib.Nifti1Header) -> list[str]
     header
         Of a volume. Changed in place: afterwards both forms can be read, each code is 0 or belongs to a form
         that can be right, ``get_best_affine()`` is the affine to use, and everything is in mm.
+
+    head
+        Whether the image has to be as large as a head, or a good part of it. Of others the size only tells
+        which form is right.
 
     Returns
     -------
@@ -73,6 +77,8 @@ def settle_forms(path: str | os.PathLike, header: nib.Nifti1Header) -> list[str]
             next_step="Convert the DICOM files again (dcm2niix): without it, left and right are a guess.",
         )
     faults = {name: fault for name, form in given.items() if (fault := fault_of(form, shape))}
+    if len(faults) == len(given) and not head:
+        faults = {name: faults[name] for name, form in given.items() if not _is_affine(form)}
     if len(faults) == len(given):
         found, expected, next_step = next(iter(faults.values()))
         raise InputError(path, found=found, expected=expected, next_step=next_step)
@@ -91,12 +97,8 @@ def settle_forms(path: str | os.PathLike, header: nib.Nifti1Header) -> list[str]
 
 def fault_of(affine: np.ndarray, shape: tuple[int, ...]) -> tuple[str, str, str] | None:
     """Tell why an affine cannot be that of a head scan of this shape: found, expected, next step; or None."""
-    edges = affine[:3, :3]
-    with np.errstate(all="ignore"):
-        sizes = np.linalg.norm(edges, axis=0)
-        # Determinant over the product of the edges: 1 when axes are orthogonal, 0 when they share a plane.
-        usable = np.isfinite(affine).all() and abs(np.linalg.det(edges / sizes)) > 1e-3
-    if not usable:
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if not _is_affine(affine):
         return (
             "an affine that is singular or not finite",
             "three independent axes",
@@ -159,6 +161,15 @@ def distance_mm(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> f
     corners = np.array(list(itertools.product(*((-0.5, n - 0.5) for n in shape[:3]))))
     moved = nib.affines.apply_affine(one, corners) - nib.affines.apply_affine(other, corners)
     return float(np.linalg.norm(moved, axis=1).max())
+
+
+def _is_affine(affine: np.ndarray) -> bool:
+    """Whether an affine is finite and has three independent axes."""
+    edges = affine[:3, :3]
+    with np.errstate(all="ignore"):
+        # Determinant over the product of the edges: 1 when axes are orthogonal, 0 when they share a plane.
+        volume = np.linalg.det(edges / np.linalg.norm(edges, axis=0))
+    return bool(np.isfinite(affine).all() and abs(volume) > 1e-3)
 
 
 def _in_mm(

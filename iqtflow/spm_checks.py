@@ -239,7 +239,7 @@ def _coverage(affine: np.ndarray, image: nib.Nifti1Image, tpm: str | os.PathLike
         )
         points = grid.reshape(-1, 3).astype(float)
     else:
-        priors = open_nifti(tpm, several=True)
+        priors = open_nifti(tpm, kind="priors")
         brain = np.asarray(priors.dataobj[::2, ::2, ::2, :3], dtype=np.float64).sum(axis=-1) > 0.5
         points = nib.affines.apply_affine(priors.affine, 2.0 * np.argwhere(brain))
     voxels = nib.affines.apply_affine(np.linalg.inv(image.affine) @ np.linalg.inv(affine), points)

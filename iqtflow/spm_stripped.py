@@ -71,7 +71,7 @@ def write_brain_priors(tpm: Path, path: Path) -> Path:
     path
         Where to (``.nii``).
     """
-    priors = open_nifti(tpm, several=True)
+    priors = open_nifti(tpm, kind="priors")
     brain = np.stack([np.asarray(priors.dataobj[..., i], dtype=np.float32) for i in range(3)], axis=-1)
     rest = np.clip(1 - brain.sum(axis=-1, keepdims=True), 0, 1)
     nib.Nifti1Image(np.concatenate([brain, rest], axis=-1), priors.affine).to_filename(path)

@@ -216,7 +216,7 @@ def test_memory_is_taken_for_what_the_file_holds_not_for_what_its_header_says(tm
     content = with_field(DIM, "8h", 4, *SHAPE, 30000, 1, 1, 1)
     (tmp_path / "x.nii").write_bytes(content)
     with pytest.raises(InputError, match=re.escape("32 x 30 x 10 x 30000 voxels")):
-        open_nifti(tmp_path / "x.nii", several=True)
+        open_nifti(tmp_path / "x.nii", kind="priors")
 
 
 def test_the_header_alone_tells_shape_and_place(tmp_path):

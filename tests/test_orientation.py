@@ -211,4 +211,4 @@ def test_a_unit_that_the_numbers_contradict_is_taken_for_mm(tmp_path):
 
 def test_tissue_priors_and_maps_are_placed_by_the_same_rules(tmp_path):
     path = write(tmp_path / "x.nii", fault=(QUATERNION, "f", (np.nan,)))
-    np.testing.assert_allclose(open_nifti(path, several=True).affine, make_affine(VOXEL_MM), atol=1e-3)
+    np.testing.assert_allclose(open_nifti(path, kind="priors").affine, make_affine(VOXEL_MM), atol=1e-3)
