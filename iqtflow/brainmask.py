@@ -195,6 +195,9 @@ def head_mask(data: np.ndarray) -> np.ndarray:
     from skimage.filters import threshold_otsu
 
     clipped = np.minimum(data, np.percentile(data[data > 0], 95))
+    spread = float(np.ptp(clipped))
+    if spread < 1e-4 * float(np.abs(clipped).max()):  # too little for a histogram: few voxels stand out
+        return _filled_largest_part(data > (data.min() + data.max()) / 2)
     return _filled_largest_part(data > threshold_otsu(clipped.ravel()))
 
 

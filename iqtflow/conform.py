@@ -16,6 +16,8 @@ from iqtflow.nifti_file import UNREADABLE, open_nifti, unreadable
 
 #: Largest intensities (by magnitude) that 32-bit arithmetic can square and sum over a volume, and smallest.
 INTENSITIES = (1e-12, 1e12)
+#: An image has at least this difference between its voxels, as a share of the largest value.
+LEAST_CONTRAST = 1e-3
 
 
 def check_scan(path: str | os.PathLike) -> nib.Nifti1Image:
@@ -81,6 +83,13 @@ def _check_voxels(path: Path, image: nib.Nifti1Image, data: np.ndarray) -> None:
             found=f"the value {low:g} in every voxel",
             expected="an image",
             next_step="Convert or reconstruct the image again.",
+        )
+    if high - low < LEAST_CONTRAST * largest:
+        raise InputError(
+            path,
+            found=f"values from {low:.7g} to {high:.7g}: nearly the same in every voxel",
+            expected="an image with contrast",
+            next_step="Check scl_slope and scl_inter in its header, or convert the image again.",
         )
     if not INTENSITIES[0] <= largest <= INTENSITIES[1]:
         raise InputError(

@@ -49,6 +49,12 @@ def test_skull_stripping_is_recognised_without_being_told(template):
     assert (found.method, found.skull_stripped) == ("nonzero", True)
 
 
+def test_a_few_voxels_that_stand_out_of_nothing_are_the_head():
+    data = np.full((30, 30, 30), 3, np.float32)
+    data[10:12, 10:12, 10:12] = 900
+    np.testing.assert_array_equal(head_mask(data), data > 100)
+
+
 def test_lost_slices_do_not_make_a_brain_of_half_a_head(template):
     """Two empty slices cut a whole head in parts that are no larger than brains."""
     image, truth = template

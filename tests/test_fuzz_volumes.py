@@ -325,11 +325,16 @@ def test_a_compressed_scan_is_whole_or_refused(damage, level, folder, model):
         content = gzip.decompress(bytes(packed))
     except Exception:  # whatever it is, gzip takes it for damaged
         content = b""
+    same = content.rstrip(b"\0") == WHOLE.rstrip(b"\0")
+    voxels, why = None, ""
     try:
         voxels = np.asarray(check_scan(scan).dataobj)
-    except IQTFlowError:
-        assert content.rstrip(b"\0") != WHOLE.rstrip(b"\0")
-        assert not (peeked := enhanced(scan, model)), peeked
-        return
-    assert content.rstrip(b"\0") == WHOLE.rstrip(b"\0")
-    np.testing.assert_array_equal(voxels, np.asarray(nib.Nifti1Image.from_bytes(WHOLE).dataobj))
+    except IQTFlowError as fault:
+        why = str(fault)
+    if voxels is None:
+        # Python's gzip reads past flags that the format reserves, and past a header's own checksum.
+        assert not same or "header" in why
+        assert enhanced(scan, model) is None
+    else:
+        assert same
+        np.testing.assert_array_equal(voxels, np.asarray(nib.Nifti1Image.from_bytes(WHOLE).dataobj))

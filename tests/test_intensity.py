@@ -98,6 +98,14 @@ def test_numbers_beyond_32_bits_are_no_nan(tmp_path, factor, words):
         check_scan(tmp_path / "x.nii")
 
 
+def test_an_image_without_contrast_is_no_image(tmp_path):
+    """As of a slope of 1e-8 and an intercept of 3."""
+    data = 3 + 1e-6 * head_and_air()[0]
+    path = write_scan(tmp_path / "x.nii", data.astype(np.float32), make_affine((3, 3, 8)))
+    with pytest.raises(InputError, match="nearly the same in every voxel"):
+        check_scan(path)
+
+
 @pytest.mark.parametrize("slope", [0.0, np.nan, np.inf])
 def test_a_slope_that_is_none_leaves_voxels_as_stored(tmp_path, slope):
     data = head_and_air()[0].astype(np.int16)
