@@ -285,7 +285,10 @@ def test_whatever_a_header_says_the_scan_stays_in_its_place_or_is_refused_in_wor
         kept = name in forms and f"replaces the {name}" not in replaced
         expected = forms[name] if kept else checked.affine
         apart = np.abs(ends_mm(written, result.shape) - ends_mm(expected, shape)).max()
-        assert apart < 0.5, (name, apart)
+        # A plane that was resampled has a whole number of voxels: its ends move by up to half of one.
+        resampled = sum(a != b for a, b in zip(result.shape, shape, strict=True)) > 1
+        rounding = np.sqrt(2) / 2 * max(result.header.get_zooms()) if resampled else 0
+        assert apart < 0.5 + rounding, (name, apart)
     for name in forms:
         assert result.header[f"{name}_code"] > 0
 
