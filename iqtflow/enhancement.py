@@ -37,6 +37,7 @@ from iqtflow.geometry import (
     voxel_sizes,
 )
 from iqtflow.inference import enhance_volume
+from iqtflow.intensity import bridge_slices, empty_slices
 from iqtflow.laid_scan import LaidScan
 from iqtflow.memory import peak_memory_gb
 from iqtflow.metadata import settle_values
@@ -82,9 +83,9 @@ class EnhancedScan:
 
 
 class NothingToGain(InputError):
-    """The scan is near-isotropic already: skipped, not failed."""
-
-    exit_code = 0
+    """The scan is near-isotropic already. A run over a data set skips it; a command or a node that was asked
+    for this very scan fails, since it has no enhanced volume to give.
+    """
 
 
 def enhance_image(
@@ -150,7 +151,8 @@ def enhance_image(
             image.get_filename() or "scan",
             found=f"slices {geometry.spacing_mm:.3g} mm apart, {_by(geometry.inplane_mm)} mm in plane",
             expected="thick slices",
-            next_step="There is nothing to gain along the slice axis; --force enhances it all the same.",
+            next_step="There is nothing to gain along the slice axis, and nothing is written; --force "
+            "(force=True) enhances it all the same.",
         )
     networks, upsampling = _choose_model(geometry, model, contrast)
     if report is not None:
@@ -170,6 +172,9 @@ def enhance_image(
         )
     scale = intensity_scale(laid.data[brain.mask])
     support = _support(laid.data, brain)
+    # The network would see the edges of a lost slice: it is bridged for it, and empty in what results.
+    missing = empty_slices(laid.data, laid.axis)
+    laid.data = bridge_slices(laid.data, laid.axis, missing)
 
     data, affine = slices_last(laid.data, laid.affine, laid.axis)
     if upsampling.inplane_mm is not None:
@@ -200,6 +205,9 @@ def enhance_image(
         if upsampling.inplane_mm is not None:
             support = resample_inplane(support, grid, upsampling.inplane_mm)[0] > 0.1
         support = np.repeat(support, upsampling.k, axis=2)
+    if missing:
+        there = np.repeat(~np.isin(np.arange(data.shape[2]), missing), upsampling.k)
+        support = there if support is None else support & there
 
     def finish(volume: np.ndarray) -> nib.Nifti1Image:
         erased = volume if support is None else np.where(support, volume, np.float32(0))
@@ -256,6 +264,7 @@ def enhance_image(
         "PackageVersion": iqtflow.__version__,
         "Warnings": [
             *([familiarity.sentence()] if familiarity is not None and familiarity.unfamiliar else []),
+            *image.extra.get("notes", ()),
             *notes,
             *result.warnings,
             *_warnings(data, laid.data[brain.mask], geometry, upsampling),

@@ -1,4 +1,4 @@
-"""Reading and writing NIfTI files: plain errors, nothing half written, the same bytes for the same data."""
+"""Reading and writing volumes: plain errors, nothing half written, the same bytes for the same data."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import numpy as np
 
 from iqtflow.errors import InputError
 from iqtflow.files import write_atomically
+from iqtflow.nifti_file import UNREADABLE, open_nifti, unreadable
+from iqtflow.orientation import placed_like
 from iqtflow.outputs import marked_image, signed
 
 
@@ -38,25 +40,12 @@ def read_volume(
     InputError
         Unreadable, not three-dimensional, not finite, or on another grid.
     """
+    image = open_nifti(path)
     try:
-        image = nib.load(path)
-        data = np.squeeze(np.asarray(image.dataobj, dtype=np.float32))
-    except (
-        Exception
-    ) as fault:  # nibabel, gzip and zlib each raise their own kinds for a file that is cut short
-        raise InputError(
-            path,
-            found=f"{type(fault).__name__}: {fault}",
-            expected="a readable NIfTI image",
-            next_step="Copy or convert the file again.",
-        ) from fault
-    if data.ndim != 3:
-        raise InputError(
-            path,
-            found=f"{data.ndim} dimensions {data.shape}",
-            expected="one three-dimensional volume",
-            next_step="Extract one volume first.",
-        )
+        with np.errstate(all="ignore"):
+            data = np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
+    except UNREADABLE as fault:
+        raise unreadable(path, fault) from fault
     if not np.isfinite(data).all():
         raise InputError(
             path,
@@ -74,7 +63,15 @@ def read_volume(
             f"{np.round(like.affine[:3, 3], 2).tolist()}",
             next_step="Resample it to the image's grid.",
         )
-    return image, data
+    return in_memory(image, data), data
+
+
+def in_memory(image: nib.Nifti1Image, data: np.ndarray) -> nib.Nifti1Image:
+    """Return an image with other voxels (float32) in the place of its own; header and notes stay."""
+    made = type(image)(data, image.affine, image.header, extra=image.extra)
+    made.set_data_dtype(np.float32)
+    made.set_filename(image.get_filename())
+    return made
 
 
 def write_volume(
@@ -97,7 +94,7 @@ def write_volume(
     affine : ndarray, shape (4, 4)
         Voxel indices to world mm.
     like
-        Image whose coordinate codes (scanner, aligned, ...) the new one takes over.
+        Image whose sform and qform, with their codes (scanner, aligned, ...), the new one takes over.
     maker
         Command that makes it, for the header.
 
@@ -108,17 +105,7 @@ def write_volume(
     OutputError
         The file cannot be written.
     """
-    image = nib.Nifti1Image(data, affine)
-    image.header.set_xyzt_units("mm")
-    codes = (
-        [int(like.header[code]) for code in ("qform_code", "sform_code")]
-        if isinstance(like, nib.Nifti1Image)
-        else [1, 1]
-    )
-    code = max(codes) or 1
-    image.set_sform(affine, code=codes[1] or code)
-    image.set_qform(affine, code=codes[0] or code)
-    return write_image(path, image, maker=maker)
+    return write_image(path, placed_like(data, affine, like), maker=maker)
 
 
 def write_image(path: str | os.PathLike, image: nib.Nifti1Image, *, maker: str = "iqtflow") -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gzip
 import hashlib
 import os
 import re
@@ -170,8 +169,9 @@ def tpm_blob_id(path: str | os.PathLike) -> str:
 
     Compare it with `GENUINE_TPM_BLOB`: volumes from other priors are not SPM's.
     """
-    path = Path(path)
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    from iqtflow.nifti_file import read_content
+
+    content = read_content(path)
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 

@@ -61,6 +61,26 @@ def test_a_dry_run_tells_geometry_model_and_outputs_of_each_scan_and_writes_noth
     assert "1 to process, 1 to skip, 1 that will fail" in told
 
 
+def test_a_dry_run_tells_what_the_run_would_stumble_over(clinic, tmp_path, capsys):
+    """A checksum that is wrong, a qform that cannot be, a value that fills up the air: as the run does."""
+    damaged = clinic / "sub-04/anat/sub-04_T1w.nii.gz"
+    head = make_head((48, 48, 14))
+    head[:5] = -1024
+    write_scan(damaged, head, make_affine((2.0, 2.0, 8.0)), qform_code=1, quatern_b=np.nan)
+    noted = clinic / "sub-05/anat/sub-05_T1w.nii.gz"
+    noted.parent.mkdir(parents=True)
+    noted.write_bytes(damaged.read_bytes())
+    damaged.write_bytes(damaged.read_bytes()[:-8] + bytes(8))
+    arguments = [str(clinic), str(tmp_path / "out"), "participant", "--dry-run", "--device", "cpu"]
+    assert cli.main([*arguments, "--participant-label", "04", "05", "--skip-bids-validation"]) == 1
+    told = capsys.readouterr().out
+    assert f"will fail {damaged}: found a file that cannot be read" in told
+    after = told.split(f"{noted}\n")[1]
+    assert "note      The qform is not usable" in after
+    assert "are -1024" in after
+    assert "1 to process, 0 to skip, 1 that will fail" in told
+
+
 def test_a_dry_run_of_training_names_draws_and_the_model(clinic, tmp_path, capsys):
     (tmp_path / "split.json").write_text('{"train": ["02"], "validation": ["01"], "evaluation": []}')
     arguments = [

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 from iqtflow.workflows.headers import peek
 from iqtflow.workflows.participant import card_of, choose_model_file, library_name
 
 from iqtflow.bids import LeftOut, Scan, derivative_name
 from iqtflow.config import Settings
-from iqtflow.conform import check_content
+from iqtflow.conform import check_scan
 from iqtflow.errors import EXIT_OK, EXIT_SUBJECT_FAILED, IQTFlowError, printable
 from iqtflow.geometry import SliceGeometry, find_slice_geometry
 from iqtflow.inputs import check_engines, engine_of, list_inputs
@@ -76,10 +75,11 @@ def _print_participants(settings: Settings) -> int:
         for warning in scan.warnings:
             print(f"  note      {warning}")
         try:
-            check_content(scan.path)
+            for note in check_scan(scan.path).extra["notes"]:
+                print(f"  note      {note}")
             print(f"  geometry  {describe_geometry(_geometry(scan))}")
             print(f"  {_means(scan, settings)}")
-        except (IQTFlowError, OSError, ValueError, nib.filebasedimages.ImageFileError) as fault:
+        except (IQTFlowError, OSError, ValueError) as fault:
             doomed += 1
             print(f"  will fail {fault}")
             continue

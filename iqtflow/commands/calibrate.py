@@ -48,8 +48,11 @@ def main(argv: list[str] | None = None) -> int:
 def _measure(options: argparse.Namespace) -> None:
     from dataclasses import asdict
 
+    import numpy as np
+
     from iqtflow import __version__
     from iqtflow.calibration import measure_snr
+    from iqtflow.conform import check_scan
     from iqtflow.geometry import find_slice_geometry, voxel_sizes
     from iqtflow.nifti import read_volume, write_json
 
@@ -59,7 +62,10 @@ def _measure(options: argparse.Namespace) -> None:
         inputs=(options.image, options.wm, options.gm, options.mask),
         overwrite=options.overwrite,
     )
-    image, data = read_volume(options.image)
+    image = check_scan(options.image)
+    for note in image.extra["notes"]:
+        print(f"{PROG}: note: {options.image}: {note}", flush=True)
+    data = np.asarray(image.dataobj)
     wm, gm, mask = (read_volume(path, like=image)[1] for path in (options.wm, options.gm, options.mask))
     axis = find_slice_geometry(image).axis
     voxel_mm = tuple(voxel_sizes(image.affine).tolist())

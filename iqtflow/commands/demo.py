@@ -165,8 +165,6 @@ def make_data_set(bids: Path, truth: Path) -> Path:
 
 def _compare(truth: Path, mask: Path, scan: Path, enhanced: Path) -> None:
     """Print PSNR and MSSIM of the spline and of the enhanced scan, and write the spline beside the truth."""
-    import nibabel as nib
-
     from iqtflow.commands.evaluate import score_table
     from iqtflow.evaluation import evaluate_files
     from iqtflow.geometry import cubic_upsample, thin_affine
@@ -174,7 +172,7 @@ def _compare(truth: Path, mask: Path, scan: Path, enhanced: Path) -> None:
 
     image, data = read_volume(scan)
     spline = truth.with_name("spline.nii.gz")
-    write_volume(spline, cubic_upsample(data, K), thin_affine(image.affine, K), like=nib.load(scan))
+    write_volume(spline, cubic_upsample(data, K), thin_affine(image.affine, K), like=image)
     scores = evaluate_files(truth, mask, {"cubic spline": spline, "iqtflow": enhanced})
     print(f"\ninside the brain, against what the scan was simulated from:\n{score_table(scores)}")
 

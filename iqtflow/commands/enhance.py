@@ -75,7 +75,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code.
 
-    A near-isotropic scan is skipped with a sentence, nothing is written, and the code is 0.
+    A near-isotropic scan is refused with a sentence, unless ``--force`` is given: nothing is written, and the
+    code is 1.
     """
     options = build_parser().parse_args(argv)
     return run_command(PROG, lambda: _run(options))
@@ -102,7 +103,7 @@ def _enhance(options: argparse.Namespace) -> None:
 
     from iqtflow import __version__
     from iqtflow.conform import check_scan
-    from iqtflow.enhancement import NothingToGain, enhance_image
+    from iqtflow.enhancement import enhance_image
     from iqtflow.nifti import require_finite, write_image, write_json
 
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -113,26 +114,22 @@ def _enhance(options: argparse.Namespace) -> None:
             next_step="Start the container with --gpus all (Docker) or --nv (Apptainer), or use the CPU.",
         )
     image = check_scan(options.scan)
-    try:
-        result = enhance_image(
-            image,
-            sidecar=_read_sidecar(options.sidecar),
-            model=options.model,
-            contrast=options.contrast or contrast_of(options.scan),
-            device=options.device,
-            precision=None if options.precision == "auto" else options.precision,
-            num_threads=options.num_threads,
-            skull_stripped=SKULL_STRIPPED[options.skull_stripped],
-            force=options.force,
-            max_memory_gb=options.max_memory_gb,
-            tiling=options.tiling,
-            mirror=options.average_mirrored,
-            keep_white_matter=options.keep_white_matter == "yes",
-            report=lambda line: print(f"{PROG} {__version__}: {line}", flush=True),
-        )
-    except NothingToGain as skipped:
-        print(f"{PROG}: {options.scan}: skipped: found {skipped.found}. {skipped.next_step}", flush=True)
-        return
+    result = enhance_image(
+        image,
+        sidecar=_read_sidecar(options.sidecar),
+        model=options.model,
+        contrast=options.contrast or contrast_of(options.scan),
+        device=options.device,
+        precision=None if options.precision == "auto" else options.precision,
+        num_threads=options.num_threads,
+        skull_stripped=SKULL_STRIPPED[options.skull_stripped],
+        force=options.force,
+        max_memory_gb=options.max_memory_gb,
+        tiling=options.tiling,
+        mirror=options.average_mirrored,
+        keep_white_matter=options.keep_white_matter == "yes",
+        report=lambda line: print(f"{PROG} {__version__}: {line}", flush=True),
+    )
     # The enhanced volume last: where it is, all is.
     made = [
         (path, volume)

@@ -143,10 +143,12 @@ def _segment(options: argparse.Namespace) -> None:
     import numpy as np
 
     from iqtflow import __version__
+    from iqtflow.conform import check_scan
     from iqtflow.nifti import read_volume, write_json, write_volume
     from iqtflow.segmentation import check_plausible
 
-    image, data = read_volume(options.image)
+    image = check_scan(options.image)
+    data = np.asarray(image.dataobj)
     mask = None if options.mask is None else read_volume(options.mask, like=image)[1] > 0.5
     volume = nib.Nifti1Image(data, image.affine)
     volume.set_filename(os.fspath(options.image))  # what messages call it
@@ -154,7 +156,7 @@ def _segment(options: argparse.Namespace) -> None:
     engine = {"ants": _by_ants, "spm": _by_spm, "derivatives": _ready_made}[choice.engine]
     tissues = engine(choice, volume, mask, options, details_file.parent)
     details = dict(tissues.details)
-    notes = [*details.pop("remarks", []), *check_plausible(tissues, volume)]
+    notes = [*image.extra["notes"], *details.pop("remarks", []), *check_plausible(tissues, volume)]
     for note in notes:
         print(f"{PROG}: note: {options.image}: {note}", flush=True)
 

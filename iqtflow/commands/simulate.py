@@ -117,7 +117,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _simulate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    import numpy as np
+
     from iqtflow import __version__
+    from iqtflow.conform import check_scan
     from iqtflow.geometry import voxel_sizes
     from iqtflow.nifti import read_volume, write_json, write_volume
     from iqtflow.simulation import prepare_subject, ratios_of, realise
@@ -129,7 +132,10 @@ def _simulate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         inputs=(options.high_field, options.wm, options.gm, options.from_json, options.prior),
         overwrite=options.overwrite,
     )
-    image, intensity = read_volume(options.high_field)
+    image = check_scan(options.high_field)
+    for note in image.extra["notes"]:
+        print(f"{PROG}: note: {options.high_field}: {note}", flush=True)
+    intensity = np.asarray(image.dataobj)
     if options.from_json:
         _refuse_settings(options, parser)
         recipe, expected, record = _recalled(options.from_json)
