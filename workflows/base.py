@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from iqtflow.workflows.plan import choose_scans
 from iqtflow.workflows.run import Failure, configure_engine, describe, report_failures, run_graph
+from iqtflow.workflows.scheduler import collector_off
 
 import iqtflow
 from iqtflow.bids import Scan, derivative_name, write_dataset_description
@@ -94,11 +94,6 @@ def workflow_prefix(settings: Settings) -> str:
 
 
 def _run_participants(settings: Settings, logs: os.PathLike) -> int:
-    from iqtflow.workflows.calibration import build_calibrate_graph
-    from iqtflow.workflows.participant import build_enhance_graph, build_prepare_graph
-
-    enhancing = settings.run.mode == "enhance"
-    gc.disable()  # it would look through a growing graph again and again, and find nothing
     scans = find_inputs(settings)
     plan = choose_scans(scans, settings)
     chosen, skipped = plan.chosen, plan.skipped
@@ -107,20 +102,10 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
             print(f"{scan.path}: note: {warning}", flush=True)
     for scan, why in skipped:
         print(f"{scan.path}: skipped: {why}", flush=True)
-    if chosen and not enhancing:
+    if chosen and settings.run.mode != "enhance":
         engine = check_engines(chosen, settings)
         print(f"iqtflow: tissue maps: {engine}", flush=True)
-    failures: list[Failure] = []
-    if chosen:
-        _cite(settings, "participant", chosen)
-        name = f"{workflow_prefix(settings)}_participant"
-        if enhancing:
-            graph = build_enhance_graph(chosen, settings, name=name, skipped=skipped)
-        elif settings.run.mode == "calibrate":
-            graph = build_calibrate_graph(chosen, settings, name=name)
-        else:
-            graph = build_prepare_graph(chosen, settings, name=name, skipped=skipped)
-        failures = run_graph(graph, settings, logs)
+    failures = _run_chosen(settings, logs, chosen, skipped) if chosen else []
     failed, others = _by_scan(failures, chosen)
     code = exit_code_of_failures(failure.exit_code for failure in failures)
     if failures and settings.run.stop_on_first_crash:  # nobody knows of the rest how far it came
@@ -134,6 +119,25 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
     _summarise(settings, chosen, skipped, failed)
     report_failures(others)
     return code
+
+
+def _run_chosen(
+    settings: Settings, logs: os.PathLike, chosen: Sequence[Scan], skipped: Sequence[tuple[Scan, str]]
+) -> list[Failure]:
+    """Build the graph of the chosen scans and run it."""
+    from iqtflow.workflows.calibration import build_calibrate_graph
+    from iqtflow.workflows.participant import build_enhance_graph, build_prepare_graph
+
+    _cite(settings, "participant", chosen)
+    name = f"{workflow_prefix(settings)}_participant"
+    with collector_off():
+        if settings.run.mode == "enhance":
+            graph = build_enhance_graph(chosen, settings, name=name, skipped=skipped)
+        elif settings.run.mode == "calibrate":
+            graph = build_calibrate_graph(chosen, settings, name=name)
+        else:
+            graph = build_prepare_graph(chosen, settings, name=name, skipped=skipped)
+        return run_graph(graph, settings, logs)
 
 
 def _by_scan(

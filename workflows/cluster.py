@@ -15,6 +15,7 @@ from traceback import format_exception
 from typing import Any
 
 import yaml
+from iqtflow.workflows.cache import seal
 from iqtflow.workflows.scheduler import JobLimit, SchedulerPlugin
 from nipype.pipeline import plugins
 from nipype.pipeline.engine import Node
@@ -184,7 +185,7 @@ class QueuedJobs:
             if result is not None:
                 del self._running[node]
                 traceback = result.get("traceback")
-                ended.append((node, [traceback] if isinstance(traceback, str) else traceback))
+                ended.append((node, [traceback] if isinstance(traceback, str) else traceback or _sealed(node)))
         return ended
 
     def close(self) -> None:
@@ -201,6 +202,15 @@ class QueuedJobs:
                 f"iqtflow: jobs that are still in the queue: {' '.join(map(str, jobs))}; take them out",
                 file=sys.stderr,
             )
+
+
+def _sealed(node: Node) -> list[str] | None:
+    """Note what the job of a node has left; a traceback when its inputs have changed since."""
+    try:
+        seal(node)
+    except Exception:
+        return format_exception(*sys.exc_info())
+    return None
 
 
 def add_resources(node: Node, plan: ClusterPlan) -> None:

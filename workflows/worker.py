@@ -14,6 +14,7 @@ import threading
 from multiprocessing.connection import Connection, wait
 from traceback import format_exception
 
+from iqtflow.workflows.cache import seal
 from iqtflow.workflows.engine import apply_in_worker
 from nipype.pipeline.engine import Node
 
@@ -31,6 +32,7 @@ def run_node(node: Node, answer: Connection, environ: dict[str, str]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         node.run()
+        seal(node)
         traceback = None
     except BaseException:
         traceback = format_exception(*sys.exc_info())
