@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
-import sys
 
 from nipype.interfaces.base import CommandLine, CommandLineInputSpec, traits
+
+from iqtflow.environment import command_line
 
 
 class ChildCommandInputSpec(CommandLineInputSpec):
@@ -26,9 +27,8 @@ class ChildCommand(CommandLine):
     module: str
 
     def __init__(self, **inputs) -> None:
-        # The interpreter that runs us, not whichever comes first on PATH; its path may hold spaces.
         super().__init__(
-            command=f"{shlex.quote(sys.executable)} -m iqtflow.commands.{self.module}",
+            command=shlex.join(command_line(f"iqtflow.commands.{self.module}")),
             terminal_output="file_split",
             **inputs,
         )

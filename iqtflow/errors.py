@@ -103,7 +103,11 @@ def _rebuild(
     return cls(path, found=found, expected=expected, next_step=next_step)
 
 
-def run_command(prog: str, body: Callable[[], None]) -> int:
+class NotEnoughMemory(IQTFlowError):
+    """There is too little memory for what was asked for."""
+
+
+def run_command(prog: str, body: Callable[[], int | None], *, afterwards: str = "") -> int:
     """Run the body of a command and turn expected faults into one line and an exit code.
 
     Parameters
@@ -111,7 +115,9 @@ def run_command(prog: str, body: Callable[[], None]) -> int:
     prog
         Name of the command, as the user typed it.
     body
-        The work; called without arguments.
+        The work, the reading of the command line included; returns an exit code, or None for 0.
+    afterwards
+        What to say after an interruption.
 
     Returns
     -------
@@ -119,17 +125,34 @@ def run_command(prog: str, body: Callable[[], None]) -> int:
         0, or the ``exit_code`` of the fault.
     """
     from iqtflow.environment import settle_environment
+    from iqtflow.memory import tells_of_memory, too_little_memory
+    from iqtflow.streams import cannot_be_kept, patient_streams
 
-    settle_environment()
-    try:
-        body()
-    except IQTFlowError as fault:
-        print(f"{prog}: error: {fault}", file=sys.stderr)
-        return fault.exit_code
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return EXIT_OK
+    with patient_streams() as (told, _):
+        try:
+            settle_environment()
+            code = body() or EXIT_OK
+        except IQTFlowError as fault:
+            print(f"{prog}: error: {fault}", file=sys.stderr)
+            code = fault.exit_code
+        except KeyboardInterrupt:
+            print(f"{prog}: interrupted{afterwards}", file=sys.stderr)
+            code = EXIT_INTERRUPTED
+        except Exception as fault:
+            if not tells_of_memory(fault):
+                raise
+            print(f"{prog}: error: {too_little_memory()}", file=sys.stderr)
+            code = NotEnoughMemory.exit_code
+        told.flush()
+        full = cannot_be_kept(told)
+        if full is not None and code == EXIT_OK:
+            print(
+                f"{prog}: error: standard output: found {full.strerror}; expected a place that can be "
+                "written. Free space, or send it elsewhere, and run again.",
+                file=sys.stderr,
+            )
+            code = EXIT_CANTCREAT
+    return code
 
 
 def require_parent(path: str | os.PathLike) -> Path:

@@ -1,7 +1,7 @@
 """Which results of earlier runs are taken: those whose files are as their step left them.
 
-nipype takes a step for done when a file with the hash of its inputs is there, and looks at no output. A disk that
-was full, a power cut or a hand in the work directory would pass for the result. So each step that ends well
+nipype takes a step for done when a file with the hash of its inputs is there, and looks at no output. What a
+power cut or a hand in the work directory has left would pass for the result. So each step that ends well
 leaves the digests of its outputs, too, and they are compared before a result is used again.
 """
 
@@ -54,10 +54,10 @@ def seal(node: Node) -> None:
 
 
 def is_sound(folder: str | os.PathLike) -> bool:
-    """Return whether the results in a step's folder are those that the step left there; says so when not.
+    """Return whether the results in a step's folder are those that the step left; says so when not.
 
-    Each file is read once; nipype's own hash of the same file, where it is the input of another step, takes that
-    reading (`iqtflow.workflows.engine.hash_file`).
+    Each file is read once; nipype's own hash of the same file, where it is the input of another step, takes
+    that reading (`iqtflow.workflows.engine.hash_file`).
     """
     folder = Path(folder)
     try:

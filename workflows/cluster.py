@@ -184,8 +184,8 @@ class QueuedJobs:
             self._silent_since.pop(node, None)
             if result is not None:
                 del self._running[node]
-                traceback = result.get("traceback")
-                ended.append((node, [traceback] if isinstance(traceback, str) else traceback or _sealed(node)))
+                traceback = result.get("traceback") or _sealed(node)
+                ended.append((node, [traceback] if isinstance(traceback, str) else traceback))
         return ended
 
     def close(self) -> None:

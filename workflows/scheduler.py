@@ -83,13 +83,14 @@ class JobLimit:
 
 @dataclass(frozen=True)
 class Crash:
-    """A node that failed: its full name, the traceback, and the crash file (None when none could be
-    written).
+    """A node that failed: its full name, the traceback, the crash file (None when none could be written), and
+    the memory (GB) that it states.
     """
 
     node: str
     traceback: str
     file: Path | None
+    mem_gb: float | None = None
 
 
 class SchedulerPlugin(PluginBase):
@@ -205,7 +206,8 @@ class SchedulerPlugin(PluginBase):
             self._settle(node)
             return
         self._tell(node, "exception")
-        self.crashes.append(Crash(node.fullname, "".join(traceback), _write_crash(node, traceback)))
+        file = _write_crash(node, traceback)
+        self.crashes.append(Crash(node.fullname, "".join(traceback), file, node.mem_gb))
         self._settled.update({node, *nx.descendants(self._graph, node)})
 
     def _tell(self, node: Node, status: str) -> None:

@@ -80,8 +80,7 @@ def main(argv: list[str] | None = None) -> int:
 
     A near-isotropic scan is skipped with a sentence, nothing is written, and the code is 0.
     """
-    options = build_parser().parse_args(argv)
-    return run_command(PROG, lambda: _run(options))
+    return run_command(PROG, lambda: _run(build_parser().parse_args(argv)))
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -185,8 +185,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = build_parser().parse_args(argv)
-    return run_command(PROG, lambda: _run(options))
+    return run_command(PROG, lambda: _run(build_parser().parse_args(argv)))
 
 
 def _run(options: argparse.Namespace) -> None:
