@@ -15,7 +15,8 @@ _OF_PROCESS = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
 
 #: What allocators, loaders and libraries write when there is no memory; a GPU's memory is told apart.
 _WORDS = re.compile(
-    r"^\s*(?:\w+\.)*_?(?:Array)?MemoryError\b|std::bad_alloc|\[Errno 12\]|Unable to allocate [\d.]+ [KMGT]?i?B"
+    r"^\s*(?:\w+\.)*_?(?:Array)?MemoryError\b|std::bad_alloc|\[Errno 12\]"
+    r"|Unable to allocate [\d.]+ [KMGT]?i?B"
     r"|failed to map segment from shared object|not enough memory: you tried to"
     r"|[Cc]annot allocate memory(?! in static TLS)|can't allocate memory",
     re.MULTILINE,
