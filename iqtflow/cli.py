@@ -20,12 +20,16 @@ from iqtflow.config import SECTIONS, Settings
 from iqtflow.environment import place_sockets, working_in
 from iqtflow.errors import IQTFlowError, OutputError, UsageError, exit_code_of, run_command
 from iqtflow.inputs import check_engines, keep_inputs
-from iqtflow.memory import tells_of_memory
+from iqtflow.memory import USUAL_GB, require_memory, tells_of_memory
 from iqtflow.parser import parse
 from iqtflow.resources import resolve_device
 from iqtflow.split import read_split
 from iqtflow.training_settings import check_training
 from iqtflow.trust import allow_network
+
+#: A limit of the process below this leaves no room for the libraries that run graphs.
+LEAST_GB = 0.5
+SPARES_MEMORY = "use --low-mem or a lower --nprocs, or "
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code; ``iqtflow --help`` lists them.
     """
     return run_command(
-        "iqtflow", lambda: _without_defect(argv), afterwards="; the same command goes on from here"
+        "iqtflow",
+        lambda: _without_defect(argv),
+        afterwards="; the same command goes on from here",
+        spares_memory=SPARES_MEMORY,
     )
 
 
@@ -56,10 +63,8 @@ def _without_defect(argv: Sequence[str] | None) -> int:
         if tells_of_memory(fault):
             raise
         traceback.print_exc()
-        print(
-            f"iqtflow: this is a defect of iqtflow {iqtflow.__version__}; please report the lines above",
-            file=sys.stderr,
-        )
+        told = f"this is a defect of iqtflow {iqtflow.__version__}; please report the lines above"
+        print(f"iqtflow: {told}", file=sys.stderr)
         return exit_code_of(fault)
 
 
@@ -106,6 +111,7 @@ def prepare(settings: Settings, *, clean: bool) -> None:
     """
     from iqtflow.workflows.claims import check_own, clean_work_dir
 
+    require_memory(LEAST_GB, needs_gb=USUAL_GB, advice=SPARES_MEMORY)
     place_sockets()
     if clean:
         clean_work_dir(settings.paths.work_dir)

@@ -107,7 +107,14 @@ class NotEnoughMemory(IQTFlowError):
     """There is too little memory for what was asked for."""
 
 
-def run_command(prog: str, body: Callable[[], int | None], *, afterwards: str = "") -> int:
+def run_command(
+    prog: str,
+    body: Callable[[], int | None],
+    *,
+    afterwards: str = "",
+    needs_gb: float | None = None,
+    spares_memory: str = "",
+) -> int:
     """Run the body of a command and turn expected faults into one line and an exit code.
 
     Parameters
@@ -118,6 +125,10 @@ def run_command(prog: str, body: Callable[[], int | None], *, afterwards: str = 
         The work, the reading of the command line included; returns an exit code, or None for 0.
     afterwards
         What to say after an interruption.
+    needs_gb
+        Memory that the work needs, about.
+    spares_memory
+        What takes less memory, as the beginning of a sentence that ends "or give the machine more".
 
     Returns
     -------
@@ -141,7 +152,7 @@ def run_command(prog: str, body: Callable[[], int | None], *, afterwards: str = 
         except Exception as fault:
             if not tells_of_memory(fault):
                 raise
-            print(f"{prog}: error: {too_little_memory()}", file=sys.stderr)
+            print(f"{prog}: error: {too_little_memory(needs_gb, advice=spares_memory)}", file=sys.stderr)
             code = NotEnoughMemory.exit_code
         told.flush()
         full = cannot_be_kept(told)

@@ -8,8 +8,14 @@ import resource
 import sys
 from pathlib import Path
 
+from iqtflow.errors import NotEnoughMemory
+
 #: Largest number that stands for a limit; control groups (version 1) write a larger one for "none".
 _NO_LIMIT = 1 << 60
+#: Memory (GB) that a whole head through a network needs, with all libraries, about.
+USUAL_GB = 3.0
+#: A limit of the process (GB) below this leaves no room for PyTorch.
+LEAST_GB = 1.0
 #: Limits of a process (``ulimit -v``, ``ulimit -d``) in which its libraries have to fit, too.
 _OF_PROCESS = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
 
@@ -87,7 +93,9 @@ def tells_of_memory(told: BaseException | str) -> bool:
     return bool(_WORDS.search(text) or (process_limits() and _WORDS_UNDER_LIMIT.search(text)))
 
 
-def too_little_memory(needs_gb: float | None = None, *, seen: str = "") -> str:
+def too_little_memory(
+    needs_gb: float | None = None, *, seen: str = "", advice: str = "use --low-mem or a lower --nprocs, or "
+) -> str:
     """Return the sentence for too little memory.
 
     Parameters
@@ -96,14 +104,36 @@ def too_little_memory(needs_gb: float | None = None, *, seen: str = "") -> str:
         About what the step needs, where that is known.
     seen
         What was seen, where that is no proof.
+    advice
+        What would take less.
     """
-    has = f"has {most_memory_gb():.2g} GB"
-    needs = "needs more" if needs_gb is None else f"needs about {max(needs_gb, 0.1):.2g} GB"
-    how = f", most likely ({seen})" if seen else ""
+    has_gb = most_memory_gb()
+    about_gb = max(needs_gb or 0.0, USUAL_GB)  # a step states no more than its share of what there is
+    if about_gb > has_gb:
+        needs = f"needs about {about_gb:.2g} GB"
+    elif needs_gb is not None:  # together with other steps, or other programs
+        needs = f"was to take about {needs_gb:.2g} GB of it and took more, or others did"
+    else:
+        needs = "needs more"
+    likely = f", most likely ({seen})" if seen else ""
     return (
-        f"not enough memory{how}: {has}, {needs}; use --low-mem or a lower --nprocs, or give the machine "
-        "(the container, the job, ulimit -v) more memory"
+        f"not enough memory{likely}: has {has_gb:.2g} GB, {needs}; {advice}give the machine (the container, "
+        "the job, ulimit -v) more memory"
     )
+
+
+def require_memory(least_gb: float, *, needs_gb: float, advice: str = "") -> None:
+    """Make sure that the limit of this process (``ulimit -v``) leaves room for the libraries.
+
+    Below `least_gb` they do not load, and some wait for ever instead of saying so.
+
+    Raises
+    ------
+    NotEnoughMemory
+        It does not.
+    """
+    if any(limit < least_gb * 1e9 for limit in process_limits()):
+        raise NotEnoughMemory(too_little_memory(needs_gb, advice=advice))
 
 
 def peak_memory_gb() -> float:

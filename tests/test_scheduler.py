@@ -75,6 +75,14 @@ def test_a_killed_worker_fails_its_own_chain_and_no_other(tmp_path):
     assert "code 3" in failures["graph.d.job1"].message
 
 
+def test_a_node_short_of_memory_says_what_it_was_to_take(tmp_path):
+    done = run(graph(tmp_path, chain("a", fate="memory"), chain("b")))
+    (crash,) = done.crashes
+    message = as_failure(crash).message
+    assert message.startswith("not enough memory: has ") and "about 0.1 GB" in message, message
+    assert "--low-mem" in message
+
+
 def test_a_failing_node_says_why_and_stops_what_depends_on_it_only(tmp_path):
     done = run(graph(tmp_path, chain("a", fate="raise"), chain("b")))
     (crash,) = done.crashes

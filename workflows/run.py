@@ -174,7 +174,8 @@ def reason(text: str, *, needs_gb: float | None = None) -> str:
         r"^\s*iqtflow\.[\w.]+: (.+)$", text, re.MULTILINE
     )
     if ours:
-        return ours[-1].strip()
+        said = ours[-1].strip()
+        return too_little_memory(needs_gb) if said.startswith("not enough memory") else said
     if re.search(FULL, text):
         return "the disk is full: free space where the work and output directories are, and run again"
     if tells_of_memory(text):
