@@ -20,16 +20,12 @@ from iqtflow.config import SECTIONS, Settings
 from iqtflow.environment import place_sockets, working_in
 from iqtflow.errors import IQTFlowError, OutputError, UsageError, exit_code_of, run_command
 from iqtflow.inputs import check_engines, keep_inputs
-from iqtflow.memory import USUAL_GB, require_memory, tells_of_memory
+from iqtflow.memory import tells_of_memory
 from iqtflow.parser import parse
 from iqtflow.resources import resolve_device
 from iqtflow.split import read_split
 from iqtflow.training_settings import check_training
 from iqtflow.trust import allow_network
-
-#: A limit of the process below this leaves no room for the libraries that run graphs.
-LEAST_GB = 0.5
-SPARES_MEMORY = "use --low-mem or a lower --nprocs, or "
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "iqtflow",
         lambda: _without_defect(argv),
         afterwards="; the same command goes on from here",
-        spares_memory=SPARES_MEMORY,
+        spares_memory="use --low-mem or a lower --nprocs, or ",
     )
 
 
@@ -111,7 +107,6 @@ def prepare(settings: Settings, *, clean: bool) -> None:
     """
     from iqtflow.workflows.claims import check_own, clean_work_dir
 
-    require_memory(LEAST_GB, needs_gb=USUAL_GB, advice=SPARES_MEMORY)
     place_sockets()
     if clean:
         clean_work_dir(settings.paths.work_dir)

@@ -112,6 +112,7 @@ def run_command(
     body: Callable[[], int | None],
     *,
     afterwards: str = "",
+    least_gb: float = 0.5,
     needs_gb: float | None = None,
     spares_memory: str = "",
 ) -> int:
@@ -125,6 +126,8 @@ def run_command(
         The work, the reading of the command line included; returns an exit code, or None for 0.
     afterwards
         What to say after an interruption.
+    least_gb
+        Limit of the process below which its libraries do not load, and may wait for ever (numpy's do).
     needs_gb
         Memory that the work needs, about.
     spares_memory
@@ -136,12 +139,13 @@ def run_command(
         0, or the ``exit_code`` of the fault.
     """
     from iqtflow.environment import settle_environment
-    from iqtflow.memory import tells_of_memory, too_little_memory
+    from iqtflow.memory import require_memory, tells_of_memory, too_little_memory
     from iqtflow.streams import cannot_be_kept, patient_streams
 
     with patient_streams() as (told, _):
         try:
             settle_environment()
+            require_memory(least_gb, needs_gb=needs_gb, advice=spares_memory)
             code = body() or EXIT_OK
         except IQTFlowError as fault:
             print(f"{prog}: error: {fault}", file=sys.stderr)

@@ -15,7 +15,7 @@ _NO_LIMIT = 1 << 60
 #: Memory (GB) that a whole head through a network needs, with all libraries, about.
 USUAL_GB = 3.0
 #: A limit of the process (GB) below this leaves no room for PyTorch.
-LEAST_GB = 1.0
+WITH_TORCH_GB = 1.0
 #: Limits of a process (``ulimit -v``, ``ulimit -d``) in which its libraries have to fit, too.
 _OF_PROCESS = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
 
@@ -72,7 +72,7 @@ def most_memory_gb(
         try:
             file = "memory.max" if version == 2 else "memory.limit_in_bytes"
             most.append(int((group / file).read_text()))
-        except (OSError, ValueError):  # not there, or "max"
+        except (OSError, ValueError, MemoryError):  # not there, or "max"
             continue
     return min(most) / 1e9
 
@@ -89,7 +89,13 @@ def tells_of_memory(told: BaseException | str) -> bool:
     """
     if isinstance(told, MemoryError):
         return True
-    text = told if isinstance(told, str) else f"{type(told).__name__}: {told}"
+    if isinstance(told, BaseException):
+        before = told.__cause__ or told.__context__  # numpy, for one, gives a reason of its own
+        if before is not None and tells_of_memory(before):
+            return True
+        text = f"{type(told).__name__}: {told}"
+    else:
+        text = told
     return bool(_WORDS.search(text) or (process_limits() and _WORDS_UNDER_LIMIT.search(text)))
 
 
@@ -122,10 +128,17 @@ def too_little_memory(
     )
 
 
-def require_memory(least_gb: float, *, needs_gb: float, advice: str = "") -> None:
+def require_memory(least_gb: float, *, needs_gb: float | None, advice: str = "") -> None:
     """Make sure that the limit of this process (``ulimit -v``) leaves room for the libraries.
 
     Below `least_gb` they do not load, and some wait for ever instead of saying so.
+
+    Parameters
+    ----------
+    least_gb
+        Limit that is just enough to begin.
+    needs_gb, advice
+        As for `too_little_memory`.
 
     Raises
     ------

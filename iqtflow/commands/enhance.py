@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 from iqtflow.argument_types import positive, whole_number
 from iqtflow.errors import InputError, run_command
 from iqtflow.gpus import device_claimed
-from iqtflow.memory import LEAST_GB, USUAL_GB, require_memory
+from iqtflow.memory import USUAL_GB, WITH_TORCH_GB
 
 if TYPE_CHECKING:
     import nibabel as nib
 
 PROG = "iqtflow-enhance"
-SPARES_MEMORY = "use --tiling tiles or a lower --max-memory-gb, or "
 PRECISIONS, TILINGS = ("auto", "float32", "bfloat16"), ("auto", "whole", "tiles", "paper")
 SKULL_STRIPPED = {"yes": True, "no": False, "auto": None}
 #: BIDS suffixes that say a scan's contrast.
@@ -85,13 +84,13 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(
         PROG,
         lambda: _run(build_parser().parse_args(argv)),
+        least_gb=WITH_TORCH_GB,
         needs_gb=USUAL_GB,
-        spares_memory=SPARES_MEMORY,
+        spares_memory="use --tiling tiles or a lower --max-memory-gb, or ",
     )
 
 
 def _run(options: argparse.Namespace) -> None:
-    require_memory(LEAST_GB, needs_gb=USUAL_GB, advice=SPARES_MEMORY)
     # Before torch is there, which looks at once what GPUs it may see.
     with device_claimed(options.device, lambda line: print(f"{PROG}: {line}", flush=True)):
         _enhance(options)

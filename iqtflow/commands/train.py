@@ -16,7 +16,7 @@ from iqtflow.argument_types import network_option
 from iqtflow.config import UNCERTAINTIES
 from iqtflow.errors import InputError, UsageError, run_command
 from iqtflow.gpus import device_claimed
-from iqtflow.memory import LEAST_GB, require_memory
+from iqtflow.memory import WITH_TORCH_GB
 from iqtflow.trust import allow_network
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from iqtflow.patches import PatchLibrary
 
 PROG = "iqtflow-train"
-NEEDS_GB = 6.0  #: memory, about
 #: Arguments that cannot be left out; parsed alone, they give the others' defaults.
 _LEAST = ["--train", "", "--validation", "", "--output", "", "--checkpoint-dir", ""]
 
@@ -187,11 +186,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run_command(PROG, lambda: _run(build_parser().parse_args(argv)), needs_gb=NEEDS_GB)
+    return run_command(
+        PROG, lambda: _run(build_parser().parse_args(argv)), least_gb=WITH_TORCH_GB, needs_gb=6.0
+    )
 
 
 def _run(options: argparse.Namespace) -> None:
-    require_memory(LEAST_GB, needs_gb=NEEDS_GB)
     # Before torch is there, which looks at once what GPUs it may see.
     if options.num_nodes > 1:  # the cluster has set the cards apart
         _train(options)
