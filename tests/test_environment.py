@@ -17,6 +17,7 @@ from test_workflows import ENVIRONMENT, dataset, write_thick_scan
 from training_phantoms import train_command, write_libraries
 
 from iqtflow import environment
+from iqtflow.bids.validation import _ask_validator
 from iqtflow.environment import LONGEST_FOLDER, command_line, place_sockets, settle_environment
 from iqtflow.errors import EXIT_CANTCREAT, EXIT_USAGE, UsageError
 from iqtflow.resources import _ASK_TORCH
@@ -191,6 +192,18 @@ def test_nothing_is_sent_to_another_machine(road):
     before, after, provoked = road.attempts
     assert provoked > after, "attempts are counted"
     assert after == before
+
+
+def test_the_validator_s_engine_asks_for_no_update(tmp_path):
+    """Deno does, when it has run for half a second, which the road above may not take."""
+    validator = tmp_path / "validator"
+    validator.write_text(
+        "#!/bin/sh\n"
+        'printf \'{"issues": {"issues": [{"code": "%s", "severity": "error"}]}}\' "$DENO_NO_UPDATE_CHECK"\n'
+    )
+    validator.chmod(0o755)
+    (fault,) = _ask_validator(os.fspath(validator), tmp_path)
+    assert fault.code == "1"
 
 
 def test_children_and_questions_run_no_file_of_the_current_folder(tmp_path):
