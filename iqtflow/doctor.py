@@ -225,7 +225,7 @@ def check_folder(name: str, folder: str | os.PathLike) -> Check:
         return Check(
             name, FAULT, f"{existing} cannot be written ({fault.strerror})", "Choose another folder."
         )
-    except UsageError as fault:
+    except InputError as fault:
         return Check(name, FAULT, f"{fault.path}: {fault.found}", fault.next_step)
     free_gb = shutil.disk_usage(existing).free / 1e9
     if free_gb < LEAST_DISK_GB:

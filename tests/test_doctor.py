@@ -222,9 +222,9 @@ def test_a_temporary_folder_is_looked_at_for_sockets_too(monkeypatch, tmp_path):
     assert check.state == FAULT and "TMPDIR" in check.next_step
 
 
-def test_no_temporary_folder_at_all_is_a_fault(monkeypatch):
+def test_no_temporary_folder_at_all_is_a_fault(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nonexistent"])
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [os.fspath(tmp_path / "gone")])
     assert check_temporary().state == FAULT
 
 

@@ -170,6 +170,7 @@ def road(untrained_model, tmp_path_factory) -> Road:
     return Road(root, [int(code) for code in codes.read_text().split()], said, counts)
 
 
+@pytest.mark.slow
 def test_the_road_is_gone_to_its_end_in_odd_surroundings(road):
     assert road.codes == [0, 0], road.said
     assert (road.folder / "out/sub-1/anat/sub-1_desc-iqt_T1w.nii.gz").exists()
@@ -177,12 +178,14 @@ def test_the_road_is_gone_to_its_end_in_odd_surroundings(road):
     assert "Traceback" not in road.said and "BrokenPipe" not in road.said
 
 
+@pytest.mark.slow
 def test_no_file_of_the_current_folder_is_run_or_obeyed(road):
     here = road.folder / "here"
     assert not (here / "ran").exists()
     assert sorted(path.stem for path in here.iterdir()) == sorted([*STRAY, "iqtflow", "nipype"])
 
 
+@pytest.mark.slow
 def test_nothing_is_sent_to_another_machine(road):
     """Neither nipype's question for updates nor any other; the last count is of an attempt on purpose."""
     if not without_network():
@@ -331,6 +334,6 @@ def test_a_long_temporary_folder_is_replaced_for_sockets_by_a_short_one_of_its_o
     folder = place_sockets()
     assert len(os.fsencode(folder)) <= LONGEST_FOLDER
     assert tempfile.gettempdir() == os.fspath(long), "large files stay where the user wants them"
-    monkeypatch.setattr(environment, "SHORT_FOLDERS", ("/nonexistent",))
+    monkeypatch.setattr(environment, "SHORT_FOLDERS", (os.fspath(tmp_path / "gone"),))
     with pytest.raises(UsageError, match="TMPDIR to a folder with a shorter path"):
         place_sockets()

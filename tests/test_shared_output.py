@@ -197,3 +197,9 @@ def test_a_lock_that_cannot_be_opened_is_told(tmp_path):
     (tmp_path / ".lock").touch(mode=0o400)
     with pytest.raises(OutputError, match="a lock that cannot be opened"), claimed(tmp_path, ALL):
         pass
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be made"):
+        make_own(tmp_path / "file" / "results")

@@ -106,10 +106,19 @@ def clean_work_dir(work_dir: Path) -> None:
 
 
 def make_own(folder: str | os.PathLike) -> Path:
-    """Make a folder for results that only its user may write, whatever the umask."""
+    """Make a folder for results that only its user may write, whatever the umask.
+
+    Raises
+    ------
+    OutputError
+        It cannot be made.
+    """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as fault:
+        raise _cannot_be_made(folder, fault) from fault
     return folder
 
 
@@ -124,9 +133,14 @@ def check_own(work_dir: Path) -> None:
     ------
     UsageError
         It belongs to somebody else, or others may write to it.
+    OutputError
+        No folder can be made in it.
     """
-    with tempfile.TemporaryDirectory(prefix=".iqtflow-", dir=work_dir) as probe:
-        mine = os.stat(probe)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".iqtflow-", dir=work_dir) as probe:
+            mine = os.stat(probe)
+    except OSError as fault:
+        raise _cannot_be_made(work_dir, fault) from fault
     keeps_permissions = not mine.st_mode & _OTHERS_WRITE
     trusted = {os.geteuid(), mine.st_uid, 0}
     there = [path for path in sorted(work_dir.iterdir()) if not path.name.startswith(".")]
@@ -153,6 +167,15 @@ def check_own(work_dir: Path) -> None:
             expected="one that only this user may write: results in it are read as programs",
             next_step=f"{instead} Or, if you trust all who could write there: chmod -R go-w {folder}.",
         )
+
+
+def _cannot_be_made(folder: Path, fault: OSError) -> OutputError:
+    return OutputError(
+        folder,
+        found=f"a folder that cannot be made or written ({fault.strerror or fault})",
+        expected="one that can",
+        next_step="Free space, change its permissions, or choose another --work-dir.",
+    )
 
 
 def _close_to_group(folder: Path) -> bool:
