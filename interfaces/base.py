@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import sys
 
 from nipype.interfaces.base import CommandLine, CommandLineInputSpec, traits
 from nipype.interfaces.base.traits_extension import BasePath
+
+from iqtflow.environment import command_line
 
 
 class ChildCommandInputSpec(CommandLineInputSpec):
@@ -34,9 +35,8 @@ class ChildCommand(CommandLine):
     module: str
 
     def __init__(self, **inputs) -> None:
-        # The interpreter that runs us, not whichever comes first on PATH; its path may hold spaces.
         super().__init__(
-            command=f"{shlex.quote(sys.executable)} -m iqtflow.commands.{self.module}",
+            command=shlex.join(command_line(f"iqtflow.commands.{self.module}")),
             terminal_output="file_split",
             **inputs,
         )

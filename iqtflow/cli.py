@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import errno
 import os
-import shutil
-import sys
 import tempfile
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +14,8 @@ import iqtflow
 from iqtflow.bids import Listing, check_dataset, check_owner
 from iqtflow.bids.index import has_database, wipe_database
 from iqtflow.config import SECTIONS, Settings
-from iqtflow.environment import settle_environment
-from iqtflow.errors import IQTFlowError, OutputError, UsageError, exit_code_of, printable
-from iqtflow.files import DISK_FULL, cannot_write
+from iqtflow.environment import place_sockets, working_in
+from iqtflow.errors import OutputError, UsageError, printable, run_command
 from iqtflow.inputs import check_engines, keep_inputs, look_over
 from iqtflow.options.checks import check_settings
 from iqtflow.parser import parse
@@ -40,13 +35,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code; ``iqtflow --help`` lists them.
     """
-    settle_environment()
-    try:
-        options = parse(argv)
-        if options.doctor:
-            return examine(options)
-        settings, reason = settle(options)
-        # Only now: --help and a mistyped option should not have to wait for nipype.
+    return run_command(
+        "iqtflow",
+        lambda: _run(argv),
+        afterwards="; the same command goes on from here",
+        spares_memory="use --low-mem or a lower --nprocs, or ",
+    )
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    options = parse(argv)
+    if options.doctor:
+        return examine(options)
+    settings, reason = settle(options)
+    # A nipype.cfg has no say, be it in the current folder, where nipype looks, or in the user's home.
+    os.environ["NIPYPE_CONFIG_DIR"] = os.devnull
+    # Only now: --help and a mistyped option should not have to wait for nipype.
+    with working_in(os.sep):
         if options.dry_run:
             from iqtflow.workflows.plan import print_plan
 
@@ -59,29 +64,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             from iqtflow.workflows.base import write_boilerplate
 
             return write_boilerplate(settings)
-        if options.clean_workdir:
-            clean_work_dir(settings.paths.work_dir)
-        announce(settings, reason)
+    prepare(settings, clean=options.clean_workdir)
+    announce(settings, reason)
+    with working_in(os.sep):
         from iqtflow.workflows.base import run_workflow
-
+    # Where the command was typed may be deleted, or closed to this user, and holds files of anyone.
+    with working_in(settings.paths.work_dir):
         return run_workflow(settings)
-    except IQTFlowError as fault:
-        print(f"iqtflow: error: {fault}", file=sys.stderr)
-        return exit_code_of(fault)
-    except KeyboardInterrupt as fault:
-        print("iqtflow: interrupted; the same command goes on from here", file=sys.stderr)
-        return exit_code_of(fault)
-    except Exception as fault:
-        if isinstance(fault, OSError) and fault.errno in (*DISK_FULL, errno.EROFS):
-            refused = cannot_write(fault.filename or "a file, or the standard output", fault)
-            print(f"iqtflow: error: {refused}", file=sys.stderr)
-            return exit_code_of(refused)
-        traceback.print_exc()
-        print(
-            f"iqtflow: this is a defect of iqtflow {iqtflow.__version__}; please report the lines above",
-            file=sys.stderr,
-        )
-        return exit_code_of(fault)
+
+
+def prepare(settings: Settings, *, clean: bool) -> None:
+    """Make the machine ready for a run, and look whose the work directory is.
+
+    Raises
+    ------
+    UsageError
+        No folder is short enough for sockets; or the work directory is another user's, open to others, or,
+        when it is to be emptied, another run's.
+    OutputError
+        It cannot be emptied.
+    """
+    from iqtflow.workflows.claims import check_own, clean_work_dir
+
+    place_sockets()
+    if clean:
+        clean_work_dir(settings.paths.work_dir)
+    check_own(settings.paths.work_dir)
 
 
 def settle(options: argparse.Namespace) -> tuple[Settings, str]:
@@ -157,7 +165,7 @@ def settle(options: argparse.Namespace) -> tuple[Settings, str]:
     settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, device=device.name))
     if not options.dry_run:
         check_writable(output_dir)
-        check_writable(work_dir)
+        check_writable(work_dir, mode=0o755)
     return settings, device.reason
 
 
@@ -250,40 +258,15 @@ def check_places(settings: Settings) -> None:
     check_owner(paths.output_dir)
 
 
-def clean_work_dir(work_dir: Path) -> None:
-    """Empty a work directory, checkpoints included.
-
-    Raises
-    ------
-    UsageError
-        It holds something, and no run has left its settings there: it may be anyone's folder.
-    OutputError
-        Something in it cannot be deleted.
-    """
-    there = list(work_dir.iterdir())
-    if there and not (work_dir / "settings.toml").is_file():
-        raise UsageError(
-            work_dir,
-            found=f"{there[0].name}, but no settings.toml of an earlier run",
-            expected="a work directory of iqtflow, or an empty folder, for --clean-workdir",
-            next_step="Choose another folder with -w, or empty this one yourself.",
-        )
-    for path in sorted(
-        there, key=lambda path: path.name == "settings.toml"
-    ):  # last, or a second try is refused
-        try:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        except OSError as fault:
-            raise OutputError(
-                path,
-                found=f"something that cannot be deleted ({fault.strerror or fault})",
-                expected="a work directory that can be emptied",
-                next_step="Check its permissions, and that no other run uses it.",
-            ) from fault
-
-
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, *, mode: int = 0o777) -> None:
     """Make a folder, and make sure that files can be written to it, by writing one.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    mode
+        Permissions with which it is made, less those that the umask takes.
 
     Raises
     ------
@@ -291,7 +274,7 @@ def check_writable(folder: Path) -> None:
         The folder cannot be made or written. (Permissions alone do not tell: quotas, read-only mounts.)
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".iqtflow-"):
             pass
     except OSError as fault:

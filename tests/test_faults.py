@@ -150,8 +150,7 @@ def finished(work: Path) -> dict[Path, int]:
     return {
         result: result.stat().st_mtime_ns
         for result in work.rglob("result_*.pklz")
-        if "sink" not in result.name
-        and [p for p in result.parent.glob("_0x*.json") if "unfinished" not in p.name]
+        if "sink" not in result.name and (result.parent / "_digests.json").exists()
     }
 
 

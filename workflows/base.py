@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from iqtflow.workflows.run import (
     report_failures,
     run_graph,
 )
+from iqtflow.workflows.scheduler import collector_off
 
 import iqtflow
 from iqtflow.bids import LeftOut, Scan, derivative_name, write_dataset_description
@@ -103,11 +103,6 @@ def workflow_prefix(settings: Settings) -> str:
 
 def _run_participants(settings: Settings, logs: os.PathLike) -> tuple[int, bool]:
     """Process the scans; return the exit code of those that failed, and whether files were left out."""
-    from iqtflow.workflows.calibration import build_calibrate_graph
-    from iqtflow.workflows.participant import build_enhance_graph, build_prepare_graph
-
-    enhancing = settings.run.mode == "enhance"
-    gc.disable()  # it would look through a growing graph again and again, and find nothing
     scans, left_out = list_inputs(settings)
     plan = choose_scans(scans, settings)
     chosen, skipped = plan.chosen, plan.skipped
@@ -118,20 +113,10 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> tuple[int, bool]
         print(f"{scan.path}: skipped: {why}", flush=True)
     for left in left_out:
         print(left, flush=True)
-    if chosen and not enhancing:
+    if chosen and settings.run.mode != "enhance":
         engine = check_engines(chosen, settings)
         print(f"iqtflow: tissue maps: {engine}", flush=True)
-    failures: list[Failure] = []
-    if chosen:
-        _cite(settings, "participant", chosen)
-        name = f"{workflow_prefix(settings)}_participant"
-        if enhancing:
-            graph = build_enhance_graph(chosen, settings, name=name, skipped=skipped, left_out=left_out)
-        elif settings.run.mode == "calibrate":
-            graph = build_calibrate_graph(chosen, settings, name=name)
-        else:
-            graph = build_prepare_graph(chosen, settings, name=name, skipped=skipped, left_out=left_out)
-        failures = run_graph(graph, settings, logs)
+    failures = _run_chosen(settings, logs, chosen, skipped, left_out) if chosen else []
     failed, others = _by_scan(failures, chosen)
     if failures and settings.run.stop_on_first_crash:  # nobody knows of the rest how far it came
         for path, failure in failed.items():
@@ -164,6 +149,29 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> tuple[int, bool]
 
 def _as_failure(part: str, fault: IQTFlowError) -> Failure:
     return Failure(part, str(fault), None, fault.exit_code, crashed=False)
+
+
+def _run_chosen(
+    settings: Settings,
+    logs: os.PathLike,
+    chosen: Sequence[Scan],
+    skipped: Sequence[tuple[Scan, str]],
+    left_out: Sequence[LeftOut],
+) -> list[Failure]:
+    """Build the graph of the chosen scans and run it."""
+    from iqtflow.workflows.calibration import build_calibrate_graph
+    from iqtflow.workflows.participant import build_enhance_graph, build_prepare_graph
+
+    _cite(settings, "participant", chosen)
+    name = f"{workflow_prefix(settings)}_participant"
+    with collector_off():
+        if settings.run.mode == "enhance":
+            graph = build_enhance_graph(chosen, settings, name=name, skipped=skipped, left_out=left_out)
+        elif settings.run.mode == "calibrate":
+            graph = build_calibrate_graph(chosen, settings, name=name)
+        else:
+            graph = build_prepare_graph(chosen, settings, name=name, skipped=skipped, left_out=left_out)
+        return run_graph(graph, settings, logs)
 
 
 def _by_scan(

@@ -15,6 +15,7 @@ from traceback import format_exception
 from typing import Any
 
 import yaml
+from iqtflow.workflows.cache import seal
 from iqtflow.workflows.scheduler import JobLimit, SchedulerPlugin
 from nipype.pipeline import plugins
 from nipype.pipeline.engine import Node
@@ -193,7 +194,7 @@ class QueuedJobs:
             self._silent_since.pop(node, None)
             if result is not None:
                 del self._running[node]
-                traceback = result.get("traceback")
+                traceback = result.get("traceback") or _sealed(node)
                 ended.append((node, [traceback] if isinstance(traceback, str) else traceback))
         return ended
 
@@ -211,6 +212,15 @@ class QueuedJobs:
                 f"iqtflow: jobs that are still in the queue: {' '.join(map(str, jobs))}; take them out",
                 file=sys.stderr,
             )
+
+
+def _sealed(node: Node) -> list[str] | None:
+    """Note what the job of a node has left; a traceback when its inputs have changed since."""
+    try:
+        seal(node)
+    except Exception:
+        return format_exception(*sys.exc_info())
+    return None
 
 
 def add_resources(node: Node, plan: ClusterPlan) -> None:

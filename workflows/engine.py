@@ -29,6 +29,7 @@ def configure_nipype(*, crash_dir: str, level: str, monitor: bool = False) -> No
     """
     os.environ[MONITOR] = str(int(monitor))
     os.environ[VERBOSITY] = level
+    config.set_default_config()  # whatever a file of the user's says
     config.update_config(
         {
             "execution": {

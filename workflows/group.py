@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from iqtflow.workflows.claims import make_own
 from iqtflow.workflows.judge import check_judged, check_unknown, people_to_judge_on, prepared, trained
 from iqtflow.workflows.run import find_lost, report_failures, run_graph
 from nipype.pipeline.engine import Workflow
@@ -330,7 +331,7 @@ def _to_train(
         devices=train.devices,
         num_nodes=train.num_nodes,
         tensorboard_dir=settings.paths.work_dir / "tensorboard" if train.tensorboard else None,
-        checkpoint_dir=settings.paths.work_dir / "checkpoints",
+        checkpoint_dir=make_own(settings.paths.work_dir / "checkpoints"),
         split=split,
         training=_training_inputs(train),
         mem_gb=training_gb(batch_size=train.batch_size, filters=train.filters)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iqtflow.workflows.claims import claimed
+from iqtflow.workflows.claims import claimed, make_own
 from iqtflow.workflows.engine import configure_nipype
 from iqtflow.workflows.local import LocalProcesses
 from iqtflow.workflows.progress import followed
@@ -30,10 +30,8 @@ from iqtflow.errors import (
     exit_code_of_failures,
 )
 from iqtflow.gpus import visible_gpus
+from iqtflow.memory import tells_of_memory, too_little_memory
 
-OUT_OF_MEMORY_HINT = (
-    "most often for lack of memory: lower --nprocs, try --low-mem, or give the machine more memory"
-)
 FULL = r"\[Errno (?:28|122)\]|No space left on device|Disk quota exceeded"
 
 
@@ -91,6 +89,7 @@ def run_graph(workflow: Workflow, settings: Settings, logs: Path) -> list[Failur
         In the order in which they happened; empty when all went well.
     """
     workflow.base_dir = os.fspath(settings.paths.work_dir)
+    make_own(settings.paths.work_dir / workflow.name)
     if settings.run.write_graph:
         draw(workflow)
     parts = [f"{workflow.name} {node.name}" for node in workflow._graph]
@@ -197,22 +196,32 @@ def as_failure(crash: Crash) -> Failure:
     """Say why a node failed in one sentence, and what that means for the run."""
     text = crash.traceback
     cannot_write = re.search(rf"{FULL}|Return code: {EXIT_CANTCREAT}\b|\bOutputError: ", text)
-    return Failure(
-        crash.node, reason(text), crash.file, EXIT_CANTCREAT if cannot_write else EXIT_SUBJECT_FAILED
-    )
+    code = EXIT_CANTCREAT if cannot_write else EXIT_SUBJECT_FAILED
+    return Failure(crash.node, reason(text, needs_gb=crash.mem_gb), crash.file, code)
 
 
-def reason(text: str) -> str:
-    """Return the sentence that a user can act on: our own error where there is one, else the last line."""
+def reason(text: str, *, needs_gb: float | None = None) -> str:
+    """Return the sentence that a user can act on: our own error where there is one, else the last line.
+
+    Parameters
+    ----------
+    text
+        Traceback of a node, with what its child has said.
+    needs_gb
+        Memory that the node states.
+    """
     ours = re.findall(r"^\s*iqtflow-\w+: error: (.+)$", text, re.MULTILINE) or re.findall(
         r"^\s*iqtflow\.[\w.]+: (.+)$", text, re.MULTILINE
     )
     if ours:
-        return ours[-1].strip()
+        said = ours[-1].strip()
+        return too_little_memory(needs_gb) if said.startswith("not enough memory") else said
     if re.search(FULL, text):
         return "the disk is full: free space where the work and output directories are, and run again"
+    if tells_of_memory(text):
+        return too_little_memory(needs_gb)
     if re.search(r"Return code: (-9|137)\b", text):
-        return f"the child process was killed (SIGKILL), {OUT_OF_MEMORY_HINT}"
+        return too_little_memory(needs_gb, seen="the child process was killed, SIGKILL")
     if re.search(r"Return code: (-7|135)\b", text):
         return (
             "the child process was killed (SIGBUS): a file that it was reading was cut short, or its disk "
@@ -220,7 +229,9 @@ def reason(text: str) -> str:
         )
     lost = re.search(r"^WorkerLost: (.+)$", text, re.MULTILINE)
     if lost:
-        return f"{lost.group(1)}, {OUT_OF_MEMORY_HINT}" if "SIGKILL" in lost.group(1) else lost.group(1)
+        return (
+            too_little_memory(needs_gb, seen=lost.group(1)) if "SIGKILL" in lost.group(1) else lost.group(1)
+        )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     wrong = [line for line in lines if re.match(r"^[\w.]*(Error|Exception|Interrupt|JobLost)\b", line)]
     return (wrong or lines or ["unknown"])[-1]

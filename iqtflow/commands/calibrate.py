@@ -41,8 +41,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = build_parser().parse_args(argv)
-    return run_command(PROG, lambda: _measure(options) if options.step == "scan" else _fit(options))
+    return run_command(PROG, lambda: _run(build_parser().parse_args(argv)))
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.step == "scan":
+        _measure(options)
+    else:
+        _fit(options)
 
 
 def _measure(options: argparse.Namespace) -> None:

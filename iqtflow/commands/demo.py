@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from iqtflow.environment import command_line
 from iqtflow.errors import IQTFlowError, UsageError, run_command
 from iqtflow.files import write_text
 from iqtflow.outputs import is_made_by
@@ -37,20 +37,18 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=PROG, description=__doc__.split("\n\n")[1])
     parser.add_argument("folder", type=Path, help="where to put data set and results")
     parser.add_argument("--model", help="model to use; chosen by slice spacing when not given")
-    options = parser.parse_args(argv)
-    return run_command(PROG, lambda: _demonstrate(options.folder.absolute(), options.model))
+    return run_command(PROG, lambda: _demonstrate(parser.parse_args(argv)))
 
 
-def _demonstrate(folder: Path, model: str | None) -> None:
+def _demonstrate(options: argparse.Namespace) -> None:
+    folder, model = options.folder.absolute(), options.model
     _require_own(folder)
     truth, mask = make_truth(folder / "truth")
     scan = make_data_set(folder / "bids", folder / "truth")
     out, work = folder / "derivatives", folder / "work"
     choice = ["--model", model] if model else []
     command = [
-        sys.executable,
-        "-m",
-        "iqtflow.cli",
+        *command_line("iqtflow.cli"),
         str(folder / "bids"),
         str(out),
         "participant",
@@ -149,7 +147,8 @@ def make_data_set(bids: Path, truth: Path) -> Path:
     drawn = truth.parent / "drawn.json"
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "iqtflow.commands.simulate", truth / "T1w.nii.gz", scan),
+            *command_line("iqtflow.commands.simulate"),
+            *(truth / "T1w.nii.gz", scan),
             *("--wm", truth / "wm.nii.gz", "--gm", truth / "gm.nii.gz", "--json", drawn),
             *("--k", str(K), "--slice-axis", "z", "--seed", str(SEED)),
         ]

@@ -10,6 +10,7 @@ from typing import Any
 from iqtflow.argument_types import positive, whole_number
 from iqtflow.errors import InputError, run_command
 from iqtflow.gpus import device_claimed
+from iqtflow.memory import USUAL_GB, WITH_TORCH_GB
 from iqtflow.outputs import IMAGE, JSON, add_overwrite, check_outputs
 
 PROG = "iqtflow-enhance"
@@ -78,8 +79,13 @@ def main(argv: list[str] | None = None) -> int:
     A near-isotropic scan is refused with a sentence, unless ``--force`` is given: nothing is written, and the
     code is 1.
     """
-    options = build_parser().parse_args(argv)
-    return run_command(PROG, lambda: _run(options))
+    return run_command(
+        PROG,
+        lambda: _run(build_parser().parse_args(argv)),
+        least_gb=WITH_TORCH_GB,
+        needs_gb=USUAL_GB,
+        spares_memory="use --tiling tiles or a lower --max-memory-gb, or ",
+    )
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -37,8 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = build_parser().parse_args(argv)
-    return run_command(PROG, lambda: _evaluate(options))
+    return run_command(PROG, lambda: _evaluate(build_parser().parse_args(argv)))
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -32,8 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = build_parser().parse_args(argv)
-    return run_command(PROG, lambda: _write(options))
+    return run_command(PROG, lambda: _write(build_parser().parse_args(argv)))
 
 
 def _write(options: argparse.Namespace) -> None:

@@ -98,12 +98,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
+    return run_command(PROG, lambda: _segment(_parse(argv)))
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = build_parser()
     options = parser.parse_args(argv)
     named = [options.wm_map, options.gm_map, options.csf_map]
     if any(named) and not all(named):
         parser.error("--wm-map, --gm-map and --csf-map belong together")
-    return run_command(PROG, lambda: _segment(options))
+    return options
 
 
 def _segment(options: argparse.Namespace) -> None:

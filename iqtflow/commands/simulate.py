@@ -112,8 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = build_parser()
-    options = parser.parse_args(argv)
-    return run_command(PROG, lambda: _simulate(options, parser))
+    return run_command(PROG, lambda: _simulate(parser.parse_args(argv), parser))
 
 
 def _simulate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

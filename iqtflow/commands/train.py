@@ -16,6 +16,7 @@ from iqtflow.argument_types import network_option
 from iqtflow.config import UNCERTAINTIES
 from iqtflow.errors import InputError, UsageError, run_command
 from iqtflow.gpus import device_claimed
+from iqtflow.memory import WITH_TORCH_GB
 from iqtflow.outputs import MODEL, TABLE, add_overwrite, check_outputs
 from iqtflow.trust import allow_network
 
@@ -187,8 +188,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = build_parser().parse_args(argv)
-    return run_command(PROG, lambda: _run(options))
+    return run_command(
+        PROG, lambda: _run(build_parser().parse_args(argv)), least_gb=WITH_TORCH_GB, needs_gb=6.0
+    )
 
 
 def _run(options: argparse.Namespace) -> None:
