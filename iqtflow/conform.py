@@ -18,6 +18,8 @@ from iqtflow.nifti_file import UNREADABLE, open_nifti, unreadable
 INTENSITIES = (1e-12, 1e12)
 #: An image has at least this difference between its voxels, as a share of the largest value.
 LEAST_CONTRAST = 1e-3
+#: An image has at least so many different values; masks and maps of a few labels have fewer.
+LEAST_VALUES = 6
 
 
 def check_scan(path: str | os.PathLike) -> nib.Nifti1Image:
@@ -41,7 +43,7 @@ def check_scan(path: str | os.PathLike) -> nib.Nifti1Image:
         The file is missing, no regular file, a git-annex or Git LFS pointer without content, cut short,
         damaged, or not NIfTI; the image is not three-dimensional, has a single slice, no sform and no qform
         that can be right (singular or not finite, absurd voxel sizes or field of view, in mm), or voxels that
-        are not finite, no magnitudes, or all the same.
+        are not finite, no magnitudes, inverted, or of a few values only.
     """
     path = Path(path)
     image = open_nifti(path, kind="scan")
@@ -98,6 +100,14 @@ def _check_voxels(path: Path, image: nib.Nifti1Image, data: np.ndarray) -> None:
             expected=f"between {INTENSITIES[0]:g} and {INTENSITIES[1]:g}, which 32-bit numbers can hold",
             next_step="Multiply the image by a number that brings its largest value to about 1000; check "
             "scl_slope in its header.",
+        )
+    some = data.ravel(order="K")[:: max(data.size // 10_000, 1)]  # of a scan, enough; all are slow to sort
+    if len(np.unique(some)) < LEAST_VALUES and len(values := np.unique(data)) < LEAST_VALUES:
+        raise InputError(
+            path,
+            found=f"{len(values)} different values only ({', '.join(f'{value:g}' for value in values)})",
+            expected="a scan; this looks like a mask or a map of labels",
+            next_step="Give the scan itself. In BIDS a mask is named ..._mask, and a map of labels ..._dseg.",
         )
 
 

@@ -1,4 +1,4 @@
-"""Intensities as scans come with them: air that is not at 0, and slices without any."""
+"""Intensities as scans come with them: air that is not at 0, wild voxels, and slices without any."""
 
 from __future__ import annotations
 
@@ -14,6 +14,21 @@ AIR_BELOW_ZERO = 0.02
 FILLED = 0.01
 #: Above this share of the other voxels between air and 0, tissue is below 0, too: air is no filling.
 TISSUE_BELOW_ZERO = 0.25
+#: Air whose mean is this many times its spread (standard deviation) was moved away from 0 by an offset. Noise
+#: of one magnitude coil has 1.9; of the sum of squares of n coils about 2 sqrt(n), 16 for 64 of them
+AIR_IN_SPREADS = 17.0
+#: (and is above 0 by this share of the range up to the bright tissue, so that it matters).
+AIR_ABOVE_ZERO = 0.05
+#: Median, median absolute deviation and standard deviation of Rayleigh noise whose two components have 1.
+RAYLEIGH_MEDIAN, RAYLEIGH_MAD, RAYLEIGH_STD = 1.177, 0.448, 0.655
+#: In an inverted image, air is within this share of the range from its brightest voxels.
+INVERTED = 0.2
+#: No tissue, fat or vessel is further above the bright tissue than so many times the range from air to it ...
+WILD_ABOVE = 10.0
+#: ... and no undershoot of a filter is further below air.
+WILD_BELOW = 2.0
+#: Wild voxels in more than this share of the volume are damage, and no single errors.
+WILD_SHARE = 1e-4
 #: A magnitude image has nothing as far below 0 as this share of its bright tissue.
 SIGNED = 0.5
 #: A slice at the end of a volume was lost if more than this share of its neighbour is tissue ...
@@ -32,7 +47,7 @@ def settle_intensities(path: str | os.PathLike, data: np.ndarray) -> tuple[np.nd
     path
         The file, for messages.
     data : ndarray of float32, shape (w, h, d)
-        Intensities, finite, not all the same.
+        Intensities, finite, not all the same; left as they are.
 
     Returns
     -------
@@ -46,7 +61,8 @@ def settle_intensities(path: str | os.PathLike, data: np.ndarray) -> tuple[np.nd
     Raises
     ------
     InputError
-        Values reach as far below 0 as above, so that these are no magnitudes.
+        Values reach as far below 0 as above, so that these are no magnitudes; air is brighter than the head; or
+        too many voxels are far beyond all others.
     """
     notes: list[str] = []
     highest = data.max()
@@ -58,9 +74,13 @@ def settle_intensities(path: str | os.PathLike, data: np.ndarray) -> tuple[np.nd
             notes.append(
                 f"{filled.mean():.0%} of the voxels, outside of the head, are {highest:g}: set to 0."
             )
+    data, wild = _replace_wild(path, data)
+    notes += wild
     lowest = float(data.min())
     if lowest >= 0:
-        return data, notes
+        _refuse_inverted(path, data)
+        data, offset = _take_off_pedestal(data)
+        return data, notes + offset
     bright = float(np.percentile(data, 99.5))
     air = _corner_level(data)
     if lowest in _corner_levels(data) and np.mean(data == lowest) >= FILLED:
@@ -90,6 +110,64 @@ def settle_intensities(path: str | os.PathLike, data: np.ndarray) -> tuple[np.nd
             "is inverted; give the magnitude image.",
         )
     return data, notes
+
+
+def _replace_wild(path: str | os.PathLike, data: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Give single voxels that are far beyond all others the median of their neighbours."""
+    dark, bright = (float(level) for level in np.percentile(data, (0.5, 99.5)))
+    least, most = dark - WILD_BELOW * (bright - dark), bright + WILD_ABOVE * (bright - dark)
+    if bright == dark or (data.min() >= least and data.max() <= most):
+        return data, []
+    wild = (data < least) | (data > most)
+    places = np.argwhere(wild)
+    first = tuple(int(i) for i in places[0])
+    found = (
+        f"{len(places)} voxel{'s' * (len(places) > 1)} far beyond all others "
+        f"(first: {data[first]:g} at {first}, counted from 0)"
+    )
+    if len(places) > max(1, WILD_SHARE * data.size):
+        raise InputError(
+            path,
+            found=found,
+            expected=f"intensities from {least:.4g} to {most:.4g}, as in the rest of the volume",
+            next_step="Convert or copy the image again: voxels were damaged on the way.",
+        )
+    mended = data.copy()
+    for place in places:
+        around = tuple(slice(max(i - 1, 0), i + 2) for i in place)
+        good = data[around][~wild[around]]
+        mended[tuple(place)] = np.median(good) if good.size else dark
+    return mended, [f"{found}: set to the median of the voxels around. Check the scan there."]
+
+
+def _refuse_inverted(path: str | os.PathLike, data: np.ndarray) -> None:
+    """Make sure that air is not the brightest part of an image."""
+    dark, bright = (float(level) for level in np.percentile(data, (0.5, 99.5)))
+    air = min(_corner_levels(data))
+    if air > bright - INVERTED * (bright - dark):
+        raise InputError(
+            path,
+            found=f"air of intensity {air:.4g} in all corners, brighter than the head (from {dark:.4g} on)",
+            expected="dark air: the contrast of this image is inverted",
+            next_step="Give the image as the scanner made it.",
+        )
+
+
+def _take_off_pedestal(data: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Subtract an offset that moved air above 0; the floor of the noise stays."""
+    corners = [corner - np.median(corner) for corner in _corners(data)]
+    air, bright = _corner_level(data), float(np.percentile(data, 99.5))
+    sigma = float(np.median([np.median(np.abs(corner)) for corner in corners])) / RAYLEIGH_MAD
+    spread = RAYLEIGH_STD * sigma
+    if air <= max(AIR_ABOVE_ZERO * (bright - air), AIR_IN_SPREADS * spread):
+        return data, []
+    if np.mean(data < air - 4 * sigma) > WILD_SHARE:  # something is darker: the corners show tissue
+        return data, []
+    offset = np.float32(air - RAYLEIGH_MEDIAN * sigma)
+    return np.maximum(data - offset, np.float32(0)), [
+        f"Air is at {air:g} instead of near 0, with noise of {spread:.3g} only: {offset:g} was taken off "
+        "all voxels, and intensities of outputs are smaller by as much."
+    ]
 
 
 def empty_slices(data: np.ndarray, axis: int) -> list[int]:
@@ -143,6 +221,10 @@ def _corner_level(data: np.ndarray) -> float:
 
 def _corner_levels(data: np.ndarray) -> list[float]:
     """Median of each of the eight corners of a volume."""
+    return [float(np.median(corner)) for corner in _corners(data)]
+
+
+def _corners(data: np.ndarray) -> list[np.ndarray]:
+    """Voxels of each of the eight corners of a volume."""
     ends = [(slice(0, max(n // 10, 1)), slice(n - max(n // 10, 1), n)) for n in data.shape]
-    corners = [data[x, y, z].ravel() for x in ends[0] for y in ends[1] for z in ends[2]]
-    return [float(np.median(corner)) for corner in corners]
+    return [data[x, y, z].ravel() for x in ends[0] for y in ends[1] for z in ends[2]]

@@ -56,6 +56,51 @@ def test_an_offset_is_added_back(offset):
     assert "was added to all voxels" in notes[0]
 
 
+@pytest.mark.parametrize("offset", [1024, 1e6])
+def test_an_offset_that_moved_air_above_0_is_taken_off(offset):
+    data = rician(np.where(head_and_air()[0] > 150, np.float32(1000), np.float32(0)), 20)
+    mended, notes = settle_intensities("x", data + np.float32(offset))
+    np.testing.assert_allclose(mended, data, atol=2)  # 0.2 % of the tissue
+    assert len(notes) == 1 and "was taken off all voxels" in notes[0]
+
+
+@pytest.mark.parametrize("coils", [1, 8, 32])
+@pytest.mark.parametrize("snr", [3, 10, 50])
+def test_the_noise_floor_of_a_magnitude_image_is_no_offset(coils, snr):
+    head = np.where(head_and_air()[0] > 150, np.float32(1000), np.float32(0))
+    data = rician(head, 1000 / snr, coils)
+    same, notes = settle_intensities("x", data)
+    assert same is data and notes == []
+
+
+def rician(head: np.ndarray, sigma: float, coils: int = 1) -> np.ndarray:
+    """Magnitude image of a head: the sum of squares of coils that all see the same, with noise."""
+    rng = np.random.default_rng(1)
+    squares = (head / np.sqrt(coils) + sigma * rng.standard_normal((coils, *head.shape))) ** 2
+    squares += (sigma * rng.standard_normal((coils, *head.shape))) ** 2
+    return np.sqrt(squares.sum(axis=0)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("place", "value"), [((30, 28, 10), -1e6), ((0, 0, 0), 1e9), ((30, 28, 10), 1e5)])
+def test_a_wild_voxel_is_set_to_what_is_around_it(place, value):
+    data, _ = head_and_air()
+    spoilt = data.copy()
+    spoilt[place] = value
+    mended, notes = settle_intensities("x", spoilt)
+    assert abs(mended[place] - data[place]) < 30
+    mended[place] = data[place]
+    np.testing.assert_array_equal(mended, data)
+    assert spoilt[place] == np.float32(value), "the array that was given stays as it is"
+    assert len(notes) == 1 and notes[0].startswith("1 voxel far beyond") and str(place) in notes[0]
+
+
+def test_many_wild_voxels_are_damage():
+    data, _ = head_and_air()
+    data.ravel()[::500] = 1e7
+    with pytest.raises(InputError, match="135 voxels far beyond all others .first: 1e.07 at"):
+        settle_intensities("x", data)
+
+
 def test_noise_about_0_and_a_little_undershoot_are_left_alone():
     data, _ = head_and_air()
     for noisy in (data - 20, data, np.where(data < 30, np.float32(-2), data)):
@@ -79,6 +124,23 @@ def test_what_is_no_magnitude_is_refused(tmp_path, spoil):
     data, _ = head_and_air()
     path = write_scan(tmp_path / "x.nii", spoil(data).astype(np.float32), make_affine((3, 3, 8)))
     with pytest.raises(InputError, match="below 0 as far as above; expected magnitudes"):
+        check_scan(path)
+
+
+@pytest.mark.parametrize("erased", [False, True])
+def test_an_inverted_image_is_refused_above_0_too(tmp_path, erased):
+    data, outside = head_and_air()
+    data = data.max() - np.where(outside & erased, 0, data)
+    path = write_scan(tmp_path / "x.nii", data.astype(np.float32), make_affine((3, 3, 8)))
+    with pytest.raises(InputError, match="brighter than the head .*inverted"):
+        check_scan(path)
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 2, 3]])
+def test_a_mask_or_a_map_of_labels_is_no_scan(tmp_path, labels):
+    data = np.digitize(head_and_air()[0], [150, 300, 320][: len(labels) - 1]).astype(np.uint8)
+    path = write_scan(tmp_path / "x.nii", data, make_affine((3, 3, 8)))
+    with pytest.raises(InputError, match=f"{len(labels)} different values only"):
         check_scan(path)
 
 
