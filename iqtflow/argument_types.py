@@ -28,6 +28,10 @@ def whole_number(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
     return convert
 
 
+#: Type of numbers of threads, processes, devices and computers: more than any machine, or job, has.
+workers = whole_number(1, 1024)
+
+
 def positive(text: str) -> float:
     """Convert to a number above 0, and finite."""
     value = float(text)
@@ -39,6 +43,19 @@ def positive(text: str) -> float:
 def not_negative(text: str) -> float:
     """Convert to a number from 0 on, and finite."""
     return 0.0 if float(text) == 0 else positive(text)
+
+
+def between(least: float, most: float) -> Callable[[str], float]:
+    """Return the type of numbers from `least` to `most`."""
+
+    def convert(text: str) -> float:
+        value = float(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not between {least:g} and {most:g}")
+        return value
+
+    convert.__name__ = "number"
+    return convert
 
 
 def fraction(text: str) -> float:

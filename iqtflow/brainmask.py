@@ -140,7 +140,7 @@ def _mask_by_deepbet(data: np.ndarray, affine: np.ndarray, num_threads: int) -> 
         pad[axis] = (data.shape[axis], data.shape[axis])
     try:
         mask = _run_deepbet(np.pad(data, pad, mode="edge"), affine, num_threads)
-    except (AssertionError, ValueError) as fault:  # how deepbet says that it sees no brain at all
+    except _NoBrainError as fault:
         return _whole_head(data, f"deepbet found no brain ({fault})")
     mask = mask[tuple(slice(before, before + n) for (before, _), n in zip(pad, data.shape, strict=True))]
     if slab:
@@ -153,12 +153,20 @@ def _mask_by_deepbet(data: np.ndarray, affine: np.ndarray, num_threads: int) -> 
     return BrainMask(mask, False, "deepbet-slab" if slab else "deepbet")
 
 
+class _NoBrainError(Exception):
+    """deepbet finds no brain."""
+
+
 def _run_deepbet(data: np.ndarray, affine: np.ndarray, num_threads: int) -> np.ndarray:
     """Run deepbet in memory, on the CPU, with its own reorientation to the axes that it was trained on."""
     from deepbet import BrainExtraction
 
     with _torch_threads(num_threads):
-        _, mask, _ = BrainExtraction(no_gpu=True).run(nib.Nifti1Image(data.astype(np.float32), affine))
+        extraction, image = BrainExtraction(no_gpu=True), nib.Nifti1Image(data.astype(np.float32), affine)
+        try:
+            _, mask, _ = extraction.run(image)
+        except (AssertionError, ValueError) as fault:  # how deepbet says that it sees no brain at all
+            raise _NoBrainError(str(fault)) from fault
     return np.asarray(mask.dataobj) > 0
 
 

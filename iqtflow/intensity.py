@@ -61,8 +61,8 @@ def settle_intensities(path: str | os.PathLike, data: np.ndarray) -> tuple[np.nd
     Raises
     ------
     InputError
-        Values reach as far below 0 as above, so that these are no magnitudes; air is brighter than the head; or
-        too many voxels are far beyond all others.
+        Values reach as far below 0 as above, so that these are no magnitudes; air is brighter than the head;
+        or too many voxels are far beyond all others.
     """
     notes: list[str] = []
     highest = data.max()

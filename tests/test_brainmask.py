@@ -136,3 +136,9 @@ def test_four_slices_at_55_mt_are_masked_in_every_slice(real_data: Path):
     areas_cm2 = found.mask.sum(axis=(0, 1)) * np.prod(image.header.get_zooms()[:2]) / 100
     assert found.method == "deepbet-slab"
     assert np.all((areas_cm2 > 100) & (areas_cm2 < 220))
+
+
+def test_a_number_of_threads_that_cannot_be_is_no_missing_brain():
+    data = np.random.default_rng(0).random((100, 100, 20))
+    with pytest.raises((ValueError, TypeError, OverflowError, RuntimeError)):
+        find_brain_mask(data, np.diag([2, 2, 10, 1]), num_threads=-1)

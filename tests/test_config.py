@@ -103,6 +103,7 @@ def test_a_missing_settings_file_is_named(tmp_path):
         ('[run]\nmode = "enhence"\n', "none of enhance, train, calibrate"),
         ('[run]\ndevice = "gpu"\n', "device = 'gpu'"),
         ("[run]\nnprocs = 0\n", "0 is less than 1"),
+        ("[run]\nnprocs = 99999999999\n", "is more than 1024"),
         ("[run]\nmem_gb = nan\n", "not above 0"),
         ("[run]\nseed = -1\n", "-1 is less than 0"),
         ("[run]\nseed = 99999999999\n", "99999999999 is more than 2147483647"),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from iqtflow.argument_types import positive, whole_number
+from iqtflow.argument_types import positive, workers
 from iqtflow.errors import InputError, run_command
 from iqtflow.gpus import device_claimed
 from iqtflow.memory import USUAL_GB, WITH_TORCH_GB
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="average with the estimate of the left-right mirrored scan",
     )
-    add("--num-threads", type=whole_number(1), default=1, help="CPU threads")
+    add("--num-threads", type=workers, default=1, help="CPU threads")
     add("--max-memory-gb", type=positive, help="memory for the networks; tiles when one pass takes more")
     add_overwrite(parser)
     return parser

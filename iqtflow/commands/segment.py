@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iqtflow.argument_types import whole_number
+from iqtflow.argument_types import whole_number, workers
 from iqtflow.config import ENGINES
 from iqtflow.engines import EngineChoice, choose_engine
 from iqtflow.errors import InputError, UsageError, require_parent, run_command
@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--mask", type=Path, help="brain mask on the image's grid; found when not given")
     parser.add_argument(
         "--num-threads",
-        type=whole_number(1),
+        type=workers,
         default=1,
         metavar="N",
         help="CPU threads (default: %(default)s)",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from iqtflow.argument_types import draws as number_of_draws
-from iqtflow.argument_types import network_option
+from iqtflow.argument_types import network_option, workers
 from iqtflow.config import UNCERTAINTIES
 from iqtflow.errors import InputError, UsageError, run_command
 from iqtflow.gpus import device_claimed
@@ -169,12 +169,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train")
-    machine.add_argument("--num-threads", type=int, default=1, help="CPU threads of each process")
+    machine.add_argument("--num-threads", type=workers, default=1, help="CPU threads of each process")
     machine.add_argument(
-        "--devices", type=int, default=1, help="GPUs (on the CPU: processes) of each computer"
+        "--devices", type=workers, default=1, help="GPUs (on the CPU: processes) of each computer"
     )
     machine.add_argument(
-        "--num-nodes", type=int, default=1, help="computers; start the command on each, with srun for one"
+        "--num-nodes", type=workers, default=1, help="computers; start the command on each, with srun for one"
     )
     parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="write curves for TensorBoard here")
     parser.add_argument(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from iqtflow.argument_types import megabytes, positive, whole_number
+from iqtflow.argument_types import megabytes, positive, workers
 from iqtflow.config import RunSettings
 from iqtflow.parser_parts import flag, option
 from iqtflow.resources import DEVICES
@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="empty the work directory first, checkpoints of trainings included: everything is computed anew;"
         " not while another run uses it (default: %(default)s)",
     )
-    count: dict[str, Any] = {"type": whole_number(1), "metavar": "N"}
+    count: dict[str, Any] = {"type": workers, "metavar": "N"}
     option(
         group,
         RunSettings,
