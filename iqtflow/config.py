@@ -33,6 +33,16 @@ LOSSES = ("mse", "l1")  #: what training minimises
 #: How large an estimate's error is to be expected: learned beside it, learned alone, or not.
 UNCERTAINTIES = ("learn", "only", "none")
 FACTORS = (2, 3, 4, 6, 8)  #: up-scaling factors that there are networks for
+#: Largest imperfections of a simulated scan, by setting: beyond them nothing of a head is left to see. Slices
+#: three times as wide as stated, a blur or a shift of half a head, and a shading by a factor of 20.
+IMPERFECTIONS = {
+    "fwhm_jitter": 3.0,
+    "slice_offset_mm": 100.0,
+    "inplane_fwhm_mm": 100.0,
+    "bias_amplitude": 3.0,
+}
+SNR_LIMITS = (0.1, 1e6)  #: of a tissue: below, no head can be told from noise; above, there is no noise
+SNR_SCALE_LIMITS = (0.01, 100.0)  #: of a factor on the SNR
 PATCH_LIBRARIES = ("volumes", "pairs")  #: memory-mapped volumes and an index, or pairs written out
 
 

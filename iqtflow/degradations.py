@@ -35,6 +35,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from scipy import ndimage
 
+from iqtflow.config import IMPERFECTIONS
 from iqtflow.errors import InputError
 from iqtflow.slice_profile import FWHM_TO_SIGMA
 
@@ -61,7 +62,7 @@ class Extras:
     Raises
     ------
     InputError
-        An attribute is negative or not finite.
+        An attribute is negative, not finite, or beyond `iqtflow.config.IMPERFECTIONS`.
     """
 
     fwhm_jitter: float = 0.0
@@ -72,13 +73,32 @@ class Extras:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if not 0 <= value < np.inf:
+            most = IMPERFECTIONS[item.name]
+            if not 0 <= value <= most:
                 raise InputError(
                     item.name.replace("_", " "),
-                    found=f"{value}",
-                    expected="a number from 0 (off) on",
+                    found=f"{value:g}",
+                    expected=f"a number from 0 (off) to {most:g}; beyond it, nothing of a head is left",
                     next_step="Correct the value.",
                 )
+
+
+def require_range(name: str, given: Sequence[float], least: float, most: float) -> None:
+    """Make sure that two numbers are a range, the lower one first, within limits.
+
+    Raises
+    ------
+    InputError
+        They are not.
+    """
+    low, high = given
+    if not least <= low <= high <= most:
+        raise InputError(
+            name,
+            found=f"{low:g} to {high:g}",
+            expected=f"two numbers, the lower one first, from {least:g} to {most:g}",
+            next_step="Swap the two." if least <= high < low <= most else "Correct the values.",
+        )
 
 
 def draw_bias(rng: np.random.Generator, largest: float) -> tuple[float, ...]:

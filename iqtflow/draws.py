@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from iqtflow.config import SNR_SCALE_LIMITS
 from iqtflow.decimation import add_noise, contrast_ratios, decimate, recontrast
+from iqtflow.degradations import Extras, require_range
 from iqtflow.errors import InputError
 from iqtflow.normalisation import intensity_scale
 from iqtflow.patches import PATCH, PatchLibrary
@@ -43,6 +45,11 @@ class Degradation:
         is kept, not corrected).
     mirror
         Mirror patches along random axes and swap the two in-plane axes.
+
+    Raises
+    ------
+    InputError
+        A range has its higher number first, or a number is beyond what can be simulated.
     """
 
     prior: SNRPrior = field(default_factory=lambda: PUBLISHED["ibadan-0.36T"])
@@ -50,6 +57,11 @@ class Degradation:
     snr_scale: tuple[float, float] = (1.0, 1.0)
     bias_amplitude: float = 0.0
     mirror: bool = False
+
+    def __post_init__(self) -> None:
+        require_range("thickness fraction", self.thickness_fraction, 0.01, 1)
+        require_range("SNR scale", self.snr_scale, *SNR_SCALE_LIMITS)
+        Extras(bias_amplitude=self.bias_amplitude)  # which knows its limit
 
 
 class DrawSampler:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from iqtflow.config import SNR_LIMITS
 from iqtflow.errors import InputError
 
 
@@ -40,11 +41,12 @@ class SNRPrior:
 
     def __post_init__(self) -> None:
         mean, covariance = np.asarray(self.mean, float), np.asarray(self.covariance, float)
-        if mean.shape != (2,) or not np.all(np.isfinite(mean)) or np.any(mean <= 0):
-            raise _bad(self.name, f"mean {self.mean}", "two positive numbers, (WM, GM)")
+        if mean.shape != (2,) or not np.all((mean >= SNR_LIMITS[0]) & (mean <= SNR_LIMITS[1])):
+            limits = f"{SNR_LIMITS[0]:g} to {SNR_LIMITS[1]:g}"
+            raise _bad(self.name, f"mean {self.mean}", f"two positive numbers, (WM, GM), from {limits}")
         if (
             covariance.shape != (2, 2)
-            or not np.all(np.isfinite(covariance))
+            or not np.all(np.abs(covariance) <= SNR_LIMITS[1] ** 2)
             or not np.allclose(covariance, covariance.T)
         ):
             raise _bad(self.name, f"covariance {self.covariance}", "a symmetric 2 x 2 matrix")
@@ -128,21 +130,23 @@ def read_prior(name_or_path: str | os.PathLike) -> SNRPrior:
     if key in PUBLISHED:
         return PUBLISHED[key]
     known = ", ".join(PUBLISHED)
+    form = "JSON with mean (2 numbers) and covariance (2 x 2), order WM, GM"
     try:
         fields = json.loads(Path(key).read_text(encoding="utf-8-sig"))
-        mean = tuple(float(v) for v in fields["mean"])
-        covariance = tuple(tuple(float(v) for v in row) for row in fields["covariance"])
+        if not isinstance(fields, dict):
+            raise _bad(key, f"a {type(fields).__name__} at the top", form)
+        missing = [name for name in ("mean", "covariance") if name not in fields]
+        if missing:
+            raise _bad(key, f"no {' and no '.join(missing)}", form)
+        mean = tuple(_number(v) for v in fields["mean"])
+        covariance = tuple(tuple(_number(v) for v in row) for row in fields["covariance"])
         tissues = list(fields.get("tissues", ["WM", "GM"]))
     except FileNotFoundError as fault:
         raise _bad(
             key, "no such file and no prior of this name", f"one of {known}, or a JSON file"
         ) from fault
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as fault:
-        raise _bad(
-            key,
-            f"{type(fault).__name__}: {fault}",
-            "JSON with mean (2 numbers) and covariance (2 x 2), order WM, GM",
-        ) from fault
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as fault:
+        raise _bad(key, f"what cannot be read ({' '.join(str(fault).split())})", form) from fault
     if tissues != ["WM", "GM"]:
         raise _bad(key, f"tissues {tissues}", 'tissues ["WM", "GM"]')
     return SNRPrior(str(fields.get("name", Path(key).stem)), mean, covariance, str(fields.get("source", "")))
@@ -178,6 +182,13 @@ def tissue_mean(intensity: np.ndarray, probability: np.ndarray, *, tissue: str) 
 def _radius(probability: float) -> float:
     """Mahalanobis distance within which this share of a two-dimensional normal distribution lies."""
     return float(np.sqrt(-2 * np.log(1 - probability)))
+
+
+def _number(value: Any) -> float:
+    """Convert a value of JSON; true and texts are no numbers."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{json.dumps(value)} in the place of a number")
+    return float(value)
 
 
 def _bad(name: str, found: str, expected: str) -> InputError:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from iqtflow.config import TrainSettings, default_of
-from iqtflow.errors import UsageError
+from iqtflow.config import SNR_SCALE_LIMITS, TrainSettings, default_of
+from iqtflow.degradations import require_range
+from iqtflow.errors import InputError, UsageError
 from iqtflow.files import require_name
 from iqtflow.options.checks import FRESH_ONLY
 
@@ -16,6 +17,13 @@ def check_training(train: TrainSettings) -> None:
     UsageError
         They do not, or the model's name is no name.
     """
+    try:
+        require_range("--thickness-fraction", train.thickness_fraction, 0.01, 1)
+        require_range("--snr-scale", train.snr_scale, *SNR_SCALE_LIMITS)
+    except InputError as fault:
+        raise UsageError(
+            fault.path, found=fault.found, expected=fault.expected, next_step=fault.next_step
+        ) from fault
     widened = [key for key in FRESH_ONLY if getattr(train, key) != default_of(TrainSettings, key)]
     if train.model_name is not None:
         require_name(train.model_name, "--model-name")

@@ -189,6 +189,9 @@ def test_relative_paths_become_absolute(bids_tree, tmp_path, monkeypatch, untrai
     [
         (["--mode", "harmonise"], "--mode"),
         (["--filters", "0"], "0 is less than 2"),
+        (["--nprocs", "99999999999"], "99999999999 is more than 1024"),
+        (["--omp-nthreads", "99999999999"], "99999999999 is more than 1024"),
+        (["--mode", "train", "--bias-amplitude", "1000"], "1000 is not between 0 and 3"),
         (["--filters", "many"], "invalid whole number value: 'many'"),
         (["--mem-gb", "-1"], "not above 0"),
         (["--mem-gb", "nan"], "not above 0"),

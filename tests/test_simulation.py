@@ -20,12 +20,16 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from phantoms import make_brain
 from scipy import ndimage
 
+from iqtflow.commands.simulate import build_parser
 from iqtflow.commands.simulate import main as simulate
+from iqtflow.config import TrainSettings
 from iqtflow.degradations import Extras, bias_field, blur_in_plane, draw_bias
-from iqtflow.errors import InputError
+from iqtflow.draws import Degradation
+from iqtflow.errors import InputError, UsageError
 from iqtflow.simulation import Draw, SliceStack, draw_scan, plan_slices, prepare_subject, realise
 from iqtflow.slice_profile import apply_profile, profile_matrix
-from iqtflow.snr import PUBLISHED
+from iqtflow.snr import PUBLISHED, read_prior
+from iqtflow.training_settings import check_training
 
 PRIOR = PUBLISHED["ibadan-0.36T"]
 few = settings(max_examples=8, deadline=None, derandomize=True)
@@ -420,3 +424,42 @@ def test_a_ball_keeps_its_centre_of_mass_for_any_real_ratio():
         thick = np.moveaxis(subject.intensity.numpy()[::-1], 2, 1)  # canonical is LAS, this image RAS
         after = nib.affines.apply_affine(subject.affine, ndimage.center_of_mass(thick))
         np.testing.assert_allclose(after, before, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"inplane_fwhm_mm": 1e9}, {"fwhm_jitter": 1e308}, {"bias_amplitude": 1e3}, {"slice_offset_mm": 1e4}],
+)
+def test_imperfections_that_leave_nothing_of_a_head_are_refused(setting, capsys):
+    with pytest.raises(InputError, match="nothing of a head is left"):
+        Extras(**setting)
+    (name, value), *_ = setting.items()
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(
+            ["a.nii", "b.nii", "--wm", "w.nii", "--gm", "g.nii", f"--{name.replace('_', '-')}", str(value)]
+        )
+    assert "is not between 0 and" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('{"mean": [1e308, 2], "covariance": [[0, 0], [0, 0]]}', "from 0.1 to 1e"),
+        ('{"mean": [true, 2], "covariance": [[0, 0], [0, 0]]}', "true in the place of a number"),
+        ('{"mean": [60, 50], "covariance": [[1e300, 0], [0, 1]]}', "symmetric"),
+        ('{"mean": [60, 50]}', "found no covariance"),
+        ("[1]", "a list at the top"),
+    ],
+)
+def test_a_prior_that_cannot_be_is_refused_in_words(tmp_path, text, named):
+    (tmp_path / "prior.json").write_text(text)
+    with pytest.raises(InputError, match=named):
+        read_prior(tmp_path / "prior.json")
+
+
+def test_a_range_begins_with_its_lower_number():
+    for setting in ({"thickness_fraction": (0.6, 0.5)}, {"snr_scale": (2.0, 1.0)}):
+        with pytest.raises(InputError, match=r"the lower one first.*Swap the two"):
+            Degradation(**setting)
+    with pytest.raises(UsageError, match=r"--thickness-fraction: found 0.6 to 0.5"):
+        check_training(TrainSettings(thickness_fraction=(0.6, 0.5)))

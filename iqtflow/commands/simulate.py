@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from iqtflow.argument_types import not_negative, positive, whole_number
+from iqtflow.argument_types import between, whole_number
+from iqtflow.config import IMPERFECTIONS, SNR_LIMITS
 from iqtflow.errors import InputError, UsageError, run_command
 from iqtflow.outputs import IMAGE, JSON, add_overwrite, check_outputs
 
@@ -63,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     signal.add_argument(
         "--snr",
-        type=positive,
+        type=between(*SNR_LIMITS),
         nargs=2,
         metavar=("WM", "GM"),
         help="a fixed SNR instead of a drawn one",
@@ -79,29 +80,32 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     extras = parser.add_argument_group("imperfections beyond the paper (0: off)")
-    size: dict[str, Any] = {"type": not_negative, "default": 0.0}
+
+    def size(name: str) -> dict[str, Any]:
+        return {"type": between(0, IMPERFECTIONS[name]), "default": 0.0}
+
     extras.add_argument(
         "--fwhm-jitter",
-        **size,
+        **size("fwhm_jitter"),
         metavar="J",
         help="profile wider or narrower than the thickness, by a factor of up to 1 + J "
         "(doi:10.1016/j.media.2023.102789)",
     )
     extras.add_argument(
         "--slice-offset-mm",
-        **size,
+        **size("slice_offset_mm"),
         metavar="MM",
         help="largest shift of the slices; the affine follows (doi:10.1016/j.neuroimage.2021.118206)",
     )
     extras.add_argument(
         "--inplane-fwhm-mm",
-        **size,
+        **size("inplane_fwhm_mm"),
         metavar="MM",
         help="largest blur in the plane, FWHM (doi:10.1016/j.neuroimage.2021.118206)",
     )
     extras.add_argument(
         "--bias-amplitude",
-        **size,
+        **size("bias_amplitude"),
         metavar="A",
         help="largest log-amplitude of a smooth shading (doi:10.1109/42.668698)",
     )

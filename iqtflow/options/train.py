@@ -8,15 +8,24 @@ from typing import Any
 
 from iqtflow.argument_types import (
     axes,
+    between,
     draws,
     fraction,
     network_setting,
-    not_negative,
     positive,
     share,
     whole_number,
+    workers,
 )
-from iqtflow.config import FACTORS, LOSSES, PATCH_LIBRARIES, SCHEDULES, UNCERTAINTIES, TrainSettings
+from iqtflow.config import (
+    FACTORS,
+    IMPERFECTIONS,
+    LOSSES,
+    PATCH_LIBRARIES,
+    SCHEDULES,
+    UNCERTAINTIES,
+    TrainSettings,
+)
 from iqtflow.parser_parts import flag, option
 
 
@@ -69,7 +78,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         simulation,
         *("bias_amplitude", "--bias-amplitude"),
-        type=not_negative,
+        type=between(0, IMPERFECTIONS["bias_amplitude"]),
         metavar="A",
         help="largest log-amplitude of a smooth shading",
     )
@@ -213,11 +222,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         **count,
         help="batches that a validation takes",
     )
-    add(loop, "devices", "--devices", **count, help="GPUs (on the CPU: processes) that train one network")
+    add(
+        loop,
+        "devices",
+        "--devices",
+        type=workers,
+        metavar="N",
+        help="GPUs (on the CPU: processes) that train one network",
+    )
     add(
         loop,
         *("num_nodes", "--num-nodes"),
-        **count,
+        type=workers,
+        metavar="N",
         help="computers that train one network together, in an allocation of SLURM",
     )
     flag(loop, TrainSettings, "tensorboard", "--tensorboard", help="write curves for TensorBoard")
