@@ -266,6 +266,7 @@ def enhance_image(
             *([familiarity.sentence()] if familiarity is not None and familiarity.unfamiliar else []),
             *image.extra.get("notes", ()),
             *notes,
+            *geometry.notes,
             *result.warnings,
             *_warnings(data, laid.data[brain.mask], geometry, upsampling),
         ],

@@ -32,6 +32,9 @@ IN_PLANE_TOLERANCE_OCTAVES = 0.5
 
 AXIS_NAMES = ("i", "j", "k")  #: BIDS names of the array axes
 
+#: Slices may overlap, but none is thicker than this many times their spacing.
+THICKEST = 1.5
+
 
 @dataclass(frozen=True)
 class SliceGeometry:
@@ -53,6 +56,8 @@ class SliceGeometry:
         Spacing over the geometric mean of the in-plane voxel sizes.
     source
         Where spacing and thickness come from, as a phrase for people.
+    notes
+        What the sidecar says and the header contradicts, as sentences.
     """
 
     axis: int
@@ -62,6 +67,7 @@ class SliceGeometry:
     inplane_mm: tuple[float, float]
     ratio: float
     source: str
+    notes: tuple[str, ...] = ()
 
     @property
     def near_isotropic(self) -> bool:
@@ -121,6 +127,8 @@ def find_slice_geometry(image: nib.Nifti1Image, sidecar: Mapping[str, Any] | Non
     first, second = (float(s) for i, s in enumerate(sizes) if i != axis)
     inplane = (first, second)
     source = f"spacing {spacing:.4g} mm from the NIfTI header"
+    notes = []
+    json_file = f"the JSON sidecar of {image.get_filename() or 'the scan'}"
     stated = _positive_number(sidecar, "SpacingBetweenSlices")
     if stated is not None:
         if abs(stated - spacing) <= 0.02 * spacing:
@@ -130,7 +138,17 @@ def find_slice_geometry(image: nib.Nifti1Image, sidecar: Mapping[str, Any] | Non
                 f" (SpacingBetweenSlices in the sidecar says {stated:.4g} mm: not used, the header "
                 "places the voxels)"
             )
+            notes.append(
+                f"SpacingBetweenSlices is {stated:g} mm in {json_file}, and {spacing:.4g} mm in the NIfTI "
+                "header: the header's is used."
+            )
     thickness = _positive_number(sidecar, "SliceThickness")
+    if thickness is not None and thickness > THICKEST * spacing:
+        notes.append(
+            f"SliceThickness is {thickness:g} mm in {json_file}, and slices are {spacing:.4g} mm apart in "
+            "the NIfTI header: the thickness is not used."
+        )
+        thickness = None
     if thickness is None:
         thickness = spacing
         source += "; thickness not stated, taken as the spacing"
@@ -138,7 +156,14 @@ def find_slice_geometry(image: nib.Nifti1Image, sidecar: Mapping[str, Any] | Non
         source += f"; thickness {thickness:.4g} mm from SliceThickness in the sidecar"
     gap = max(spacing - thickness, 0.0)
     return SliceGeometry(
-        axis, spacing, thickness, gap, inplane, spacing / float(np.sqrt(inplane[0] * inplane[1])), source
+        axis,
+        spacing,
+        thickness,
+        gap,
+        inplane,
+        spacing / float(np.sqrt(inplane[0] * inplane[1])),
+        source,
+        tuple(notes),
     )
 
 

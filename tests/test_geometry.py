@@ -147,3 +147,16 @@ def test_the_nearest_trained_factor_is_chosen_and_the_plane_kept_where_it_fits(
     )
     assert chosen.k == k
     assert chosen.inplane_mm == (pytest.approx(resampled) if resampled else None)
+
+
+def test_a_sidecar_that_the_header_contradicts_is_named_and_not_used():
+    image = image_of((20, 20, 10), make_affine((1, 1, 10)))
+    image.set_filename("sub-01_T1w.nii.gz")
+    overlapping = find_slice_geometry(image, {"SliceThickness": 12.0})
+    assert overlapping.thickness_mm == 12 and overlapping.notes == ()
+    for stated in (20.0, 999.0):
+        geometry = find_slice_geometry(image, {"SliceThickness": stated})
+        assert geometry.thickness_mm == pytest.approx(10) and geometry.gap_mm == 0
+        assert f"{stated:g} mm in the JSON sidecar of sub-01_T1w.nii.gz" in geometry.notes[0]
+    (note,) = find_slice_geometry(image, {"SpacingBetweenSlices": 99.0}).notes
+    assert "99 mm" in note and "10 mm in the NIfTI header" in note

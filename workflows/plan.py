@@ -77,7 +77,10 @@ def _print_participants(settings: Settings) -> int:
         try:
             for note in check_scan(scan.path).extra["notes"]:
                 print(f"  note      {note}")
-            print(f"  geometry  {describe_geometry(_geometry(scan))}")
+            geometry = _geometry(scan)
+            for note in geometry.notes:
+                print(f"  note      {note}")
+            print(f"  geometry  {describe_geometry(geometry)}")
             print(f"  {_means(scan, settings)}")
         except (IQTFlowError, OSError, ValueError) as fault:
             doomed += 1
