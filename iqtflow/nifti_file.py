@@ -207,7 +207,8 @@ def unreadable(path: str | os.PathLike, fault: Exception) -> InputError:
         path,
         found=f"a file that cannot be read ({' '.join(words.split()) or type(fault).__name__})",
         expected="a complete NIfTI image",
-        next_step="Copy or convert it again; `gzip -t` tells whether a .gz file is whole.",
+        next_step="Copy or convert it again"
+        + ("; `gzip -t` tells whether it is whole." if os.fspath(path).lower().endswith(".gz") else "."),
     )
 
 
@@ -250,30 +251,65 @@ def _read_header(path: Path, kind: Kind) -> tuple[nib.Nifti1Header, int, list[st
         size, order = _header_size(path, start)
         made = _FORMATS[size].header_class
         header = made(start[:size], order, check=False)
-        header.check_fix(logger=_quiet, error_level=40)
         least = int(header.single_vox_offset)
+        notes = _check_fields(path, header, size, extended=any(start[size : size + 4][:1]), least=least)
+        header.check_fix(logger=_quiet, error_level=40)
         stated = float(header["vox_offset"])
         offset = int(stated) if np.isfinite(stated) and stated else least  # 0: right after the header
         header.get_slope_inter(), header.get_data_dtype()
         shape = header.get_data_shape()
     except UNREADABLE as fault:
         raise unreadable(path, fault) from fault
-    extended = any(start[size : size + 4][:1])
-    if stated and (stated != offset or offset < least or (extended and offset < least + 16)):
-        raise InputError(
-            path,
-            found=f"vox_offset {stated:g}"
-            + (", and header extensions before the voxels" if extended else ""),
-            expected=f"a whole number of at least {least + 16 * extended}, where the voxels begin",
-            next_step="Convert the image again: its header does not say where the voxels are stored.",
-        )
     _check_shape(path, shape, header.get_data_dtype(), several=kind == "priors")
-    header["vox_offset"] = offset
-    notes = settle_forms(path, header, head=kind == "scan")
+    header["vox_offset"] = least  # nibabel prints remarks on others, without the file's name
+    notes += settle_forms(path, header, head=kind == "scan")
     slope = float(header["scl_slope"])
     if not np.isfinite(slope):
         notes.append(f"scl_slope is {slope:g} in the header: voxels are taken as they are stored.")
     return header, offset, notes
+
+
+def _check_fields(
+    path: Path, header: nib.Nifti1Header, size: int, *, extended: bool, least: int
+) -> list[str]:
+    """Make sure that fields have values with a meaning, each by its name; return what there is to note."""
+
+    def refuse(found: str, expected: str, next_step: str = "Convert the image again.") -> InputError:
+        return InputError(path, found=found, expected=expected, next_step=next_step)
+
+    magic = bytes(np.asarray(header["magic"]).tobytes())[:3]
+    right = b"n+1" if size == 348 else b"n+2"
+    if magic != right:
+        raise refuse(f"magic {magic.decode('latin1')!r}", f"{right.decode()!r}, in a header of {size} bytes")
+    dim = [int(n) for n in header["dim"]]
+    if not 1 <= dim[0] <= 7:
+        filled = next((i for i, n in enumerate(dim[1:]) if n < 1), 7)
+        while filled > 3 and dim[filled] == 1:
+            filled -= 1
+        raise refuse(
+            f"dim[0] = {dim[0]}, and dim[1] to dim[7] = {', '.join(map(str, dim[1:]))}",
+            "the number of dimensions, 3 for a volume, in dim[0]",
+            f"Set dim[0] to {max(filled, 1)} in the header, or convert the image again.",
+        )
+    code, bits = int(header["datatype"]), int(header["bitpix"])
+    kind = nib.nifti1.data_type_codes.dtype.get(code)
+    if kind is None or kind.itemsize == 0 or code == 1536:
+        raise refuse(f"datatype {code}", "the code of a type of numbers, such as 4 (int16) or 16 (float32)")
+    stated = float(header["vox_offset"])
+    first = least + 16 * extended
+    if stated and (not np.isfinite(stated) or stated != int(stated) or stated < first):
+        behind = ", and header extensions before the voxels" if extended else ""
+        raise refuse(
+            f"vox_offset {stated:g}{behind}",
+            f"a whole number of at least {first}, where the voxels begin",
+            "Convert the image again: its header does not say where the voxels are stored.",
+        )
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    if np.isfinite(slope) and slope and not np.isfinite(inter):
+        raise refuse(f"scl_inter {inter:g}", "a number, which is added to all voxels (0 if none)")
+    if bits != 8 * kind.itemsize:
+        return [f"bitpix is {bits} in the header, and the type of voxels {kind}: bitpix is not used."]
+    return []
 
 
 def _check_shape(path: Path, shape: tuple[int, ...], kind: np.dtype, *, several: bool) -> None:

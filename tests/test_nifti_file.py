@@ -164,7 +164,16 @@ def test_sockets_devices_and_folders_are_no_images(tmp_path, monkeypatch):
         ),
         pytest.param(with_field(DATATYPE, "h", 128), "colours", id="RGB"),
         pytest.param(with_field(DATATYPE, "h", 32), "voxels of type complex64", id="complex"),
-        pytest.param(with_field(DATATYPE, "h", 77), "cannot be read", id="unknown type"),
+        pytest.param(with_field(DATATYPE, "h", 77), "found datatype 77; .* such as 4", id="unknown type"),
+        pytest.param(with_field(DATATYPE, "h", 0), "found datatype 0; ", id="no type"),
+        pytest.param(with_field(DATATYPE, "h", 1), "found datatype 1; ", id="bits"),
+        pytest.param(with_field(DATATYPE, "h", 1536), "found datatype 1536; ", id="float128"),
+        pytest.param(with_field(DIM, "h", 0), r"dim\[0\] = 0, .* Set dim\[0\] to 3", id="dim[0] is 0"),
+        pytest.param(with_field(DIM, "h", 8), r"dim\[0\] = 8, .* Set dim\[0\] to 3", id="dim[0] is 8"),
+        pytest.param(with_field(DIM, "h", -3), r"dim\[0\] = -3, .* Set dim\[0\] to 3", id="dim[0] below 0"),
+        pytest.param(with_field(344, "4s", b"n+2"), "magic 'n.2'; expected 'n.1'", id="magic of NIfTI-2"),
+        pytest.param(with_field(112, "2f", 1, np.nan), "scl_inter nan; expected a number", id="inter NaN"),
+        pytest.param(with_field(VOX_OFFSET, "f", -352), "vox_offset -352; expected a whole", id="before it"),
         pytest.param(with_field(VOX_OFFSET, "f", 384.0), "from byte 384 on.* 32 bytes too early", id="late"),
         pytest.param(with_field(VOX_OFFSET, "f", 352.5), "vox_offset 352.5; .*whole", id="half a byte"),
         pytest.param(with_field(VOX_OFFSET, "f", np.nan), "vox_offset nan", id="offset NaN"),
@@ -194,6 +203,18 @@ def test_shapes_that_are_no_scan_get_the_words_for_it(tmp_path, shape, words):
     for look in (check_scan, peek_nifti):
         with pytest.raises(InputError, match=words):
             look(path)
+
+
+def test_odd_fields_that_change_nothing_are_noted_or_passed_over(tmp_path, caplog):
+    (tmp_path / "x.nii").write_bytes(with_field(DATATYPE + 2, "h", 3))
+    (note,) = check_scan(tmp_path / "x.nii").extra["notes"]
+    assert "bitpix is 3" in note and "float32" in note
+    content = with_field(VOX_OFFSET, "f", 353)
+    (tmp_path / "y.nii").write_bytes(content[:352] + b"\0" + content[352:])
+    with caplog.at_level("WARNING", logger="nibabel.global"):
+        shifted = check_scan(tmp_path / "y.nii")
+    np.testing.assert_array_equal(shifted.dataobj, make_head(SHAPE))
+    assert not [record for record in caplog.records if record.name.startswith("nibabel")]
 
 
 def test_extensions_and_both_byte_orders_and_nifti_2_are_read(tmp_path):
