@@ -91,7 +91,7 @@ class _EnhanceInputSpec(ChildCommandInputSpec):
     )
     max_memory_gb = traits.Float(
         nohash=True,
-        argstr="--max-memory-gb %.2f",
+        argstr="--max-memory-gb %g",
         desc="memory that networks may take, in GB; the volume is tiled when one pass takes more",
     )
     num_threads = traits.Int(

@@ -65,10 +65,15 @@ def evaluate_files(
     Raises
     ------
     InputError
-        An estimate does not lie on the truth's grid.
+        The truth or the mask is empty, or an estimate does not lie on the truth's grid.
     """
     image, truth = read_volume(reference)
     _, inside = read_volume(mask, like=image)
+    for path, found, volume in ((reference, "zeros only", truth), (mask, "no voxel above 0", inside)):
+        if not (volume > 0 if volume is inside else volume).any():
+            raise InputError(
+                path, found=found, expected="the voxels to compare", next_step="Give the right file."
+            )
     scores = {}
     for method, path in estimates.items():
         estimate_image, estimate = read_volume(path)

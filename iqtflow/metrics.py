@@ -229,7 +229,7 @@ def _similarity(
             "volumes to compare",
             found=f"shape {reference.shape}",
             expected=f"at least {2 * radius + 1} voxels along each axis, the width of the window",
-            next_step="Compare larger volumes, or PSNR alone.",
+            next_step="Compare larger volumes: structural similarity is not defined on so few slices.",
         )
     box = []
     for axis, n in enumerate(near.shape):

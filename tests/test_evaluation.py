@@ -103,3 +103,11 @@ def test_the_table_has_a_described_column_for_each_figure():
     assert lines[0].split("\t") == list(COLUMNS)
     assert len(lines) == 5
     assert all("Description" in column for column in COLUMNS.values())
+
+
+def test_an_empty_truth_is_named(volumes, tmp_path):
+    empty = write_scan(tmp_path / "empty.nii.gz", np.zeros((48, 52, 83), np.float32), AFFINE)
+    with pytest.raises(InputError, match=r"empty\.nii\.gz: found zeros only"):
+        evaluate_files(empty, empty, {"good": volumes["good"]})
+    with pytest.raises(InputError, match=r"empty\.nii\.gz: found no voxel above 0"):
+        evaluate_files(volumes["truth"], empty, {"good": volumes["good"]})
