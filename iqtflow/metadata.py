@@ -25,7 +25,7 @@ def read_fields(path: str | os.PathLike) -> dict[str, Any]:
     try:
         if path.exists() and not path.is_file():  # a named pipe would be waited for without end
             raise ValueError("a folder" if path.is_dir() else "a pipe or a device, not a file")
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), parse_int=read_whole)
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, not an object")
     except (OSError, ValueError, RecursionError) as fault:
@@ -104,6 +104,11 @@ _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "SpacingBetweenSlices": (length_mm, "a number of millimetres above 0, without quotes"),
     "MagneticFieldStrength": (number(100.0), "a number of teslas above 0, without quotes"),
 }
+
+
+def read_whole(digits: str) -> int | float:
+    """Convert a whole number of JSON; Python refuses to read one of thousands of digits: it is infinite."""
+    return int(digits) if len(digits) < 1000 else float(digits)
 
 
 def _shortly(value: Any) -> str:

@@ -14,7 +14,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -292,8 +292,9 @@ def _check_fields(
             f"Set dim[0] to {max(filled, 1)} in the header, or convert the image again.",
         )
     code, bits = int(header["datatype"]), int(header["bitpix"])
-    kind = nib.nifti1.data_type_codes.dtype.get(code)
-    if kind is None or kind.itemsize == 0 or code == 1536:
+    known: Any = nib.nifti1.data_type_codes.dtype
+    kind = np.dtype(known[code]) if code in known else np.dtype("V")
+    if kind.itemsize == 0 or code == 1536:
         raise refuse(f"datatype {code}", "the code of a type of numbers, such as 4 (int16) or 16 (float32)")
     stated = float(header["vox_offset"])
     first = least + 16 * extended

@@ -37,9 +37,17 @@ def read_split(path: str | os.PathLike) -> dict[str, tuple[str, ...]]:
     """
     try:
         lists = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        if not isinstance(lists, dict):
+            raise TypeError("no object with three lists")
+        missing = [part for part in SPLIT_PARTS if part not in lists]
+        if missing:
+            raise TypeError(f"no list {' and no list '.join(missing)}")
         split = {part: _labels(lists[part], part) for part in SPLIT_PARTS}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as fault:
-        raise _bad_split(path, f"{type(fault).__name__}: {fault}") from fault
+    except (OSError, ValueError, TypeError, RecursionError) as fault:
+        words = " ".join(str(fault).split())
+        raise _bad_split(
+            path, f"no JSON ({words})" if isinstance(fault, json.JSONDecodeError) else words
+        ) from fault
     empty = [part for part in ("train", "validation") if not split[part]]
     if empty:
         raise _bad_split(path, f"no subject for {' and '.join(empty)}")
@@ -144,7 +152,7 @@ def write_split(path: str | os.PathLike, split: Mapping[str, Sequence[str]]) -> 
 
 def _labels(labels: object, part: str) -> tuple[str, ...]:
     if not isinstance(labels, list):  # a text would be taken for a list of letters
-        raise TypeError(f"a {type(labels).__name__} under {part}, not a list")
+        raise TypeError(f"{json.dumps(labels)[:40]} under {part}, not a list")
     bare = [str(label).removeprefix("sub-") if isinstance(label, str) else "" for label in labels]
     wrong = [label for label, text in zip(labels, bare, strict=True) if not is_label(text)]
     if wrong:

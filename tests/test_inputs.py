@@ -16,6 +16,7 @@ from iqtflow.bids import derivative_name, find_scans, list_scans
 from iqtflow.bids.index import read_filters, wipe_database
 from iqtflow.bids.validation import Fault, _look, summarise, validate
 from iqtflow.errors import UsageError
+from iqtflow.metadata import read_fields, settle_values
 from iqtflow.parser import parse
 
 VISITS = (
@@ -67,8 +68,14 @@ def test_a_filter_file_is_read_as_fmriprep_reads_it(tmp_path):
     ("text", "named"),
     [
         ("{", "filters.json"),
-        ("[1]", r"found a list"),
-        ('{"t1w": "pre"}', "found a str"),
+        ("[1]", r"found \[1\] as the whole"),
+        ('{"t1w": "pre"}', 'found "t1w": "pre"; expected'),
+        ('{"t1w": null}', 'found "t1w": null; expected'),
+        ('{"t1w": {"session": "\\ud800"}}', r'filters.json: found session: "\\ud800"; expected'),
+        ('{"t1w": {"run": 99999999999999999999999}}', "found run: 99999999999999999999999; expected"),
+        pytest.param(
+            f'{{"t1w": {{"run": {"9" * 5000}}}}}', "found run: Infinity; expected", id="5000 digits"
+        ),
         ('{"t1w": {"session": {"a": 1}}}', "session"),
     ],
 )
@@ -81,6 +88,18 @@ def test_a_filter_file_that_cannot_be_meant_is_refused(tmp_path, text, named):
 def test_a_short_entity_name_in_a_filter_is_corrected(bids_tree):
     with pytest.raises(UsageError, match="acq"):
         find_scans(bids_tree(*VISITS), filters={"acq": "axial"})
+
+
+def test_a_field_that_no_sidecar_has_is_named(bids_tree):
+    with pytest.raises(UsageError, match='found Foo: "x", which no sidecar or name here has'):
+        find_scans(bids_tree(*VISITS), filters={"Foo": "x"})
+
+
+def test_a_number_of_thousands_of_digits_in_a_sidecar_is_not_used(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(f'{{"SliceThickness": {"9" * 5000}, "SkullStripped": true}}')
+    fields, notes = settle_values(read_fields(path), path)
+    assert fields == {"SkullStripped": True} and "SliceThickness is Infinity" in notes[0]
 
 
 def test_the_filter_file_reaches_the_run(bids_tree, tmp_path, monkeypatch):

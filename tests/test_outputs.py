@@ -204,6 +204,7 @@ def test_what_a_node_is_told_reaches_the_command_as_it_is(here):
         f"printf '%s\n' {line}", shell=True, capture_output=True, text=True, check=True
     ).stdout
     assert "a model; touch bad" in said.splitlines()
+    assert "--max-memory-gb 0.001" in EnhanceVolume(in_file="in.nii.gz", max_memory_gb=0.001).cmdline
 
 
 @pytest.mark.parametrize("name", ["../x.nii.gz", "/tmp/x.nii.gz", "sub-1/../../x.nii.gz"])

@@ -29,14 +29,22 @@ def test_a_split_names_its_subjects_with_or_without_prefix(tmp_path):
             "sub-01 more than once",
             id="leak",
         ),
-        pytest.param('{"train": ["01"], "evaluation": ["02"]}', "validation", id="list missing"),
+        pytest.param(
+            '{"train": ["01"], "evaluation": ["02"]}', "found no list validation;", id="list missing"
+        ),
         pytest.param(
             '{"train": ["01"], "validation": [], "evaluation": []}', "no subject for validation", id="empty"
         ),
-        pytest.param('{"train": 1, "validation": 2, "evaluation": 3}', "TypeError", id="no lists"),
-        pytest.param('["01"]', "TypeError", id="no object"),
-        pytest.param("{", "JSONDecodeError", id="no JSON"),
-        pytest.param('{"train": "01", "validation": ["2"], "evaluation": []}', "a str", id="text"),
+        pytest.param(
+            '{"train": 1, "validation": 2, "evaluation": 3}', "1 under train, not a list", id="no lists"
+        ),
+        pytest.param('["01"]', "found no object with three lists;", id="no object"),
+        pytest.param("{", "found no JSON", id="no JSON"),
+        pytest.param(
+            '{"train": "01", "validation": ["2"], "evaluation": []}',
+            '"01" under train, not a list',
+            id="text",
+        ),
         pytest.param('{"train": [1], "validation": ["2"], "evaluation": []}', "1 under train", id="number"),
         pytest.param('{"train": ["../x"], "validation": ["2"], "evaluation": []}', "'../x'", id="path"),
     ],

@@ -13,12 +13,16 @@ from typing import Any
 
 from iqtflow.bids.names import EXTENSIONS
 from iqtflow.errors import UsageError, printable
+from iqtflow.metadata import read_whole
 
 #: Folders at the root of a data set that hold no images to process, for an index that is kept.
 _IGNORED = ("code", "stimuli", "sourcedata", "models", "derivatives")
 _DATABASE = "layout_index.sqlite"  # pybids' own name for it
 #: Names that SQLite cannot store, being no UTF-8; no filter can ask for them.
 _NO_TEXT = re.compile("[\udc80-\udcff]")
+#: Half characters, which no text has, and the largest whole number of SQLite: pybids asks it.
+_NO_UNICODE = re.compile("[\ud800-\udfff]")
+_LARGEST = 2**63 - 1
 #: Keys of a filter file: what its queries are called here, and in other programs that share the file.
 _QUERIES = (
     *("t1w", "t2w", "flair", "pdw", "pdt2", "t2starw", "t1rho", "inplanet1", "inplanet2", "angio"),
@@ -52,12 +56,12 @@ def read_filters(path: str | os.PathLike, contrast: str = "T1w") -> dict[str, An
         or a value cannot be meant.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"), parse_int=read_whole)
     except (OSError, ValueError, RecursionError) as fault:
         raise _bad_filters(path, " ".join(str(fault).split()), "a JSON file") from fault
     key = contrast.lower()
     if not isinstance(content, dict):
-        raise _bad_filters(path, f"a {type(content).__name__}", f'{{"{key}": {{...}}}}')
+        raise _bad_filters(path, f"{_shortly(content)} as the whole", f'{{"{key}": {{...}}}}')
     unknown = [name for name in content if name not in (key, *_QUERIES)]
     if unknown:
         raise _bad_filters(
@@ -65,7 +69,7 @@ def read_filters(path: str | os.PathLike, contrast: str = "T1w") -> dict[str, An
         )
     chosen = content.get(key, {})
     if not isinstance(chosen, dict):
-        raise _bad_filters(path, f"a {type(chosen).__name__}", f'{{"{key}": {{...}}}}')
+        raise _bad_filters(path, f'"{key}": {_shortly(chosen)}', f'{{"{key}": {{...}}}}')
     entities = _entities() if chosen else ()
     for name, value in chosen.items():
         is_field = name[:1].isupper()
@@ -80,10 +84,16 @@ def read_filters(path: str | os.PathLike, contrast: str = "T1w") -> dict[str, An
         for item in items:
             if not isinstance(item, kinds) or (isinstance(item, bool) and not is_field):
                 raise _bad_filters(
-                    path, f"{name}: {json.dumps(value)}", "a text, a number, null, or a list of these"
+                    path, f"{name}: {_shortly(value)}", "a text, a number, null, or a list of these"
+                )
+            if (isinstance(item, str) and _NO_UNICODE.search(item)) or (
+                isinstance(item, (int, float)) and not abs(item) <= _LARGEST
+            ):
+                raise _bad_filters(
+                    path, f"{name}: {_shortly(value)}", "a text or a number that a name or a sidecar can hold"
                 )
         if not items or (name == "suffix" and len(items) > 1):
-            raise _bad_filters(path, f"{name}: {json.dumps(value)}", "one value")
+            raise _bad_filters(path, f"{name}: {_shortly(value)}", "one value")
     return chosen
 
 
@@ -136,9 +146,13 @@ def list_images(
     except Exception as fault:  # pybids names the key that may have been meant; or the index is broken
         if database_dir is not None and not isinstance(fault, ValueError):
             raise _bad_database(Path(database_dir), fault) from fault
+        known = set(layout.get_entities(metadata=True))
+        strange = [key for key in filters or {} if key not in known]
         raise UsageError(
             "--bids-filter-file",
-            found=_said(fault),
+            found=f"{strange[0]}: {_shortly(wanted[strange[0]])}, which no sidecar or name here has"
+            if strange
+            else _said(fault),
             expected="entities by their long names (session, acquisition, reconstruction, run), or metadata",
             next_step="Correct the key, or its value.",
         ) from fault
@@ -293,6 +307,12 @@ def _bad_database(folder: Path, fault: Exception) -> UsageError:
         expected="pybids' index of the data set",
         next_step="Have it made anew with --bids-database-wipe, or choose another --bids-database-dir.",
     )
+
+
+def _shortly(value: Any) -> str:
+    """A value as it stands in a JSON file, cut if long."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _said(fault: Exception) -> str:
