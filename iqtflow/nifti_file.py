@@ -403,7 +403,12 @@ def _header_size(path: Path, start: bytes) -> tuple[int, str]:
         if magic in (b"ni1", b"ni2"):
             what = "the header of an image in two files (.hdr and .img)"
         else:
-            what = "an Analyze header" if len(start) >= size else f"a file of {len(start)} bytes"
+            seen = magic.decode("latin1").strip("\0")
+            what = (
+                f"an Analyze header (magic {seen!r})"
+                if len(start) >= size
+                else f"a file of {len(start)} bytes"
+            )
         break
     else:
         what = _other(start)
