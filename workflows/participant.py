@@ -18,7 +18,7 @@ from nipype.pipeline.engine import Workflow
 
 import iqtflow
 from iqtflow.bids import LeftOut, Scan, derivative_name, scan_seed
-from iqtflow.bids.names import is_label, node_name
+from iqtflow.bids.names import is_label, library_name, node_name
 from iqtflow.config import Settings, TrainSettings
 from iqtflow.errors import printable
 from iqtflow.geometry import choose_upsampling, find_slice_geometry
@@ -331,11 +331,6 @@ def _what_std_is(model: str | None, settings: Settings) -> dict[str, str]:
     if model is None or kind is None:
         return {}
     return {"Description": description(card_of(model), kind, mirror=settings.enhance.mirror)}
-
-
-def library_name(scan: Scan, *, suffix: str = "patches", extension: str = ".safetensors") -> Path:
-    """Path of a scan's patch library under the root of the derivatives."""
-    return Path("patches", derivative_name(scan, suffix=suffix, extension=extension).name)
 
 
 def pair_inputs(train: TrainSettings, *, seed: int) -> dict[str, Any] | None:

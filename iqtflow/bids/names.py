@@ -98,6 +98,16 @@ def derivative_name(
     return Path(*folders, name + extension)
 
 
+def library_name(scan: Scan, *, suffix: str = "patches", extension: str = ".safetensors") -> Path:
+    """Path of a scan's patch library under the root of the derivatives."""
+    return Path("patches", derivative_name(scan, suffix=suffix, extension=extension).name)
+
+
+def measurement_name(scan: Scan) -> Path:
+    """Path of the measured tissue SNR of a scan under the root of the derivatives."""
+    return Path("calibration", derivative_name(scan, extension="").name + "_snr.json")
+
+
 def scan_seed(scan: Scan, seed: int) -> int:
     """Return the seed of the first draw of a scan; its further draws count on, up to a thousand.
 
