@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from iqtflow.errors import InputError
+from iqtflow.files import read_text
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def read_prior(name_or_path: str | os.PathLike) -> SNRPrior:
         return PUBLISHED[key]
     known = ", ".join(PUBLISHED)
     try:
-        fields = json.loads(Path(key).read_text(encoding="utf-8-sig"))
+        fields = json.loads(read_text(key))
         mean = tuple(float(v) for v in fields["mean"])
         covariance = tuple(tuple(float(v) for v in row) for row in fields["covariance"])
         tissues = list(fields.get("tissues", ["WM", "GM"]))

@@ -13,6 +13,7 @@ from typing import Any
 
 from iqtflow.bids.names import EXTENSIONS
 from iqtflow.errors import UsageError, printable
+from iqtflow.files import read_text
 
 #: Folders at the root of a data set that hold no images to process, for an index that is kept.
 _IGNORED = ("code", "stimuli", "sourcedata", "models", "derivatives")
@@ -52,7 +53,7 @@ def read_filters(path: str | os.PathLike, contrast: str = "T1w") -> dict[str, An
         or a value cannot be meant.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        content = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as fault:
         raise _bad_filters(path, " ".join(str(fault).split()), "a JSON file") from fault
     key = contrast.lower()
