@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from iqtflow.bids import Listing, Scan, check_owner, derivative_name
-from iqtflow.bids.names import is_label, library_name, measurement_name
+from iqtflow.bids.names import can_have_page, library_name, measurement_name
 from iqtflow.citation import CITATION, PARAGRAPHS
 from iqtflow.config import Settings
 from iqtflow.errors import OutputError, UsageError
@@ -199,7 +199,7 @@ def _names(settings: Settings, listing: Listing, *, pages_only: bool) -> Iterato
     if "participant" in run.levels and run.mode != "calibrate":
         yield Path("index.html")
         labels = {scan.subject for scan in listing.scans} | {left.subject for left in listing.left_out}
-        for label in filter(is_label, sorted(labels)):
+        for label in filter(can_have_page, sorted(labels)):
             yield from (Path(f"sub-{label}.html"), summary_path(Path(), label))
     if "group" in run.levels and run.mode == "calibrate":
         yield from (Path("calibration", name) for name in ("prior.json", "prior.png"))

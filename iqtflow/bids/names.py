@@ -21,9 +21,19 @@ ENTITY_ORDER = (
 )  # fmt: skip
 
 
+#: Bytes of a scan's name, without extension, that leave room for what the names of results and figures add
+#: to it, up to the 255 that file systems take.
+LONGEST_NAME = 215
+
+
 def is_label(text: str) -> bool:
     """Return whether a text is a label of BIDS: letters, digits and plus signs."""
     return re.fullmatch(r"[A-Za-z0-9+]+", text) is not None
+
+
+def can_have_page(label: str) -> bool:
+    """Return whether a subject's label can be part of the name of a page and its figures."""
+    return is_label(label) and len(label) <= LONGEST_NAME
 
 
 def stem_of(name: str) -> str:
