@@ -199,6 +199,7 @@ def test_relative_paths_become_absolute(bids_tree, tmp_path, monkeypatch, untrai
         (["--draws", "0"], "0 is less than 1"),
         (["--participant-label", "sub-01_ses-a"], "letters and digits only"),
         (["--forc"], "unrecognized arguments: --forc"),
+        (["--model", ""], "--model is empty"),
         (["--filters", "8"], "--filters is for --mode train; the mode is enhance"),
         (["--mode", "train", "--model", "x"], "--model is for --mode enhance; the mode is train"),
     ],
