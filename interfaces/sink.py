@@ -100,10 +100,12 @@ class SinkDerivative(SimpleInterface):
 
     def _is_stored(self) -> bool:
         """Whether the derivative and its sidecar are there, as this node would write them."""
+        from iqtflow.files import read_text
+
         try:
             if not filecmp.cmp(self.inputs.in_file, self._path()):
                 return False
             fields = {key: value for key, value in self._fields().items() if value is not None}
-            return not fields or json.loads(self._sidecar().read_text(encoding="utf-8")) == fields
+            return not fields or json.loads(read_text(self._sidecar())) == fields
         except (OSError, ValueError):
             return False

@@ -32,6 +32,13 @@ def whole_number(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
 workers = whole_number(1, 1024)
 
 
+def prefix(text: str) -> str:
+    """Check that a path ends in the beginning of a file's name: else names would begin with ``_``."""
+    if os.path.basename(text) in ("", ".", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r} ends in no beginning of a file name, as maps/sub-01 does")
+    return text
+
+
 def positive(text: str) -> float:
     """Convert to a number above 0, and finite."""
     value = float(text)

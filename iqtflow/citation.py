@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from iqtflow.files import write_text
+from iqtflow.files import read_text, write_text
 
 PARAGRAPHS = Path("logs", "citation")
 CITATION = Path("logs", "CITATION.md")
@@ -147,7 +147,7 @@ def _names(folder: Path) -> list[str]:
 
 def _read(path: Path) -> Paragraph | None:
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(read_text(path))
         one = Paragraph(**{**fields, "references": tuple(fields["references"])})
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None

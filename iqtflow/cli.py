@@ -5,20 +5,26 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import iqtflow
-from iqtflow.bids import Listing, check_dataset, check_owner
+from iqtflow.bids import Listing, check_dataset
 from iqtflow.bids.index import has_database, wipe_database
 from iqtflow.config import SECTIONS, Settings
 from iqtflow.environment import place_sockets, working_in
-from iqtflow.errors import OutputError, UsageError, printable, run_command
+from iqtflow.errors import UsageError, printable, run_command
 from iqtflow.inputs import check_engines, keep_inputs, look_over
 from iqtflow.options.checks import check_settings
 from iqtflow.parser import parse
+from iqtflow.places import (
+    check_could_be_written,
+    check_names,
+    check_places,
+    check_writable,
+    default_work_dir,
+)
 from iqtflow.resources import resolve_device
 
 
@@ -111,7 +117,8 @@ def settle(options: argparse.Namespace) -> tuple[Settings, str]:
     ------
     UsageError
         The input is no data set, or has none of the scans asked for; output or work directory would touch the
-        input; the output folder belongs to another program; a model, split or device asked for is not there.
+        input; the output folder or a file in it is somebody else's; a model, split or device asked for is
+        not there.
     OutputError
         The output or work directory cannot be written.
     """
@@ -163,7 +170,11 @@ def settle(options: argparse.Namespace) -> tuple[Settings, str]:
         check_engines(listing.scans, settings)
     device = resolve_device(settings.run.device, elsewhere=settings.run.use_plugin is not None)
     settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, device=device.name))
-    if not options.dry_run:
+    check_names(settings, listing, pages_only=options.reports_only)
+    if options.dry_run:
+        check_could_be_written(output_dir)
+        check_could_be_written(work_dir)
+    else:
         check_writable(output_dir)
         check_writable(work_dir, mode=0o755)
     return settings, device.reason
@@ -217,75 +228,6 @@ def absolute_segmentation(given: dict[str, Any]) -> dict[str, Any]:
     return settled
 
 
-def default_work_dir(bids_dir: Path, output_dir: Path) -> Path:
-    """Choose a place for intermediate results: beside the output, or the data set that the output is in."""
-    if _is_inside(output_dir, bids_dir):
-        return bids_dir.with_name(f"{bids_dir.name}-{output_dir.name}-work")
-    return output_dir.with_name(f"{output_dir.name}-work")
-
-
-def check_places(settings: Settings) -> None:
-    """Make sure that nothing is written into the data set, but for its ``derivatives``.
-
-    Raises
-    ------
-    UsageError
-        Output or work directory is the data set or in it, or the output holds what another program made.
-    """
-    paths = settings.paths
-    derivatives = paths.bids_dir / "derivatives"
-    instead = f"Choose another folder, for instance {derivatives / 'iqtflow'}."
-    places = {"output directory": paths.output_dir, "work directory": paths.work_dir}
-    if settings.inputs.database_dir is not None:
-        places["index"] = settings.inputs.database_dir
-    for name, place in places.items():
-        if _same(place, paths.bids_dir):
-            raise UsageError(
-                place,
-                found=f"the {name} equal to the input",
-                expected="a folder of its own",
-                next_step=instead,
-            )
-        if _is_inside(place, paths.bids_dir) and (
-            not _is_inside(place, derivatives) or _same(place, derivatives)
-        ):
-            raise UsageError(
-                place,
-                found=f"the {name} inside the input",
-                expected="a folder outside of it, or one in its derivatives",
-                next_step=instead,
-            )
-    check_owner(paths.output_dir)
-
-
-def check_writable(folder: Path, *, mode: int = 0o777) -> None:
-    """Make a folder, and make sure that files can be written to it, by writing one.
-
-    Parameters
-    ----------
-    folder
-        The folder.
-    mode
-        Permissions with which it is made, less those that the umask takes.
-
-    Raises
-    ------
-    OutputError
-        The folder cannot be made or written. (Permissions alone do not tell: quotas, read-only mounts.)
-    """
-    try:
-        folder.mkdir(mode=mode, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".iqtflow-"):
-            pass
-    except OSError as fault:
-        raise OutputError(
-            folder,
-            found=f"a folder that cannot be written ({fault.strerror or fault})",
-            expected="one that can",
-            next_step="Choose another folder, or change its permissions; in a container, mount it writable.",
-        ) from fault
-
-
 def announce(settings: Settings, reason: str) -> None:
     """Say what is about to run, and where: on whose device a result was made is asked later."""
     run, paths = settings.run, settings.paths
@@ -325,19 +267,6 @@ def _absolute_file(value: str | Path | None, option: str) -> str | Path | None:
             next_step="Check the path (in a container: check what is mounted where).",
         )
     return type(value)(os.path.abspath(value)) if isinstance(value, str) else value.absolute()
-
-
-def _is_inside(place: Path, folder: Path) -> bool:
-    """Return whether `place`, which need not exist, is `folder` or in it, links followed."""
-    return _resolved(folder) in (_resolved(place), *_resolved(place).parents)
-
-
-def _same(one: Path, other: Path) -> bool:
-    return _resolved(one) == _resolved(other)
-
-
-def _resolved(path: Path) -> Path:
-    return Path(os.path.realpath(path))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from iqtflow.errors import UsageError
-from iqtflow.files import write_text
+from iqtflow.files import read_text, write_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -231,8 +231,7 @@ def read_sections(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
         The file is missing or not TOML, a table or key is unknown, or a value has the wrong type.
     """
     try:
-        with open(path, "rb") as stream:
-            tables = tomllib.load(stream)
+        tables = tomllib.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as fault:  # also text that is not in UTF-8
         raise UsageError(
             path,

@@ -35,7 +35,7 @@ LONGEST_FOLDER = 75
 def settle_environment(environ: MutableMapping[str, str] = os.environ) -> None:
     """Name the user, and give Matplotlib a folder, where the system has neither; let any name be printed.
 
-    Child processes inherit both; what the user has set stays.
+    Child processes inherit both; what the user has set stays, but for the backend of Matplotlib.
 
     Parameters
     ----------
@@ -60,6 +60,7 @@ def settle_environment(environ: MutableMapping[str, str] = os.environ) -> None:
             next_step="Change to another folder (cd) and run again.",
         ) from fault
     _make_absolute(environ, here)
+    environ["MPLBACKEND"] = "Agg"  # figures go to files only; Jupyter's backend, say, need not be there
     known = _account()
     if known is None and not any(environ.get(name) for name in NAMES):
         environ["LOGNAME"] = environ["USER"] = f"uid{os.getuid()}"

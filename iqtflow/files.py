@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Callable
@@ -120,6 +121,35 @@ def require_name(value: str, what: str) -> str:
 def write_text(path: str | os.PathLike, text: str) -> Path:
     """Write a text file (UTF-8) as :func:`write_atomically` does."""
     return write_atomically(path, lambda stream: stream.write(text.encode()))
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """Read a text file (UTF-8, with a byte-order mark or not). What is no file is not waited for.
+
+    Raises
+    ------
+    OSError
+        It cannot be read.
+    ValueError
+        It is a named pipe or a device, which may never end; or no text in UTF-8.
+    """
+    require_regular(path)
+    return Path(path).read_text(encoding="utf-8-sig")
+
+
+def require_regular(path: str | os.PathLike) -> None:
+    """Make sure that what is there is a file before it is opened: a named pipe is waited for without end.
+
+    Raises
+    ------
+    OSError
+        It is not there.
+    ValueError
+        It is a folder, a pipe or a device.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise ValueError("a folder" if stat.S_ISDIR(mode) else "a pipe or a device, not a file")
 
 
 def remove_leftovers(folder: str | os.PathLike) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from iqtflow.errors import InputError
+from iqtflow.files import read_text
 from iqtflow.pointers import how_to_fetch
 
 
@@ -23,9 +24,7 @@ def read_fields(path: str | os.PathLike) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        if path.exists() and not path.is_file():  # a named pipe would be waited for without end
-            raise ValueError("a folder" if path.is_dir() else "a pipe or a device, not a file")
-        content = json.loads(path.read_text(encoding="utf-8-sig"), parse_int=read_whole)
+        content = json.loads(read_text(path), parse_int=read_whole)
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, not an object")
     except (OSError, ValueError, RecursionError) as fault:

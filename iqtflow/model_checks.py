@@ -18,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from iqtflow.errors import InputError, IQTFlowError
+from iqtflow.files import require_regular
 from iqtflow.memory import free_memory_gb
 from iqtflow.normalisation import NAME as NORMALISATION
 
@@ -70,9 +71,8 @@ def read_header(path: str | os.PathLike) -> tuple[Any, Shapes]:
         It is no whole safetensors file, or there is no memory for what is in it.
     """
     try:
-        with safe_open(
-            os.fspath(path), framework="numpy"
-        ) as file:  # compares the header with the file's size
+        require_regular(path)
+        with safe_open(os.fspath(path), framework="numpy") as file:  # compares header and size
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             card = json.loads((file.metadata() or {}).get("iqtflow", "null"))
         size_gb = Path(path).stat().st_size / 1e9

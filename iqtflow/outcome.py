@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from iqtflow.files import read_text
 from iqtflow.terminal import duration, text_table
 
 MOST_ROWS = 40  #: a longer run lists those that want attention first, and counts the rest
@@ -105,6 +106,6 @@ def _attention(found: Mapping[str, Any]) -> list[str]:
 
 def _read(path: Path | None) -> dict[str, Any]:
     try:
-        return {} if path is None else dict(json.loads(path.read_text(encoding="utf-8")))
+        return {} if path is None else dict(json.loads(read_text(path)))
     except (OSError, ValueError, TypeError):
         return {}

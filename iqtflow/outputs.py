@@ -1,11 +1,13 @@
 """What a command may write, known before its work begins: never over an input, nor over another's file.
 
 The rule, for all commands: a command replaces an existing file only when it made the file itself and nobody
-has changed the file since. To replace any other file takes ``--overwrite``. An input is never replaced.
+has changed the file since, as far as the file can tell. To replace any other file takes ``--overwrite``. An
+input is never replaced.
 
 What a command made is known by the file itself. Images (field ``descrip`` of the header) and JSON files
 (``GeneratedBy``) name the command and hold a digest of all else in the file; models hold a digest in their
-card; the other kinds are known by their form.
+card. Tables, pictures and ``.npy`` files hold no digest and are known by their form: what somebody has
+changed in one of them is lost.
 """
 
 from __future__ import annotations
@@ -39,8 +41,9 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace output files that exist. Without it a file is replaced only if this command made it "
-        "and nobody has changed it since. Inputs are never replaced",
+        help="replace output files that exist. Without it an image, a JSON file or a model is replaced "
+        "only if this command made it and nobody has changed it since; a table (.csv), a picture or a .npy "
+        "file, if it has the form of those that this command makes. Inputs are never replaced",
     )
 
 

@@ -21,7 +21,7 @@ import torch
 
 from iqtflow.draws import require_patch, require_sources
 from iqtflow.errors import InputError
-from iqtflow.files import write_atomically, write_text
+from iqtflow.files import read_text, require_regular, write_atomically, write_text
 from iqtflow.outputs import signed
 from iqtflow.patches import PATCH, PatchLibrary
 from iqtflow.snr import SNRPrior
@@ -153,7 +153,8 @@ def read_pairs(path: str | os.PathLike) -> PairFile:
     """
     again = "Run the participant level again to write it anew."
     try:
-        header = json.loads(_header_of(path).read_text(encoding="utf-8"))
+        header = json.loads(read_text(_header_of(path)))
+        require_regular(path)
         pairs = np.load(path, mmap_mode="r", allow_pickle=False)
         expected = pair_dtype(header["k"], header["patch"])
         counts, subject, prior = tuple(header["counts"]), str(header["subject"]), dict(header["prior"])

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from iqtflow.errors import InputError
-from iqtflow.files import write_atomically
+from iqtflow.files import require_regular, write_atomically
 from iqtflow.normalisation import intensity_scale
 from iqtflow.slice_profile import decimation_matrix
 from iqtflow.snr import tissue_mean
@@ -250,6 +250,7 @@ def read_library(path: str | os.PathLike) -> PatchLibrary:
 
 
 def _open_library(path: str | os.PathLike) -> PatchLibrary:
+    require_regular(path)
     with safe_open(os.fspath(path), framework="numpy") as file:
         header = json.loads((file.metadata() or {}).get("iqtflow", "{}"))
         names = set(file.keys())

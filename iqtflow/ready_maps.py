@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iqtflow.errors import InputError
+from iqtflow.files import read_text
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -226,7 +227,7 @@ def _maker(path: Path) -> str:
     """Program and version that wrote derivatives, as their ``dataset_description.json`` states them."""
     for folder in path.absolute().parents:
         try:
-            text = (folder / "dataset_description.json").read_text(encoding="utf-8-sig")
+            text = read_text(folder / "dataset_description.json")
             maker = json.loads(text)["GeneratedBy"][0]
             return " ".join(filter(None, [maker["Name"], maker.get("Version")]))
         except (FileNotFoundError, NotADirectoryError):

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from iqtflow.decimation import Ratios
 from iqtflow.degradations import BIAS_ORDER, Extras
 from iqtflow.errors import InputError
+from iqtflow.files import read_text
 from iqtflow.geometry import AXIS_NAMES
 from iqtflow.simulation import Draw, SliceStack
 from iqtflow.snr import SNRPrior
@@ -110,7 +110,7 @@ def read_fields(path: str | os.PathLike) -> dict[str, Any]:
         Not readable, or not the sidecar of a simulated scan.
     """
     try:
-        fields = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        fields = json.loads(read_text(path))
         found = f"the fields {', '.join(sorted(fields))}"
         if isinstance(fields["Simulation"], dict):
             return fields

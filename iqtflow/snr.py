@@ -16,6 +16,7 @@ import numpy as np
 
 from iqtflow.config import SNR_LIMITS
 from iqtflow.errors import InputError
+from iqtflow.files import read_text
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def read_prior(name_or_path: str | os.PathLike) -> SNRPrior:
     known = ", ".join(PUBLISHED)
     form = "JSON with mean (2 numbers) and covariance (2 x 2), order WM, GM"
     try:
-        fields = json.loads(Path(key).read_text(encoding="utf-8-sig"))
+        fields = json.loads(read_text(key))
         if not isinstance(fields, dict):
             raise _bad(key, f"a {type(fields).__name__} at the top", form)
         missing = [name for name in ("mean", "covariance") if name not in fields]

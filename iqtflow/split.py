@@ -9,7 +9,7 @@ from pathlib import Path
 
 from iqtflow.bids.names import is_label
 from iqtflow.errors import UsageError
-from iqtflow.files import write_text
+from iqtflow.files import read_text, write_text
 
 SPLIT_PARTS = ("train", "validation", "evaluation")  #: the lists in a split, in this order
 RATIO = (12, 3, 15)  #: the paper's numbers of subjects (section 3)
@@ -36,7 +36,7 @@ def read_split(path: str | os.PathLike) -> dict[str, tuple[str, ...]]:
         on says nothing about other people.
     """
     try:
-        lists = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        lists = json.loads(read_text(path))
         if not isinstance(lists, dict):
             raise TypeError("no object with three lists")
         missing = [part for part in SPLIT_PARTS if part not in lists]

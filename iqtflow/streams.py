@@ -67,7 +67,8 @@ def patient_streams() -> Iterator[tuple[PatientStream, PatientStream]]:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            # Child processes, too: in theirs a pipe would take the place, and be closed with the stream.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     before = sys.stdout, sys.stderr
     ours = PatientStream(before[0]), PatientStream(before[1])
     sys.stdout, sys.stderr = ours

@@ -16,6 +16,7 @@ from conftest import make_affine
 from iqtflow.bids import (
     derivative_name,
     find_scans,
+    list_scans,
     scan_seed,
     write_dataset_description,
     write_sidecar,
@@ -55,6 +56,12 @@ def test_a_subject_may_be_named_with_or_without_its_prefix(bids_tree, label):
 def test_a_session_may_be_named_with_or_without_its_prefix(bids_tree, label):
     root = bids_tree(T1W, *(f"sub-02/ses-{s}/anat/sub-02_ses-{s}_T1w.nii.gz" for s in ("pre", "post")))
     assert [scan.session for scan in find_scans(root, sessions=[label])] == ["pre"]
+
+
+def test_a_label_that_is_given_twice_counts_once(bids_tree):
+    root = bids_tree(T1W, "sub-02/ses-a/anat/sub-02_ses-a_T1w.nii.gz")
+    listing = list_scans(root, subjects=["02", "sub-02"], sessions=["ses-a", "a"])
+    assert ([scan.subject for scan in listing.scans], listing.left_out) == (["02"], [])
 
 
 def test_other_contrasts_can_be_asked_for(bids_tree):

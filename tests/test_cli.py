@@ -18,6 +18,7 @@ from conftest import make_affine, make_head, write_scan
 
 import iqtflow
 from iqtflow import cli
+from iqtflow.bids import write_dataset_description
 from iqtflow.config import Settings, read_settings, write_settings
 from iqtflow.errors import OutputError, UsageError
 from iqtflow.parser import build_parser, parse
@@ -201,6 +202,7 @@ def test_relative_paths_become_absolute(bids_tree, tmp_path, monkeypatch, untrai
         (["--draws", "0"], "0 is less than 1"),
         (["--participant-label", "sub-01_ses-a"], "letters and digits only"),
         (["--forc"], "unrecognized arguments: --forc"),
+        (["--model", ""], "--model is empty"),
         (["--filters", "8"], "--filters is for --mode train; the mode is enhance"),
         (["--mode", "train", "--model", "x"], "--model is for --mode enhance; the mode is train"),
     ],
@@ -343,6 +345,43 @@ def test_a_folder_with_files_of_somebody_else_is_no_output(bids_tree, tmp_path, 
     assert mine.read_text() == "my own\n"
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["sub-01.html", "sub-01/anat/sub-01_desc-iqt_T1w.nii.gz", "sub-01/anat/sub-01_desc-iqtstd_T1w.json"],
+)
+def test_a_result_of_somebody_else_is_not_replaced(bids_tree, tmp_path, capsys, name):
+    """In a folder that iqtflow has described, a file of this name is its own."""
+    root, out = bids_tree(T1W), tmp_path / "out"
+    mine = out / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("my own\n")
+    assert cli.main([str(root), str(out), "participant"]) == 2
+    assert f"{mine}: found a file that the run would replace" in capsys.readouterr().err
+    assert [path for path in tree(out) if path.is_file()] == [mine]
+    write_dataset_description(out, source_dir=root)
+    assert settle(root, out, "participant").paths.output_dir == out
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "-v"])
+@pytest.mark.parametrize(
+    ("name", "is_folder"),
+    [
+        ("index.html", True), ("sub-01.html", True), (".bidsignore", True), ("logs/CITATION.md", True),
+        ("sub-01", False), ("sub-01/figures", False), ("logs", False), ("logs/citation", False),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_taken_by_another_kind_is_told_before_the_work(
+    bids_tree, tmp_path, capsys, name, is_folder, option
+):
+    root, out = bids_tree(T1W), tmp_path / "out"
+    write_dataset_description(out, source_dir=root)
+    (out / name).unlink(missing_ok=True)
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    (out / name).mkdir() if is_folder else (out / name).touch()
+    assert cli.main([str(root), str(out), "participant", option]) == 2
+    assert f"{out / name}: found {'a folder' if is_folder else 'no folder'}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS])
 def test_a_standard_output_that_takes_no_more_is_no_defect(bids_tree, tmp_path, capsys, monkeypatch, error):
     def refuse(*arguments):
@@ -375,8 +414,41 @@ def test_a_read_only_folder_is_refused(bids_tree, tmp_path, option):
 @pytest.mark.parametrize("option", ["output", "work"])
 def test_a_place_where_no_folder_can_be_made_is_refused(bids_tree, tmp_path, option):
     places = {"output": tmp_path / "out", "work": tmp_path / "w"} | {option: "/proc/iqtflow"}
-    with pytest.raises(OutputError, match="/proc/iqtflow"):
-        settle(bids_tree(T1W), places["output"], "participant", "-w", places["work"])
+    root = bids_tree(T1W)
+    for options in ([], ["--dry-run"]):
+        with pytest.raises(OutputError, match="/proc/iqtflow"):
+            settle(root, places["output"], "participant", "-w", places["work"], *options)
+
+
+def test_a_dry_run_does_not_promise_a_folder_below_a_file(bids_tree, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    root, before = bids_tree(T1W), tree(tmp_path)
+    assert cli.main([str(root), str(tmp_path / "file/out"), "participant", "--dry-run"]) == 73
+    assert f"{tmp_path / 'file'} is no folder" in capsys.readouterr().err
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("output", "work", "told"),
+    [
+        ("out", "out", "work directory that is, or holds, the output"),
+        ("out/results", "out", "work directory that is, or holds, the output"),
+        ("out", "/", "work directory that is, or holds, the input"),
+        (".", "w", "output directory that holds the input"),
+    ],
+)
+def test_no_folder_is_taken_whose_loss_or_mixture_would_harm(bids_tree, tmp_path, output, work, told):
+    root = bids_tree(T1W)
+    with pytest.raises(UsageError, match=told):
+        settle(root, root.parent / output, "participant", "-w", root.parent / work)
+
+
+def test_derivatives_may_hold_their_input_in_sourcedata(bids_tree, tmp_path):
+    root = bids_tree(T1W)
+    raw = tmp_path / "out/sourcedata/raw"
+    raw.parent.mkdir(parents=True)
+    shutil.copytree(root, raw)
+    assert settle(raw, tmp_path / "out", "participant", "-w", tmp_path / "w").paths.bids_dir == raw
 
 
 def test_ctrl_c_and_defects_have_their_own_exit_codes(monkeypatch, capsys):

@@ -60,7 +60,13 @@ def test_what_the_user_has_set_stays(tmp_path):
     variables = {"HOME": os.fspath(tmp_path), "USER": "reader", "MPLCONFIGDIR": "/somewhere"}
     before = dict(variables)
     settle_environment(variables)
-    assert variables == before
+    assert {name: variables[name] for name in before} == before
+
+
+def test_figures_go_to_files_whatever_matplotlib_is_told_to_open():
+    variables = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    settle_environment(variables)
+    assert variables["MPLBACKEND"] == "Agg"
 
 
 def test_a_home_that_can_be_written_is_used(tmp_path):
@@ -289,6 +295,17 @@ def test_every_stream_may_be_closed():
             ["bash", "-c", f"{program} {closed}"], stderr=subprocess.PIPE, text=True, check=False
         )
         assert (done.returncode, done.stderr) == (0, ""), closed
+
+
+def test_a_closed_stream_is_open_in_child_processes_too():
+    """Else a pipe between the processes takes its place, and is closed with it."""
+    child = "import os; [os.fstat(n) for n in range(3)]"
+    program = (
+        "import subprocess, sys; from iqtflow.streams import patient_streams\n"
+        f"with patient_streams(): sys.exit(subprocess.call([sys.executable, '-c', {child!r}]))"
+    )
+    closed = shlex.join([sys.executable, "-c", program]) + " <&- >&- 2>&-"
+    assert subprocess.run(["bash", "-c", closed], check=False).returncode == 0
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")

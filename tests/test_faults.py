@@ -207,13 +207,26 @@ def test_children_end_when_the_run_is_killed(site):
     wait_until(lambda: not processes(run.session))
 
 
+TAKEN_MEANWHILE = """
+import sys
+from iqtflow.cli import settle
+from iqtflow.parser import parse
+settings, _ = settle(parse(sys.argv[1:]))
+(settings.paths.output_dir / "sub-1.html/x").mkdir(parents=True)
+from iqtflow.workflows.base import run_workflow
+raise SystemExit(run_workflow(settings))
+"""
+
+
 def test_who_went_through_is_told_when_a_page_cannot_be_written(site):
-    """A folder has the page's name."""
-    out, _, (bids, *rest) = site
+    """A folder has got the page's name after the run had looked."""
+    _, _, (bids, *rest) = site
     for i in (1, 2):
         write_thick_scan(bids / f"sub-{i}/anat/sub-{i}_T1w.nii.gz", k=1, seed=i)
-    (out / "sub-1.html/x").mkdir(parents=True)
-    done = iqtflow(bids, *rest)
+    done = subprocess.run(
+        [sys.executable, "-c", TAKEN_MEANWHILE, bids, *map(str, rest)],
+        capture_output=True, text=True, env=ENVIRONMENT, check=False,
+    )  # fmt: skip
     assert done.returncode == 73, done.stdout + done.stderr
     assert "0 enhanced, 2 skipped, 0 failed" in done.stdout
     assert "failed: pages" in done.stdout and "sub-1.html: found a folder of this name" in done.stdout

@@ -7,9 +7,22 @@ import os
 import stat
 
 import pytest
+from iqtflow.workflows.cluster import read_plugin_file
 
-from iqtflow.errors import OutputError, UsageError
+from iqtflow.bids import check_owner
+from iqtflow.bids.index import read_filters
+from iqtflow.commands.calibrate import read_scan
+from iqtflow.commands.train import _read_card
+from iqtflow.config import read_sections
+from iqtflow.errors import InputError, OutputError, UsageError
 from iqtflow.files import require_name, write_atomically, write_text
+from iqtflow.metadata import read_fields
+from iqtflow.model_checks import read_header
+from iqtflow.pairs import read_pairs
+from iqtflow.patches import read_library
+from iqtflow.simulation_sidecar import recall
+from iqtflow.snr import read_prior
+from iqtflow.split import read_split
 
 
 def test_what_was_there_before_stays_until_the_new_is_whole(tmp_path):
@@ -106,3 +119,29 @@ def test_names_are_taken_as_they_are(name):
 def test_a_name_that_is_a_path_or_means_something_to_a_shell_is_refused(name):
     with pytest.raises(UsageError, match="--model-name: found"):
         require_name(name, "--model-name")
+
+
+#: Whatever reads a file that a user names, or that lies in a folder of a user's.
+READERS = {
+    "settings": read_sections,
+    "filters": lambda path: read_filters(path, "T1w"),
+    "description of the output": lambda path: check_owner(path.parent),
+    "cluster": read_plugin_file,
+    "prior": read_prior,
+    "split": read_split,
+    "recipe": recall,
+    "sidecar": read_fields,
+    "measured scan": read_scan,
+    "library": read_library,
+    "pairs": read_pairs,
+    "model": read_header,
+    "card": _read_card,
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_named_pipe_is_not_waited_for(tmp_path, kind):
+    pipe = tmp_path / "dataset_description.json"
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match=r"dataset_description\.json.*a pipe or a device"):
+        READERS[kind](pipe)

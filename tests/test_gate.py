@@ -42,6 +42,8 @@ def left_out(root: Path, **options) -> dict[str, str]:
         ("sub-01/ses-1/anat/sub-01_ses-2_T1w.nii.gz", "found ses-2 in its name; expected ses-1"),
         ("sub-01-a/anat/sub-01-a_T1w.nii.gz", "found the label '01-a'"),
         ("sub-/anat/sub-_T1w.nii.gz", "found 'sub-' in its name"),
+        ("sub-{0}/anat/sub-{0}_T1w.nii.gz".format("b" * 236), "found a name of 244 characters; expected"),
+        (f"sub-01/anat/sub-01_acq-{'a' * 201}_T1w.nii.gz", "found a name of 216 characters"),
     ],
 )
 def test_a_name_that_leaves_open_whose_scan_it_is_is_left_out_and_the_rest_is_there(bids_tree, file, found):

@@ -88,6 +88,15 @@ def test_tissue_maps_do_not_replace_the_image_or_the_maps_they_are_made_from(her
         os.rename(here / name, here / "in.nii.gz")
 
 
+@pytest.mark.parametrize("prefix", ["", "maps/", ".", "maps/.."])
+def test_tissue_maps_have_a_name_before_their_ending(here, capsys, prefix):
+    before = contents(here)
+    with pytest.raises(SystemExit) as ended:
+        segment.main(["in.nii.gz", "--out-prefix", prefix])
+    assert ended.value.code == 2 and "no beginning of a file name" in capsys.readouterr().err
+    assert contents(here) == before
+
+
 def test_two_outputs_are_two_files(here, capsys):
     assert enhance.main(["in.nii.gz", "x.nii.gz", "--std", f"../{here.name}/x.nii.gz"]) == 2
     assert "the same file as output" in capsys.readouterr().err

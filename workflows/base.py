@@ -25,6 +25,7 @@ from iqtflow.errors import EXIT_OK, EXIT_SUBJECT_FAILED, IQTFlowError, exit_code
 from iqtflow.files import remove_leftovers
 from iqtflow.inputs import check_engines, engine_of, find_inputs, list_inputs
 from iqtflow.outcome import Outcome, outcome_table
+from iqtflow.places import stored_names
 
 
 def run_workflow(settings: Settings) -> int:
@@ -234,27 +235,6 @@ def stored_record(scan: Scan, settings: Settings) -> dict[str, str]:
     if settings.run.mode == "enhance":
         return {"status": "enhanced", "output": output}
     return {"status": "prepared", "stem": output.rpartition("_desc-iqt")[0]}
-
-
-def stored_names(scan: Scan, settings: Settings) -> list[Path]:
-    """Files that a run stores for every scan that goes well, relative to the root of the derivatives."""
-    from iqtflow.workflows.calibration import measurement_name
-    from iqtflow.workflows.participant import library_name
-
-    if settings.run.mode == "calibrate":
-        return [measurement_name(scan)]
-    if settings.run.mode == "enhance":
-        images = [derivative_name(scan, desc="iqt")]
-    else:
-        draws = 1 if settings.train.draws == "fresh" else settings.train.draws
-        images = [
-            *(derivative_name(scan, label=label, suffix="probseg") for label in ("WM", "GM", "CSF")),
-            derivative_name(scan, desc="brain", suffix="mask"),
-            *(derivative_name(scan, desc=f"sim{i:02d}") for i in range(1, draws + 1)),
-        ]
-    sidecars = [image.with_name(image.name.split(".")[0] + ".json") for image in images]
-    libraries = [] if settings.run.mode == "enhance" else [library_name(scan)]
-    return [*images, *sidecars, *libraries]
 
 
 def _outcomes(

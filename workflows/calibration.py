@@ -10,7 +10,8 @@ from pathlib import Path
 from iqtflow.workflows.run import find_lost, report_failures, run_graph
 from nipype.pipeline.engine import Workflow
 
-from iqtflow.bids import Scan, derivative_name
+from iqtflow.bids import Scan
+from iqtflow.bids.names import measurement_name
 from iqtflow.config import Settings
 from iqtflow.errors import EXIT_OK, UsageError
 
@@ -106,11 +107,6 @@ def run_group(settings: Settings, logs: Path) -> int:
     for note in prior["notes"]:
         print(f"  note: {note}", flush=True)
     return EXIT_OK
-
-
-def measurement_name(scan: Scan) -> Path:
-    """Path of a scan's measurement under the root of the derivatives."""
-    return Path(FOLDER, derivative_name(scan, extension="").name + ENDING)
 
 
 def find_measurements(folder: Path, subjects: Sequence[str] = (), sessions: Sequence[str] = ()) -> list[Path]:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from glob import glob
-from pathlib import Path
 from traceback import format_exception
 from typing import Any
 
@@ -22,6 +21,7 @@ from nipype.pipeline.engine import Node
 from nipype.pipeline.plugins.base import SGELikeBatchManagerBase
 
 from iqtflow.errors import UsageError
+from iqtflow.files import read_text
 
 LOGGER = logging.getLogger("nipype.workflow")
 
@@ -87,7 +87,7 @@ def read_plugin_file(path: str | os.PathLike) -> ClusterPlan:
         )
 
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(path))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as fault:
         raise wrong(" ".join(str(fault).split()), "a readable YAML file") from fault
     known = {"plugin", "plugin_args", "gpu_args"}

@@ -18,7 +18,7 @@ from nipype.pipeline.engine import Workflow
 
 import iqtflow
 from iqtflow.bids import LeftOut, Scan, derivative_name, scan_seed
-from iqtflow.bids.names import is_label, node_name
+from iqtflow.bids.names import can_have_page, library_name, node_name
 from iqtflow.config import Settings, TrainSettings
 from iqtflow.errors import printable
 from iqtflow.geometry import choose_upsampling, find_slice_geometry
@@ -262,7 +262,9 @@ def skipped_records(skipped: Sequence[tuple[Scan, str]]) -> list[dict[str, str]]
 
 
 def left_out_records(left_out: Sequence[LeftOut]) -> list[dict[str, str]]:
-    """Return what pages are told of files that were left out; what is no subject of BIDS has no page."""
+    """Return what pages are told of files that were left out; what is no subject of BIDS, or has too long a
+    label, has no page.
+    """
     return [
         {
             "subject": left.subject,
@@ -271,7 +273,7 @@ def left_out_records(left_out: Sequence[LeftOut]) -> list[dict[str, str]]:
             "message": f"left out: {left.reason}",
         }
         for left in left_out
-        if is_label(left.subject)
+        if can_have_page(left.subject)
     ]
 
 
@@ -331,11 +333,6 @@ def _what_std_is(model: str | None, settings: Settings) -> dict[str, str]:
     if model is None or kind is None:
         return {}
     return {"Description": description(card_of(model), kind, mirror=settings.enhance.mirror)}
-
-
-def library_name(scan: Scan, *, suffix: str = "patches", extension: str = ".safetensors") -> Path:
-    """Path of a scan's patch library under the root of the derivatives."""
-    return Path("patches", derivative_name(scan, suffix=suffix, extension=extension).name)
 
 
 def pair_inputs(train: TrainSettings, *, seed: int) -> dict[str, Any] | None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iqtflow.workflows.headers import peek
-from iqtflow.workflows.participant import card_of, choose_model_file, library_name
+from iqtflow.workflows.participant import card_of, choose_model_file
 
 from iqtflow.bids import LeftOut, Scan, derivative_name
+from iqtflow.bids.names import library_name, measurement_name
 from iqtflow.config import Settings
 from iqtflow.conform import check_scan
 from iqtflow.errors import EXIT_OK, EXIT_SUBJECT_FAILED, IQTFlowError, printable
@@ -127,8 +128,6 @@ def main_output(scan: Scan, settings: Settings) -> Path:
     if settings.run.mode == "enhance":
         return derivative_name(scan, desc="iqt")
     if settings.run.mode == "calibrate":
-        from iqtflow.workflows.calibration import measurement_name
-
         return measurement_name(scan)
     return library_name(scan)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iqtflow.bids.names import ENTITY_ORDER, derivative_name, is_label, stem_of
+from iqtflow.bids.names import ENTITY_ORDER, LONGEST_NAME, derivative_name, is_label, node_name, stem_of
 from iqtflow.errors import printable
 
 if TYPE_CHECKING:
@@ -72,6 +72,13 @@ def check_name(path: Path, root: Path) -> str | None:
             found = f"{key}-{entities[key]}" if key in entities else f"no {key}-"
             wanted = f"{key}-{folders[key]}, as its folder says" if key in folders else f"no {key}-"
             return _wrong(f"{found} in its name", wanted)
+    length = len(node_name(stem_of(name)))
+    if length > LONGEST_NAME:
+        plus = " (a + counts twice)" if "+" in name else ""
+        return _wrong(
+            f"a name of {length} characters{plus}",
+            f"at most {LONGEST_NAME}: results and figures add to it, and file systems take 255",
+        )
     return None
 
 

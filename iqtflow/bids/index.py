@@ -13,6 +13,7 @@ from typing import Any
 
 from iqtflow.bids.names import EXTENSIONS
 from iqtflow.errors import UsageError, printable
+from iqtflow.files import read_text
 from iqtflow.metadata import read_whole
 
 #: Folders at the root of a data set that hold no images to process, for an index that is kept.
@@ -56,7 +57,7 @@ def read_filters(path: str | os.PathLike, contrast: str = "T1w") -> dict[str, An
         or a value cannot be meant.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"), parse_int=read_whole)
+        content = json.loads(read_text(path), parse_int=read_whole)
     except (OSError, ValueError, RecursionError) as fault:
         raise _bad_filters(path, " ".join(str(fault).split()), "a JSON file") from fault
     key = contrast.lower()

@@ -21,9 +21,19 @@ ENTITY_ORDER = (
 )  # fmt: skip
 
 
+#: Bytes of a scan's name, without extension, that leave room for what the names of results and figures add
+#: to it, up to the 255 that file systems take.
+LONGEST_NAME = 215
+
+
 def is_label(text: str) -> bool:
     """Return whether a text is a label of BIDS: letters, digits and plus signs."""
     return re.fullmatch(r"[A-Za-z0-9+]+", text) is not None
+
+
+def can_have_page(label: str) -> bool:
+    """Return whether a subject's label can be part of the name of a page and its figures."""
+    return is_label(label) and len(label) <= LONGEST_NAME
 
 
 def stem_of(name: str) -> str:
@@ -96,6 +106,16 @@ def derivative_name(
     name = "_".join([*(f"{key}-{value}" for key, value in ordered), suffix or scan.suffix])
     folders = [f"sub-{scan.subject}", *([f"ses-{scan.session}"] if scan.session else []), "anat"]
     return Path(*folders, name + extension)
+
+
+def library_name(scan: Scan, *, suffix: str = "patches", extension: str = ".safetensors") -> Path:
+    """Path of a scan's patch library under the root of the derivatives."""
+    return Path("patches", derivative_name(scan, suffix=suffix, extension=extension).name)
+
+
+def measurement_name(scan: Scan) -> Path:
+    """Path of the measured tissue SNR of a scan under the root of the derivatives."""
+    return Path("calibration", derivative_name(scan, extension="").name + "_snr.json")
 
 
 def scan_seed(scan: Scan, seed: int) -> int:

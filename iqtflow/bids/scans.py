@@ -167,8 +167,8 @@ def _session_of(path: Path, root: Path) -> str | None:
 def _known_labels(
     wanted: Iterable[str] | None, known: Sequence[str], *, entity: str, where: Path
 ) -> list[str]:
-    """Return the wanted labels without prefix, or all that are known; refuse a label that is not known."""
-    labels = [label.removeprefix(f"{entity}-") for label in wanted or ()]
+    """Return the wanted labels without prefix, each once, or all that are known; refuse an unknown one."""
+    labels = list(dict.fromkeys(label.removeprefix(f"{entity}-") for label in wanted or ()))
     unknown = [f"{entity}-{label}" for label in labels if label not in known]
     if unknown:
         raise UsageError(

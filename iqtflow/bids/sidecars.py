@@ -10,7 +10,7 @@ from typing import Any
 
 import iqtflow
 from iqtflow.errors import UsageError
-from iqtflow.files import write_text
+from iqtflow.files import read_text, write_text
 
 BIDS_VERSION = "1.10.0"  #: version of the standard that the derivatives follow
 
@@ -114,7 +114,7 @@ def check_owner(output_dir: Path) -> None:
     path = output_dir / "dataset_description.json"
     instead = f"Choose another folder, for instance {output_dir / 'iqtflow'}."
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = json.loads(read_text(path))
         makers = [str(maker["Name"]) for maker in description.get("GeneratedBy", [])]
     except NotADirectoryError:
         return
@@ -158,7 +158,7 @@ _MARKS = {
 def _read_description(root: Path) -> dict[str, Any]:
     """Return what a data set says of itself; nothing where it does not, as downloads of HCP do not."""
     try:
-        content = json.loads((root / "dataset_description.json").read_text(encoding="utf-8-sig"))
+        content = json.loads(read_text(root / "dataset_description.json"))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

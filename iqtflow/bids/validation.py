@@ -15,6 +15,7 @@ from pathlib import Path
 from iqtflow.bids.names import EXTENSIONS
 from iqtflow.bids.scans import Listing
 from iqtflow.errors import UsageError, printable
+from iqtflow.files import read_text
 
 #: Longer than this (s) a run does not wait for the validator.
 PATIENCE_S = 60
@@ -176,7 +177,7 @@ def _look(root: Path, subjects: Sequence[str] = ()) -> list[Fault]:
     faults = []
     description = root / "dataset_description.json"
     try:
-        fields = json.loads(description.read_text(encoding="utf-8-sig"))
+        fields = json.loads(read_text(description))
         if not isinstance(fields, dict):
             raise ValueError(f"it holds a {type(fields).__name__}, not an object")
         for key in ("Name", "BIDSVersion"):

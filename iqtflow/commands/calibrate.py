@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from iqtflow.errors import InputError, run_command
+from iqtflow.files import read_text
 from iqtflow.outputs import FIGURE, JSON, add_overwrite, check_outputs
 
 PROG = "iqtflow-calibrate"
@@ -160,7 +161,7 @@ def read_scan(path: str | os.PathLike) -> tuple[str, tuple[float, float], str]:
     import json
 
     try:
-        fields = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        fields = json.loads(read_text(path))
         values = (float(fields["SNR"]["WM"]), float(fields["SNR"]["GM"]))
         if not all(0 < value < float("inf") for value in values):
             raise ValueError(f"SNR {values}, not above 0")

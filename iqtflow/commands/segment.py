@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iqtflow.argument_types import whole_number, workers
+from iqtflow.argument_types import prefix, whole_number, workers
 from iqtflow.config import ENGINES
 from iqtflow.engines import EngineChoice, choose_engine
 from iqtflow.errors import InputError, UsageError, require_parent, run_command
@@ -38,7 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
         "PREFIX_desc-preproc_T1w.nii.gz and PREFIX_segmentation.json.",
     )
     parser.add_argument("image", type=Path, help="T1-weighted volume (.nii or .nii.gz)")
-    parser.add_argument("--out-prefix", required=True, help="folder and beginning of the outputs' names")
+    parser.add_argument(
+        "--out-prefix", type=prefix, required=True, help="folder and beginning of the outputs' names"
+    )
     parser.add_argument(
         "--engine",
         choices=ENGINES,
@@ -120,12 +122,12 @@ def _segment(options: argparse.Namespace) -> None:
         )
     # Known before minutes are spent: the outputs can be written, the files can be read, the engine is there.
     details_file = Path(f"{options.out_prefix}_segmentation.json").absolute()
-    prefix = str(details_file).removesuffix("_segmentation.json")
+    beginning = str(details_file).removesuffix("_segmentation.json")
     maps = _ready_maps(options)
     check_outputs(
         PROG,
         {
-            **{f"--out-prefix ({name})": (f"{prefix}_{name}.nii.gz", IMAGE) for name in IMAGES},
+            **{f"--out-prefix ({name})": (f"{beginning}_{name}.nii.gz", IMAGE) for name in IMAGES},
             "--out-prefix (segmentation)": (details_file, JSON),
         },
         inputs=(
@@ -169,7 +171,7 @@ def _segment(options: argparse.Namespace) -> None:
         *(tissues.mask.astype(np.uint8), tissues.bias_corrected),
     )
     for name, values in zip(IMAGES, volumes, strict=True):
-        write_volume(f"{prefix}_{name}.nii.gz", values, image.affine, like=image, maker=PROG)
+        write_volume(f"{beginning}_{name}.nii.gz", values, image.affine, like=image, maker=PROG)
     record = {
         "Image": os.fspath(options.image),
         "Engine": tissues.engine,

@@ -15,6 +15,7 @@ from iqtflow.argument_types import draws as number_of_draws
 from iqtflow.argument_types import network_option, workers
 from iqtflow.config import UNCERTAINTIES
 from iqtflow.errors import InputError, UsageError, run_command
+from iqtflow.files import read_text
 from iqtflow.gpus import device_claimed
 from iqtflow.memory import WITH_TORCH_GB
 from iqtflow.outputs import MODEL, TABLE, add_overwrite, check_outputs
@@ -397,7 +398,7 @@ def _read_card(path: Path | None) -> dict:
     if path is None:
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8-sig")))
+        return dict(json.loads(read_text(path)))
     except (OSError, ValueError, TypeError, RecursionError) as fault:
         raise InputError(
             path,

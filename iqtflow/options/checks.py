@@ -75,7 +75,11 @@ def _convert(action: argparse.Action, value: Any) -> Any:
         return items if read is None else read(",".join(map(str, items)))
     if isinstance(action.nargs, int) and len(items) != action.nargs:
         raise ValueError(f"{len(items)} values instead of {action.nargs}")
+    if not items and not action.option_strings:  # of an option it means: all
+        raise ValueError("nothing")
     for item in items:
+        if item == "":
+            raise ValueError("an empty text")
         if "\0" in str(item):
             raise ValueError("a character that no text has")
         if action.choices is not None and item not in action.choices:
@@ -110,6 +114,8 @@ def refuse_options(
         if value == untouched.get_default(action.dest) or not action.option_strings:
             continue
         flag = action.option_strings[0 if value is True else -1]  # else --no-...
+        if value == "":
+            parser.error(f"{flag} is empty; leave it out, or give it a value")
         section, _, key = action.dest.partition("__")
         for why in _mistakes(options, section, key or action.dest):
             parser.error(f"{flag} {why}")

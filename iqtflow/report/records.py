@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from iqtflow.files import read_text
+
 
 def enhanced_record(
     scan: str | os.PathLike,
@@ -171,7 +173,7 @@ def beside(output: str | os.PathLike, desc: str) -> Path:
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """Read a JSON object, without the signature of the command that wrote it (`iqtflow.outputs.signed`)."""
-    fields = dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    fields = dict(json.loads(read_text(path)))
     fields.pop("GeneratedBy", None)
     return fields
 

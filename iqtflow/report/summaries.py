@@ -13,6 +13,7 @@ from types import NoneType
 from typing import Any
 
 from iqtflow import __version__
+from iqtflow.files import read_text
 
 #: Keys of a record that hold paths of volumes.
 VOLUMES = ("input", "output", "spline", "std", "mask", "truth", "wm", "gm", "csf", "library")
@@ -26,7 +27,7 @@ def summary_path(out_dir: Path, label: str) -> Path:
 def read_summary(out_dir: Path, label: str) -> dict[str, Any]:
     """Read the summary of a subject's page; empty when there is none, or none that can be used."""
     try:
-        found = json.loads(summary_path(out_dir, label).read_text(encoding="utf-8"))
+        found = json.loads(read_text(summary_path(out_dir, label)))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if _is_summary(found) else {}
