@@ -25,6 +25,7 @@ from nibabel.processing import resample_from_to
 from scipy import ndimage
 
 from iqtflow.degradations import Extras
+from iqtflow.nifti_file import open_nifti
 from iqtflow.simulation import SliceStack, draw_scan, prepare_subject, realise
 from iqtflow.snr import PUBLISHED
 
@@ -110,7 +111,7 @@ def volumes(options: argparse.Namespace) -> list[np.ndarray]:
     grid = np.diag([EDGE_MM, EDGE_MM, EDGE_MM, 1.0])
     found = []
     for path, order in ((options.image, 3), (options.wm, 1), (options.gm, 1)):
-        source = nib.as_closest_canonical(nib.load(path))
+        source = nib.as_closest_canonical(open_nifti(path))
         centre = source.affine @ [*((np.array(source.shape) - 1) / 2), 1]
         grid[:3, 3] = centre[:3] - EDGE_MM * (np.array(shape) - 1) / 2
         volume = resample_from_to(source, (shape, grid), order=order)

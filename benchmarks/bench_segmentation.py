@@ -19,6 +19,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from iqtflow.nifti_file import open_nifti
 from iqtflow.segmentation import segment_tissues
 
 MEAN = {"WM": 1000.0, "GM": 700.0, "CSF": 250.0}
@@ -65,7 +66,7 @@ def template_maps() -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 def read_maps(paths: list[Path]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Fractions from probability maps."""
-    images = [nib.load(path) for path in paths]
+    images = [open_nifti(path) for path in paths]
     maps = [image.get_fdata(dtype=np.float32) for image in images]
     return dict(zip(("GM", "WM", "CSF"), maps, strict=True)), images[0].affine
 

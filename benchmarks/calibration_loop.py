@@ -21,6 +21,7 @@ from iqtflow.calibration import fit_prior, measure_snr
 from iqtflow.degradations import Extras
 from iqtflow.geometry import voxel_sizes
 from iqtflow.nifti import read_volume
+from iqtflow.nifti_file import open_nifti
 from iqtflow.segmentation import segment_tissues
 from iqtflow.simulation import SliceStack, draw_scan, prepare_subject, ratios_of, realise
 from iqtflow.snr import SNRPrior
@@ -77,13 +78,11 @@ def one_scan(paths: list[Path], seed: int, options: argparse.Namespace) -> dict:
 
 def read_subject(paths: list[Path], axis: int, by: int) -> tuple[list[np.ndarray], np.ndarray]:
     """Image, WM and GM, averaged by so many voxels along the two axes of the plane."""
-    affine = np.array(nib.load(paths[0]).affine, dtype=float)
+    affine = np.array(open_nifti(paths[0]).affine, dtype=float)
     volumes = [read_volume(path)[1] for path in paths]
     for a in (a for a in range(3) if a != axis and by > 1):
         n = volumes[0].shape[a] // by * by
-        volumes = [
-            sum(np.take(v, range(first, n, by), axis=a) for first in range(by)) / by for v in volumes
-        ]
+        volumes = [sum(np.take(v, range(first, n, by), axis=a) for first in range(by)) / by for v in volumes]
         affine[:3, 3] += affine[:3, a] * (by - 1) / 2
         affine[:3, a] *= by
     return volumes, affine

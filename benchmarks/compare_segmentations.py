@@ -12,8 +12,9 @@ import argparse
 import json
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
+
+from iqtflow.nifti_file import open_nifti
 
 TISSUES = ("GM", "WM", "CSF")
 
@@ -45,7 +46,7 @@ def main() -> None:
 def compare(first: Path, second: Path, label: str, tissue: str) -> tuple[float, list[float], dict]:
     """Dice, volumes (ml) of both, and the first's record of how the maps were made."""
     name = f"sub-{label}/anat/sub-{label}_label-{tissue}_probseg"
-    images = [nib.load(root / f"{name}.nii.gz") for root in (first, second)]
+    images = [open_nifti(root / f"{name}.nii.gz") for root in (first, second)]
     if images[0].shape != images[1].shape or not np.allclose(images[0].affine, images[1].affine, atol=1e-3):
         raise SystemExit(f"{name}: the two are not on the same grid")
     maps = [image.get_fdata(dtype=np.float32) for image in images]

@@ -28,6 +28,8 @@ import numpy as np
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
+from iqtflow.nifti_file import open_nifti
+
 LEAST_CONTRAST, KEPT = 0.05, 0.5
 SPREADS = 3.0  #: above the median of the deep brain on the FLAIR
 EVERYWHERE = np.ones((3, 3, 3), bool)
@@ -55,12 +57,12 @@ def main() -> None:
 
 def compare(scan: Path, enhanced: Path, spline: Path, mask: Path, flair: Path | None) -> dict[str, Any]:
     """Measure every lesion before and after; count."""
-    image = nib.load(scan)
-    fine_image = nib.load(spline)
+    image = open_nifti(scan)
+    fine_image = open_nifti(spline)
     sizes = np.linalg.norm(image.affine[:3, :3], axis=0)
     axis = int(np.argmax(sizes))
-    brain = np.asarray(nib.load(mask).dataobj) > 0
-    after, before = (np.asarray(nib.load(p).dataobj, dtype=np.float32) for p in (enhanced, spline))
+    brain = np.asarray(open_nifti(mask).dataobj) > 0
+    after, before = (np.asarray(open_nifti(p).dataobj, dtype=np.float32) for p in (enhanced, spline))
     k = round(after.shape[axis] / brain.shape[axis])
     if after.shape != tuple(n * (k if a == axis else 1) for a, n in enumerate(brain.shape)):
         # The plane was resampled: look at everything on the estimate's plane.
@@ -69,7 +71,7 @@ def compare(scan: Path, enhanced: Path, spline: Path, mask: Path, flair: Path | 
         grid[:3, axis] *= k
         shape = tuple(n // (k if a == axis else 1) for a, n in enumerate(after.shape))
         image = resample_from_to(nib.Nifti1Image(averaged(before, axis, k), grid), (shape, grid), order=0)
-        brain = resample_from_to(nib.load(mask), (shape, grid), order=0).get_fdata() > 0
+        brain = resample_from_to(open_nifti(mask), (shape, grid), order=0).get_fdata() > 0
         sizes = np.linalg.norm(grid[:3, :3], axis=0)
     inside = [np.flatnonzero(brain.any(axis=tuple(b for b in range(3) if b != a))) for a in range(3)]
     box = tuple(slice(int(i[0]), int(i[-1]) + 1) for i in inside)
@@ -118,7 +120,7 @@ def averaged(volume: np.ndarray, axis: int, k: int) -> np.ndarray:
 
 def bright_on_flair(flair, image, box, brain, depth, sizes) -> np.ndarray:
     """Label what is bright on the FLAIR, on the scan's grid."""
-    moved = np.asarray(resample_from_to(nib.load(flair), (image.shape, image.affine), order=1).dataobj)[box]
+    moved = np.asarray(resample_from_to(open_nifti(flair), (image.shape, image.affine), order=1).dataobj)[box]
     deep = depth > 5
     middle = np.median(moved[deep])
     spread = 1.4826 * np.median(np.abs(moved[deep] - middle))

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import shlex
-import sys
 
 from nipype.interfaces.base import CommandLine, CommandLineInputSpec, traits
+from nipype.interfaces.base.traits_extension import BasePath
+
+from iqtflow.environment import command_line
 
 
 class ChildCommandInputSpec(CommandLineInputSpec):
     """Inputs that say how a command runs, not what it computes; none of them enters the cache key."""
 
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads that the child process may use")
+    overwrite = traits.Bool(
+        False,
+        usedefault=True,
+        nohash=True,
+        argstr="--overwrite",
+        desc="replace files that this interface did not write; those that it wrote it replaces in any case",
+    )
 
 
 class ChildCommand(CommandLine):
@@ -26,12 +35,19 @@ class ChildCommand(CommandLine):
     module: str
 
     def __init__(self, **inputs) -> None:
-        # The interpreter that runs us, not whichever comes first on PATH; its path may hold spaces.
         super().__init__(
-            command=f"{shlex.quote(sys.executable)} -m iqtflow.commands.{self.module}",
+            command=shlex.join(command_line(f"iqtflow.commands.{self.module}")),
             terminal_output="file_split",
             **inputs,
         )
+
+    def _format_arg(self, name, trait_spec, value):
+        # The command passes through a shell, from which nipype protects single paths only.
+        if isinstance(value, list):
+            value = [shlex.quote(item) if isinstance(item, str) else item for item in value]
+        elif isinstance(value, str) and not trait_spec.is_trait_type(BasePath):
+            value = shlex.quote(value)
+        return super()._format_arg(name, trait_spec, value)
 
     def _run_interface(self, runtime, correct_return_codes=(0,)):
         threads = str(self.inputs.num_threads)

@@ -37,11 +37,15 @@ class ConformScan(SimpleInterface):
 
     def _run_interface(self, runtime):
         from iqtflow.conform import check_scan
+        from iqtflow.metadata import settle_values
         from iqtflow.nifti import write_json
 
         check_scan(self.inputs.in_file)
         self._results["out_file"] = os.path.abspath(self.inputs.in_file)
-        sidecar = dict(self.inputs.sidecar) if isdefined(self.inputs.sidecar) else {}
+        given = self.inputs.sidecar if isdefined(self.inputs.sidecar) else {}
+        sidecar, notes = settle_values(given, "sidecar")
+        for note in notes:
+            print(f"{self.inputs.in_file}: note: {note}", flush=True)
         self._results["sidecar_file"] = os.fspath(
             write_json(os.path.join(runtime.cwd, "sidecar.json"), sidecar)
         )

@@ -97,14 +97,14 @@ class SummariseMetrics(SimpleInterface):
 
     def _run_interface(self, runtime):
         from iqtflow.evaluation import COLUMNS, summarise, table
+        from iqtflow.files import write_text
         from iqtflow.nifti import write_json
 
         records = sorted(
             (json.loads(Path(f).read_text()) for f in self.inputs.in_files), key=lambda r: r["subject"]
         )
         folder = Path(runtime.cwd)
-        (folder / "group_metrics.tsv").write_text(table(records))
-        self._results["out_file"] = os.fspath(folder / "group_metrics.tsv")
+        self._results["out_file"] = os.fspath(write_text(folder / "group_metrics.tsv", table(records)))
         self._results["dictionary_file"] = os.fspath(write_json(folder / "group_metrics.json", COLUMNS))
         self._results["summary_file"] = os.fspath(write_json(folder / "summary.json", summarise(records)))
         return runtime

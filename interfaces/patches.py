@@ -62,10 +62,14 @@ class ExtractPatches(SimpleInterface):
     output_spec = _ExtractOutputSpec
 
     def _run_interface(self, runtime):
+        import numpy as np
+
+        from iqtflow.conform import check_scan
         from iqtflow.nifti import read_volume
         from iqtflow.patches import GridSettings, StoredDraw, write_library
 
-        image, intensity = read_volume(self.inputs.in_file)
+        image = check_scan(self.inputs.in_file)
+        intensity = np.asarray(image.dataobj)
         wm, gm, mask = (
             read_volume(f, like=image)[1]
             for f in (self.inputs.wm_file, self.inputs.gm_file, self.inputs.mask_file)

@@ -75,7 +75,17 @@ class SinkDerivative(SimpleInterface):
         return runtime
 
     def _path(self) -> Path:
-        return Path(self.inputs.base_directory, self.inputs.name)
+        from iqtflow.errors import UsageError
+
+        name = Path(self.inputs.name)
+        if name.is_absolute() or ".." in name.parts:
+            raise UsageError(
+                "name",
+                found=repr(self.inputs.name),
+                expected="a path within the output folder",
+                next_step="Leave out leading slashes and '..'.",
+            )
+        return Path(self.inputs.base_directory, name)
 
     def _sidecar(self) -> Path:
         out = self._path()
@@ -85,6 +95,7 @@ class SinkDerivative(SimpleInterface):
         fields = dict(self.inputs.metadata) if isdefined(self.inputs.metadata) else {}
         for name in self.inputs.metadata_files if isdefined(self.inputs.metadata_files) else []:
             fields.update(json.loads(Path(name).read_text()))
+        fields.pop("GeneratedBy", None)  # of the JSON file in the work directory, with that file's digest
         return fields
 
     def _is_stored(self) -> bool:

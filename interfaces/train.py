@@ -191,9 +191,10 @@ class JoinEnsemble(SimpleInterface):
     output_spec = _ModelOutputSpec
 
     def _run_interface(self, runtime):
+        from iqtflow.files import require_name
         from iqtflow.models import join_models
 
-        out = os.path.join(runtime.cwd, f"{self.inputs.name}.safetensors")
+        out = os.path.join(runtime.cwd, f"{require_name(self.inputs.name, 'name')}.safetensors")
         extra = dict(self.inputs.card) if isdefined(self.inputs.card) else {}
         join_models(out, self.inputs.members, name=self.inputs.name, training=extra)
         self._results["out_file"] = out

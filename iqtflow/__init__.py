@@ -4,4 +4,18 @@ workflows.
 
 from __future__ import annotations
 
+import os
+import sys
+
 __version__ = "0.1.0"
+
+# nipype asks its server for updates unless this is set before it is imported. Nothing leaves the machine.
+os.environ["NIPYPE_NO_ET"] = os.environ["NO_ET"] = "1"
+
+# "python -m iqtflow.cli" looks for libraries in the current folder first, and would run a numpy.py there.
+if (
+    sys.argv[:1] == ["-m"]
+    and any(argument.removeprefix("-m").split(".")[0] == "iqtflow" for argument in sys.orig_argv)
+    and not getattr(sys.flags, "safe_path", False)
+):
+    del sys.path[0]

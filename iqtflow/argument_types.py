@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from iqtflow.bids.names import is_label
 from iqtflow.config import AXES
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """Return the type of whole numbers from `least` on."""
+def whole_number(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
+    """Return the type of whole numbers from `least` to `most`, which libraries in C can hold."""
 
     def convert(text: str) -> int:
         value = int(text)
         if value < least:
             raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{value} is more than {most}")
         return value
 
     convert.__name__ = "whole number"  # argparse: "invalid whole number value: 'x'"
@@ -56,8 +60,8 @@ def bids_label(entity: str) -> Callable[[str], str]:
 
     def convert(text: str) -> str:
         bare = text.removeprefix(f"{entity}-")
-        if not bare.isalnum():
-            raise argparse.ArgumentTypeError(f"{text!r} is no BIDS label: letters and digits only")
+        if not is_label(bare):
+            raise argparse.ArgumentTypeError(f"{text!r} is no BIDS label: letters and digits only, and +")
         return bare
 
     return convert
@@ -110,4 +114,4 @@ def megabytes(text: str) -> float:
 def named_folder(text: str) -> Path:
     """Convert to a folder, with a name before it or not: ``smriprep=/data/smriprep``, as fMRIPrep has it."""
     name, _, folder = text.partition("=")
-    return Path(folder if folder and name.isidentifier() and not Path(text).exists() else text)
+    return Path(folder if folder and name.isidentifier() and not os.path.exists(text) else text)

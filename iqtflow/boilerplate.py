@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import iqtflow
 from iqtflow.citation import Paragraph
-from iqtflow.config import Settings
+from iqtflow.config import Settings, TrainSettings, default_of
 from iqtflow.engines import EngineChoice, describe_priors
+from iqtflow.options.checks import PARTICIPANT
 
 #: Settings that another sentence tells of, or that say where something is, not what is done.
 _TOLD = {
@@ -22,8 +23,6 @@ _TOLD = {
             "split",
             "upsampling_factor",
             "slice_axes",
-            "thickness_fraction",
-            "snr_prior",
             "network",
             "filters",
         ),
@@ -75,7 +74,8 @@ def describe_run(settings: Settings, level: str, engines: Iterable[EngineChoice]
             return [*first, _prior_fit()]
         return [*first, *_tissue_maps(engines, settings), _measurement()]
     if level == "group":
-        return [*first, _training(settings), _evaluation()]
+        trained = [] if settings.train.evaluate_model else [_training(settings)]
+        return [*first, *trained, _evaluation()]
     return [*first, *_tissue_maps(engines, settings), _simulation(settings)]
 
 
@@ -198,16 +198,16 @@ def _prior_fit() -> Paragraph:
 
 def _simulation(settings: Settings) -> Paragraph:
     train = settings.train
-    low, high = train.thickness_fraction[0], train.thickness_fraction[-1]
-    fraction = f"{low:g}" if low == high else f"between {low:g} and {high:g}"
+    # Whatever fresh draws of the group level are: these are stored, and as in the paper.
+    thickness = default_of(TrainSettings, "thickness_fraction")[0]
     return Paragraph(
         30,
         "Simulation",
         "Low-field scans were simulated from high-field ones by the probabilistic decimation simulator "
         f"(Lin et al., 2019, algorithm 1): slices {train.upsampling_factor} voxels apart along the "
         f"{', '.join(train.slice_axes)} axis, with a Gaussian profile whose full width at half maximum is "
-        f"{fraction} of their distance, and signal-to-noise ratios of white and grey matter drawn from the "
-        f"prior {os.path.basename(str(train.snr_prior))}.",
+        f"{thickness:g} of their distance, and signal-to-noise ratios of white and grey matter drawn from "
+        f"the prior {os.path.basename(str(train.snr_prior))}.{_changed(settings, 'train', only=PARTICIPANT)}",
         ("lin2019",),
     )
 
@@ -226,7 +226,8 @@ def _training(settings: Settings) -> Paragraph:
         f"{how_many} ({train.network}, {train.filters} channels at the first level{blocks}) was trained on "
         f"patches to estimate {learned} from simulated low-field scans with an up-sampling factor of "
         f"{train.upsampling_factor}, by Adam on the {loss}{_UNCERTAINTY[uncertainty]}. Subjects were "
-        f"split into those for training, validation and evaluation.{_changed(settings, 'train')}",
+        "split into those for training, validation and evaluation."
+        f"{_changed(settings, 'train', without=PARTICIPANT)}",
         ("lin2019",) if uncertainty == "none" else ("lin2019", "kendall2017", "tanno2021"),
     )
 
@@ -242,14 +243,17 @@ def _evaluation() -> Paragraph:
     )
 
 
-def _changed(settings: Settings, section: str) -> str:
+def _changed(
+    settings: Settings, section: str, *, only: Collection[str] | None = None, without: Collection[str] = ()
+) -> str:
     """Name the settings of a section that are not the defaults, and that no other sentence tells of."""
     values: Mapping[str, Any] = dataclasses.asdict(getattr(settings, section))
     changed = [
         f"{item.name} {os.path.basename(value) if isinstance(value, (str, os.PathLike)) else value}"
         for item in dataclasses.fields(getattr(settings, section))
         for value in [values[item.name]]
-        if value != item.default and item.name not in _TOLD[section]
+        if value != item.default and item.name not in (*_TOLD[section], *without)
+        if only is None or item.name in only
     ]
     return f" Settings other than the defaults: {', '.join(changed)}." if changed else ""
 

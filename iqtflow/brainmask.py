@@ -21,6 +21,8 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from iqtflow.intensity import bridge_slices, empty_slices
+
 #: Below this share of the brightest voxels (their 99th percentile) a voxel counts as zero: resampling a
 #: stripped brain leaves a haze of tiny values around it.
 ZERO_LEVEL = 0.005
@@ -91,10 +93,25 @@ def find_brain_mask(
     *noise* outside (as a scanner or the simulator leaves it) goes the way of whole heads.
 
     When deepbet finds nothing that can be a brain, the head is returned instead, with a warning.
+
+    Lost slices would cut a head into parts, the largest of which may be as small as a brain: they are bridged
+    while the brain is looked for, and are no part of the mask.
     """
     data = np.asarray(data, dtype=np.float32)
     if data.ndim != 3 or not np.isfinite(data).all() or not data.any():
         raise ValueError(f"a brain mask needs a finite, non-empty 3-D volume, not this of shape {data.shape}")
+    axis = int(np.argmax(np.linalg.norm(affine[:3, :3], axis=0)))
+    missing = empty_slices(data, axis)
+    bridged = bridge_slices(data, axis, missing)
+    found = _find(bridged, affine, skull_stripped=skull_stripped, num_threads=num_threads)
+    if missing:
+        np.moveaxis(found.mask, axis, 0)[missing] = False
+    return found
+
+
+def _find(
+    data: np.ndarray, affine: np.ndarray, *, skull_stripped: bool | None, num_threads: int
+) -> BrainMask:
     voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000.0
 
     remaining = _filled_largest_part(np.abs(data) > ZERO_LEVEL * np.percentile(data, 99))
@@ -178,6 +195,9 @@ def head_mask(data: np.ndarray) -> np.ndarray:
     from skimage.filters import threshold_otsu
 
     clipped = np.minimum(data, np.percentile(data[data > 0], 95))
+    spread = float(np.ptp(clipped))
+    if spread < 1e-4 * float(np.abs(clipped).max()):  # too little for a histogram: few voxels stand out
+        return _filled_largest_part(data > (data.min() + data.max()) / 2)
     return _filled_largest_part(data > threshold_otsu(clipped.ravel()))
 
 
@@ -186,7 +206,7 @@ def _whole_head(data: np.ndarray, reason: str) -> BrainMask:
         f"No brain mask: {reason}. The whole head is used instead, so that intensities may be referred to "
         "fat; give a mask if there is one.",
         RuntimeWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
     return BrainMask(head_mask(data), False, "head")
 

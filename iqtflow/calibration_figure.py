@@ -59,9 +59,9 @@ def draw_cloud(
     axes.set_ylabel("SNR of grey matter")
     axes.set_title(f"Tissue SNR of {calibration.n_scans} scans; ellipses hold {ELLIPSE_PROBABILITY:.0%}")
     axes.legend(fontsize=8)
-    return write_atomically(
-        path, lambda stream: figure.savefig(stream, format="png", dpi=120, metadata={"Software": None})
-    )
+    # Which command made it, by which the command knows its own file again.
+    made = {"Software": "iqtflow-calibrate"}
+    return write_atomically(path, lambda stream: figure.savefig(stream, format="png", dpi=120, metadata=made))
 
 
 def _ellipse(axes: Any, prior: SNRPrior, **style: Any) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,24 @@ from iqtflow.files import write_atomically, write_text
 BEST, LAST, SETTINGS, CURVES, LOG = "best.ckpt", "last.ckpt", "settings.json", "curves.csv", "training.log"
 
 
+_MARK = b"iqtflow-sha256:"  # ends a checkpoint, before the SHA-256 of all that precedes it
+#: What Lightning and we take up from a checkpoint, and its types.
+_PARTS = {
+    "state_dict": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "loops": dict,
+    "callbacks": dict,
+    "epoch": int,
+    "global_step": int,
+    "iqtflow": dict,
+}
+_RECORD = ("curves", "non_finite", "interruptions", "seconds")
+
+
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes a checkpoint beside its final place, waits until it is on the disk, and renames it.
+    """Writes a checkpoint with its digest beside its final place, waits until it is on the disk, and renames
+    it.
 
     Lightning's own writer fills a file in the system's folder for temporary files first: where that is
     another file system, the file appears under its final name piece by piece, and a kill leaves half of one.
@@ -29,13 +47,10 @@ class AtomicCheckpointIO(CheckpointIO):
         self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
     ) -> None:
         """Write a checkpoint; OutputError when the disk is full or the folder is gone."""
-
-        def fill(stream: Any) -> None:
-            torch.save(checkpoint, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-
-        guard(path, lambda: write_atomically(path, fill))
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        content.write(_MARK + hashlib.sha256(content.getbuffer()).hexdigest().encode())
+        guard(path, lambda: write_atomically(path, lambda stream: stream.write(content.getbuffer())))
 
     def load_checkpoint(
         self, path: str | os.PathLike, map_location: Any = None, weights_only: Any = None
@@ -48,7 +63,7 @@ class AtomicCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def guard(path: str | os.PathLike, write: Any) -> None:
+def guard(path: str | os.PathLike, write: Callable[[], Any]) -> None:
     """Write something; OutputError names the file when that fails, and says that nothing is lost.
 
     Raises
@@ -58,37 +73,90 @@ def guard(path: str | os.PathLike, write: Any) -> None:
     """
     try:
         write()
-    except (OSError, RuntimeError) as fault:
-        cause = fault if isinstance(fault, OSError) else fault.__context__
-        # torch wraps what its writer met: a short write becomes a RuntimeError.
-        if not isinstance(cause, OSError) and "write" not in str(fault):
-            raise
-        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(fault)
+    except OutputError as fault:
         raise OutputError(
             path,
-            found=f"a disk that took no more ({reason.splitlines()[0]})",
-            expected="room for the checkpoint",
-            next_step="Free some space: the same command goes on from the last whole checkpoint.",
+            found=f"a disk that took no more ({fault.found})",
+            expected="a place for the checkpoint",
+            next_step="Free some space, or make the folder writable: the same command goes on from the last "
+            "whole checkpoint.",
         ) from fault
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a checkpoint on the CPU.
+    """Read a checkpoint on the CPU; one of an older version, without a digest, too.
 
     Raises
     ------
     InputError
-        It is missing or damaged.
+        It is missing, damaged or altered, is no checkpoint of a training, or holds weights that are not
+        finite.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content, mark, stated = Path(path).read_bytes().rpartition(_MARK)
+        if not mark:  # written by an older version
+            content = stated
+        elif hashlib.sha256(content).hexdigest().encode() != stated:
+            raise ValueError("it was altered or damaged after it was written")
+        checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as fault:
-        raise InputError(
-            path,
-            found=f"{type(fault).__name__}: {str(fault).splitlines()[0] if str(fault) else ''}",
-            expected="a whole checkpoint of iqtflow",
-            next_step=f"Restore it from a copy, or delete {Path(path).name} to begin again.",
-        ) from fault
+        raise _refuse(path, f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}") from fault
+    if not isinstance(checkpoint, dict):
+        raise _refuse(path, f"a {type(checkpoint).__name__}")
+    lacks = [name for name, kind in _PARTS.items() if not isinstance(checkpoint.get(name), kind)]
+    record = checkpoint.get("iqtflow")
+    lacks += [f"iqtflow.{name}" for name in _RECORD if isinstance(record, dict) and name not in record]
+    if lacks:
+        raise _refuse(path, f"a file without {', '.join(lacks)}")
+    for name in ("state_dict", "optimizer_states"):
+        if not _is_finite(checkpoint[name]):
+            raise _refuse(path, f"numbers in {name} that are not finite")
+    return checkpoint
+
+
+def require_fit(path: str | os.PathLike, checkpoint: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Make sure that a checkpoint holds the weights of this network.
+
+    Parameters
+    ----------
+    path
+        The checkpoint, for the message.
+    checkpoint
+        From `read_checkpoint`.
+    state
+        State dictionary of the module that is to be trained.
+
+    Raises
+    ------
+    InputError
+        A weight has another name or shape.
+    """
+    found, wanted = (
+        {name: tuple(getattr(value, "shape", ())) for name, value in one.items()}
+        for one in (checkpoint["state_dict"], state)
+    )
+    differs = next((name for name in {**wanted, **found} if found.get(name) != wanted.get(name)), None)
+    if differs is not None:
+        raise _refuse(path, f"weights of another network ({differs}: {found.get(differs)})")
+
+
+def _is_finite(values: Any) -> bool:
+    if isinstance(values, torch.Tensor):
+        return not values.is_floating_point() or bool(torch.isfinite(values).all())
+    if isinstance(values, dict):
+        return all(map(_is_finite, values.values()))
+    return all(map(_is_finite, values)) if isinstance(values, (list, tuple)) else True
+
+
+def _refuse(path: str | os.PathLike, found: str) -> InputError:
+    # Without the last checkpoint a training begins again; without the best one it does not come to its end.
+    delete = "its folder" if Path(path).name == BEST else Path(path).name
+    return InputError(
+        path,
+        found=found,
+        expected="a whole checkpoint of iqtflow",
+        next_step=f"Restore it from a copy, or delete {delete} to begin again.",
+    )
 
 
 def claim(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -104,7 +172,7 @@ def claim(folder: Path, identity: Mapping[str, Any]) -> None:
     Raises
     ------
     InputError
-        It holds checkpoints of another training; what differs is named.
+        It holds checkpoints of another training (what differs is named), or files that are no training's.
     OutputError
         It cannot be written.
     """
@@ -121,6 +189,14 @@ def claim(folder: Path, identity: Mapping[str, Any]) -> None:
                 next_step="Restore the settings, or choose another work directory or model name.",
             )
     else:
+        foreign = [name for name in (BEST, LAST, CURVES) if os.path.lexists(folder / name)]
+        if foreign:
+            raise InputError(
+                folder / foreign[0],
+                found=f"a file in a folder without {SETTINGS}, which would be replaced",
+                expected="a folder of this training, or a new one",
+                next_step="Choose another folder for the checkpoints, or move this file away.",
+            )
         guard(note, lambda: write_text(note, text))
     for partial in folder.glob(".*.partial"):
         partial.unlink(missing_ok=True)
@@ -128,8 +204,8 @@ def claim(folder: Path, identity: Mapping[str, Any]) -> None:
 
 def _read_note(note: Path) -> Any:
     try:
-        return json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
+        return dict(json.loads(note.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as fault:
         raise InputError(
             note,
             found=f"{type(fault).__name__}: {fault}",

@@ -75,12 +75,13 @@ def write_citation(output_dir: str | os.PathLike, paragraphs: Iterable[Paragraph
         content = json.dumps(asdict(paragraph), indent=2, ensure_ascii=False) + "\n"
         digest = hashlib.sha256(content.encode()).hexdigest()[:12]
         path = folder / f"{paragraph.order:02d}_{digest}.json"
-        if not path.exists():
+        if not path.is_file() or path.read_bytes() != content.encode():
             write_text(path, content)
     citation = Path(output_dir, CITATION)
     while True:
         names = _names(folder)
-        known = [_read(folder / name) for name in names]
+        # What no run has written, or only half, is left out: this run's own paragraphs are whole.
+        known = [one for name in names if (one := _read(folder / name)) is not None]
         write_text(citation, render_citation(known))
         write_text(citation.with_suffix(".bib"), render_bibliography(known))
         # Whichever job writes last looks again afterwards: no other's paragraph is lost.
@@ -144,6 +145,11 @@ def _names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("[0-9]*.json"))
 
 
-def _read(path: Path) -> Paragraph:
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    return Paragraph(**{**fields, "references": tuple(fields["references"])})
+def _read(path: Path) -> Paragraph | None:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        one = Paragraph(**{**fields, "references": tuple(fields["references"])})
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    texts = (one.heading, one.text, *one.references)
+    return one if isinstance(one.order, int) and all(isinstance(text, str) for text in texts) else None

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
-import shutil
-import sys
 import tempfile
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import iqtflow
-from iqtflow.bids import check_dataset
+from iqtflow.bids import Listing, check_dataset, check_owner
 from iqtflow.bids.index import has_database, wipe_database
 from iqtflow.config import SECTIONS, Settings
-from iqtflow.environment import settle_environment
-from iqtflow.errors import IQTFlowError, OutputError, UsageError, exit_code_of
-from iqtflow.inputs import check_engines, keep_inputs
+from iqtflow.environment import place_sockets, working_in
+from iqtflow.errors import OutputError, UsageError, printable, run_command
+from iqtflow.inputs import check_engines, keep_inputs, look_over
+from iqtflow.options.checks import check_settings
 from iqtflow.parser import parse
 from iqtflow.resources import resolve_device
-from iqtflow.split import read_split
-from iqtflow.training_settings import check_training
-from iqtflow.trust import allow_network
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,13 +35,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code; ``iqtflow --help`` lists them.
     """
-    settle_environment()
-    try:
-        options = parse(argv)
-        if options.doctor:
-            return examine(options)
-        settings, reason = settle(options)
-        # Only now: --help and a mistyped option should not have to wait for nipype.
+    return run_command(
+        "iqtflow",
+        lambda: _run(argv),
+        afterwards="; the same command goes on from here",
+        spares_memory="use --low-mem or a lower --nprocs, or ",
+    )
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    options = parse(argv)
+    if options.doctor:
+        return examine(options)
+    settings, reason = settle(options)
+    # A nipype.cfg has no say, be it in the current folder, where nipype looks, or in the user's home.
+    os.environ["NIPYPE_CONFIG_DIR"] = os.devnull
+    # Only now: --help and a mistyped option should not have to wait for nipype.
+    with working_in(os.sep):
         if options.dry_run:
             from iqtflow.workflows.plan import print_plan
 
@@ -60,25 +64,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             from iqtflow.workflows.base import write_boilerplate
 
             return write_boilerplate(settings)
-        if options.clean_workdir:
-            clean_work_dir(settings.paths.work_dir)
-        announce(settings, reason)
+    prepare(settings, clean=options.clean_workdir)
+    announce(settings, reason)
+    with working_in(os.sep):
         from iqtflow.workflows.base import run_workflow
-
+    # Where the command was typed may be deleted, or closed to this user, and holds files of anyone.
+    with working_in(settings.paths.work_dir):
         return run_workflow(settings)
-    except IQTFlowError as fault:
-        print(f"iqtflow: error: {fault}", file=sys.stderr)
-        return exit_code_of(fault)
-    except KeyboardInterrupt as fault:
-        print("iqtflow: interrupted; the same command goes on from here", file=sys.stderr)
-        return exit_code_of(fault)
-    except Exception as fault:
-        traceback.print_exc()
-        print(
-            f"iqtflow: this is a defect of iqtflow {iqtflow.__version__}; please report the lines above",
-            file=sys.stderr,
-        )
-        return exit_code_of(fault)
+
+
+def prepare(settings: Settings, *, clean: bool) -> None:
+    """Make the machine ready for a run, and look whose the work directory is.
+
+    Raises
+    ------
+    UsageError
+        No folder is short enough for sockets; or the work directory is another user's, open to others, or,
+        when it is to be emptied, another run's.
+    OutputError
+        It cannot be emptied.
+    """
+    from iqtflow.workflows.claims import check_own, clean_work_dir
+
+    place_sockets()
+    if clean:
+        clean_work_dir(settings.paths.work_dir)
+    check_own(settings.paths.work_dir)
 
 
 def settle(options: argparse.Namespace) -> tuple[Settings, str]:
@@ -104,6 +115,7 @@ def settle(options: argparse.Namespace) -> tuple[Settings, str]:
     OutputError
         The output or work directory cannot be written.
     """
+    _refuse_foreign_bytes(options)
     given: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     for attribute, value in vars(options).items():
         section, _, key = attribute.partition("__")
@@ -128,21 +140,32 @@ def settle(options: argparse.Namespace) -> tuple[Settings, str]:
     if given["inputs"]["database_dir"] is not None:
         folder = given["inputs"]["database_dir"].absolute()
         # Nothing is written by a dry run, not even an index.
-        given["inputs"]["database_dir"] = None if options.dry_run and not has_database(folder) else folder
+        there = has_database(folder)
+        given["inputs"]["database_dir"] = None if options.dry_run and not there else folder
     given["segmentation"] = absolute_segmentation(given["segmentation"])
     settings = Settings(**{name: section(**given[name]) for name, section in SECTIONS.items()})
     inputs = settings.inputs
     check_places(settings)
     if inputs.database_dir is not None and options.bids_database_wipe and not options.dry_run:
         wipe_database(inputs.database_dir)
+    for note in options.notes:
+        print(f"iqtflow: note: {note}", flush=True)
+    check_settings(settings)
+    try:
+        listing = keep_inputs(settings)
+    except UsageError:
+        if not inputs.skip_validation:  # a name that is no name of BIDS may be why nothing was found
+            look_over(settings, Listing([], []))
+        raise
     if not inputs.skip_validation:
-        look_over(settings)
-    check_inputs(settings)
+        look_over(settings, listing)
+    if listing.scans and needs_tissue_maps(settings):
+        check_engines(listing.scans, settings)
     device = resolve_device(settings.run.device, elsewhere=settings.run.use_plugin is not None)
     settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, device=device.name))
     if not options.dry_run:
         check_writable(output_dir)
-        check_writable(work_dir)
+        check_writable(work_dir, mode=0o755)
     return settings, device.reason
 
 
@@ -182,7 +205,7 @@ def absolute_segmentation(given: dict[str, Any]) -> dict[str, Any]:
         if given[key] is None:
             continue
         settled[key] = Path(given[key]).absolute()
-        if not settled[key].is_dir():
+        if not os.path.isdir(settled[key]):
             raise UsageError(
                 f"--{key.replace('_', '-')}",
                 found=f"no folder {given[key]}",
@@ -232,82 +255,18 @@ def check_places(settings: Settings) -> None:
                 expected="a folder outside of it, or one in its derivatives",
                 next_step=instead,
             )
-    _check_owner(paths.output_dir)
+    check_owner(paths.output_dir)
 
 
-def check_inputs(settings: Settings) -> None:
-    """Make sure that there is something to do, before anything is written.
-
-    Raises
-    ------
-    UsageError
-        No scan, an unknown subject or session, training without a split, or nothing to make tissue maps with.
-    """
-    run, train = settings.run, settings.train
-    if train.split is not None:
-        read_split(train.split)
-    if run.mode == "train":
-        check_training(train)
-        allow_network(train.network)
-    scans = keep_inputs(settings)
-    if needs_tissue_maps(settings):
-        check_engines(scans, settings)
-
-
-def look_over(settings: Settings) -> None:
-    """Say in a few lines what is wrong with the data set as BIDS.
-
-    Raises
-    ------
-    UsageError
-        What describes it as a whole cannot be read: it may be anything.
-    """
-    from iqtflow.bids.hcp import is_hcp
-    from iqtflow.bids.validation import summarise, validate
-
-    bids_dir = settings.paths.bids_dir
-    if is_hcp(bids_dir):
-        return
-    labels = settings.run.participant_labels
-    faults, notes = validate(bids_dir, labels)
-    for line in [*notes, *summarise(faults, bids_dir, labels)]:
-        print(f"iqtflow: {line}", flush=True)
-
-
-def clean_work_dir(work_dir: Path) -> None:
-    """Empty a work directory, checkpoints included.
-
-    Raises
-    ------
-    UsageError
-        It holds something, and no run has left its settings there: it may be anyone's folder.
-    OutputError
-        Something in it cannot be deleted.
-    """
-    there = list(work_dir.iterdir())
-    if there and not (work_dir / "settings.toml").is_file():
-        raise UsageError(
-            work_dir,
-            found=f"{there[0].name}, but no settings.toml of an earlier run",
-            expected="a work directory of iqtflow, or an empty folder, for --clean-workdir",
-            next_step="Choose another folder with -w, or empty this one yourself.",
-        )
-    for path in sorted(
-        there, key=lambda path: path.name == "settings.toml"
-    ):  # last, or a second try is refused
-        try:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        except OSError as fault:
-            raise OutputError(
-                path,
-                found=f"something that cannot be deleted ({fault.strerror or fault})",
-                expected="a work directory that can be emptied",
-                next_step="Check its permissions, and that no other run uses it.",
-            ) from fault
-
-
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, *, mode: int = 0o777) -> None:
     """Make a folder, and make sure that files can be written to it, by writing one.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    mode
+        Permissions with which it is made, less those that the umask takes.
 
     Raises
     ------
@@ -315,7 +274,7 @@ def check_writable(folder: Path) -> None:
         The folder cannot be made or written. (Permissions alone do not tell: quotas, read-only mounts.)
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".iqtflow-"):
             pass
     except OSError as fault:
@@ -330,29 +289,25 @@ def check_writable(folder: Path) -> None:
 def announce(settings: Settings, reason: str) -> None:
     """Say what is about to run, and where: on whose device a result was made is asked later."""
     run, paths = settings.run, settings.paths
+    processors = "1 processor" if run.nprocs == 1 else f"{run.nprocs} processors"
     print(f"iqtflow {iqtflow.__version__}: {run.mode}, {' and '.join(run.levels)} level")
     print(f"  input   {paths.bids_dir}")
     print(f"  output  {paths.output_dir}")
     print(f"  work    {paths.work_dir}")
-    print(f"  device  {run.device} ({reason}), {run.nprocs} processors, {run.mem_gb:g} GB", flush=True)
+    print(f"  device  {run.device} ({reason}), {processors}, {run.mem_gb:g} GB", flush=True)
 
 
-def _check_owner(output_dir: Path) -> None:
-    """Refuse to mix two programs' derivatives in one folder: each would overwrite the other's description."""
-    try:
-        description = json.loads((output_dir / "dataset_description.json").read_text(encoding="utf-8"))
-        makers = [maker["Name"] for maker in description.get("GeneratedBy", [])]
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        makers = []
-    if "iqtflow" not in makers:
-        raise UsageError(
-            output_dir,
-            found=f"a data set made by {', '.join(makers) or 'another program'}",
-            expected="an empty folder, or earlier output of iqtflow",
-            next_step=f"Choose another folder, for instance {output_dir / 'iqtflow'}.",
-        )
+def _refuse_foreign_bytes(options: argparse.Namespace) -> None:
+    """Refuse names that are no text in UTF-8: JSON and TOML files could not name them."""
+    for value in vars(options).values():
+        text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else ""
+        if any("\udc80" <= character <= "\udcff" for character in text):
+            raise UsageError(
+                printable(text),
+                found="bytes that are no text in UTF-8",
+                expected="a name in UTF-8",
+                next_step="Rename it, or make a link with a plain name (ln -s) and give that.",
+            )
 
 
 def _absolute_file(value: str | Path | None, option: str) -> str | Path | None:
@@ -360,9 +315,9 @@ def _absolute_file(value: str | Path | None, option: str) -> str | Path | None:
     if value is None:
         return None
     is_name = isinstance(value, str) and os.sep not in value and not value.endswith((".safetensors", ".json"))
-    if is_name and not Path(value).is_file():
+    if is_name and not os.path.isfile(value):
         return value
-    if not Path(value).is_file():
+    if not os.path.isfile(value):
         raise UsageError(
             option,
             found=f"no file {os.fspath(value)}",

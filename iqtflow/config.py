@@ -223,10 +223,10 @@ def read_sections(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
     try:
         with open(path, "rb") as stream:
             tables = tomllib.load(stream)
-    except (OSError, tomllib.TOMLDecodeError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:  # also text that is not in UTF-8
         raise UsageError(
             path,
-            found=str(fault),
+            found=" ".join(str(fault).split()),
             expected="a settings file in TOML",
             next_step="Start from the settings.toml that every run leaves in its work directory.",
         ) from fault

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from iqtflow.errors import IQTFlowError
+from iqtflow.environment import place_sockets, temporary_folder
+from iqtflow.errors import InputError, IQTFlowError, UsageError
 from iqtflow.resources import available_memory_gb, resolve_device
 from iqtflow.spm_install import (
     GENUINE_TPM_BLOB,
@@ -106,27 +107,27 @@ def run_doctor(
         0 when the configuration can run, 1 when it cannot.
     """
     stream = stream or sys.stdout
-    checks = [
-        *_check_packages(mode, segmentation),
-        *_check_derivatives(segmentation, derivatives),
-        *check_spm(
-            required=segmentation == "spm", segmentation=segmentation, spm_dir=spm_dir, tpm=tpm, octave=octave
-        ),
+    checks = [*_check_packages(mode, segmentation)]
+    if mode != "enhance":  # which makes no tissue maps
+        checks += _check_derivatives(segmentation, derivatives)
+        required = segmentation == "spm"
+        checks += check_spm(
+            required=required, segmentation=segmentation, spm_dir=spm_dir, tpm=tpm, octave=octave
+        )
+    checks += [
         _check_device(device),
         check_memory(mode),
         *(
             check_folder(name, folder)
-            for name, folder in (
-                ("Output", output_dir),
-                ("Work", work_dir),
-                ("Temporary", tempfile.gettempdir()),  # where SPM and ANTs unpack what they work on
-            )
+            for name, folder in (("Output", output_dir), ("Work", work_dir))
             if folder
         ),
+        check_temporary(),
         *check_models(required=mode == "enhance" and model is None),
         *([_check_model_file(model)] if model is not None else []),
     ]
-    print(f"iqtflow --doctor: mode {mode}, segmentation {segmentation}, device {device}", file=stream)
+    engine = "" if mode == "enhance" else f"segmentation {segmentation}, "
+    print(f"iqtflow --doctor: mode {mode}, {engine}device {device}", file=stream)
     for check in checks:
         print(f"  {check.state:5s} {check.name:9s} {check.finding}", file=stream)
         if check.next_step and check.state != OK:
@@ -211,15 +212,21 @@ def check_memory(mode: str, *, available_gb: float | None = None) -> Check:
 
 def check_folder(name: str, folder: str | os.PathLike) -> Check:
     """Check that a folder can be written, by writing, and has room; it may not exist yet."""
+    from iqtflow.workflows.claims import check_own
+
     folder = Path(folder).absolute()
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    existing = next((parent for parent in (folder, *folder.parents) if os.path.exists(parent)), folder)
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
+        if name == "Work" and existing == folder:
+            check_own(folder)
     except OSError as fault:
         return Check(
             name, FAULT, f"{existing} cannot be written ({fault.strerror})", "Choose another folder."
         )
+    except InputError as fault:
+        return Check(name, FAULT, f"{fault.path}: {fault.found}", fault.next_step)
     free_gb = shutil.disk_usage(existing).free / 1e9
     if free_gb < LEAST_DISK_GB:
         return Check(
@@ -229,6 +236,18 @@ def check_folder(name: str, folder: str | os.PathLike) -> Check:
             "Free some space, or choose another folder.",
         )
     return Check(name, OK, f"{existing} can be written, {free_gb:.0f} GB free")
+
+
+def check_temporary() -> Check:
+    """Check where SPM and ANTs unpack what they work on, and where processes put their sockets."""
+    try:
+        folder, sockets = temporary_folder(), place_sockets()
+    except UsageError as fault:
+        return Check("Temporary", FAULT, f"{fault.path}: {fault.found}", fault.next_step)
+    check = check_folder("Temporary", folder)
+    if sockets == folder or check.state != OK:
+        return check
+    return Check("Temporary", OK, f"{check.finding}; its path is long, so sockets go to {sockets}")
 
 
 def check_models(*, required: bool, folder: str | os.PathLike | None = None) -> Iterator[Check]:
@@ -249,16 +268,21 @@ def check_models(*, required: bool, folder: str | os.PathLike | None = None) -> 
     except (OSError, ValueError) as fault:
         yield Check("Models", bad, f"{folder / 'index.json'}: {type(fault).__name__}", again)
         return
-    entries = index["models"] if isinstance(index, dict) else index
     good = []
-    for entry in entries:
-        path = folder / entry["file"]
-        if not path.is_file():
-            yield Check("Models", bad, f"{path} is missing", again)
-        elif _sha256(path) != entry["sha256"]:
-            yield Check("Models", bad, f"{path}: checksum differs from the index, damaged or changed", again)
-        else:
-            good.append(f"{path.stem} (k = {entry['k']}, {entry.get('contrast', 'T1w')})")
+    try:
+        entries = index["models"] if isinstance(index, dict) else index
+        for entry in entries:
+            path = folder / entry["file"]
+            if not path.is_file():
+                yield Check("Models", bad, f"{path} is missing", again)
+            elif _sha256(path) != entry["sha256"]:
+                found = f"{path}: checksum differs from the index, damaged or changed"
+                yield Check("Models", bad, found, again)
+            else:
+                good.append(f"{path.stem} (k = {entry['k']}, {entry.get('contrast', 'T1w')})")
+    except (OSError, KeyError, TypeError) as fault:
+        yield Check("Models", bad, f"{folder}: cannot be read ({type(fault).__name__}: {fault})", again)
+        return
     if good:
         yield Check("Models", OK, "checksums right: " + ", ".join(good))
     elif not entries:
@@ -345,13 +369,19 @@ def _driver() -> str:
 
 
 def _check_model_file(model: str | os.PathLike) -> Check:
-    from iqtflow.models import list_shipped
+    from iqtflow.models import list_shipped, read_card
 
     if os.fspath(model) in [info.name for info in list_shipped()]:
         return Check("Model", OK, f"{model}, which ships")
-    if Path(model).is_file():
+    if not os.path.isfile(model):
+        return Check("Model", FAULT, f"{model}: no such file", "Correct --model.")
+    try:
+        read_card(model)
         return Check("Model", OK, f"{model}: SHA-256 {_sha256(Path(model))[:12]}")
-    return Check("Model", FAULT, f"{model}: no such file", "Correct --model.")
+    except InputError as fault:
+        return Check("Model", FAULT, f"{fault.path}: {fault.found}", fault.next_step)
+    except OSError as fault:
+        return Check("Model", FAULT, f"{model}: cannot be read ({fault.strerror})", "Check its permissions.")
 
 
 def _sha256(path: Path) -> str:

@@ -37,8 +37,10 @@ from iqtflow.geometry import (
     voxel_sizes,
 )
 from iqtflow.inference import enhance_volume
+from iqtflow.intensity import bridge_slices, empty_slices
 from iqtflow.laid_scan import LaidScan
 from iqtflow.memory import peak_memory_gb
+from iqtflow.metadata import settle_values
 from iqtflow.models import Model, list_shipped, load_model
 from iqtflow.normalisation import intensity_scale
 from iqtflow.tiling import SMALLEST_TILE
@@ -81,9 +83,9 @@ class EnhancedScan:
 
 
 class NothingToGain(InputError):
-    """The scan is near-isotropic already: skipped, not failed."""
-
-    exit_code = 0
+    """The scan is near-isotropic already. A run over a data set skips it; a command or a node that was asked
+    for this very scan fails, since it has no enhanced volume to give.
+    """
 
 
 def enhance_image(
@@ -142,14 +144,15 @@ def enhance_image(
         No model serves the scan, or its intensities cannot be worked with.
     """
     began = time.monotonic()
-    sidecar = sidecar or {}
+    sidecar, notes = settle_values(sidecar or {}, "sidecar")
     geometry = find_slice_geometry(image, sidecar)
     if geometry.near_isotropic and not force:
         raise NothingToGain(
             image.get_filename() or "scan",
             found=f"slices {geometry.spacing_mm:.3g} mm apart, {_by(geometry.inplane_mm)} mm in plane",
             expected="thick slices",
-            next_step="There is nothing to gain along the slice axis; --force enhances it all the same.",
+            next_step="There is nothing to gain along the slice axis, and nothing is written; --force "
+            "(force=True) enhances it all the same.",
         )
     networks, upsampling = _choose_model(geometry, model, contrast)
     if report is not None:
@@ -160,9 +163,8 @@ def enhance_image(
         )
 
     laid = LaidScan(image, geometry.axis)
-    stated = sidecar.get("SkullStripped")
-    if skull_stripped is None and isinstance(stated, bool):
-        skull_stripped = stated
+    if skull_stripped is None:
+        skull_stripped = sidecar.get("SkullStripped")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         brain = find_brain_mask(
@@ -170,6 +172,9 @@ def enhance_image(
         )
     scale = intensity_scale(laid.data[brain.mask])
     support = _support(laid.data, brain)
+    # The network would see the edges of a lost slice: it is bridged for it, and empty in what results.
+    missing = empty_slices(laid.data, laid.axis)
+    laid.data = bridge_slices(laid.data, laid.axis, missing)
 
     data, affine = slices_last(laid.data, laid.affine, laid.axis)
     if upsampling.inplane_mm is not None:
@@ -200,6 +205,9 @@ def enhance_image(
         if upsampling.inplane_mm is not None:
             support = resample_inplane(support, grid, upsampling.inplane_mm)[0] > 0.1
         support = np.repeat(support, upsampling.k, axis=2)
+    if missing:
+        there = np.repeat(~np.isin(np.arange(data.shape[2]), missing), upsampling.k)
+        support = there if support is None else support & there
 
     def finish(volume: np.ndarray) -> nib.Nifti1Image:
         erased = volume if support is None else np.where(support, volume, np.float32(0))
@@ -209,7 +217,7 @@ def enhance_image(
     mean = finish(result.mean * factor)
     std = None if result.std is None else finish(result.std * factor)
     spline = finish(np.clip(cubic_upsample(data, upsampling.k), 0, None))
-    notes = [str(w.message) for w in caught if issubclass(w.category, RuntimeWarning)]
+    notes += [str(w.message) for w in caught if issubclass(w.category, RuntimeWarning)]
     familiarity = None
     if reference is not None:
         values = measure_scan(
@@ -256,6 +264,7 @@ def enhance_image(
         "PackageVersion": iqtflow.__version__,
         "Warnings": [
             *([familiarity.sentence()] if familiarity is not None and familiarity.unfamiliar else []),
+            *image.extra.get("notes", ()),
             *notes,
             *result.warnings,
             *_warnings(data, laid.data[brain.mask], geometry, upsampling),

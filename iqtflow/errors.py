@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 EXIT_OK = 0  #: every subject was processed or skipped for a stated reason
-EXIT_SUBJECT_FAILED = 1  #: at least one subject failed; the others are complete
+EXIT_SUBJECT_FAILED = 1  #: a subject failed, or a file was left out for its name; the others are complete
 EXIT_USAGE = 2  #: the command line or the data set as a whole cannot be worked with
 EXIT_SOFTWARE = 70  #: a defect of this program (sysexits EX_SOFTWARE)
 EXIT_CANTCREAT = 73  #: the output cannot be written, or the disk is full (sysexits EX_CANTCREAT)
@@ -19,7 +21,8 @@ EXIT_TERMINATED = 143  #: stopped by a request to end: scancel, docker stop, kil
 #: What the codes mean, for ``--help`` and the documentation.
 EXIT_CODES = {
     EXIT_OK: "every scan was processed, or skipped for a stated reason",
-    EXIT_SUBJECT_FAILED: "at least one subject failed; the others are complete",
+    EXIT_SUBJECT_FAILED: "at least one subject failed, or a file was left out for its name; the others are "
+    "complete",
     EXIT_USAGE: "the command line, or the data set as a whole, cannot be worked with",
     EXIT_SOFTWARE: "a defect of this program",
     EXIT_CANTCREAT: "the output cannot be written, or the disk is full",
@@ -77,6 +80,11 @@ class Submitted(IQTFlowError):
     exit_code = EXIT_SUBMITTED
 
 
+def printable(text: str | os.PathLike) -> str:
+    """Return a text, or a file's name, as any terminal can show it: what is no character is escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in os.fspath(text))
+
+
 def exit_code_of(fault: BaseException | None) -> int:
     """Return the exit code that an exception, which ends the program, stands for."""
     if fault is None:
@@ -103,7 +111,19 @@ def _rebuild(
     return cls(path, found=found, expected=expected, next_step=next_step)
 
 
-def run_command(prog: str, body: Callable[[], None]) -> int:
+class NotEnoughMemory(IQTFlowError):
+    """There is too little memory for what was asked for."""
+
+
+def run_command(
+    prog: str,
+    body: Callable[[], int | None],
+    *,
+    afterwards: str = "",
+    least_gb: float = 0.5,
+    needs_gb: float | None = None,
+    spares_memory: str = "",
+) -> int:
     """Run the body of a command and turn expected faults into one line and an exit code.
 
     Parameters
@@ -111,25 +131,61 @@ def run_command(prog: str, body: Callable[[], None]) -> int:
     prog
         Name of the command, as the user typed it.
     body
-        The work; called without arguments.
+        The work, the reading of the command line included; returns an exit code, or None for 0.
+    afterwards
+        What to say after an interruption.
+    least_gb
+        Limit of the process below which its libraries do not load, and may wait for ever (numpy's do).
+    needs_gb
+        Memory that the work needs, about.
+    spares_memory
+        What takes less memory, as the beginning of a sentence that ends "or give the machine more".
 
     Returns
     -------
     int
         0, or the ``exit_code`` of the fault.
     """
+    from iqtflow import __version__
     from iqtflow.environment import settle_environment
+    from iqtflow.files import DISK_FULL, cannot_write
+    from iqtflow.memory import require_memory, tells_of_memory, too_little_memory
+    from iqtflow.streams import cannot_be_kept, patient_streams
 
-    settle_environment()
-    try:
-        body()
-    except IQTFlowError as fault:
-        print(f"{prog}: error: {fault}", file=sys.stderr)
-        return fault.exit_code
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return EXIT_OK
+    with patient_streams() as (told, _):
+        try:
+            settle_environment()
+            require_memory(least_gb, needs_gb=needs_gb, advice=spares_memory)
+            code = body() or EXIT_OK
+        except IQTFlowError as fault:
+            print(f"{prog}: error: {fault}", file=sys.stderr)
+            code = fault.exit_code
+        except KeyboardInterrupt:
+            print(f"{prog}: interrupted{afterwards}", file=sys.stderr)
+            code = EXIT_INTERRUPTED
+        except Exception as fault:
+            told_as: Exception
+            if tells_of_memory(fault):
+                told_as = NotEnoughMemory(too_little_memory(needs_gb, advice=spares_memory))
+            elif isinstance(fault, OSError) and fault.errno in (*DISK_FULL, errno.EROFS):
+                told_as = cannot_write(fault.filename or "a file, or the standard output", fault)
+            else:
+                traceback.print_exc()
+                told_as = fault
+            code = exit_code_of(told_as)
+            if code == EXIT_SOFTWARE:
+                told_as = RuntimeError(f"this is a defect of iqtflow {__version__}; report the lines above")
+            print(f"{prog}: error: {told_as}", file=sys.stderr)
+        told.flush()
+        full = cannot_be_kept(told)
+        if full is not None and code == EXIT_OK:
+            print(
+                f"{prog}: error: standard output: found {full.strerror}; expected a place that can be "
+                "written. Free space, or send it elsewhere, and run again.",
+                file=sys.stderr,
+            )
+            code = EXIT_CANTCREAT
+    return code
 
 
 def require_parent(path: str | os.PathLike) -> Path:
@@ -146,9 +202,9 @@ def require_parent(path: str | os.PathLike) -> Path:
     except OSError as fault:
         raise OutputError(
             path.parent,
-            found=f"{type(fault).__name__} ({fault.strerror})",
+            found=f"no folder, and none can be made ({fault.strerror})",
             expected="a folder that can be made",
-            next_step="Choose another output, or free the place.",
+            next_step="Choose another output, or check what is there, and its permissions.",
         ) from fault
     if not os.access(path.parent, os.W_OK):
         raise OutputError(

@@ -313,6 +313,7 @@ def _scores(values: Mapping[str, float], ranges: Mapping[str, Sequence[float]]) 
     return {
         name: abs(values[name] - (low + high) / 2) / ((high - low) / 2)
         for name, (low, high) in ranges.items()
+        if name in values
     }
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from scipy import ndimage
 
 from iqtflow.errors import InputError
+from iqtflow.metadata import length_mm
 
 #: Spacing over in-plane voxel size below which a scan has nothing to gain along the slice axis.
 NEAR_ISOTROPIC_RATIO = 1.5
@@ -308,11 +309,12 @@ def _positive_number(sidecar: Mapping[str, Any], key: str) -> float | None:
     value = sidecar.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1000:
+    length = length_mm(value)
+    if length is None:
         raise InputError(
             f"sidecar field {key}",
             found=repr(value),
             expected="a positive number of millimetres",
             next_step=f"Correct {key} in the JSON sidecar, or remove it.",
         )
-    return float(value)
+    return length

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import inv_ornt_aff, ornt_transform
 
-from iqtflow.geometry import voxel_sizes
+from iqtflow.orientation import placed_like
 
 
 class LaidScan:
@@ -27,15 +27,4 @@ class LaidScan:
     def put_back(self, data: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
         """Return an image with axes as in the scan's file; qform and sform follow, each with its own code."""
         stored = np.ascontiguousarray(nib.apply_orientation(data, self._from_ras))
-        grid = affine @ inv_ornt_aff(self._from_ras, data.shape)
-        out = nib.Nifti1Image(stored, grid)
-        out.header.set_xyzt_units("mm")
-        step = np.linalg.inv(self.scan.affine) @ grid  # from voxels of the new grid to voxels of the scan
-        for read, write in ((self.scan.get_sform, out.set_sform), (self.scan.get_qform, out.set_qform)):
-            form, code = read(coded=True)
-            if code:
-                write(form @ step, int(code))
-            else:
-                write(None, 0)
-        out.header.set_zooms(tuple(voxel_sizes(grid)))
-        return out
+        return placed_like(stored, affine @ inv_ornt_aff(self._from_ras, data.shape), self.scan)

@@ -1,10 +1,11 @@
-"""The models that ship, in words: what each is for, what it was trained on, what it has been seen to gain."""
+"""The models that ship: in words (what each is for, was trained on and gains), and by contrast."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from iqtflow.errors import UsageError
 from iqtflow.models import ModelInfo, list_shipped, read_card
 
 
@@ -42,3 +43,40 @@ def describe_model(info: ModelInfo, card: Mapping[str, Any]) -> str:
         )
     lines += [f"  SHA-256   {info.sha256}", f"  file      {info.path}"]
     return "\n".join(lines)
+
+
+def shipped_for(contrast: str) -> dict[int, ModelInfo]:
+    """Return the models that ship for a contrast, by factor.
+
+    Raises
+    ------
+    UsageError
+        There is none.
+    """
+    shipped = {info.k: info for info in list_shipped() if info.contrast == contrast}
+    if not shipped:
+        raise UsageError(
+            f"models for {contrast}",
+            found="none among those that ship",
+            expected="a model trained for this contrast",
+            next_step="Give a model of your own with --model PATH, or see iqtflow --list-models.",
+        )
+    return shipped
+
+
+def check_contrast(card: Mapping[str, Any], contrast: str, model: str) -> None:
+    """Make sure that the model of a card was trained for a contrast; `model` is what the user calls it.
+
+    Raises
+    ------
+    UsageError
+        It was trained for another one.
+    """
+    if card["contrast"] != contrast:
+        raise UsageError(
+            model,
+            found=f"a model trained on {card['contrast']} scans",
+            expected=f"one for the scans asked for, {contrast}",
+            next_step="Networks do not carry over to other contrasts: give a model trained for this one, "
+            f"or ask for {card['contrast']} scans with --contrast.",
+        )

@@ -27,28 +27,24 @@ from safetensors.numpy import load, save
 
 import iqtflow
 from iqtflow.errors import InputError
-from iqtflow.files import write_atomically
-from iqtflow.normalisation import NAME as NORMALISATION
+from iqtflow.files import require_name, write_atomically
+from iqtflow.model_checks import (
+    FORMAT,
+    REQUIRED,
+    build_member,
+    check_card,
+    check_finite,
+    check_network,
+    read_header,
+    refuse,
+)
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-FORMAT = 1  #: of the card; a file of another format is refused
-GEOMETRY = "slab-centred"  #: see `iqtflow.geometry`
 WEIGHTS = Path(__file__).with_name("weights")  #: where models are that ship
 
-#: Fields without which a card is none, and their types.
-_REQUIRED = {
-    "format": int,
-    "name": str,
-    "k": int,
-    "contrast": str,
-    "network": dict,
-    "normalisation": dict,
-    "geometry": str,
-    "n_members": int,
-}
 _DIGEST = "content_sha256"  # field of the card: of all its other fields and of the tensors
 
 
@@ -128,7 +124,7 @@ def load_model(path: str | os.PathLike, *, expected_sha256: str | None = None) -
         Missing, cut short, altered or foreign file, or a model that this version cannot use.
     """
     path, pinned = find_model(path)
-    tensors, card, digest = _read(path, expected_sha256=expected_sha256 or pinned)
+    tensors, card, digest = _read(path, expected_sha256=expected_sha256 or pinned, build=True)
     import torch
 
     members = []
@@ -141,7 +137,7 @@ def load_model(path: str | os.PathLike, *, expected_sha256: str | None = None) -
             for name, value in tensors.items()
             if name.startswith(prefix)
         }
-        members.append(_build(path, card, state))
+        members.append(build_member(path, card, state))
     return Model(card, members, Path(path).absolute(), digest)
 
 
@@ -189,7 +185,7 @@ def join_models(
     for file, (arrays, card, _) in zip(members, parts, strict=True):
         for key in ("k", "network", "normalisation", "geometry", "contrast"):
             if card[key] != first[key]:
-                raise _refuse(file, f"{key} {card[key]}", f"that of the first member, {first[key]}")
+                raise refuse(file, f"{key} {card[key]}", f"that of the first member, {first[key]}")
         for array_name, value in arrays.items():
             member, rest = array_name.split("/", 1)
             tensors[f"member{count + int(member.removeprefix('member'))}/{rest}"] = value
@@ -225,7 +221,7 @@ def stamp_figures(source: str | os.PathLike, path: str | os.PathLike, figures: M
     tensors, card, _ = _read(source)
     both = sorted(known_subjects(card).intersection(figures.get("subjects", [])))
     if both:
-        raise _refuse(
+        raise refuse(
             source,
             f"figures on sub-{', sub-'.join(both)}, which it was trained on",
             "figures on people that it has never seen",
@@ -264,7 +260,7 @@ def find_model(name_or_path: str | os.PathLike) -> tuple[Path, str | None]:
     for info in shipped:
         if key == info.name or Path(key).absolute() == info.path:
             return info.path, info.sha256
-    if not Path(key).is_file():
+    if not os.path.isfile(key):
         names = ", ".join(info.name for info in shipped) or "none ships"
         raise InputError(
             key,
@@ -293,7 +289,8 @@ def register_shipped(path: str | os.PathLike) -> ModelInfo:
     """
     model = load_model(path)
     content = model.path.read_bytes()
-    name, file = model.card["name"], f"{model.card['name']}.safetensors"
+    name = require_name(model.card["name"], "name in the model's card")
+    file = f"{name}.safetensors"
     entry = {
         "name": name,
         "file": file,
@@ -310,38 +307,12 @@ def register_shipped(path: str | os.PathLike) -> ModelInfo:
     return ModelInfo(name, WEIGHTS / file, model.k, entry["contrast"], model.sha256)
 
 
-def _build(path: str | os.PathLike, card: Mapping[str, Any], state: dict[str, torch.Tensor]) -> nn.Module:
-    """Build one network and give it its weights."""
-    import torch
-
-    from iqtflow.networks import build_network
-
-    name, settings = card["network"].get("name"), card["network"].get("kwargs")
-    if not isinstance(name, str) or not isinstance(settings, dict):
-        raise _refuse(path, f"network {card['network']}", "a name and settings")
-    try:
-        # First without memory: a card may ask for a network of any size.
-        with torch.device("meta"):
-            outline = build_network(name, **settings)
-        outline.load_state_dict(state, assign=True)
-        network = build_network(name, **settings)
-        network.load_state_dict(state)
-    except (RuntimeError, ValueError, TypeError) as fault:
-        reason = str(fault).strip().splitlines()[-1].strip()
-        raise _refuse(
-            path, f"weights that do not fit its network ({reason})", f"the weights of {name} {settings}"
-        ) from fault
-    if network.k != card["k"]:
-        raise _refuse(path, f"k = {card['k']} in the card, {network.k} in the network", "one factor")
-    return network.eval().requires_grad_(False)
-
-
 def _write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> Path:
     card = {**card, "format": FORMAT, "package_version": iqtflow.__version__}
     card.pop(_DIGEST, None)
-    missing = [key for key in _REQUIRED if key not in card]
+    missing = [key for key in REQUIRED if key not in card]
     if missing:
-        raise _refuse(path, f"a card without {', '.join(missing)}", "a whole card", "Complete the card.")
+        raise refuse(path, f"a card without {', '.join(missing)}", "a whole card", "Complete the card.")
     stored = {name: np.ascontiguousarray(_half(path, name, value)) for name, value in tensors.items()}
     card[_DIGEST] = _digest(stored, card)
     content = save(stored, metadata={"iqtflow": json.dumps(card, sort_keys=True)})
@@ -353,7 +324,7 @@ def _half(path: str | os.PathLike, name: str, value: np.ndarray) -> np.ndarray:
     if value.dtype.kind != "f":
         return value
     if not np.isfinite(value).all():
-        raise _refuse(path, f"{name} with values that are not finite", "finite weights", "Train it again.")
+        raise refuse(path, f"{name} with values that are not finite", "finite weights", "Train it again.")
     if "running_" in name or np.abs(value).max(initial=0) > np.finfo(np.float16).max:
         return value.astype(np.float32)
     return value.astype(np.float16)
@@ -370,58 +341,49 @@ def _digest(tensors: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> str:
 
 
 def _read(
-    path: str | os.PathLike, *, expected_sha256: str | None = None
+    path: str | os.PathLike, *, expected_sha256: str | None = None, build: bool = False
 ) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
-    """Read tensors, card and SHA-256 of the file, all from one reading."""
+    """Read tensors, card and SHA-256 of the file, all from one reading, after a look at its header.
+
+    With `build` the network is to be built, and has to be the one whose weights these are. A file of an older
+    version, without a digest in its card, is opened all the same.
+    """
+    if expected_sha256 is not None:
+        _require_pin(path, expected_sha256)
+    announced, shapes = read_header(path)
+    check_card(path, announced, shapes)
+    if build:
+        check_network(path, announced, shapes)
     try:
         content = Path(path).read_bytes()
-    except OSError as fault:
-        raise _refuse(path, f"{type(fault).__name__} ({fault.strerror})", "a readable model file") from fault
-    digest = hashlib.sha256(content).hexdigest()
-    if expected_sha256 is not None and digest != expected_sha256:
-        raise _refuse(
-            path,
-            f"SHA-256 {digest[:16]}... (the file was altered or cut short)",
-            f"{expected_sha256[:16]}..., which the package pins",
-            "Install the package again.",
-        )
-    try:
         tensors = load(content)
         length = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
-        card = json.loads(metadata.get("iqtflow", "null"))
-    except (SafetensorError, ValueError, KeyError, RecursionError) as fault:
+        card = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["iqtflow"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as fault:
         found = f"no whole safetensors file ({type(fault).__name__}: {fault})"
-        raise _refuse(path, found, "a model of iqtflow") from fault
-    _check(path, tensors, card)
-    return tensors, card, digest
-
-
-def _check(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], card: Any) -> None:
-    if not isinstance(card, dict) or any(
-        not isinstance(card.get(key), kind) for key, kind in _REQUIRED.items()
-    ):
-        raise _refuse(path, "no card of iqtflow in the metadata", "a model of iqtflow")
-    newer = "Use the version of the package that wrote it."
-    for key, ours in (("format", FORMAT), ("geometry", GEOMETRY)):
-        if card[key] != ours:
-            raise _refuse(path, f"{key} {card[key]!r}", repr(ours), newer)
-    if card["normalisation"].get("name") != NORMALISATION:
-        raise _refuse(path, f"normalisation {card['normalisation']}", NORMALISATION, newer)
+        raise refuse(path, found, "a model of iqtflow") from fault
+    if card != announced or {name: value.shape for name, value in tensors.items()} != shapes:
+        raise refuse(path, "a file that changed while it was read", "the same file all the time")
     stated = card.get(_DIGEST)
     if stated is not None and stated != _digest(tensors, {k: v for k, v in card.items() if k != _DIGEST}):
-        raise _refuse(path, "weights or card that were altered", "the content that was written")
-    members = {name.split("/", 1)[0] for name in tensors}
-    if not members or members != {f"member{i}" for i in range(card["n_members"])}:
-        raise _refuse(
-            path, f"weights of {len(members)} networks", f"those of {card['n_members']}, as the card says"
+        raise refuse(path, "weights or card that were altered", "the content that was written")
+    check_finite(path, tensors)
+    return tensors, card, hashlib.sha256(content).hexdigest()
+
+
+def _require_pin(path: str | os.PathLike, expected: str) -> None:
+    """Make sure that a file is the one that the package names."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    except OSError as fault:
+        raise refuse(path, f"{type(fault).__name__} ({fault.strerror})", "a readable model file") from fault
+    if digest.hexdigest() != expected:
+        raise refuse(
+            path,
+            f"SHA-256 {digest.hexdigest()[:16]}... (the file was altered or cut short)",
+            f"{expected[:16]}..., which the package pins",
+            "Install the package again.",
         )
-
-
-def _refuse(
-    path: str | os.PathLike,
-    found: str,
-    expected: str,
-    next_step: str = "Copy the file again, or choose another (see iqtflow --list-models).",
-) -> InputError:
-    return InputError(path, found=found, expected=expected, next_step=next_step)

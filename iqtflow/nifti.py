@@ -1,4 +1,4 @@
-"""Reading and writing NIfTI files: plain errors, nothing half written, the same bytes for the same data."""
+"""Reading and writing volumes: plain errors, nothing half written, the same bytes for the same data."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ import numpy as np
 
 from iqtflow.errors import InputError
 from iqtflow.files import write_atomically
+from iqtflow.nifti_file import UNREADABLE, open_nifti, unreadable
+from iqtflow.orientation import placed_like
+from iqtflow.outputs import marked_image, signed
 
 
 def read_volume(
@@ -37,25 +40,12 @@ def read_volume(
     InputError
         Unreadable, not three-dimensional, not finite, or on another grid.
     """
+    image = open_nifti(path)
     try:
-        image = nib.load(path)
-        data = np.squeeze(np.asarray(image.dataobj, dtype=np.float32))
-    except (
-        Exception
-    ) as fault:  # nibabel, gzip and zlib each raise their own kinds for a file that is cut short
-        raise InputError(
-            path,
-            found=f"{type(fault).__name__}: {fault}",
-            expected="a readable NIfTI image",
-            next_step="Copy or convert the file again.",
-        ) from fault
-    if data.ndim != 3:
-        raise InputError(
-            path,
-            found=f"{data.ndim} dimensions {data.shape}",
-            expected="one three-dimensional volume",
-            next_step="Extract one volume first.",
-        )
+        with np.errstate(all="ignore"):
+            data = np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
+    except UNREADABLE as fault:
+        raise unreadable(path, fault) from fault
     if not np.isfinite(data).all():
         raise InputError(
             path,
@@ -73,11 +63,24 @@ def read_volume(
             f"{np.round(like.affine[:3, 3], 2).tolist()}",
             next_step="Resample it to the image's grid.",
         )
-    return image, data
+    return in_memory(image, data), data
+
+
+def in_memory(image: nib.Nifti1Image, data: np.ndarray) -> nib.Nifti1Image:
+    """Return an image with other voxels (float32) in the place of its own; header and notes stay."""
+    made = type(image)(data, image.affine, image.header, extra=image.extra)
+    made.set_data_dtype(np.float32)
+    made.set_filename(image.get_filename())
+    return made
 
 
 def write_volume(
-    path: str | os.PathLike, data: np.ndarray, affine: np.ndarray, *, like: nib.Nifti1Image | None = None
+    path: str | os.PathLike,
+    data: np.ndarray,
+    affine: np.ndarray,
+    *,
+    like: nib.Nifti1Image | None = None,
+    maker: str = "iqtflow",
 ) -> Path:
     """Write a volume as NIfTI; it appears under its name when it is complete, and the same data give the same
     bytes.
@@ -91,24 +94,67 @@ def write_volume(
     affine : ndarray, shape (4, 4)
         Voxel indices to world mm.
     like
-        Image whose coordinate codes (scanner, aligned, ...) the new one takes over.
+        Image whose sform and qform, with their codes (scanner, aligned, ...), the new one takes over.
+    maker
+        Command that makes it, for the header.
+
+    Raises
+    ------
+    InputError
+        A voxel is not finite.
+    OutputError
+        The file cannot be written.
     """
-    image = nib.Nifti1Image(data, affine)
-    image.header.set_xyzt_units("mm")
-    codes = (
-        [int(like.header[code]) for code in ("qform_code", "sform_code")]
-        if isinstance(like, nib.Nifti1Image)
-        else [1, 1]
-    )
-    code = max(codes) or 1
-    image.set_sform(affine, code=codes[1] or code)
-    image.set_qform(affine, code=codes[0] or code)
-    content = image.to_bytes()
+    return write_image(path, placed_like(data, affine, like), maker=maker)
+
+
+def write_image(path: str | os.PathLike, image: nib.Nifti1Image, *, maker: str = "iqtflow") -> Path:
+    """Write an image: the one way for all of them. The same image gives the same bytes.
+
+    Parameters
+    ----------
+    path
+        ``.nii`` or ``.nii.gz``.
+    image
+        With finite voxels.
+    maker
+        Command that makes it, for the header (`iqtflow.outputs`).
+
+    Raises
+    ------
+    InputError
+        A voxel is not finite: nothing is written.
+    OutputError
+        The file cannot be written.
+    """
+    require_finite(path, image)
+    content: memoryview | bytes = marked_image(maker, image)
     if str(path).endswith(".gz"):
         content = gzip.compress(content, compresslevel=4, mtime=0)
     return write_atomically(path, lambda stream: stream.write(content))
 
 
-def write_json(path: str | os.PathLike, fields: dict[str, Any]) -> Path:
-    """Write fields as indented JSON, atomically."""
-    return write_atomically(path, lambda stream: stream.write((json.dumps(fields, indent=2) + "\n").encode()))
+def require_finite(path: str | os.PathLike, image: nib.Nifti1Image) -> None:
+    """Make sure that an image that is to be written has finite voxels only.
+
+    Raises
+    ------
+    InputError
+        Says how many are not, and where the first one is.
+    """
+    wrong = ~np.isfinite(np.asanyarray(image.dataobj))
+    if wrong.any():
+        first = [int(i) for i in np.unravel_index(np.argmax(wrong), wrong.shape)]
+        raise InputError(
+            path,
+            found=f"a result with {np.count_nonzero(wrong)} voxels that are not finite, the first at {first}",
+            expected="finite voxels; this file was not written",
+            next_step="Look for extreme intensities in the inputs. If they are as they should be, choose "
+            "another model, or --precision float32.",
+        )
+
+
+def write_json(path: str | os.PathLike, fields: dict[str, Any], *, maker: str | None = None) -> Path:
+    """Write fields as indented JSON, atomically; with the command that makes it, for `iqtflow.outputs`."""
+    text = json.dumps(fields if maker is None else signed(maker, fields), indent=2) + "\n"
+    return write_atomically(path, lambda stream: stream.write(text.encode()))

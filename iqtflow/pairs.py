@@ -22,6 +22,7 @@ import torch
 from iqtflow.draws import require_patch, require_sources
 from iqtflow.errors import InputError
 from iqtflow.files import write_atomically, write_text
+from iqtflow.outputs import signed
 from iqtflow.patches import PATCH, PatchLibrary
 from iqtflow.snr import SNRPrior
 from iqtflow.stored import align, check_draws, cut_pair, mirror_pair
@@ -136,7 +137,8 @@ def write_pairs(
                     pair[name][0] = side.astype(np.float32) / np.float32(draw.scale)
                 stream.write(pair.tobytes())
 
-    write_text(_header_of(path), json.dumps(header, indent=1, sort_keys=True) + "\n")
+    text = json.dumps(signed("iqtflow-pairs", header), indent=1, sort_keys=True)
+    write_text(_header_of(path), text + "\n")
     write_atomically(path, fill)
     return total
 
@@ -154,6 +156,7 @@ def read_pairs(path: str | os.PathLike) -> PairFile:
         header = json.loads(_header_of(path).read_text(encoding="utf-8"))
         pairs = np.load(path, mmap_mode="r", allow_pickle=False)
         expected = pair_dtype(header["k"], header["patch"])
+        counts, subject, prior = tuple(header["counts"]), str(header["subject"]), dict(header["prior"])
         if header["format"] != FORMAT or pairs.dtype != expected or len(pairs) != sum(header["counts"]):
             raise InputError(
                 path,
@@ -161,7 +164,7 @@ def read_pairs(path: str | os.PathLike) -> PairFile:
                 expected=f"{sum(header['counts'])} rows of {expected}, format {FORMAT}, as its JSON says",
                 next_step=again,
             )
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as fault:
+    except (OSError, EOFError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as fault:
         raise InputError(
             path,
             found=f"{type(fault).__name__}: {fault}",
@@ -170,11 +173,11 @@ def read_pairs(path: str | os.PathLike) -> PairFile:
         ) from fault
     return PairFile(
         rows=pairs.view(np.uint8).reshape(len(pairs), pairs.dtype.itemsize),
-        counts=tuple(header["counts"]),
-        subject=header["subject"],
+        counts=counts,
+        subject=subject,
         k=header["k"],
         patch=header["patch"],
-        prior=header["prior"],
+        prior=prior,
         path=Path(path).absolute(),
         size=Path(path).stat().st_size,
         fingerprint=hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:16],

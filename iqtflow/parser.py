@@ -10,14 +10,12 @@ from typing import Any
 
 from iqtflow.config import LEVELS, SECTIONS, default_of, read_sections
 from iqtflow.options import enhance, general, resources, segmentation, selection, train
+from iqtflow.options.checks import convert_values, refuse_options
 from iqtflow.parser_parts import DESCRIPTION, EPILOG, Formatter
 from iqtflow.resources import available_cpus, available_memory_gb
 
 #: The groups of options, in the order in which help shows them.
 GROUPS = (general, selection, enhance, segmentation, train, resources)
-
-#: Modes in which the options of a section have a meaning: given in another mode, they are a mistake.
-SECTION_MODES = {"enhance": ("enhance",), "train": ("train",), "segmentation": ("train", "calibrate")}
 
 
 def build_parser(
@@ -62,10 +60,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     early.add_argument("--config-file", type=Path)
     early.add_argument("--doctor", action="store_true")
     known = early.parse_known_args(argv)[0]
-    defaults = read_sections(known.config_file) if known.config_file else {}
+    defaults: dict[str, dict[str, Any]] = {}
+    if known.config_file:
+        defaults = convert_values(build_parser(), read_sections(known.config_file), known.config_file)
     parser = build_parser(defaults, folders_needed=not known.doctor)
     options = parser.parse_args(argv)
-    _refuse_options_of_other_modes(parser, options, build_parser(defaults))
+    options.notes = refuse_options(parser, options, build_parser(defaults))
     return options
 
 
@@ -106,18 +106,3 @@ def _defaults(given: dict[str, dict[str, Any]]) -> dict[str, Any]:
     for name, section in given.items():
         values.update({f"{name}__{key}": value for key, value in section.items()})
     return values
-
-
-def _refuse_options_of_other_modes(
-    parser: argparse.ArgumentParser, options: argparse.Namespace, untouched: argparse.ArgumentParser
-) -> None:
-    for section, modes in SECTION_MODES.items():
-        if options.run__mode in modes:
-            continue
-        for action in parser._actions:
-            given = getattr(options, action.dest, None)
-            if action.dest.startswith(f"{section}__") and given != untouched.get_default(action.dest):
-                parser.error(
-                    f"{action.option_strings[-1]} is for --mode {' or '.join(modes)}; "
-                    f"the mode is {options.run__mode}"
-                )

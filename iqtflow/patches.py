@@ -239,32 +239,40 @@ def read_library(path: str | os.PathLike) -> PatchLibrary:
         The file is missing, truncated, or not a patch library of this format.
     """
     try:
-        with safe_open(os.fspath(path), framework="numpy") as file:
-            header = json.loads((file.metadata() or {}).get("iqtflow", "{}"))
-            names = set(file.keys())
-            if header.get("format") != FORMAT or not {"intensity", "wm", "gm", "corners"} <= names:
-                raise InputError(
-                    path,
-                    found=f"format {header.get('format')} with {sorted(names)}",
-                    expected=f"a patch library of format {FORMAT}",
-                    next_step="Run the participant level again to write it anew.",
-                )
-            layout = {
-                name: (file.get_slice(name).get_dtype(), tuple(file.get_slice(name).get_shape()))
-                for name in names
-            }
-            small = {
-                name: file.get_tensor(name)
-                for name in sorted(names)
-                if name == "corners" or name.startswith("reference")
-            }
-    except (OSError, SafetensorError, ValueError) as fault:
+        return _open_library(path)
+    # A header may hold anything; each of these is what one kind of nonsense in it leads to.
+    except (
+        *(OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError),
+        *(ArithmeticError, RecursionError),
+    ) as fault:
         raise InputError(
             path,
             found=f"{type(fault).__name__}: {fault}",
             expected="a readable patch library",
             next_step="Run the participant level again to write it anew.",
         ) from fault
+
+
+def _open_library(path: str | os.PathLike) -> PatchLibrary:
+    with safe_open(os.fspath(path), framework="numpy") as file:
+        header = json.loads((file.metadata() or {}).get("iqtflow", "{}"))
+        names = set(file.keys())
+        if header.get("format") != FORMAT or not {"intensity", "wm", "gm", "corners"} <= names:
+            raise InputError(
+                path,
+                found=f"format {header.get('format')} with {sorted(names)}",
+                expected=f"a patch library of format {FORMAT}",
+                next_step="Run the participant level again to write it anew.",
+            )
+        layout = {
+            name: (file.get_slice(name).get_dtype(), tuple(file.get_slice(name).get_shape()))
+            for name in names
+        }
+        small = {
+            name: file.get_tensor(name)
+            for name in sorted(names)
+            if name == "corners" or name.startswith("reference")
+        }
     volumes = {
         name: _memory_map(path, name, layout) for name in ("intensity", "wm", "gm", "brain") if name in names
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import stat
 from pathlib import Path
 
 _LARGEST = 32_768  # both tools' pointers are shorter, and take nothing longer for a pointer
@@ -26,7 +27,8 @@ def how_to_fetch(path: str | os.PathLike) -> str | None:
         is_annex = "/annex/objects/" in Path(os.readlink(path)).as_posix()
         return _datalad(path) if is_annex else None
     try:
-        if path.stat().st_size > _LARGEST:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST:  # a pipe would be waited for
             return None
         with open(path, "rb") as stream:
             start = stream.read(200)

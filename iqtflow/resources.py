@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iqtflow.errors import UsageError
+from iqtflow.memory import most_memory_gb
 
 DEVICES = ("auto", "cpu", "cuda")  #: what the command line accepts
 
@@ -21,6 +22,8 @@ DEVICES = ("auto", "cpu", "cuda")  #: what the command line accepts
 _DRIVER_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
 
 _ASK_TORCH = """
+import sys
+sys.path[:] = [folder for folder in sys.path if folder]  # no torch.py of the current folder
 import torch
 if not torch.backends.cuda.is_built():
     print("no: this PyTorch is built without CUDA")
@@ -85,7 +88,8 @@ def available_cpus() -> int:
 
 
 def available_memory_gb(*, limit_files: tuple[str, ...] | None = None) -> float:
-    """Return the memory that this process may use, in GB: the machine's, or its control group's if less.
+    """Return the memory that this process may use, in GB: the machine's, or its control group's or its own
+    limit (``ulimit -v``) if less.
 
     Parameters
     ----------
@@ -94,6 +98,7 @@ def available_memory_gb(*, limit_files: tuple[str, ...] | None = None) -> float:
     """
     if limit_files is None:
         limit_files = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+        return min(most_memory_gb(), available_memory_gb(limit_files=limit_files))
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in limit_files:
         try:

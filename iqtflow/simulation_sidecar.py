@@ -110,13 +110,13 @@ def read_fields(path: str | os.PathLike) -> dict[str, Any]:
         Not readable, or not the sidecar of a simulated scan.
     """
     try:
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        fields = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         found = f"the fields {', '.join(sorted(fields))}"
         if isinstance(fields["Simulation"], dict):
             return fields
     except KeyError:
         pass
-    except (OSError, ValueError, TypeError) as fault:
+    except (OSError, ValueError, TypeError, RecursionError) as fault:
         found = f"{type(fault).__name__}: {fault}"
     raise InputError(
         path,
@@ -149,7 +149,7 @@ def recall(path: str | os.PathLike) -> tuple[Recipe, dict[str, str]]:
         digests = {name: str(values["sha256"][name]) for name in ("image", "wm", "gm")}
         if stack.axis not in (0, 1, 2) or len(bias) not in (0, (BIAS_ORDER + 1) ** 3):
             raise ValueError(f"axis {stack.axis}, {len(bias)} coefficients of the shading")
-    except (KeyError, TypeError, ValueError) as fault:
+    except (KeyError, TypeError, ValueError, OverflowError) as fault:
         raise InputError(
             path,
             found=f"{type(fault).__name__}: {fault}",

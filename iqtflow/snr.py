@@ -129,21 +129,22 @@ def read_prior(name_or_path: str | os.PathLike) -> SNRPrior:
         return PUBLISHED[key]
     known = ", ".join(PUBLISHED)
     try:
-        fields = json.loads(Path(key).read_text())
+        fields = json.loads(Path(key).read_text(encoding="utf-8-sig"))
         mean = tuple(float(v) for v in fields["mean"])
         covariance = tuple(tuple(float(v) for v in row) for row in fields["covariance"])
+        tissues = list(fields.get("tissues", ["WM", "GM"]))
     except FileNotFoundError as fault:
         raise _bad(
             key, "no such file and no prior of this name", f"one of {known}, or a JSON file"
         ) from fault
-    except (OSError, ValueError, KeyError, TypeError) as fault:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as fault:
         raise _bad(
             key,
             f"{type(fault).__name__}: {fault}",
             "JSON with mean (2 numbers) and covariance (2 x 2), order WM, GM",
         ) from fault
-    if list(fields.get("tissues", ["WM", "GM"])) != ["WM", "GM"]:
-        raise _bad(key, f"tissues {fields['tissues']}", 'tissues ["WM", "GM"]')
+    if tissues != ["WM", "GM"]:
+        raise _bad(key, f"tissues {tissues}", 'tissues ["WM", "GM"]')
     return SNRPrior(str(fields.get("name", Path(key).stem)), mean, covariance, str(fields.get("source", "")))
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from iqtflow.bids.names import is_label
 from iqtflow.errors import UsageError
 from iqtflow.files import write_text
 
@@ -30,13 +31,14 @@ def read_split(path: str | os.PathLike) -> dict[str, tuple[str, ...]]:
     Raises
     ------
     UsageError
-        The file cannot be read, a list is missing, nobody trains or validates, or a subject is in it twice:
-        what is measured on a subject that was trained on says nothing about other people.
+        The file cannot be read, a list is missing, nobody trains or validates, a label has other characters
+        than letters and digits, or a subject is in it twice: what is measured on a subject that was trained
+        on says nothing about other people.
     """
     try:
-        lists = json.loads(Path(path).read_text(encoding="utf-8"))
-        split = {part: tuple(label.removeprefix("sub-") for label in lists[part]) for part in SPLIT_PARTS}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
+        lists = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        split = {part: _labels(lists[part], part) for part in SPLIT_PARTS}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as fault:
         raise _bad_split(path, f"{type(fault).__name__}: {fault}") from fault
     empty = [part for part in ("train", "validation") if not split[part]]
     if empty:
@@ -138,6 +140,16 @@ def write_split(path: str | os.PathLike, split: Mapping[str, Sequence[str]]) -> 
     """Write a split that `read_split` reads."""
     lists = {part: [f"sub-{label}" for label in split[part]] for part in SPLIT_PARTS}
     return write_text(path, json.dumps(lists, indent=1) + "\n")
+
+
+def _labels(labels: object, part: str) -> tuple[str, ...]:
+    if not isinstance(labels, list):  # a text would be taken for a list of letters
+        raise TypeError(f"a {type(labels).__name__} under {part}, not a list")
+    bare = [str(label).removeprefix("sub-") if isinstance(label, str) else "" for label in labels]
+    wrong = [label for label, text in zip(labels, bare, strict=True) if not is_label(text)]
+    if wrong:
+        raise TypeError(f"{wrong[0]!r} under {part}, which is no label of BIDS in quotes")
+    return tuple(bare)
 
 
 def _bad_split(path: str | os.PathLike, found: str) -> UsageError:

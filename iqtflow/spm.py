@@ -89,6 +89,10 @@ def segment_with_spm(
             source = write_with_background(scan, folder / "filled" / path.name)
             priors = write_brain_priors(installation.tpm, folder / "brain-priors.nii")
             settings = stripped_settings(priors, sampling_mm=float(sampling_mm))
+        elif scan.extra["notes"]:  # the file is not what was checked: an affine or intensities were mended
+            source = folder / "mended" / f"{path.name.split('.')[0]}.nii"
+            source.parent.mkdir()
+            scan.to_filename(source)
         run = run_unified_segmentation(
             source, folder, installation=installation, settings=settings, stem="T1", timeout_s=timeout_s
         )

@@ -13,6 +13,8 @@ from scipy.io import loadmat
 
 from iqtflow.conform import check_scan
 from iqtflow.errors import InputError
+from iqtflow.geometry import voxel_sizes
+from iqtflow.nifti_file import open_nifti, peek_nifti
 from iqtflow.segmentation import BRAIN_ML
 
 MIN_EXTENT_MM = 80.0  #: along every axis; SPM "completes" on less, with garbage
@@ -88,7 +90,7 @@ def check_spm_input(path: str | os.PathLike) -> nib.Nifti1Image:
         damaged file, neither sform nor qform), and a field of view of less than 80 mm along any axis.
     """
     image = check_scan(path)
-    extent_mm = np.array(image.header.get_zooms()[:3], dtype=float) * image.shape[:3]
+    extent_mm = voxel_sizes(image.affine) * image.shape[:3]
     if extent_mm.min() < MIN_EXTENT_MM:
         raise InputError(
             path,
@@ -102,9 +104,9 @@ def check_spm_input(path: str | os.PathLike) -> nib.Nifti1Image:
 def least_extent_mm(path: str | os.PathLike) -> float | None:
     """Return the smallest extent of an image in mm, by its header; None where that cannot be read."""
     try:
-        header = nib.load(path).header
-        return float(np.min(np.array(header.get_zooms()[:3], dtype=np.float64) * header.get_data_shape()[:3]))
-    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError):
+        image = peek_nifti(path)
+        return float(np.min(voxel_sizes(image.affine) * image.shape[:3]))
+    except InputError:
         return None
 
 
@@ -237,7 +239,7 @@ def _coverage(affine: np.ndarray, image: nib.Nifti1Image, tpm: str | os.PathLike
         )
         points = grid.reshape(-1, 3).astype(float)
     else:
-        priors = nib.load(tpm)
+        priors = open_nifti(tpm, kind="priors")
         brain = np.asarray(priors.dataobj[::2, ::2, ::2, :3], dtype=np.float64).sum(axis=-1) > 0.5
         points = nib.affines.apply_affine(priors.affine, 2.0 * np.argwhere(brain))
     voxels = nib.affines.apply_affine(np.linalg.inv(image.affine) @ np.linalg.inv(affine), points)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import gzip
+import copy
 import hashlib
 import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,7 +132,7 @@ def find_spm(
             if source in ("argument", "$SPMMCRCMD"):  # asked for by name: never quietly take another one
                 raise
             skipped.append(f"{source}: {fault}")
-            causes.append(fault)
+            causes.extend(fault.causes or (fault,))
     none_found = SpmNotFoundError(
         "SPM",
         found="; ".join(skipped)
@@ -140,6 +140,11 @@ def find_spm(
         expected="SPM12 or later, compiled for GNU Octave (make PLATFORM=octave), or standalone SPM",
         next_step="Name it with --spm-dir or $SPM_HOME, or choose --segmentation ants.",
     )
+    if not causes:  # no SPM at all: say at once what else it would want
+        wanted = _faults_of(
+            lambda: _find_octave(octave, environ), lambda: _find_tpm(tpm, None, search_below=False)
+        )
+        causes = [copy.copy(none_found), *wanted] if wanted else []
     none_found.causes = tuple(causes)
     raise none_found
 
@@ -170,8 +175,9 @@ def tpm_blob_id(path: str | os.PathLike) -> str:
 
     Compare it with `GENUINE_TPM_BLOB`: volumes from other priors are not SPM's.
     """
-    path = Path(path)
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    from iqtflow.nifti_file import read_content
+
+    content = read_content(path)
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
@@ -225,22 +231,27 @@ def _examine(
     """Make sure that one candidate is complete."""
     octave_path, octave_source = None, None
     if compiled:
-        _require_executable(compiled[0], environ)
+        faults = _faults_of(
+            lambda: _require_executable(compiled[0], environ),
+            lambda: _find_tpm(tpm, folder, search_below=True),
+        )
+    else:
+        folder = folder.absolute()
+        faults = _faults_of(
+            lambda: _require_octave_spm(folder),
+            lambda: _find_octave(octave, environ),
+            lambda: _require_priors(tpm, folder),
+        )
+    if faults:
+        faults[0].causes = tuple(faults) if len(faults) > 1 else ()
+        raise faults[0]
+    if compiled:
         command = compiled
     else:
-        _require_octave_spm(folder)
-        folder = folder.absolute()
         octave_path, octave_source = _find_octave(octave, environ)
         command = (str(octave_path), *OCTAVE_OPTIONS, "--path", str(folder))
     # A compiled SPM unpacks its own files somewhere below its folder, at its first start.
     priors = _find_tpm(tpm, folder, search_below=bool(compiled))
-    if priors is None and not compiled:
-        raise SpmNotFoundError(
-            folder / "tpm" / "TPM.nii",
-            found="no such file",
-            expected="SPM's tissue priors",
-            next_step="Copy TPM.nii from the SPM distribution, or name it with --tpm.",
-        )
     release, revision = read_spm_version(_find_contents(folder) if compiled else folder)
     return SpmInstallation(
         command=command,
@@ -254,6 +265,28 @@ def _examine(
         revision=revision,
         skipped=skipped,
     )
+
+
+def _faults_of(*searches: Callable[[], object]) -> list[SpmNotFoundError]:
+    """What is wrong, all of it."""
+    faults = []
+    for search in searches:
+        try:
+            search()
+        except SpmNotFoundError as fault:
+            faults.append(fault)
+    return faults
+
+
+def _require_priors(tpm: str | os.PathLike | None, folder: Path) -> None:
+    there = (folder / "spm_preproc_run.m").is_file()  # else it is no SPM, which is told already
+    if _find_tpm(tpm, folder, search_below=False) is None and there:
+        raise SpmNotFoundError(
+            folder / "tpm" / "TPM.nii",
+            found="no such file",
+            expected="SPM's tissue priors",
+            next_step="Copy TPM.nii from the SPM distribution, or name it with --tpm.",
+        )
 
 
 def _require_octave_spm(folder: Path) -> None:

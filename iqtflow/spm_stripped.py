@@ -15,6 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from iqtflow.brainmask import ERASED_BACKGROUND, LARGEST_BRAIN_ML
+from iqtflow.nifti_file import open_nifti
 from iqtflow.spm_script import TissueClass, UnifiedSegmentationSettings
 
 #: Background noise, as a share of the 99th percentile of the brain: far below any tissue.
@@ -70,7 +71,7 @@ def write_brain_priors(tpm: Path, path: Path) -> Path:
     path
         Where to (``.nii``).
     """
-    priors = nib.load(tpm)
+    priors = open_nifti(tpm, kind="priors")
     brain = np.stack([np.asarray(priors.dataobj[..., i], dtype=np.float32) for i in range(3)], axis=-1)
     rest = np.clip(1 - brain.sum(axis=-1, keepdims=True), 0, 1)
     nib.Nifti1Image(np.concatenate([brain, rest], axis=-1), priors.affine).to_filename(path)

@@ -26,7 +26,7 @@ from typing import Any
 import lightning
 import torch
 
-from iqtflow.checkpoints import BEST, LAST, claim, read_checkpoint
+from iqtflow.checkpoints import BEST, LAST, claim, read_checkpoint, require_fit
 from iqtflow.draws import Degradation, DrawSampler
 from iqtflow.errors import InputError, UsageError
 from iqtflow.pairs import PairFile, PairSampler
@@ -248,6 +248,8 @@ def train_member(
         )
         resume = folder / LAST
         begun = read_checkpoint(resume) if resume.exists() else None
+        if begun:
+            require_fit(resume, begun, module.state_dict())
         steps = begun["global_step"] if begun else 0
         began = time.monotonic()
         # Lightning would add an epoch to a training that had been stopped early.
@@ -397,6 +399,8 @@ def _introduce(
 
 
 def _best_state(folder: Path, module: TrainingModule) -> dict[str, torch.Tensor]:
-    module.load_state_dict(read_checkpoint(folder / BEST)["state_dict"])
+    best = read_checkpoint(folder / BEST)
+    require_fit(folder / BEST, best, module.state_dict())
+    module.load_state_dict(best["state_dict"])
     kept = module.judged.state_dict()
     return {name: value.detach().cpu().contiguous() for name, value in kept.items()}

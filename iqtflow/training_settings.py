@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from iqtflow.config import TrainSettings
+from iqtflow.config import TrainSettings, default_of
 from iqtflow.errors import UsageError
+from iqtflow.files import require_name
+from iqtflow.options.checks import FRESH_ONLY
 
 
 def check_training(train: TrainSettings) -> None:
@@ -12,8 +14,11 @@ def check_training(train: TrainSettings) -> None:
     Raises
     ------
     UsageError
-        They do not.
+        They do not, or the model's name is no name.
     """
+    widened = [key for key in FRESH_ONLY if getattr(train, key) != default_of(TrainSettings, key)]
+    if train.model_name is not None:
+        require_name(train.model_name, "--model-name")
     for option, wrong, found, expected, next_step in (
         (
             "--patch-library pairs",
@@ -21,6 +26,13 @@ def check_training(train: TrainSettings) -> None:
             "fresh draws, which cannot be written out",
             "a number of stored draws",
             "Add --draws N; the paper has 1, 2, 4 and 8.",
+        ),
+        (
+            " ".join(f"--{key.replace('_', '-')}" for key in widened),
+            widened and train.draws != "fresh",
+            f"--draws {train.draws}: stored draws are simulated as in the paper",
+            "--draws fresh, where every batch is simulated anew",
+            "Leave one of the two out.",
         ),
         (
             "--patch-size",

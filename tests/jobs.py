@@ -24,7 +24,9 @@ class _JobInputSpec(BaseInterfaceInputSpec):
     text = traits.Str("", usedefault=True, desc="what it adds")
     seconds = traits.Float(0.0, usedefault=True, nohash=True, desc="time that it sleeps")
     work = traits.Int(0, usedefault=True, nohash=True, desc="loops that keep a processor busy")
-    fate = traits.Enum("live", "raise", "killed", "exit", usedefault=True, nohash=True, desc="how it ends")
+    fate = traits.Enum(
+        "live", "raise", "killed", "exit", "memory", usedefault=True, nohash=True, desc="how it ends"
+    )
     journal = traits.Str(nohash=True, desc="file that gets a line at the beginning and at the end")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="count against the GPU slots")
 
@@ -50,6 +52,8 @@ class Job(SimpleInterface):
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.inputs.fate == "exit":
             os._exit(3)
+        elif self.inputs.fate == "memory":
+            raise MemoryError
         elif self.inputs.fate == "raise":
             raise ValueError(f"{self.inputs.text} cannot be worked with")
         self._note(f"end {self.inputs.text}")

@@ -61,6 +61,26 @@ def test_a_dry_run_tells_geometry_model_and_outputs_of_each_scan_and_writes_noth
     assert "1 to process, 1 to skip, 1 that will fail" in told
 
 
+def test_a_dry_run_tells_what_the_run_would_stumble_over(clinic, tmp_path, capsys):
+    """A checksum that is wrong, a qform that cannot be, a value that fills up the air: as the run does."""
+    damaged = clinic / "sub-04/anat/sub-04_T1w.nii.gz"
+    head = make_head((48, 48, 14))
+    head[:5] = -1024
+    write_scan(damaged, head, make_affine((2.0, 2.0, 8.0)), qform_code=1, quatern_b=np.nan)
+    noted = clinic / "sub-05/anat/sub-05_T1w.nii.gz"
+    noted.parent.mkdir(parents=True)
+    noted.write_bytes(damaged.read_bytes())
+    damaged.write_bytes(damaged.read_bytes()[:-8] + bytes(8))
+    arguments = [str(clinic), str(tmp_path / "out"), "participant", "--dry-run", "--device", "cpu"]
+    assert cli.main([*arguments, "--participant-label", "04", "05", "--skip-bids-validation"]) == 1
+    told = capsys.readouterr().out
+    assert f"will fail {damaged}: found a file that cannot be read" in told
+    after = told.split(f"{noted}\n")[1]
+    assert "note      The qform is not usable" in after
+    assert "are -1024" in after
+    assert "1 to process, 0 to skip, 1 that will fail" in told
+
+
 def test_a_dry_run_of_training_names_draws_and_the_model(clinic, tmp_path, capsys):
     (tmp_path / "split.json").write_text('{"train": ["02"], "validation": ["01"], "evaluation": []}')
     arguments = [
@@ -160,6 +180,33 @@ def test_every_mode_and_level_has_its_sentences_and_references():
         assert re.search(rf"\* {year_and_name[0]}, .*\({year_and_name[1]}\)", text)
 
 
+def test_methods_state_settings_of_fresh_draws_at_group_level_and_the_papers_for_stored_scans():
+    settings = Settings(
+        paths=PathSettings(bids_dir=Path("/b"), output_dir=Path("/o"), work_dir=Path("/w")),
+        run=RunSettings(mode="train"),
+        train=TrainSettings(
+            thickness_fraction=(0.5, 1.0), snr_scale=(0.6, 1.5), bias_amplitude=0.2, patch_step=(4, 4, 4)
+        ),
+    )
+    stored, trained = (
+        render_citation(describe_run(settings, level, [])) for level in ("participant", "group")
+    )
+    assert "half maximum is 0.75 of their distance" in stored and "patch_step (4, 4, 4)" in stored
+    for fresh in ("thickness_fraction (0.5, 1.0)", "snr_scale (0.6, 1.5)", "bias_amplitude 0.2"):
+        assert fresh in trained and fresh not in stored
+    assert "patch_step" not in trained
+
+
+def test_methods_of_a_model_that_is_only_judged_tell_of_no_training():
+    settings = Settings(
+        paths=PathSettings(bids_dir=Path("/b"), output_dir=Path("/o"), work_dir=Path("/w")),
+        run=RunSettings(mode="train"),
+        train=TrainSettings(evaluate_model="iqt-k4"),
+    )
+    text = render_citation(describe_run(settings, "group", []))
+    assert "was trained" not in text and "Wilcoxon" in text
+
+
 def test_jobs_that_end_together_lose_no_paragraph(tmp_path):
     paragraphs = [Paragraph(i, f"Step {i}", f"What step {i} does.") for i in range(12)]
     jobs = [threading.Thread(target=write_citation, args=(tmp_path, [one])) for one in paragraphs]
@@ -172,6 +219,26 @@ def test_jobs_that_end_together_lose_no_paragraph(tmp_path):
     write_citation(tmp_path, paragraphs[:1])
     assert (tmp_path / "logs" / "CITATION.md").read_text() == text
     assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[1]", "3", "[" * 100_000, '{"order": 1}', '{"order": 1, "heading": 2, "text": 3}']
+)
+def test_what_is_no_paragraph_does_not_keep_a_run_from_citing(tmp_path, content):
+    kept = Paragraph(1, "Before", "What was done before.")
+    write_citation(tmp_path, [kept])
+    (tmp_path / "logs/citation/50_garbage.json").write_text(content)
+    write_citation(tmp_path, [Paragraph(2, "Now", "What is done now.")])
+    text = (tmp_path / "logs/CITATION.md").read_text()
+    assert "What was done before." in text and "What is done now." in text
+
+
+def test_a_paragraph_that_was_emptied_is_written_again(tmp_path):
+    one = Paragraph(1, "Before", "What was done before.")
+    write_citation(tmp_path, [one])
+    (file,) = (tmp_path / "logs/citation").iterdir()
+    file.write_bytes(b"")
+    assert "What was done before." in write_citation(tmp_path, [one]).read_text()
 
 
 # --- the work directory ---

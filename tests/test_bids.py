@@ -239,3 +239,96 @@ def test_no_two_scans_share_a_simulated_draw(bids_tree):
     assert len(set(seeds)) == len(seeds) == 20 * 2 * 2 * 8
     assert max(seeds) < 2**53, "a seed is written to JSON without loss"
     assert scan_seed(scans[0], 0) == scan_seed(scans[0], 0)
+
+
+# --- values of sidecars ---
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "read"),
+    [
+        ("SkullStripped", True, True),
+        ("SkullStripped", False, False),
+        ("SkullStripped", "false", None),
+        ("SkullStripped", "true", None),
+        ("SkullStripped", "n/a", None),
+        ("SkullStripped", 1, None),
+        ("SliceThickness", 5, 5.0),
+        ("SliceThickness", "10", None),
+        ("SliceThickness", "n/a", None),
+        ("SliceThickness", 0, None),
+        ("SliceThickness", -5, None),
+        ("SliceThickness", [5], None),
+        ("SliceThickness", True, None),
+        ("SliceThickness", float("nan"), None),
+        ("SpacingBetweenSlices", float("inf"), None),
+        ("SpacingBetweenSlices", 10**400, None),
+        ("MagneticFieldStrength", "0.36T", None),
+    ],
+)
+def test_a_value_that_cannot_be_meant_costs_a_note_that_names_the_json_file(bids_tree, field, value, read):
+    sidecar = "sub-01/sub-01_T1w.json"
+    root = bids_tree(T1W, sidecars={sidecar: {field: value}, "T1w.json": {field: True}})
+    (scan,) = find_scans(root)
+    assert scan.sidecar == ({} if read is None else {field: read}), "the nearest file wins, right or wrong"
+    if read is None:
+        (note,) = scan.warnings
+        assert note.startswith(f"{root / sidecar}: {field} is ") and "It is not used" in note
+    else:
+        assert scan.warnings == ()
+
+
+def test_null_in_a_sidecar_means_not_known(bids_tree):
+    root = bids_tree(T1W, sidecars={"T1w.json": {"SkullStripped": None, "SliceThickness": None}})
+    (scan,) = find_scans(root)
+    assert (scan.sidecar, scan.warnings) == ({}, ())
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "Expecting value"),
+        (b"[5]", "a list, not an object"),
+        (b'{"SliceThickness": 5', "delimiter"),
+        (b'{"X": "\xff"}', "utf-8"),
+        (b"[" * 100_000, "recursion"),
+        (None, "a folder"),
+    ],
+    ids=["empty", "list", "cut", "not UTF-8", "deep", "folder"],
+)
+def test_a_file_that_is_no_sidecar_costs_its_metadata_alone(bids_tree, content, why):
+    root = bids_tree(T1W, sidecars={"T1w.json": {"SliceThickness": 6}})
+    path = root / "sub-01/anat/sub-01_T1w.json"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    (scan,) = find_scans(root)
+    assert scan.sidecar == {"SliceThickness": 6.0}
+    assert str(path) in scan.warnings[0] and why in scan.warnings[0]
+
+
+def test_a_byte_order_mark_is_no_fault(bids_tree):
+    root = bids_tree(T1W)
+    (root / "sub-01/anat/sub-01_T1w.json").write_bytes(b'\xef\xbb\xbf{"SkullStripped": true}')
+    (scan,) = find_scans(root)
+    assert (scan.sidecar, scan.warnings) == ({"SkullStripped": True}, ())
+
+
+@pytest.mark.parametrize(
+    ("stated", "told"), [(True, "yes"), (False, "no"), ("false", "auto"), (None, "auto")]
+)
+@pytest.mark.parametrize("mode", ["train", "calibrate"])
+def test_text_for_a_boolean_never_says_that_the_skull_is_gone(bids_tree, tmp_path, mode, stated, told):
+    from iqtflow.workflows.calibration import build_calibrate_graph
+    from iqtflow.workflows.participant import build_prepare_graph
+
+    from iqtflow import cli
+    from iqtflow.parser import parse
+
+    root = bids_tree(T1W, sidecars={"T1w.json": {"SkullStripped": stated}})
+    arguments = [str(root), str(tmp_path / "out"), "participant", "--mode", mode, "--segmentation", "ants"]
+    settings, _ = cli.settle(parse([*arguments, "--device", "cpu"]))
+    build = build_prepare_graph if mode == "train" else build_calibrate_graph
+    graph = build(find_scans(root), settings, name="graph")
+    assert graph.get_node("sub_01_T1w.inputnode").inputs.skull_stripped == told

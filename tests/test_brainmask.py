@@ -49,6 +49,29 @@ def test_skull_stripping_is_recognised_without_being_told(template):
     assert (found.method, found.skull_stripped) == ("nonzero", True)
 
 
+def test_a_few_voxels_that_stand_out_of_nothing_are_the_head():
+    data = np.full((30, 30, 30), 3, np.float32)
+    data[10:12, 10:12, 10:12] = 900
+    np.testing.assert_array_equal(head_mask(data), data > 100)
+
+
+def test_lost_slices_do_not_make_a_brain_of_half_a_head(template):
+    """Two empty slices cut a whole head in parts that are no larger than brains."""
+    image, truth = template
+    shell = ndimage.binary_dilation(truth, iterations=8)
+    rng = np.random.default_rng(0)
+    head = image.get_fdata() + np.where(shell & ~truth, rng.normal(0.7, 0.1, truth.shape), 0)
+    affine = image.affine @ np.diag([1, 1, 2, 1])
+    thick = (head[:, :, : truth.shape[2] // 2 * 2].reshape(*truth.shape[:2], -1, 2).mean(axis=3)).copy()
+    whole = find_brain_mask(thick, affine)
+    thick[:, :, 20:22] = 0
+    found = find_brain_mask(thick, affine)
+    assert (found.skull_stripped, found.method) == (whole.skull_stripped, whole.method) == (False, "deepbet")
+    assert not found.mask[:, :, 20:22].any()
+    others = [i for i in range(thick.shape[2]) if i not in (20, 21)]
+    assert dice(found.mask[:, :, others], whole.mask[:, :, others]) > 0.95
+
+
 def test_a_ventricle_set_to_zero_belongs_to_the_brain(template):
     image, truth = template
     data = image.get_fdata().copy()

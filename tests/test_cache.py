@@ -105,6 +105,27 @@ def test_a_gpu_runs_nothing_again_that_a_cpu_has_done(site):
     assert site.run("--device", "cpu", program=AS_ON_A_GPU) == []
 
 
+def test_damaged_results_are_made_again_and_no_derivative_is_replaced_by_them(site):
+    """Cut short, or with other figures in it, and with the times that they had."""
+    images = {path: path.read_bytes() for path in site.out.rglob("*.nii.gz")}
+    (enhanced,) = site.work.glob("*/sub_1_T1w/enhance/enhanced.nii.gz")
+    (details,) = site.work.glob("*/sub_2_T1w/enhance/details.json")
+    for path, content in (
+        (enhanced, enhanced.read_bytes()[:-5000]),
+        (details, details.read_bytes().replace(b'"UpsamplingFactor": 4', b'"UpsamplingFactor": 8')),
+    ):
+        before = path.stat()
+        assert content != path.read_bytes()
+        path.write_bytes(content)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    ran = site.run()
+    assert {"sub_1_T1w/enhance", "sub_2_T1w/enhance"} <= set(ran)
+    assert not [name for name in ran if name.endswith("conform")]
+    assert {path: path.read_bytes() for path in site.out.rglob("*.nii.gz")} == images
+    fields = json.loads((site.out / "sub-2/anat/sub-2_desc-iqt_T1w.json").read_text())
+    assert fields["UpsamplingFactor"] == 4
+
+
 def test_a_moved_work_directory_runs_nothing(site):
     moved = site.work.with_name("elsewhere")
     site.work.rename(moved)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -100,10 +102,8 @@ def test_without_options_all_scans_are_enhanced(bids_tree, tmp_path):
 
 
 def test_both_levels_run_one_after_the_other(bids_tree, tmp_path):
-    assert settle(bids_tree(T1W), tmp_path / "out", "participant", "group").run.levels == (
-        "participant",
-        "group",
-    )
+    levels = settle(bids_tree(T1W), tmp_path / "out", "participant", "group", "--mode", "train").run.levels
+    assert levels == ("participant", "group")
 
 
 def test_labels_lose_their_prefix(bids_tree, tmp_path):
@@ -121,13 +121,12 @@ def test_one_task_never_gets_more_processors_than_all_together(bids_tree, tmp_pa
 
 def test_training_options_reach_the_settings(bids_tree, tmp_path):
     settings = settle(
-        *(bids_tree(T1W), tmp_path / "out", "participant", "--mode", "train", "-k", 8, "--slice-axes", "x,y"),
+        *(bids_tree(T1W), tmp_path / "out", "participant", "group", "--mode", "train", "-k", 8),
+        *("--slice-axes", "x,y"),
         *(
             "--thickness-fraction",
             0.5,
             1,
-            "--draws",
-            4,
             "--no-residual",
             "--steps",
             7,
@@ -141,7 +140,7 @@ def test_training_options_reach_the_settings(bids_tree, tmp_path):
         ("x", "y"),
         (0.5, 1.0),
     )
-    assert (train.draws, train.residual, train.steps, train.learning_rate) == (4, False, 7, 2e-4)
+    assert (train.draws, train.residual, train.steps, train.learning_rate) == ("fresh", False, 7, 2e-4)
 
 
 def test_a_run_can_be_repeated_from_its_settings_and_options_go_over_them(bids_tree, tmp_path):
@@ -175,9 +174,9 @@ def test_intermediate_results_go_beside_the_output_and_never_into_the_data_set(b
     assert inside.work_dir == tmp_path / "bids-iqtflow-work"
 
 
-def test_relative_paths_become_absolute(bids_tree, tmp_path, monkeypatch):
+def test_relative_paths_become_absolute(bids_tree, tmp_path, monkeypatch, untrained_model):
     root = bids_tree(T1W)
-    (tmp_path / "own.safetensors").touch()
+    shutil.copy(untrained_model, tmp_path / "own.safetensors")
     monkeypatch.chdir(tmp_path)
     settings = settle(root.name, "out", "participant", "--model", "own.safetensors")
     assert settings.paths.bids_dir == root
@@ -271,6 +270,8 @@ def test_what_is_not_there_ends_with_code_2_and_nothing_written(
         (["--patch-library", "pairs"], "Add --draws N"),
         (["-k", "3", "--patch-size", "32"], "a multiple of k = 3"),
         (["--devices", "3", "--batch-size", "32"], "32 patches for 3 devices"),
+        (["--model-name", "../../x"], "--model-name: found '../../x'; expected a name"),
+        (["--model-name", "models/x"], "expected a name"),
     ],
 )
 def test_training_settings_that_do_not_go_together_are_refused(bids_tree, tmp_path, capsys, options, named):
@@ -319,6 +320,37 @@ def test_another_program_s_derivatives_are_left_alone(bids_tree, tmp_path):
     settle(root, tmp_path / "out", "participant")
 
 
+@pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "folder"])
+def test_a_description_of_the_output_that_cannot_be_read_is_named(bids_tree, tmp_path, capsys, content):
+    root, made = bids_tree(T1W), tmp_path / "out/dataset_description.json"
+    made.parent.mkdir()
+    made.mkdir() if content == "folder" else made.write_text(content)
+    assert cli.main([str(root), str(tmp_path / "out"), "participant"]) == 2
+    told = capsys.readouterr().err
+    assert "dataset_description.json: found something that cannot be read" in told and "delete it" in told
+
+
+@pytest.mark.parametrize("name", [".bidsignore", "index.html", "group.html", "group_metrics.tsv"])
+def test_a_folder_with_files_of_somebody_else_is_no_output(bids_tree, tmp_path, capsys, name):
+    root, mine = bids_tree(T1W), tmp_path / "out" / name
+    mine.parent.mkdir()
+    mine.write_text("my own\n")
+    assert cli.main([str(root), str(tmp_path / "out"), "participant"]) == 2
+    assert f"{name}: found a file that iqtflow did not write" in capsys.readouterr().err
+    assert mine.read_text() == "my own\n"
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS])
+def test_a_standard_output_that_takes_no_more_is_no_defect(bids_tree, tmp_path, capsys, monkeypatch, error):
+    def refuse(*arguments):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(cli, "announce", refuse)
+    assert cli.main([str(bids_tree(T1W)), str(tmp_path / "out"), "participant"]) == 73
+    told = capsys.readouterr().err
+    assert os.strerror(error) in told and "Traceback" not in told
+
+
 def test_an_output_that_is_a_file_ends_with_code_73(bids_tree, tmp_path, capsys):
     root = bids_tree(T1W)
     (tmp_path / "out").touch()
@@ -356,3 +388,108 @@ def test_ctrl_c_and_defects_have_their_own_exit_codes(monkeypatch, capsys):
     monkeypatch.setattr(cli, "settle", defective)
     assert cli.main(["in", "out", "participant"]) == 70
     assert "of all things" in capsys.readouterr().err
+
+
+# --- settings arrive, or are refused ---
+
+
+@pytest.mark.parametrize(
+    ("level", "options", "named"),
+    [
+        ("participant", ["--thickness-fraction", "0.5", "1"], "--thickness-fraction is for the group level"),
+        ("participant", ["--snr-scale", "0.5", "1"], "always simulated as in the paper"),
+        ("participant", ["--bias-amplitude", "0.2"], "--bias-amplitude is for the group level"),
+        ("group", ["--patch-fraction", "0.5"], "--patch-fraction is for --patch-library pairs"),
+        ("group", ["--force"], "--force is for --mode enhance or calibrate"),
+        ("group", ["--split-ratio", "1", "1", "1", "--split", "s.json"], "there is --split"),
+        ("group", ["--bids-database-wipe"], "add --bids-database-dir"),
+    ],
+)
+def test_an_option_that_nothing_would_read_is_refused(capsys, level, options, named):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["in", "out", level, "--mode", "train", *options])
+    assert ended.value.code == 2
+    assert named in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("option", ["thickness_fraction", "snr_scale", "bias_amplitude"])
+@pytest.mark.parametrize("levels", [["group"], ["participant", "group"]])
+def test_stored_draws_take_no_settings_of_fresh_ones(bids_tree, tmp_path, capsys, option, levels):
+    flag = f"--{option.replace('_', '-')}"
+    values = ["0.2"] if option == "bias_amplitude" else ["0.5", "1"]
+    arguments = [str(bids_tree(T1W)), str(tmp_path / "out"), *levels, "--mode", "train"]
+    assert cli.main([*arguments, "--draws", "2", flag, *values]) == 2
+    said = capsys.readouterr().err
+    assert flag in said and "stored draws are simulated as in the paper" in said
+    settings = settle(*arguments, flag, *values)
+    assert getattr(settings.train, option) == (0.2 if len(values) == 1 else (0.5, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("level", "option", "read_by"),
+    [("participant", "--filters", "group"), ("group", "--slice-axes", "participant")],
+)
+def test_options_that_two_commands_share_may_have_no_effect_in_one_and_that_is_said(
+    bids_tree, tmp_path, capsys, level, option, read_by
+):
+    value = {"--filters": 8, "--slice-axes": "x,y"}[option]
+    root = bids_tree(T1W)
+    settle(root, tmp_path / "out", level, "--mode", "train", option, value)
+    assert f"note: {option} is for the {read_by} level" in capsys.readouterr().out
+    settle(root, tmp_path / "out", "participant", "group", "--mode", "train", option, value)
+    assert "note:" not in capsys.readouterr().out
+
+
+def test_a_settings_file_is_for_many_runs_and_its_values_may_stay(bids_tree, tmp_path, capsys):
+    (tmp_path / "s.toml").write_text("[train]\nthickness_fraction = [0.5, 1.0]\nfilters = 8\n")
+    arguments = ["participant", "--mode", "train", "--config-file", tmp_path / "s.toml"]
+    assert settle(bids_tree(T1W), tmp_path / "out", *arguments).train.filters == 8
+    assert "note:" not in capsys.readouterr().out
+
+
+def test_enhancing_has_no_group_level(bids_tree, tmp_path, capsys):
+    assert cli.main([str(bids_tree(T1W)), str(tmp_path / "out"), "group"]) == 2
+    said = capsys.readouterr().err
+    assert "--mode train or --mode calibrate" in said and "subjects to train on" not in said
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--model", "nonesuch"],
+        ["--mode", "train", "--start-from", "nonesuch"],
+        ["--mode", "train", "--evaluate-model", "nonesuch"],
+    ],
+    ids=lambda options: options[-2],
+)
+def test_an_unknown_model_is_told_before_anything_else(bids_tree, tmp_path, capsys, options):
+    root = bids_tree(T1W, "sub-01/anat/sub-01_t1.nii.gz")
+    level = "group" if "train" in options else "participant"
+    assert cli.main([str(root), str(tmp_path / "out"), level, *options]) == 2
+    told = capsys.readouterr()
+    assert "nonesuch: found no such file, and no shipped model of this name" in told.err
+    assert "T1w" not in told.out
+
+
+@pytest.mark.parametrize("option", ["--snr-prior", "--use-plugin"])
+def test_a_file_for_later_is_read_before_hours_of_work(bids_tree, tmp_path, capsys, option):
+    (tmp_path / "file.json").write_text("[5]")
+    arguments = [str(bids_tree(T1W)), str(tmp_path / "out"), "group", "--mode", "train"]
+    assert cli.main([*arguments, option, str(tmp_path / "file.json")]) == 2
+    assert "file.json" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("label", ["", "sub-", "../x", "01-a", "é"])
+def test_what_is_no_label_is_refused(capsys, label):
+    with pytest.raises(SystemExit) as ended:
+        parse(["in", "out", "participant", "--participant-label", label])
+    assert ended.value.code == 2
+    assert "letters and digits only, and +" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("n", "words"), [(1, "1 processor,"), (2, "2 processors,")])
+def test_one_processor_is_one(bids_tree, tmp_path, capsys, n, words):
+    settings = settle(bids_tree(T1W), tmp_path / "out", "participant", "--nprocs", n)
+    cli.announce(settings, "asked for")
+    assert words in capsys.readouterr().out

@@ -72,6 +72,11 @@ def test_steps_that_only_store_a_file_are_no_jobs():
         ("plugin: [", "readable YAML"),
         ("just a text", "mapping"),
         ("plugin: SLURM\nplugin_args: 3", "mapping"),
+        ("plugin: [SLURM]", "plugin ['SLURM']"),
+        ("plugin: SLURM\nplugin_args: {max_jobs: many}", "max_jobs 'many'"),
+        ("plugin: SLURM\nplugin_args: {poll_s: 0}", "poll_s 0"),
+        ("plugin: SLURM\nplugin_args: {sbatch_args: [--mem=9G]}", "sbatch_args ['--mem=9G']"),
+        ("plugin: SLURM\ngpu_args: 1", "gpu_args 1"),
     ],
 )
 def test_what_is_wrong_with_the_file_is_told(read, text, words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from iqtflow.config import (
     write_settings,
 )
 from iqtflow.errors import UsageError
+from iqtflow.parser import parse
 
 PATHS = PathSettings(bids_dir=Path("/data/in"), output_dir=Path("/data/out"), work_dir=Path("/scratch/w"))
 
@@ -93,3 +95,40 @@ def test_a_mistake_in_a_settings_file_is_named(tmp_path, text, named):
 def test_a_missing_settings_file_is_named(tmp_path):
     with pytest.raises(UsageError, match="absent"):
         read_settings(tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('[run]\nmode = "enhence"\n', "none of enhance, train, calibrate"),
+        ('[run]\ndevice = "gpu"\n', "device = 'gpu'"),
+        ("[run]\nnprocs = 0\n", "0 is less than 1"),
+        ("[run]\nmem_gb = nan\n", "not above 0"),
+        ("[run]\nseed = -1\n", "-1 is less than 0"),
+        ("[run]\nseed = 99999999999\n", "99999999999 is more than 2147483647"),
+        ("[run]\nverbose = -5\n", "less than 0"),
+        ('[run]\nparticipant_labels = ["../x"]\n', "no BIDS label"),
+        ("[train]\nthickness_fraction = [0.5]\n", "1 values instead of 2"),
+        ("[train]\nthickness_fraction = [0.5, 2.0]\n", "slices would overlap"),
+        ('[train]\nslice_axes = ["x", "x"]\n', "each once"),
+        ("[train]\nupsampling_factor = 5\n", "none of 2, 3, 4, 6, 8"),
+        ("[train]\ndraws = 0\n", "0 is less than 1"),
+        ('[train]\nnetwork_options = ["a"]\n', "NAME=VALUE"),
+    ],
+)
+def test_a_value_of_a_settings_file_is_checked_as_on_the_command_line(tmp_path, text, named):
+    (tmp_path / "s.toml").write_text(text)
+    with pytest.raises(UsageError, match=re.escape(named)):
+        parse(["in", "out", "participant", "--config-file", str(tmp_path / "s.toml")])
+
+
+def test_a_settings_file_that_is_no_utf8_is_named(tmp_path):
+    (tmp_path / "s.toml").write_bytes(b'[enhance]\nmodel = "\xff"\n')
+    with pytest.raises(UsageError, match=r"s\.toml"):
+        read_sections(tmp_path / "s.toml")
+
+
+def test_labels_in_a_settings_file_lose_their_prefix(tmp_path):
+    (tmp_path / "s.toml").write_text('[run]\nparticipant_labels = ["sub-01"]\n')
+    options = parse(["in", "out", "participant", "--config-file", str(tmp_path / "s.toml")])
+    assert options.run__participant_labels == ("01",)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -132,14 +134,16 @@ def test_a_gzip_file_that_is_cut_short_is_refused(tmp_path):
 def test_an_uncompressed_file_that_is_cut_short_is_refused(tmp_path):
     path = write_scan(tmp_path / "x.nii")
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"a header of 160 x 160 x 20 voxels .* bytes too early"):
         check_scan(path)
 
 
 @pytest.mark.parametrize("content", [b"not an image at all", b""], ids=["text", "empty"])
 def test_a_file_that_is_no_image_is_refused(tmp_path, content):
     (tmp_path / "x.nii.gz").write_bytes(content)
-    with pytest.raises(InputError, match=r"x\.nii\.gz: found (a file that cannot be read|an empty file)"):
+    with pytest.raises(
+        InputError, match=r"x\.nii\.gz: found (something that is no NIfTI image|an empty file)"
+    ):
         check_scan(tmp_path / "x.nii.gz")
 
 
@@ -189,3 +193,13 @@ def test_a_missing_file_is_called_missing(tmp_path):
 def test_real_scans_of_every_kind_are_accepted(real_data):
     for name in ("lfC01", "lfD1", "hfA58", "hfB01"):
         check_scan(real_data / "mixed" / f"sub-{name}" / "anat" / f"sub-{name}_T1w.nii.gz")
+
+
+def test_the_node_hands_on_no_value_that_cannot_be_meant(tmp_path, capsys):
+    from iqtflow.interfaces.conform import ConformScan
+
+    scan = write_scan(tmp_path / "scan.nii.gz")
+    node = ConformScan(in_file=str(scan), sidecar={"SkullStripped": "false", "SliceThickness": 5, "X": "x"})
+    done = node.run(cwd=tmp_path).outputs
+    assert json.loads(Path(done.sidecar_file).read_text()) == {"SliceThickness": 5.0, "X": "x"}
+    assert f'{scan}: note: sidecar: SkullStripped is "false"' in capsys.readouterr().out

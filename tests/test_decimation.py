@@ -121,7 +121,10 @@ def test_a_prior_survives_json(tmp_path):
     [
         "{",
         "[]",
+        "[" * 100_000,
         '{"mean": [1, 2]}',
+        '{"mean": [1, 2], "covariance": [[1, 0], [0, 1]], "tissues": 5}',
+        f'{{"mean": [1, {"9" * 400}], "covariance": [[1, 0], [0, 1]]}}',
         '{"mean": [60, 50], "covariance": [[1, 2], [2, 1]]}',
         '{"mean": [-1, 50], "covariance": [[1, 0], [0, 1]]}',
         '{"mean": [60, 50], "covariance": [[1, 0], [0, 1]], "tissues": ["GM", "WM"]}',

@@ -11,7 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from iqtflow.commands.demo import GM_OVER_WM, make_truth
+from iqtflow.commands.demo import GM_OVER_WM, main, make_truth
+from iqtflow.files import write_text
 from iqtflow.snr import tissue_mean
 
 
@@ -25,6 +26,15 @@ def test_the_truth_is_a_head_with_the_contrast_of_a_high_field_scan(tmp_path):
     assert 1200 < inside.sum() / 1000 < 2100, "brain in ml"
     ratio = tissue_mean(intensity, maps["gm"], tissue="GM") / tissue_mean(intensity, maps["wm"], tissue="WM")
     assert ratio == pytest.approx(GM_OVER_WM, abs=0.01)
+
+
+@pytest.mark.parametrize("place", ["bids/dataset_description.json", "truth/T1w.nii.gz", "work/notes.txt"])
+def test_the_demonstration_writes_nothing_into_a_folder_that_somebody_uses(tmp_path, capsys, place):
+    mine = write_text(tmp_path / place, '{"Name": "my data", "BIDSVersion": "1.10.0"}')
+    assert main([str(tmp_path)]) == 2
+    assert "Choose another folder" in capsys.readouterr().err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
+    assert "my data" in mine.read_text()
 
 
 def test_the_demonstration_fails_when_the_scan_was_not_enhanced(tmp_path):

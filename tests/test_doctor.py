@@ -5,12 +5,24 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
 from pretend_spm import make_program, make_spm
 
-from iqtflow.doctor import FAULT, NOTE, OK, check_folder, check_memory, check_models, check_spm, run_doctor
+from iqtflow.doctor import (
+    FAULT,
+    NOTE,
+    OK,
+    check_folder,
+    check_memory,
+    check_models,
+    check_spm,
+    check_temporary,
+    run_doctor,
+)
 from iqtflow.spm_install import SpmNotFoundError, find_spm
 
 
@@ -170,3 +182,67 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_a_fault_that_names_the_contain
     code = run_doctor(mode="enhance", segmentation="ants", device="cuda", stream=stream, output_dir=tmp_path)
     assert code == 1
     assert "FAULT Device" in stream.getvalue() and "--gpus all" in stream.getvalue()
+
+
+def test_a_missing_spm_hides_no_missing_octave(no_spm, monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    spm, octave = check_spm(required=True)
+    assert (spm.name, spm.state, octave.name, octave.state) == ("SPM", FAULT, "Octave", FAULT)
+    assert "--spm-dir" in spm.next_step and "apt-get install octave" in octave.next_step
+
+
+def test_every_fault_of_one_spm_is_named_at_once(no_spm, spm, monkeypatch):
+    """No MEX files, no priors, no Octave: three things to do, told in one go."""
+    (spm[0] / "spm_bsplinc.mex").unlink()
+    (spm[0] / "tpm/TPM.nii").unlink()
+    monkeypatch.setenv("PATH", "/nonexistent")
+    checks = list(check_spm(required=True, spm_dir=spm[0]))
+    assert [(check.name, check.state) for check in checks] == [
+        ("SPM", FAULT),
+        ("Octave", FAULT),
+        ("SPM", FAULT),
+    ]
+    assert "MEX" in checks[0].finding and "TPM.nii" in checks[2].finding
+
+
+@pytest.mark.usefixtures("no_spm")
+def test_to_enhance_scans_nothing_is_said_of_tissue_maps(tmp_path):
+    _, text = screen(mode="enhance", output_dir=tmp_path)
+    assert "SPM" not in text and "Octave" not in text and "segmentation" not in text
+
+
+def test_a_temporary_folder_is_looked_at_for_sockets_too(monkeypatch, tmp_path):
+    long = tmp_path / ("x" * 80)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", os.fspath(long))
+    check = check_temporary()
+    assert check.state == OK and "sockets go to /" in check.finding
+    monkeypatch.setattr("iqtflow.environment.SHORT_FOLDERS", ())
+    check = check_temporary()
+    assert check.state == FAULT and "TMPDIR" in check.next_step
+
+
+def test_no_temporary_folder_at_all_is_a_fault(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [os.fspath(tmp_path / "gone")])
+    assert check_temporary().state == FAULT
+
+
+def test_a_work_directory_that_others_may_write_is_a_fault(tmp_path):
+    (tmp_path / "of a run").touch()
+    tmp_path.chmod(0o777)
+    check = check_folder("Work", tmp_path)
+    assert check.state == FAULT and "others may write" in check.finding
+    assert check_folder("Output", tmp_path).state == OK
+
+
+@pytest.mark.parametrize("content", [b"[1]", b'{"models": [{"k": 4}]}', b'{"models": 3}', b"{"])
+def test_a_damaged_index_of_models_is_a_fault(tmp_path, content):
+    (make_models(tmp_path / "weights") / "index.json").write_bytes(content)
+    assert FAULT in [check.state for check in check_models(required=True, folder=tmp_path / "weights")]
+
+
+def test_a_model_that_cannot_be_read_is_a_fault(tmp_path):
+    (tmp_path / "mine.safetensors").write_bytes(b"no model")
+    code, text = screen(mode="enhance", model=tmp_path / "mine.safetensors", output_dir=tmp_path)
+    assert code == 1 and "FAULT Model" in text

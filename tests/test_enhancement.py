@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from phantoms import make_brain
 
 from iqtflow import models
 from iqtflow.commands.enhance import contrast_of, main
+from iqtflow.conform import check_scan
 from iqtflow.enhancement import NothingToGain, enhance_image
 from iqtflow.errors import InputError
 from iqtflow.geometry import cubic_upsample
@@ -300,12 +302,46 @@ def test_the_command_on_a_plain_file(scan, tmp_path, model, capsys):
     assert not list(out.parent.glob(".*"))
 
 
-def test_the_command_skips_a_near_isotropic_scan_with_a_sentence(scan, tmp_path, model, capsys):
+def test_command_and_node_refuse_a_near_isotropic_scan_and_say_why(scan, tmp_path, model, capsys):
+    """Both were asked for this very scan; neither ends well without the file that it was to write."""
     flat = nib.Nifti1Image(np.asarray(scan.dataobj), make_affine((4.5, 4.5, 6.0)))
-    nib.save(flat, tmp_path / "flat.nii.gz")
-    assert main([str(tmp_path / "flat.nii.gz"), str(tmp_path / "out.nii.gz"), "--model", str(model)]) == 0
-    assert "skipped: found slices 6 mm apart" in capsys.readouterr().out
+    path = tmp_path / "flat.nii.gz"
+    nib.save(flat, path)
+    assert main([str(path), str(tmp_path / "out.nii.gz"), "--model", str(model)]) == 1
+    why = "found slices 6 mm apart, 4.5 x 4.5 mm in plane; expected thick slices."
+    assert why in capsys.readouterr().err
     assert not (tmp_path / "out.nii.gz").exists()
+
+    from iqtflow.interfaces.enhance import EnhanceVolume
+
+    with pytest.raises(Exception, match=re.escape(why)):
+        EnhanceVolume(in_file=os.fspath(path), model=os.fspath(model)).run(cwd=os.fspath(tmp_path))
+
+
+def test_an_air_of_minus_1024_changes_no_voxel_of_the_estimate(scan, model, tmp_path):
+    """A scan whose air is erased, and the same one filled up as CT is."""
+    data = np.asarray(scan.dataobj)
+    nib.save(nib.Nifti1Image(np.where(data == 0, np.float32(-1024), data), scan.affine), tmp_path / "x.nii")
+    filled = check_scan(tmp_path / "x.nii")
+    result = enhance(filled, model)
+    np.testing.assert_array_equal(result.mean.get_fdata(), enhance(scan, model).mean.get_fdata())
+    assert any("are -1024" in warning for warning in result.details["Warnings"])
+
+
+def test_a_lost_slice_is_empty_in_the_estimate_and_spoils_no_other(scan, model, tmp_path):
+    lost = np.array(scan.dataobj)
+    lost[:, :, 4] = 0
+    nib.save(nib.Nifti1Image(lost, scan.affine), tmp_path / "x.nii.gz")
+    result = enhance(check_scan(tmp_path / "x.nii.gz"), model)
+    mean, whole = result.mean.get_fdata(), enhance(scan, model).mean.get_fdata()
+    for volume in (result.mean, result.spline):
+        assert not volume.get_fdata()[:, :, 16:20].any()
+    assert not result.mask.get_fdata()[:, :, 4].any()
+    brain = whole > 100
+    for beside in (slice(12, 16), slice(20, 24)):
+        apart = np.abs(mean - whole)[:, :, beside][brain[:, :, beside]]
+        assert apart.mean() < 0.1 * whole[brain].mean(), "the gap would ring in its neighbours"
+    assert any("Slice 5 is empty" in warning for warning in result.details["Warnings"])
 
 
 @pytest.mark.parametrize(
@@ -339,3 +375,15 @@ def test_a_gpu_that_is_not_there_is_an_error(scan, tmp_path):
     )
     assert run.returncode == 1
     assert "no CUDA device" in run.stderr
+
+
+def test_the_command_names_the_sidecar_and_the_value_that_it_cannot_use(scan, tmp_path, model, capsys):
+    sidecar = tmp_path / "scan.json"
+    sidecar.write_text('{"SkullStripped": "yes", "SliceThickness": "n/a"}')
+    nib.save(scan, tmp_path / "scan.nii.gz")
+    details = tmp_path / "details.json"
+    arguments = [tmp_path / "scan.nii.gz", tmp_path / "out.nii.gz", "--model", model, "--json", details]
+    assert main([*map(str, arguments), "--sidecar", str(sidecar), "--skull-stripped", "yes"]) == 0
+    said = capsys.readouterr().out
+    assert f'{sidecar}: SkullStripped is "yes"' in said and f'{sidecar}: SliceThickness is "n/a"' in said
+    assert "thickness not stated" in json.loads(details.read_text())["Geometry"]["Source"]

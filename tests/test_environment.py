@@ -1,17 +1,34 @@
-"""A user without a name or a home, as containers have them."""
+"""Odd surroundings: no name, no home, a folder of strange files, no network, a pipe that nobody reads."""
 
 from __future__ import annotations
 
 import getpass
 import os
+import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from test_workflows import ENVIRONMENT, dataset, write_thick_scan
+from training_phantoms import train_command, write_libraries
 
 from iqtflow import environment
-from iqtflow.environment import settle_environment
+from iqtflow.bids.validation import _ask_validator
+from iqtflow.environment import LONGEST_FOLDER, command_line, place_sockets, settle_environment
+from iqtflow.errors import EXIT_CANTCREAT, EXIT_USAGE, UsageError
+from iqtflow.resources import _ASK_TORCH
+from iqtflow.streams import PatientStream, cannot_be_kept
+
+#: Names under which libraries and this package are imported.
+STRAY = ("numpy", "scipy", "nibabel", "torch", "nipype", "json", "random", "socket", "multiprocessing")
+COMMANDS = [
+    "cli",
+    *(f"commands.{name}" for name in ["enhance", "simulate", "segment", "calibrate", "train", "evaluate"]),
+]
 
 
 def test_a_user_without_a_name_gets_one(monkeypatch):
@@ -70,3 +87,253 @@ def test_matplotlib_s_folder_goes_when_the_program_ends(tmp_path):
         check=True,
     )
     assert not Path(done.stdout.strip()).exists()
+
+
+def strange_folder(folder: Path) -> Path:
+    """Make a folder whose files would be imported for libraries; what is run notes it in `ran`."""
+    folder.mkdir()
+    note = f"open({os.fspath(folder / 'ran')!r}, 'a').write(__file__)\n"
+    for name in STRAY:
+        (folder / f"{name}.py").write_text(note)
+    (folder / "iqtflow").mkdir()
+    (folder / "iqtflow/__init__.py").write_text(note)
+    (folder / "nipype.cfg").write_text("[logging]\nlog_to_file = true\n[execution\nno configuration at all\n")
+    return folder
+
+
+#: Prints how many times something was to be sent to another machine: with no route, each attempt is counted.
+COUNT_ATTEMPTS = """
+awk '/^Ip: F/ {for (i = 1; i <= NF; i++) if ($i == "OutNoRoutes") k = i; getline; print $k}' /proc/net/snmp
+"""
+
+
+def without_network() -> list[str]:
+    """Beginning of a command that runs without a network; empty where this user may not make such a place."""
+    for command in (["unshare", "--net"], ["unshare", "--map-root-user", "--net"]):
+        try:
+            if subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0:
+                return command
+        except OSError:
+            break
+    return []
+
+
+@dataclass
+class Road:
+    """An enhancement and a training in odd surroundings."""
+
+    folder: Path
+    codes: list[int]
+    said: str
+    attempts: list[int]
+
+
+@pytest.fixture(scope="module")
+def road(untrained_model, tmp_path_factory) -> Road:
+    """Enhance a scan and train a network, in a folder of strange files, without a home and a network, with a
+    temporary folder of a long path; nobody reads what is said.
+    """
+    root = tmp_path_factory.mktemp("road")
+    here = strange_folder(root / "here")
+    bids = dataset(root / "bids")
+    write_thick_scan(bids / "sub-1/anat/sub-1_T1w.nii.gz")
+    libraries = write_libraries(root, n_draws=1)
+    long = root / ("temporary" * 10)
+    long.mkdir()
+    (root / "home").write_text("a file: not even root can write into it")
+    enhance = [*command_line("iqtflow.cli"), bids, root / "out", "participant", "-w", root / "work"]
+    enhance += ["--model", untrained_model, "--nprocs", "1"]
+    train = [
+        *command_line("iqtflow.commands.train"),
+        *train_command(libraries[:2], libraries[2:], root, steps=2),
+    ]
+    script, codes = root / "script.sh", root / "codes"
+    lines = [
+        f"{shlex.join(map(str, command))} 2> {root / 'errors'}{i} | true; echo ${{PIPESTATUS[0]}} >> {codes}"
+        for i, command in enumerate((enhance, train))
+    ]
+    attempt = 'import socket; socket.create_connection(("192.0.2.1", 80))'
+    provoke = f"cd /; {shlex.join([sys.executable, '-c', attempt])} 2> /dev/null"
+    script.write_text("\n".join([COUNT_ATTEMPTS, *lines, COUNT_ATTEMPTS, provoke, COUNT_ATTEMPTS]))
+    kept = {name: value for name, value in ENVIRONMENT.items() if name not in ("NIPYPE_NO_ET", "NO_ET")}
+    done = subprocess.run(
+        [*without_network(), "bash", os.fspath(script)],
+        cwd=here,
+        env={**kept, "HOME": os.fspath(root / "home"), "TMPDIR": os.fspath(long)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    said = "".join((root / f"errors{i}").read_text() for i in range(2))
+    counts = [int(count) for count in done.stdout.split()]
+    return Road(root, [int(code) for code in codes.read_text().split()], said, counts)
+
+
+@pytest.mark.slow
+def test_the_road_is_gone_to_its_end_in_odd_surroundings(road):
+    assert road.codes == [0, 0], road.said
+    assert (road.folder / "out/sub-1/anat/sub-1_desc-iqt_T1w.nii.gz").exists()
+    assert (road.folder / "model.safetensors").exists()
+    assert "Traceback" not in road.said and "BrokenPipe" not in road.said
+
+
+@pytest.mark.slow
+def test_no_file_of_the_current_folder_is_run_or_obeyed(road):
+    here = road.folder / "here"
+    assert not (here / "ran").exists()
+    assert sorted(path.stem for path in here.iterdir()) == sorted([*STRAY, "iqtflow", "nipype"])
+
+
+@pytest.mark.slow
+def test_nothing_is_sent_to_another_machine(road):
+    """Neither nipype's question for updates nor any other; the last count is of an attempt on purpose."""
+    if not without_network():
+        pytest.skip(
+            "no place without a network can be made here (unshare --net needs user namespaces or root)"
+        )
+    before, after, provoked = road.attempts
+    assert provoked > after, "attempts are counted"
+    assert after == before
+
+
+def test_the_validator_s_engine_asks_for_no_update(tmp_path):
+    """Deno does, when it has run for half a second, which the road above may not take."""
+    validator = tmp_path / "validator"
+    validator.write_text(
+        "#!/bin/sh\n"
+        'printf \'{"issues": {"issues": [{"code": "%s", "severity": "error"}]}}\' "$DENO_NO_UPDATE_CHECK"\n'
+    )
+    validator.chmod(0o755)
+    (fault,) = _ask_validator(os.fspath(validator), tmp_path)
+    assert fault.code == "1"
+
+
+def test_children_and_questions_run_no_file_of_the_current_folder(tmp_path):
+    here = strange_folder(tmp_path / "here")
+    for command in (
+        [*command_line("iqtflow.commands.evaluate"), "no.nii", "no.nii"],
+        [sys.executable, "-c", _ASK_TORCH],
+    ):
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+        assert "Traceback" not in done.stderr, done.stderr
+    assert not (here / "ran").exists()
+
+
+def test_a_module_that_is_started_by_python_runs_no_file_of_the_current_folder(tmp_path):
+    here = strange_folder(tmp_path / "here")
+    shutil.rmtree(here / "iqtflow")  # whose is -m iqtflow, only Python decides
+    for name in ("json", "random", "socket", "multiprocessing"):  # Python itself may want them before us
+        (here / f"{name}.py").unlink()
+    bids = dataset(tmp_path / "bids")
+    write_thick_scan(bids / "sub-1/anat/sub-1_T1w.nii.gz")
+    command = [sys.executable, "-m", "iqtflow.cli", bids, tmp_path / "out", "participant", "--dry-run"]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not (here / "ran").exists()
+
+
+def test_nodes_run_no_file_of_the_current_folder(tmp_path):
+    """Their processes come from a server that Python starts with the current folder first on its path."""
+    here = strange_folder(tmp_path / "here")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\nsys.path[0] = sys.argv[1]\n"
+        "from jobs import chain, graph\nfrom pathlib import Path\n"
+        "from iqtflow.workflows.engine import configure_nipype\n"
+        "from iqtflow.workflows.local import LocalProcesses\n"
+        "from iqtflow.workflows.scheduler import Limits, SchedulerPlugin\n"
+        "if __name__ == '__main__':\n"
+        "    configure_nipype(crash_dir=sys.argv[2], level='CRITICAL')\n"
+        "    plugin = SchedulerPlugin(LocalProcesses(), Limits(1, 1.0))\n"
+        "    work = graph(Path(sys.argv[2]), chain('a'))\n"
+        "    work.run(plugin=plugin)\n"
+        "    raise SystemExit(len(plugin.crashes))\n"
+    )
+    (here / "nipype.cfg").unlink()  # another program's, which may obey it
+    command = [sys.executable, program, Path(__file__).parent, tmp_path / "work"]
+    done = subprocess.run(list(map(str, command)), cwd=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "work/graph/a/job2/out.txt").read_text() == "a0 a1 a2 "
+    assert not (here / "ran").exists()
+
+
+def test_an_empty_part_of_pythonpath_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    variables = {
+        "HOME": os.fspath(tmp_path),
+        "USER": "reader",
+        "PYTHONPATH": ":/libraries:mine:",
+        "TMPDIR": "here",
+    }
+    settle_environment(variables)
+    assert variables["PYTHONPATH"] == f"/libraries:{tmp_path / 'mine'}"
+    assert variables["TMPDIR"] == os.fspath(tmp_path / "here")
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_every_command_can_be_read_by_a_pipe_that_closes(module):
+    """As ``| head -1`` does, or a terminal that is gone."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [*command_line(f"iqtflow.{module}"), "--help"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_stream_may_be_closed():
+    program = shlex.join([*command_line("iqtflow.cli"), "--help"])
+    for closed in (">&-", "2>&-", "<&-", ">&- 2>&- <&-"):
+        done = subprocess.run(
+            ["bash", "-c", f"{program} {closed}"], stderr=subprocess.PIPE, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, ""), closed
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_what_is_said_into_a_full_disk_is_told_on_the_other_stream():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*command_line("iqtflow.cli"), "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode in (0, EXIT_CANTCREAT)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_stream_knows_a_full_disk_from_a_pipe_that_closed():
+    with open("/dev/full", "w") as full:
+        stream = PatientStream(full)
+        stream.write("x" * 100_000)
+        stream.flush()
+        assert cannot_be_kept(stream).strerror == os.strerror(28)
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_a_deleted_current_folder_is_told_in_a_sentence(module, tmp_path):
+    here = tmp_path / "here"
+    here.mkdir()
+    program = shlex.join(command_line(f"iqtflow.{module}"))
+    done = subprocess.run(
+        ["bash", "-c", f"rmdir {here}; {program} /a /b participant"],
+        cwd=here, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == EXIT_USAGE, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "the current folder: found one that has been deleted" in line and "cd" in line
+
+
+def test_a_long_temporary_folder_is_replaced_for_sockets_by_a_short_one_of_its_own(monkeypatch, tmp_path):
+    long = tmp_path / ("x" * LONGEST_FOLDER)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", os.fspath(long))
+    folder = place_sockets()
+    assert len(os.fsencode(folder)) <= LONGEST_FOLDER
+    assert tempfile.gettempdir() == os.fspath(long), "large files stay where the user wants them"
+    monkeypatch.setattr(environment, "SHORT_FOLDERS", (os.fspath(tmp_path / "gone"),))
+    with pytest.raises(UsageError, match="TMPDIR to a folder with a shorter path"):
+        place_sockets()

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from test_workflows import ENVIRONMENT, dataset, iqtflow, write_thick_scan
 #: Times that the power goes in the test of it.
 POWER_CUTS = int(os.environ.get("IQTFLOW_POWER_CUTS", "4"))
 #: Fields of sidecars that tell of a run, not of its result.
-TIMES = ("Seconds", "PeakMemoryGB", "FreeMemoryGB")
+TIMES = ("Seconds", "PeakMemoryGB", "FreeMemoryGB", "fingerprint")
 
 
 def processes(session: int) -> dict[int, str]:
@@ -116,16 +117,17 @@ def site(untrained_model, tmp_path):
 
 
 def outputs(out: Path) -> dict[str, object]:
-    """Content of the derivatives, but for pages and what tells of the run."""
+    """Content of a run's output: images, sidecars, summaries and pages, but for times, memory and paths."""
     found: dict[str, object] = {}
     for path in sorted(out.rglob("*")):
-        if path.suffix == ".gz":
+        if path.suffix in (".json", ".html", ".md", ".bib", ".tsv"):
+            text = path.read_text()
+            for folder in (out, out.with_name(out.name.replace("out", "work"))):
+                text = text.replace(str(folder), folder.name.partition("-")[0]).replace(folder.name, "run")
+            text = re.sub(rf'(?:"|&#34;)(?:{"|".join(TIMES)})(?:"|&#34;): \S+', "", text)
+            found[str(path.relative_to(out))] = re.sub(r"[\d.:]+ (s|GB)\b", r"some \1", text)
+        elif path.is_file():
             found[str(path.relative_to(out))] = path.read_bytes()
-        elif path.suffix == ".json" and "figures" not in path.parts:
-            fields = json.loads(path.read_text())
-            found[str(path.relative_to(out))] = {k: v for k, v in fields.items() if k not in TIMES}
-        elif path.suffix == ".html":
-            found[str(path.relative_to(out))] = "a page"
     return found
 
 
@@ -148,8 +150,7 @@ def finished(work: Path) -> dict[Path, int]:
     return {
         result: result.stat().st_mtime_ns
         for result in work.rglob("result_*.pklz")
-        if "sink" not in result.name
-        and [p for p in result.parent.glob("_0x*.json") if "unfinished" not in p.name]
+        if "sink" not in result.name and (result.parent / "_digests.json").exists()
     }
 
 
@@ -204,6 +205,37 @@ def test_children_end_when_the_run_is_killed(site):
     run.process.kill()
     run.process.communicate()
     wait_until(lambda: not processes(run.session))
+
+
+def test_who_went_through_is_told_when_a_page_cannot_be_written(site):
+    """A folder has the page's name."""
+    out, _, (bids, *rest) = site
+    for i in (1, 2):
+        write_thick_scan(bids / f"sub-{i}/anat/sub-{i}_T1w.nii.gz", k=1, seed=i)
+    (out / "sub-1.html/x").mkdir(parents=True)
+    done = iqtflow(bids, *rest)
+    assert done.returncode == 73, done.stdout + done.stderr
+    assert "0 enhanced, 2 skipped, 0 failed" in done.stdout
+    assert "failed: pages" in done.stdout and "sub-1.html: found a folder of this name" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_an_output_folder_that_vanishes_during_a_run_is_told(site):
+    """The first subject's results were there, and are gone at the end; the same command brings them back."""
+    out, _, arguments = site
+    run = Run(*arguments)
+    first = out / "sub-1/anat/sub-1_desc-iqt_T1w.nii.gz"
+    wait_until(lambda: first.exists() or run.process.poll() is not None, 240)
+    run.wait_for("iqtflow.commands.enhance")
+    out.rename(out.with_name("elsewhere"))
+    code, said = run.end()
+    assert code == 73, said
+    tail = said[said.index("1 enhanced, 0 skipped, 1 failed") :]
+    assert "sub-1_T1w.nii.gz" in tail and "found no such file" in tail
+    assert "dataset_description.json: found no such file" in tail
+    assert "Traceback" not in said
+    assert iqtflow(*arguments).returncode == 0
+    assert first.exists()
 
 
 @contextmanager

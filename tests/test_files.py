@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
+
 import pytest
 
-from iqtflow.errors import OutputError
-from iqtflow.files import write_atomically, write_text
+from iqtflow.errors import OutputError, UsageError
+from iqtflow.files import require_name, write_atomically, write_text
 
 
 def test_what_was_there_before_stays_until_the_new_is_whole(tmp_path):
@@ -37,3 +41,68 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="file"):
         write_text(tmp_path / "file" / "x.txt", "x")
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_folders_after(tmp_path, monkeypatch):
+    """After a power cut the old file is there or the new one, whole."""
+    steps = []
+    sync, rename = os.fsync, os.replace
+
+    def note_sync(handle):
+        kind = "folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "content"
+        steps.append((kind, os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))))
+        sync(handle)
+
+    def note_rename(*paths):
+        steps.append(("rename", ""))
+        rename(*paths)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", note_rename)
+    write_text(tmp_path / "new" / "deep" / "x.txt", "x")
+    assert [kind for kind, _ in steps] == ["content", "rename", "folder", "folder", "folder"]
+    assert [name for kind, name in steps if kind == "folder"] == ["deep", "new", tmp_path.name]
+
+
+def test_a_file_system_that_cannot_sync_takes_files_all_the_same(tmp_path, monkeypatch):
+    def refuse(handle):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert write_text(tmp_path / "x.txt", "x").read_text() == "x"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_a_disk_that_takes_no_more_is_named_and_leaves_the_old_file(tmp_path, number):
+    path = write_text(tmp_path / "x.txt", "before")
+
+    def fail(stream):
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(OutputError, match=os.strerror(number)):
+        write_atomically(path, fail)
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
+    (tmp_path / "x.txt").mkdir()
+    with pytest.raises(OutputError, match=r"x\.txt: found a folder of this name"):
+        write_text(tmp_path / "x.txt", "x")
+
+
+def test_a_name_as_long_as_the_disk_allows_is_written(tmp_path):
+    assert write_text(tmp_path / ("é" * 127), "x").read_text() == "x"
+
+
+@pytest.mark.parametrize("name", ["iqt-k4", "Ibadan_0.36T", "a+b", "x" * 100])
+def test_names_are_taken_as_they_are(name):
+    assert require_name(name, "--model-name") == name
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "/x", "a/b", "..", ".hidden", "", "-x", "a b", "a;b", "x" * 101, "a\nb", "a\0", "é"]
+)
+def test_a_name_that_is_a_path_or_means_something_to_a_shell_is_refused(name):
+    with pytest.raises(UsageError, match="--model-name: found"):
+        require_name(name, "--model-name")

@@ -168,3 +168,33 @@ def test_a_model_for_another_factor_is_not_judged(prepared, tmp_path):
     run = group(*prepared, tmp_path / "work", "--evaluate-model", "iqt-k8")
     assert run.returncode == 2
     assert "found iqt-k8, a model for k = 8; expected one for k = 4" in run.stderr
+
+
+def test_two_visits_of_an_evaluation_subject_have_files_of_their_own(tmp_path):
+    from iqtflow.workflows.group import EvaluationScan, build_train_graph, find_libraries
+
+    from iqtflow.config import PathSettings, RunSettings, Settings, TrainSettings
+
+    paths = PathSettings(bids_dir=tmp_path, output_dir=tmp_path / "out", work_dir=tmp_path / "work")
+    settings = Settings(
+        paths=paths, run=RunSettings(mode="train"), train=TrainSettings(evaluate_model="iqt-k4")
+    )
+    stems = ["sub-01_ses-a", "sub-01_ses-b", "sub-01+a"]
+    evaluation = []
+    for stem in stems:
+        (tmp_path / f"{stem}_desc-sim01_T1w.json").write_text('{"SkullStripped": "false"}')
+        (tmp_path / f"{stem}_patches.safetensors").touch()
+        low = tmp_path / f"{stem}_desc-sim01_T1w.nii.gz"
+        evaluation.append(EvaluationScan(stem[4:6], low, low.with_name(f"{low.name[:-7]}.json"), low, low))
+    graph = build_train_graph({}, evaluation, settings, split={}, model_name="m")
+    written = [node.inputs.name for node in graph._graph if node.name.startswith("sink_")]
+    assert len(set(written)) == len(written)
+    for stem in stems:
+        assert f"models/m_evaluation/{stem}_desc-iqt_T1w.nii.gz" in written
+    assert graph.get_node("evaluate_01_ses_a.inputnode").inputs.skull_stripped == "auto", "a text is no yes"
+
+    (tmp_path / "patches").mkdir()
+    for file in tmp_path.glob("*_patches.safetensors"):
+        file.rename(tmp_path / "patches" / file.name)
+    found = find_libraries(tmp_path, ["01"], sessions=["b"])
+    assert [file.name for file in found] == ["sub-01_ses-b_patches.safetensors"]

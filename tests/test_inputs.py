@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import sqlite3
 from pathlib import Path
 
 import pytest
 from conftest import make_affine, make_head, write_scan
 
 from iqtflow import cli
-from iqtflow.bids import derivative_name, find_scans
+from iqtflow.bids import derivative_name, find_scans, list_scans
 from iqtflow.bids.index import read_filters, wipe_database
 from iqtflow.bids.validation import Fault, _look, summarise, validate
 from iqtflow.errors import UsageError
@@ -191,8 +194,10 @@ def test_visits_of_the_lifespan_studies_become_sessions(tmp_path):
 
 def test_two_folders_of_hcp_never_become_one_subject(tmp_path):
     image = "T1w/T1w_acpc_dc_restore.nii.gz"
-    with pytest.raises(UsageError, match="both sub-ab"):
-        find_scans(hcp_tree(tmp_path, f"a-b/{image}", f"ab/{image}"))
+    listing = list_scans(hcp_tree(tmp_path, f"a-b/{image}", f"ab/{image}", f"c/{image}"))
+    assert [scan.subject for scan in listing.scans] == ["c"]
+    assert [left.path.parts[-3] for left in listing.left_out] == ["a-b", "ab"]
+    assert "ab/T1w" in listing.left_out[0].reason and "a-b/T1w" in listing.left_out[1].reason
 
 
 def test_an_hcp_image_that_datalad_has_not_fetched_is_found_all_the_same(tmp_path):
@@ -331,3 +336,79 @@ def test_a_misnamed_scan_is_told_and_stops_nobody(bids_tree, tmp_path, capsys):
     root = bids_tree("sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_t1.nii.gz")
     cli.settle(parse([str(root), str(tmp_path / "out"), "participant"]))
     assert "sub-01/anat/sub-01_t1.nii.gz" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("filters", "named"),
+    [
+        ({"T1w": {"session": "pre"}}, "the key 'T1w'"),
+        ({"T1W": {"session": "pre"}}, "the key 'T1W'"),
+        ({"t1": {"session": "pre"}}, "the key 't1'"),
+        ({"t1w": {"return_type": "id"}}, "'return_type' in 't1w'"),
+        ({"t1w": {"regex_search": True}}, "'regex_search' in 't1w'"),
+        ({"t1w": {"acq": "axial"}}, r"'acq' in 't1w'; expected .*acquisition"),
+        ({"t1w": {"run": True}}, "run: true"),
+        ({"t1w": {"run": []}}, r"run: \[\]"),
+        ({"t1w": {"suffix": ["T1w", "T2w"]}}, "one value"),
+        ({"t1w": {"extension": None}}, "extension: null"),
+        ({"t1w": {"Nowhere": 3}}, "Nowhere"),
+    ],
+    ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
+)
+def test_a_filter_that_would_match_nothing_ends_with_code_2(bids_tree, tmp_path, capsys, filters, named):
+    (tmp_path / "f.json").write_text(json.dumps(filters))
+    arguments = [str(bids_tree(*VISITS)), str(tmp_path / "out"), "participant", "--dry-run"]
+    assert cli.main([*arguments, "--bids-filter-file", str(tmp_path / "f.json")]) == 2
+    assert re.search(named, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("content", [b"no database", b"", "other", "folder"])
+def test_an_index_that_is_none_is_to_be_made_anew(bids_tree, tmp_path, capsys, content):
+    index = tmp_path / "index" / "layout_index.sqlite"
+    index.parent.mkdir()
+    if content == "other":
+        with sqlite3.connect(index) as database:
+            database.execute("create table layout_info (id integer)")
+    elif content == "folder":
+        index.mkdir()
+    else:
+        index.write_bytes(content)
+    arguments = [str(bids_tree(*VISITS)), str(tmp_path / "out"), "participant", "--dry-run"]
+    assert cli.main([*arguments, "--bids-database-dir", str(index.parent)]) == 2
+    said = capsys.readouterr().err
+    assert "--bids-database-wipe" in said and "SELECT" not in said
+
+
+def test_an_index_serves_a_data_set_that_is_reached_through_a_link(bids_tree, tmp_path):
+    root = bids_tree(*VISITS)
+    (tmp_path / "link").symlink_to(root)
+    find_scans(root, database_dir=tmp_path / "index")
+    scans = find_scans(tmp_path / "link", database_dir=tmp_path / "index")
+    assert len(scans) == len(VISITS) and all(scan.root == tmp_path / "link" for scan in scans)
+
+
+@pytest.mark.parametrize("place", ["T1w.json", "sub-01/ses-pre/anat/sub-01_ses-pre_acq-3D_rec-norm_T1w.json"])
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "metadata"])
+def test_a_sidecar_that_is_a_pipe_is_passed_by_where_pybids_would_wait_for_it(
+    bids_tree, tmp_path, place, kept
+):
+    root = bids_tree(*VISITS, sidecars={"sub-02/anat/sub-02_T1w.json": {"MagneticFieldStrength": 0.36}})
+    os.mkfifo(root / place)
+    options = {"database_dir": tmp_path / "index"} if kept else {}
+    assert names(find_scans(root, filters={"MagneticFieldStrength": 0.36}, **options)) == ["sub-02"]
+
+
+def test_an_index_is_a_folder(bids_tree, tmp_path):
+    (tmp_path / "index").touch()
+    with pytest.raises(UsageError, match="found a file; expected a folder"):
+        cli.settle(
+            parse(
+                [
+                    str(bids_tree(*VISITS)),
+                    "out",
+                    "participant",
+                    "--bids-database-dir",
+                    str(tmp_path / "index"),
+                ]
+            )
+        )

@@ -12,7 +12,8 @@ import torch
 from safetensors.numpy import load, save
 
 from iqtflow import models
-from iqtflow.errors import InputError
+from iqtflow.errors import InputError, UsageError
+from iqtflow.memory import peak_memory_gb
 from iqtflow.models import (
     find_model,
     join_models,
@@ -207,6 +208,102 @@ def test_a_card_that_this_version_cannot_follow_is_refused(model_file, fields, w
     rewrite(model_file, card={**fields, "content_sha256": None})
     with pytest.raises(InputError, match=words):
         load_model(model_file)
+
+
+def megabytes() -> float:
+    """Memory that this process has taken at most so far."""
+    return peak_memory_gb() * 1000
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"n_members": 10**9}, "weights of 1 networks; expected those of 1000000000"),
+        ({"n_members": True}, "no card"),
+        ({"n_members": 0}, "those of 0"),
+        ({"n_members": -1}, "those of -1"),
+        *(
+            ({"network": {"name": "aniso-unet", "kwargs": {"k": 4, **settings}}}, words)
+            for settings, words in (
+                ({"shrink": 10**7}, "do not fit"),
+                ({"filters": 10**7}, "do not fit"),
+                ({"filters": 10**30}, "settings that it takes|do not fit"),
+                ({"filters": 0}, "whole numbers for k and filters"),
+                ({"filters": "16"}, "whole numbers for k and filters"),
+                ({"shrink": "2"}, "settings that it takes"),
+                ({"shrink": -1}, "do not fit"),
+            )
+        ),
+        ({"training": ["x"]}, "training"),
+        ({"figures": 3}, "figures"),
+        ({"patch_size": "32"}, "patch_size"),
+        ({"patch_size": 0}, "patch_size"),
+        ({"patch_size": 10**12}, "patch_size"),
+        ({"figures": {"reliability": 3}}, "figures reliability n"),
+        ({"figures": {"reliability": {"n": 3, "error_over_std": {"mean": "x"}}}}, "error_over_std mean 'x'"),
+        ({"familiar": {"x": 1}}, "familiar threshold"),
+        ({"familiar": {"threshold": 1.5}}, "a lower and an upper number"),
+        ({"familiar": {"threshold": 1.5, "ranges": {"Noise": [2, "x"]}}}, "a lower and an upper number"),
+    ],
+)
+def test_a_card_that_claims_more_than_the_file_holds_is_refused_before_memory_is_taken(
+    model_file, fields, words
+):
+    rewrite(model_file, card={**fields, "content_sha256": None})
+    before = megabytes()
+    with pytest.raises(InputError, match=words):
+        load_model(model_file)
+    assert megabytes() < before + 50
+
+
+def test_a_file_that_is_larger_than_the_memory_is_refused_from_its_header(tmp_path):
+    """4 TB of weights, all of them a hole on the disk."""
+    values = 10**12
+    header = {
+        "__metadata__": {"iqtflow": json.dumps({**make_card(), "format": 1, "n_members": 1})},
+        "member0/head.weight": {"dtype": "F32", "shape": [values], "data_offsets": [0, 4 * values]},
+    }
+    content = json.dumps(header).encode()
+    path = tmp_path / "hole.safetensors"
+    with path.open("wb") as stream:
+        stream.write(len(content).to_bytes(8, "little") + content)
+        try:
+            stream.truncate(8 + len(content) + 4 * values)
+        except OSError:
+            pytest.skip("no files of this size on this disk")
+    with pytest.raises(InputError, match="memory that is free"):
+        load_model(path)
+    with pytest.raises(InputError, match="memory that is free"):
+        read_card(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_not_loaded(model_file, value):
+    weights = np.zeros((1, 4, 1, 1, 1), np.float16)
+    weights[0, 2] = value
+    rewrite(model_file, card={"content_sha256": None}, tensors={"member0/head.weight": weights})
+    for read in (load_model, read_card):
+        with pytest.raises(InputError, match=r"1 weights of member0/head\.weight that are not finite"):
+            read(model_file)
+
+
+def test_a_file_of_an_older_version_without_a_digest_is_opened(model_file):
+    rewrite(model_file, card={"content_sha256": None})
+    assert "content_sha256" not in load_model(model_file).card
+
+
+@pytest.mark.parametrize("length", [0, 2**40, 2**63, 2**64 - 1])
+def test_a_header_of_any_length_is_refused(tmp_path, length):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + b"[" * 1000)
+    with pytest.raises(InputError, match="no whole safetensors file"):
+        load_model(path)
+
+
+def test_a_model_whose_name_is_a_path_does_not_ship(tmp_path, shelf):
+    path = save_model(tmp_path / "x.safetensors", [make_network().state_dict()], make_card(name="../../x"))
+    with pytest.raises(UsageError, match="expected a name"):
+        register_shipped(path)
 
 
 def test_weights_of_another_shape_are_refused(model_file):

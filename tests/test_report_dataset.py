@@ -12,7 +12,8 @@ import pytest
 from report_phantoms import K, Page, make_record
 
 from iqtflow.errors import InputError
-from iqtflow.report import write_group_page, write_index_page, write_pages, write_subject_page
+from iqtflow.files import write_text
+from iqtflow.report import rebuild, write_group_page, write_index_page, write_pages, write_subject_page
 from iqtflow.report.group import rank_examples
 
 
@@ -38,6 +39,43 @@ def test_the_index_lists_who_passed_who_failed_and_who_is_missing(record, tmp_pa
     assert "sub-01.html#sub-01_ses-1_T1w" in found.links
     assert {path.name for path in found.image_files()} == {"sub-01_ses-1_T1w_thumbnail.webp"}
     assert all(path.exists() for path in found.image_files())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "3", "[" * 100_000, '{"scans": 3, "figures": []}', '{"scans": [{}], "figures": []}'),
+        *('{"scans": ["x"], "figures": []}', '{"scans": [], "figures": 3}', '{"scans": [], "figures": [3]}'),
+    ],
+)
+def test_a_summary_of_an_earlier_run_that_is_none_is_passed_over(tmp_path, content):
+    """The subject is listed, and the page is written anew."""
+    summary = write_text(tmp_path / "sub-01/figures/sub-01_desc-report.json", content)
+    skipped = {"subject": "01", "status": "skipped", "input": "/d/sub-01_T1w.nii.gz", "message": "too thin"}
+    assert "sub-02" in write_pages(tmp_path, [{**skipped, "subject": "02"}]).read_text()
+    index = Page(write_pages(tmp_path, [skipped]))
+    assert index.says("too thin")
+    assert json.loads(summary.read_text())["scans"][0]["status"] == "skipped"
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "[" * 100_000, "\0"])
+def test_a_sidecar_that_cannot_be_read_is_said_on_the_page(record, tmp_path, content):
+    anat = tmp_path / "sub-01/anat"
+    anat.mkdir(parents=True)
+    shutil.copy(record["output"], anat / "sub-01_desc-iqt_T1w.nii.gz")
+    write_text(anat / "sub-01_desc-iqt_T1w.json", content)
+    rebuild(tmp_path)
+    assert Page(tmp_path / "sub-01.html").says("sub-01_desc-iqt_T1w.json cannot be read")
+
+
+def test_a_figure_of_an_earlier_page_is_never_looked_for_in_another_folder(record, tmp_path):
+    mine = write_text(tmp_path / "mine.txt", "my own")
+    write_subject_page(tmp_path, "01", [{**record, "truth": None}])
+    summary = tmp_path / "sub-01/figures/sub-01_desc-report.json"
+    fields = json.loads(summary.read_text())
+    summary.write_text(json.dumps({**fields, "figures": ["../../mine.txt"], "fingerprint": "old"}))
+    write_subject_page(tmp_path, "01", [{**record, "truth": None}])
+    assert mine.read_text() == "my own"
 
 
 def test_a_subject_with_one_good_and_one_bad_scan_shows_both(record, tmp_path):

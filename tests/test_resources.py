@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from iqtflow import memory
+from iqtflow.environment import command_line
 from iqtflow.errors import UsageError
+from iqtflow.memory import free_memory_gb, most_memory_gb, tells_of_memory, too_little_memory
 from iqtflow.resources import available_cpus, available_memory_gb, resolve_device
 
 HAS_DRIVER = shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
@@ -59,3 +64,71 @@ def test_a_limit_of_the_control_group_is_obeyed(tmp_path):
     files = tuple(str(tmp_path / name) for name in ("memory.max", "unlimited", "absent"))
     assert available_memory_gb(limit_files=files) == pytest.approx(0.5)
     assert available_memory_gb(limit_files=files[1:]) > 0.5
+
+
+TOLD = {
+    "a loader": "ImportError: libtorch_cpu.so: failed to map segment from shared object",
+    "numpy": "numpy._core._exceptions._ArrayMemoryError: Unable to allocate 1.22 GiB for an array",
+    "PyTorch": "RuntimeError: [enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory",
+    "C++": "terminate called after throwing an instance of 'std::bad_alloc'",
+    "the kernel": "OSError: [Errno 12] Cannot allocate memory",
+    "Python": "Traceback ...\nMemoryError\n",
+}
+
+
+@pytest.mark.parametrize("who", TOLD)
+def test_too_little_memory_is_understood_whoever_tells_of_it(who):
+    assert tells_of_memory(TOLD[who])
+    assert tells_of_memory(MemoryError())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "ImportError: No module named 'torch'",
+        "ImportError: libgomp.so.1: cannot allocate memory in static TLS block",
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "SystemError: error return without exception set",
+        "RuntimeError: can't start new thread",
+        "ValueError: 12 slices",
+    ],
+)
+def test_other_faults_are_not_taken_for_it(other):
+    assert not tells_of_memory(other)
+
+
+def test_under_a_limit_of_the_process_vague_words_tell_of_it_too(monkeypatch):
+    monkeypatch.setattr(memory, "process_limits", lambda: [2_000_000_000])
+    assert tells_of_memory(SystemError("error return without exception set"))
+    assert tells_of_memory("RuntimeError: can't start new thread")
+    assert most_memory_gb() == available_memory_gb() == 2.0
+    assert free_memory_gb() <= 2.0
+    assert too_little_memory(5.0).startswith("not enough memory: has 2 GB, needs about 5 GB; use --low-mem")
+
+
+def limited(gigabytes: float) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (int(gigabytes * 1e9),) * 2)
+
+
+@pytest.mark.parametrize("module", ["enhance", "train", "evaluate"])
+def test_a_command_under_a_tight_limit_says_what_it_has_and_what_it_needs(module, tmp_path):
+    """As with ``ulimit -v``, of which libraries die in ways of their own, or wait for ever."""
+    files = {
+        "enhance": ["scan.nii", "out.nii"],
+        "train": ["--train", "a", "--validation", "b", "--output", "c", "--checkpoint-dir", "d"],
+        "evaluate": ["scan.nii", "scan.nii"],
+    }
+    done = subprocess.run(
+        [*command_line(f"iqtflow.commands.{module}"), *files[module]],
+        cwd=tmp_path,
+        preexec_fn=lambda: limited(0.05),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(
+        f"iqtflow-{module}: error: not enough memory: has 0.05 GB, needs about"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ import pytest
 from iqtflow.workflows.engine import configure_nipype
 from iqtflow.workflows.local import LocalProcesses
 from iqtflow.workflows.run import as_failure
-from iqtflow.workflows.scheduler import Limits, SchedulerPlugin
+from iqtflow.workflows.scheduler import Limits, SchedulerPlugin, collector_off
 from jobs import Job, UseGpu, chain, graph
 from nipype.pipeline.engine import Node
 
@@ -72,6 +73,14 @@ def test_a_killed_worker_fails_its_own_chain_and_no_other(tmp_path):
     assert "SIGKILL" in killed.message and "memory" in killed.message and "--low-mem" in killed.message
     assert killed.log.is_file()
     assert "code 3" in failures["graph.d.job1"].message
+
+
+def test_a_node_short_of_memory_says_what_it_was_to_take(tmp_path):
+    done = run(graph(tmp_path, chain("a", fate="memory"), chain("b")))
+    (crash,) = done.crashes
+    message = as_failure(crash).message
+    assert message.startswith("not enough memory: has ") and "about 0.1 GB" in message, message
+    assert "--low-mem" in message
 
 
 def test_a_failing_node_says_why_and_stops_what_depends_on_it_only(tmp_path):
@@ -235,3 +244,110 @@ def test_a_crash_file_that_cannot_be_written_hides_no_failure(tmp_path):
     assert crash.file is None
     assert "cannot be worked with" in as_failure(crash).message
     assert out(tmp_path, "b") == "b0 b1 b2 "
+
+
+def truncate(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def fill_with_zeros(content: bytes) -> bytes:
+    return bytes(len(content))
+
+
+def alter_one_byte(content: bytes) -> bytes:
+    return bytes([content[0] ^ 1]) + content[1:]
+
+
+@pytest.mark.parametrize("damage", [truncate, fill_with_zeros, alter_one_byte])
+@pytest.mark.parametrize("kind", ["out.txt", "result_*.pklz", "_digests.json"])
+def test_a_damaged_result_is_made_again_and_only_that(tmp_path, capfd, damage, kind):
+    """Even one whose size and time are as they were, as after a power cut."""
+    run(graph(tmp_path, chain("a"), chain("b")))
+    (file,) = (tmp_path / "graph/a/job1").glob(kind)
+    before = file.stat()
+    file.write_bytes(damage(file.read_bytes()))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    again = run(graph(tmp_path, chain("a"), chain("b")))
+    assert again.crashes == []
+    assert ran(again) == ["a.job1"]
+    assert out(tmp_path, "a", 1) == "a0 a1 "
+    assert "Traceback" not in "".join(capfd.readouterr())
+    assert ran(run(graph(tmp_path, chain("a"), chain("b")))) == []
+
+
+def test_a_result_without_digests_is_made_again(tmp_path):
+    """The power went between the end of the step and the note of what it left."""
+    run(graph(tmp_path, chain("a")))
+    (tmp_path / "graph/a/job1/_digests.json").unlink()
+    assert ran(run(graph(tmp_path, chain("a")))) == ["a.job1"]
+
+
+def test_a_damaged_note_of_nipype_s_inputs_harms_nothing(tmp_path):
+    run(graph(tmp_path, chain("a")))
+    (noted,) = (tmp_path / "graph/a/job1").glob("_0x*.json")
+    noted.write_bytes(b"")
+    again = run(graph(tmp_path, chain("a")))
+    assert again.crashes == []
+    assert out(tmp_path, "a") == "a0 a1 a2 "
+
+
+class SwapsScan(LocalProcesses):
+    """Replace a file when its hash has been taken and nobody has read it yet."""
+
+    def __init__(self, swap) -> None:
+        super().__init__()
+        self._swap = swap
+
+    def submit(self, node: Node) -> None:
+        if node.fullname == "graph.a.job0":
+            self._swap()
+        super().submit(node)
+
+
+@pytest.mark.parametrize("swap", ["other", "gone", "touched"])
+def test_a_scan_that_is_replaced_while_it_is_read_fails_its_own_step(tmp_path, swap):
+    scan, other = tmp_path / "scan.txt", tmp_path / "other.txt"
+    scan.write_text("scan ")
+    other.write_text("that ")
+
+    def parts():
+        a = chain("a")
+        a.get_node("job0").inputs.in_file = str(scan)
+        return graph(tmp_path, a, chain("b"))
+
+    swaps = {"other": lambda: os.replace(other, scan), "gone": scan.unlink, "touched": lambda: os.utime(scan)}
+    plugin = SchedulerPlugin(SwapsScan(swaps[swap]), FOUR)
+    parts().run(plugin=plugin)
+    assert out(tmp_path, "b") == "b0 b1 b2 "
+    if swap == "touched":
+        assert plugin.crashes == []
+        return
+    (crash,) = plugin.crashes
+    assert crash.node == "graph.a.job0"
+    if swap == "other":
+        message = as_failure(crash).message
+        assert message.startswith(f"{scan}: found another content than before this step"), message
+        assert "run the same command again" in message
+    scan.write_text("scan ")
+    again = run(parts())
+    assert "a.job0" in ran(again), "what was made of the other scan is not taken for this one's"
+    assert out(tmp_path, "a") == "scan a0 a1 a2 "
+
+
+def test_the_garbage_collector_is_off_while_a_graph_is_built_and_back_when_it_runs(tmp_path):
+    seen = []
+
+    class Looks(LocalProcesses):
+        def submit(self, node: Node) -> None:
+            seen.append(gc.isenabled())
+            super().submit(node)
+
+    with collector_off():
+        assert not gc.isenabled()
+        graph(tmp_path, chain("a")).run(plugin=SchedulerPlugin(Looks(), FOUR))
+    assert seen == [True] * 3
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+    with pytest.raises(ValueError, match="no graph"), collector_off():
+        raise ValueError("no graph")
+    assert gc.isenabled()

@@ -185,11 +185,14 @@ def test_the_command_repeats_the_maps_to_the_bit_on_the_grid_of_the_scan(phantom
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(np.zeros((20, 20, 20)), "intensities from 0 to 0"), (np.full((20, 20, 20), np.nan), "not finite")],
+    [
+        (np.zeros((20, 20, 20)), "the value 0 in every voxel"),
+        (np.full((20, 20, 20), np.nan), "NaN or infinite"),
+    ],
 )
 def test_the_command_names_the_file_and_the_fault(tmp_path: Path, capsys, data, reason):
     path = tmp_path / "bad.nii.gz"
-    nib.Nifti1Image(data, np.eye(4)).to_filename(path)
+    nib.Nifti1Image(data, np.diag([4.0, 4, 4, 1])).to_filename(path)
     assert main([str(path), "--out-prefix", str(tmp_path / "out")]) == 1
     message = capsys.readouterr().err
     assert str(path) in message

@@ -36,6 +36,9 @@ def test_a_split_names_its_subjects_with_or_without_prefix(tmp_path):
         pytest.param('{"train": 1, "validation": 2, "evaluation": 3}', "TypeError", id="no lists"),
         pytest.param('["01"]', "TypeError", id="no object"),
         pytest.param("{", "JSONDecodeError", id="no JSON"),
+        pytest.param('{"train": "01", "validation": ["2"], "evaluation": []}', "a str", id="text"),
+        pytest.param('{"train": [1], "validation": ["2"], "evaluation": []}', "1 under train", id="number"),
+        pytest.param('{"train": ["../x"], "validation": ["2"], "evaluation": []}', "'../x'", id="path"),
     ],
 )
 def test_a_split_that_cannot_be_trusted_is_refused(tmp_path, text, named):

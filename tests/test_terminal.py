@@ -123,6 +123,8 @@ def test_columns_of_a_table_are_as_wide_as_they_need_and_numbers_stand_under_eac
         ("sub_01_ses_2_T1w.enhance", "sub-01", "estimating"),
         ("sub_01_ses_2_T1w.simulate_draw03", "sub-01", "simulating low field"),
         ("report_01", "sub-01", "drawing the page"),
+        ("sub_01__a_T1w.enhance", "sub-01+a", "estimating"),
+        ("report_01__a", "sub-01+a", "drawing the page"),
         ("train.train_m2", "network 2", "training"),
         ("evaluate_07.enhance_m1", "sub-07", "estimating"),
         ("evaluate_07.evaluate", "sub-07", "comparing with the truth"),

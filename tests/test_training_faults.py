@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import resource
@@ -203,6 +204,65 @@ def test_a_damaged_checkpoint_is_named(libraries, begun, capsys):
     assert train(train_command(libraries[:2], libraries[2:], begun, steps=4)) == 1
     message = capsys.readouterr().err
     assert "last.ckpt" in message and "delete last.ckpt to begin again" in message
+
+
+def altered(path, *, keep_digest=False, **parts):
+    """Write a checkpoint again with other parts; without a digest, as older versions did."""
+    content, mark, digest = path.read_bytes().rpartition(b"iqtflow-sha256:")
+    assert mark and len(digest) == 64
+    checkpoint = torch.load(io.BytesIO(content), weights_only=True)
+    torch.save({key: value for key, value in {**checkpoint, **parts}.items() if value is not None}, path)
+    if keep_digest:
+        path.write_bytes(path.read_bytes() + mark + digest)
+
+
+def test_one_flipped_bit_of_a_checkpoint_is_noticed(libraries, begun, capsys):
+    """The format's own checksums are not read by PyTorch."""
+    last = begun / "checkpoints/last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(bytes(content))
+    assert train(train_command(libraries[:2], libraries[2:], begun, steps=4)) == 1
+    assert "altered or damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (lambda path: torch.save([1, 2], path), "found a list"),
+        (lambda path: torch.save(torch.zeros(3), path), "found a Tensor"),
+        (lambda path: torch.save({}, path), "a file without state_dict"),
+        (lambda path: altered(path, iqtflow=None), "a file without iqtflow"),
+        (lambda path: altered(path, global_step="many"), "a file without global_step"),
+        (lambda path: altered(path, state_dict={"network.x": torch.zeros(3)}), "weights of another network"),
+        (lambda path: altered(path, state_dict={"network.x": torch.tensor(np.nan)}), "not finite"),
+        (lambda path: altered(path, keep_digest=True, epoch=7), "altered or damaged"),
+        (lambda path: path.write_bytes(b""), "last.ckpt: found"),
+        (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
+    ],
+)
+def test_a_checkpoint_that_is_something_else_is_refused_with_a_sentence(
+    libraries, begun, capsys, write, words
+):
+    write(begun / "checkpoints/last.ckpt")
+    assert train(train_command(libraries[:2], libraries[2:], begun, steps=4)) == 1
+    message = capsys.readouterr().err
+    assert words in message and "delete last.ckpt to begin again" in message
+
+
+def test_a_checkpoint_of_an_older_version_without_a_digest_is_taken_up(libraries, begun, capsys):
+    altered(begun / "checkpoints/last.ckpt")
+    assert train(train_command(libraries[:2], libraries[2:], begun, steps=4)) == 0
+    assert "resuming after step" in capsys.readouterr().out
+
+
+def test_a_folder_with_files_of_somebody_else_is_no_place_for_checkpoints(libraries, tmp_path, capsys):
+    mine = tmp_path / "checkpoints/curves.csv"
+    mine.parent.mkdir()
+    mine.write_text("subject,age\n")
+    assert train(train_command(libraries[:2], libraries[2:], tmp_path, steps=4)) == 1
+    assert "curves.csv" in capsys.readouterr().err
+    assert mine.read_text() == "subject,age\n"
 
 
 class Spoilt:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from iqtflow.workflows.plan import choose_scans
-from iqtflow.workflows.run import Failure, configure_engine, describe, report_failures, run_graph
+from iqtflow.workflows.plan import choose_scans, count_left_out
+from iqtflow.workflows.run import (
+    Failure,
+    configure_engine,
+    describe,
+    find_lost,
+    report_failures,
+    run_graph,
+)
+from iqtflow.workflows.scheduler import collector_off
 
 import iqtflow
-from iqtflow.bids import Scan, derivative_name, write_dataset_description
+from iqtflow.bids import LeftOut, Scan, derivative_name, write_dataset_description
 from iqtflow.config import Settings, write_settings
-from iqtflow.errors import EXIT_OK, exit_code_of_failures
+from iqtflow.errors import EXIT_OK, EXIT_SUBJECT_FAILED, IQTFlowError, exit_code_of_failures, printable
 from iqtflow.files import remove_leftovers
-from iqtflow.inputs import check_engines, engine_of, find_inputs
+from iqtflow.inputs import check_engines, engine_of, find_inputs, list_inputs
 from iqtflow.outcome import Outcome, outcome_table
 
 
@@ -55,10 +62,11 @@ def run_workflow(settings: Settings) -> int:
                 from iqtflow.workflows.group import run_group
 
             _cite(settings, "group")
-            code = max(code, run_group(settings, logs))
+            failed, left_out = run_group(settings, logs), False
         else:
-            code = max(code, _run_participants(settings, logs))
-        if code != EXIT_OK:
+            failed, left_out = _run_participants(settings, logs)
+        code = max(code, failed, EXIT_SUBJECT_FAILED if left_out else EXIT_OK)
+        if failed != EXIT_OK:  # a file that was left out is no subject that the group level lacks
             break
     return code
 
@@ -93,13 +101,9 @@ def workflow_prefix(settings: Settings) -> str:
     return f"iqtflow_{re.sub(r'[^0-9a-zA-Z]+', '_', iqtflow.__version__)}_{settings.run.mode}"
 
 
-def _run_participants(settings: Settings, logs: os.PathLike) -> int:
-    from iqtflow.workflows.calibration import build_calibrate_graph
-    from iqtflow.workflows.participant import build_enhance_graph, build_prepare_graph
-
-    enhancing = settings.run.mode == "enhance"
-    gc.disable()  # it would look through a growing graph again and again, and find nothing
-    scans = find_inputs(settings)
+def _run_participants(settings: Settings, logs: os.PathLike) -> tuple[int, bool]:
+    """Process the scans; return the exit code of those that failed, and whether files were left out."""
+    scans, left_out = list_inputs(settings)
     plan = choose_scans(scans, settings)
     chosen, skipped = plan.chosen, plan.skipped
     for scan in scans:
@@ -107,33 +111,67 @@ def _run_participants(settings: Settings, logs: os.PathLike) -> int:
             print(f"{scan.path}: note: {warning}", flush=True)
     for scan, why in skipped:
         print(f"{scan.path}: skipped: {why}", flush=True)
-    if chosen and not enhancing:
+    for left in left_out:
+        print(left, flush=True)
+    if chosen and settings.run.mode != "enhance":
         engine = check_engines(chosen, settings)
         print(f"iqtflow: tissue maps: {engine}", flush=True)
-    failures: list[Failure] = []
-    if chosen:
-        _cite(settings, "participant", chosen)
-        name = f"{workflow_prefix(settings)}_participant"
-        if enhancing:
-            graph = build_enhance_graph(chosen, settings, name=name, skipped=skipped)
-        elif settings.run.mode == "calibrate":
-            graph = build_calibrate_graph(chosen, settings, name=name)
-        else:
-            graph = build_prepare_graph(chosen, settings, name=name, skipped=skipped)
-        failures = run_graph(graph, settings, logs)
+    failures = _run_chosen(settings, logs, chosen, skipped, left_out) if chosen else []
     failed, others = _by_scan(failures, chosen)
-    code = exit_code_of_failures(failure.exit_code for failure in failures)
     if failures and settings.run.stop_on_first_crash:  # nobody knows of the rest how far it came
         for path, failure in failed.items():
             print(describe(path, failure), flush=True)
         report_failures(others)
         print("iqtflow: stopped at the first failure; the same command goes on from here", flush=True)
-        return code
-    if settings.run.mode != "calibrate":
-        _write_pages(settings, chosen, skipped, failed)
-    _summarise(settings, chosen, skipped, failed)
+        return exit_code_of_failures(failure.exit_code for failure in failures), bool(left_out)
+    for scan in chosen:
+        lost = find_lost(settings.paths.output_dir, stored_names(scan, settings))
+        if lost is not None and scan.path not in failed:
+            failed[scan.path] = _as_failure("output", lost)
+    lost = find_lost(settings.paths.output_dir, ["dataset_description.json"])
+    if lost is not None:
+        others.append(_as_failure("output", lost))
+    defect: Exception | None = None
+    try:
+        if settings.run.mode != "calibrate":
+            _write_pages(settings, chosen, skipped, failed, left_out)
+    except IQTFlowError as fault:
+        others.append(_as_failure("pages", fault))
+    except Exception as fault:  # whatever happens to pages, who failed and why is told
+        defect = fault
+    _summarise(settings, chosen, skipped, failed, left_out)
     report_failures(others)
-    return code
+    if defect is not None:
+        raise defect
+    failures = [*failures, *failed.values(), *others]
+    return exit_code_of_failures(failure.exit_code for failure in failures), bool(left_out)
+
+
+def _as_failure(part: str, fault: IQTFlowError) -> Failure:
+    return Failure(part, str(fault), None, fault.exit_code, crashed=False)
+
+
+def _run_chosen(
+    settings: Settings,
+    logs: os.PathLike,
+    chosen: Sequence[Scan],
+    skipped: Sequence[tuple[Scan, str]],
+    left_out: Sequence[LeftOut],
+) -> list[Failure]:
+    """Build the graph of the chosen scans and run it."""
+    from iqtflow.workflows.calibration import build_calibrate_graph
+    from iqtflow.workflows.participant import build_enhance_graph, build_prepare_graph
+
+    _cite(settings, "participant", chosen)
+    name = f"{workflow_prefix(settings)}_participant"
+    with collector_off():
+        if settings.run.mode == "enhance":
+            graph = build_enhance_graph(chosen, settings, name=name, skipped=skipped, left_out=left_out)
+        elif settings.run.mode == "calibrate":
+            graph = build_calibrate_graph(chosen, settings, name=name)
+        else:
+            graph = build_prepare_graph(chosen, settings, name=name, skipped=skipped, left_out=left_out)
+        return run_graph(graph, settings, logs)
 
 
 def _by_scan(
@@ -161,11 +199,13 @@ def _write_pages(
     chosen: Sequence[Scan],
     skipped: Sequence[tuple[Scan, str]],
     failed: dict[os.PathLike, Failure],
+    left_out: Sequence[LeftOut],
 ) -> None:
     """Pages of subjects with a skipped or failed scan (the graph writes those of subjects whose scans all
     went well), and the index.
     """
     from iqtflow.interfaces.report import write_pages
+    from iqtflow.workflows.participant import left_out_records, skipped_records
 
     write_pages(
         settings.paths.output_dir,
@@ -182,10 +222,8 @@ def _write_pages(
                 else {"subject": s.subject, "input": os.fspath(s.path), **stored_record(s, settings)}
                 for s in chosen
             ),
-            *(
-                {"subject": s.subject, "input": os.fspath(s.path), "status": "skipped", "message": why}
-                for s, why in skipped
-            ),
+            *skipped_records(skipped),
+            *left_out_records(left_out),
         ],
     )
 
@@ -196,6 +234,27 @@ def stored_record(scan: Scan, settings: Settings) -> dict[str, str]:
     if settings.run.mode == "enhance":
         return {"status": "enhanced", "output": output}
     return {"status": "prepared", "stem": output.rpartition("_desc-iqt")[0]}
+
+
+def stored_names(scan: Scan, settings: Settings) -> list[Path]:
+    """Files that a run stores for every scan that goes well, relative to the root of the derivatives."""
+    from iqtflow.workflows.calibration import measurement_name
+    from iqtflow.workflows.participant import library_name
+
+    if settings.run.mode == "calibrate":
+        return [measurement_name(scan)]
+    if settings.run.mode == "enhance":
+        images = [derivative_name(scan, desc="iqt")]
+    else:
+        draws = 1 if settings.train.draws == "fresh" else settings.train.draws
+        images = [
+            *(derivative_name(scan, label=label, suffix="probseg") for label in ("WM", "GM", "CSF")),
+            derivative_name(scan, desc="brain", suffix="mask"),
+            *(derivative_name(scan, desc=f"sim{i:02d}") for i in range(1, draws + 1)),
+        ]
+    sidecars = [image.with_name(image.name.split(".")[0] + ".json") for image in images]
+    libraries = [] if settings.run.mode == "enhance" else [library_name(scan)]
+    return [*images, *sidecars, *libraries]
 
 
 def _outcomes(
@@ -231,6 +290,7 @@ def _summarise(
     chosen: Sequence[Scan],
     skipped: Sequence[tuple[Scan, str]],
     failed: dict[os.PathLike, Failure],
+    left_out: Sequence[LeftOut],
 ) -> None:
     """The last lines on the terminal: what was done, and who failed, why, and where the log is."""
     done = len(chosen) - len(failed)
@@ -238,9 +298,11 @@ def _summarise(
     table = outcome_table(_outcomes(settings, chosen, skipped, failed, verb=verb))
     print(f"\n{table}\n" if table else "", flush=True)
     print(
-        f"iqtflow: {done} {verb}, {len(skipped)} skipped, {len(failed)} failed; results in "
-        f"{settings.paths.output_dir}",
+        f"iqtflow: {done} {verb}, {len(skipped)} skipped, {len(failed)} failed{count_left_out(left_out)}; "
+        f"results in {settings.paths.output_dir}",
         flush=True,
     )
     for path, failure in failed.items():
         print(describe(path, failure), flush=True)
+    for left in left_out:
+        print(f"  left out: {printable(left.path)}\n    why: {left.reason}", flush=True)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from iqtflow.workflows.run import report_failures, run_graph
+from iqtflow.workflows.run import find_lost, report_failures, run_graph
 from nipype.pipeline.engine import Workflow
 
 from iqtflow.bids import Scan, derivative_name
@@ -36,6 +36,7 @@ def build_calibrate_graph(scans: Sequence[Scan], settings: Settings, *, name: st
     from iqtflow.workflows.participant import workflow_name
 
     from iqtflow.inputs import engine_of
+    from iqtflow.metadata import skull_stripped
 
     workflow = Workflow(name=name)
     for scan in scans:
@@ -51,9 +52,7 @@ def build_calibrate_graph(scans: Sequence[Scan], settings: Settings, *, name: st
         given = one.get_node("inputnode").inputs
         given.in_file, given.sidecar = os.fspath(scan.path), dict(scan.sidecar)
         given.label, given.source = scan.name, scan.uri
-        stripped = scan.sidecar.get("SkullStripped")
-        if stripped is not None:
-            given.skull_stripped = "yes" if stripped else "no"
+        given.skull_stripped = skull_stripped(scan.sidecar)
         one.connect(one.get_node("outputnode"), "snr", _sink(settings, measurement_name(scan)), "in_file")
         workflow.add_nodes([one])
     return workflow
@@ -97,6 +96,9 @@ def run_group(settings: Settings, logs: Path) -> int:
     failures = run_graph(workflow, settings, logs)
     if failures:
         return report_failures(failures)
+    lost = find_lost(settings.paths.output_dir, [Path(FOLDER, "prior.json"), Path(FOLDER, "prior.png")])
+    if lost is not None:
+        raise lost
     prior = json.loads((folder / "prior.json").read_text(encoding="utf-8"))
     mean = prior["mean"]
     print(f"iqtflow: prior {folder / 'prior.json'}, for --snr-prior; picture {folder / 'prior.png'}")

@@ -15,6 +15,7 @@ from traceback import format_exception
 from typing import Any
 
 import yaml
+from iqtflow.workflows.cache import seal
 from iqtflow.workflows.scheduler import JobLimit, SchedulerPlugin
 from nipype.pipeline import plugins
 from nipype.pipeline.engine import Node
@@ -87,13 +88,14 @@ def read_plugin_file(path: str | os.PathLike) -> ClusterPlan:
 
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as fault:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as fault:
         raise wrong(" ".join(str(fault).split()), "a readable YAML file") from fault
     known = {"plugin", "plugin_args", "gpu_args"}
     if not isinstance(content, dict) or not set(content) <= known:
         extra = sorted(map(str, set(content) - known)) if isinstance(content, dict) else ["no mapping"]
         raise wrong(", ".join(extra), f"the keys {', '.join(sorted(known))}")
-    name = ALIASES.get(content.get("plugin"), content.get("plugin"))
+    name = content.get("plugin")
+    name = ALIASES.get(name, name) if isinstance(name, str) else None
     if name not in NODE_PLUGINS + GRAPH_PLUGINS:
         here = " (without --use-plugin runs are on this machine, see --nprocs)"
         raise wrong(
@@ -102,6 +104,15 @@ def read_plugin_file(path: str | os.PathLike) -> ClusterPlan:
     arguments = content.get("plugin_args") or {}
     if not isinstance(arguments, dict):
         raise wrong(f"plugin_args {arguments!r}", "a mapping")
+    for key in ("max_jobs", "poll_s"):
+        value = arguments.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+            raise wrong(f"{key} {value!r} in plugin_args", "a number above 0")
+    for key in (OPTIONS.get(name, "qsub_args"), "template", "jobid_arg"):
+        if not isinstance(arguments.get(key, ""), str):
+            raise wrong(f"{key} {arguments[key]!r} in plugin_args", "a text")
+    if not isinstance(content.get("gpu_args", ""), str):
+        raise wrong(f"gpu_args {content['gpu_args']!r}", "a text")
     return ClusterPlan(name, dict(arguments), str(content.get("gpu_args", GPU_ARGS.get(name, ""))))
 
 
@@ -183,7 +194,7 @@ class QueuedJobs:
             self._silent_since.pop(node, None)
             if result is not None:
                 del self._running[node]
-                traceback = result.get("traceback")
+                traceback = result.get("traceback") or _sealed(node)
                 ended.append((node, [traceback] if isinstance(traceback, str) else traceback))
         return ended
 
@@ -201,6 +212,15 @@ class QueuedJobs:
                 f"iqtflow: jobs that are still in the queue: {' '.join(map(str, jobs))}; take them out",
                 file=sys.stderr,
             )
+
+
+def _sealed(node: Node) -> list[str] | None:
+    """Note what the job of a node has left; a traceback when its inputs have changed since."""
+    try:
+        seal(node)
+    except Exception:
+        return format_exception(*sys.exc_info())
+    return None
 
 
 def add_resources(node: Node, plan: ClusterPlan) -> None:

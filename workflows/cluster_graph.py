@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import networkx as nx
+from iqtflow.workflows.cache import DIGESTS, forget, is_sound, seal
 from iqtflow.workflows.cluster import POLL_S, ClusterPlan, add_resources
-from iqtflow.workflows.scheduler import Crash
+from iqtflow.workflows.scheduler import Crash, collector_on
 from iqtflow.workflows.slurm import ADVICE, BAD, GOOD, outside_of_a_job
 from nipype.pipeline import plugins
 from nipype.pipeline.engine import Node
@@ -56,6 +57,10 @@ class GraphPlugin(PluginBase):
         nodes = list(nx.topological_sort(graph))
         for node in nodes:
             add_resources(node, self._plan)
+            folder = Path(node.output_dir())
+            # The jobs would take what they find. What a plugin that does not wait has made is not sealed yet.
+            if (folder / DIGESTS).exists() and not is_sound(folder):
+                forget(folder)
         arguments = dict(self._plan.arguments)
         slurm = self._plan.plugin == "SLURMGraph"
         if slurm:
@@ -66,10 +71,11 @@ class GraphPlugin(PluginBase):
             arguments.setdefault("block", True)
         plugin = getattr(plugins, f"{self._plan.plugin}Plugin")(plugin_args=arguments)
         states: dict[str, str] = {}
-        with outside_of_a_job():
+        with outside_of_a_job(), collector_on():
             plugin.run(graph, config, updatehash=updatehash)
         if slurm:
-            states = self._wait()
+            with collector_on():
+                states = self._wait()
         elif not arguments.get("block"):
             raise Submitted(
                 f"{len(nodes)} jobs were submitted by {self._plan.plugin}, which does not wait for them; "
@@ -94,6 +100,7 @@ class GraphPlugin(PluginBase):
         for number, node in enumerate(nodes):
             blocked = not missing.isdisjoint(graph.predecessors(node))
             if not blocked and _is_done(node):
+                seal(node)
                 continue
             missing.add(node)
             if blocked:

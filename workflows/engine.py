@@ -29,6 +29,7 @@ def configure_nipype(*, crash_dir: str, level: str, monitor: bool = False) -> No
     """
     os.environ[MONITOR] = str(int(monitor))
     os.environ[VERBOSITY] = level
+    config.set_default_config()  # whatever a file of the user's says
     config.update_config(
         {
             "execution": {
@@ -37,7 +38,6 @@ def configure_nipype(*, crash_dir: str, level: str, monitor: bool = False) -> No
                 # The work directory may be moved.
                 "use_relative_paths": "true",
                 "crashfile_format": "txt",
-                "crashdump_dir": crash_dir,
                 "check_version": "false",
                 # Pages of nipype's own: of no use to a user, and their making takes the square of the nodes.
                 "create_report": "false",
@@ -51,6 +51,7 @@ def configure_nipype(*, crash_dir: str, level: str, monitor: bool = False) -> No
             }
         }
     )
+    config._sections["execution"]["crashdump_dir"] = crash_dir  # as it is: the parser would expand a '%'
     _set_level(level)
     config.resource_monitor = monitor
     specs.hash_infile = hash_file

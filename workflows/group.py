@@ -11,15 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from iqtflow.workflows.claims import make_own
 from iqtflow.workflows.judge import check_judged, check_unknown, people_to_judge_on, prepared, trained
-from iqtflow.workflows.run import report_failures, run_graph
+from iqtflow.workflows.run import find_lost, report_failures, run_graph
 from nipype.pipeline.engine import Workflow
 
 from iqtflow.bids import derivative_name
+from iqtflow.bids.names import node_name
 from iqtflow.config import Settings, TrainSettings
 from iqtflow.errors import EXIT_OK, UsageError
+from iqtflow.files import require_name
 from iqtflow.footprint import CUDA_GB, training_gb
 from iqtflow.inputs import find_inputs
+from iqtflow.metadata import read_fields, skull_stripped
 from iqtflow.models import read_card
 from iqtflow.split import SPLIT_PARTS, keep_split, read_split
 
@@ -33,6 +37,11 @@ class EvaluationScan:
     sidecar: Path
     truth: Path
     mask: Path
+
+    @property
+    def stem(self) -> str:
+        """Beginning of the names of what is made of it; no other scan has the same."""
+        return self.low_field.name.partition("_desc-sim01_")[0]
 
 
 def run_group(settings: Settings, logs: Path) -> int:
@@ -54,11 +63,15 @@ def run_group(settings: Settings, logs: Path) -> int:
     evaluation = find_evaluation(settings, split["evaluation"])
     libraries: dict[str, list[Path]] = {}
     if settings.train.evaluate_model is None:
-        libraries = {part: find_libraries(output, split[part], kind=kind) for part in ("train", "validation")}
+        sessions = settings.run.session_labels
+        libraries = {
+            part: find_libraries(output, split[part], kind=kind, sessions=sessions)
+            for part in ("train", "validation")
+        }
     name = settings.train.model_name or f"iqt-k{settings.train.upsampling_factor}"
     if settings.train.evaluate_model is not None:
         card = check_judged(settings.train.evaluate_model, evaluation, settings)
-        name = settings.train.model_name or card["name"]
+        name = settings.train.model_name or require_name(card["name"], "name in the model's card")
     elif settings.train.start_from is not None:
         check_unknown(read_card(settings.train.start_from), split["evaluation"], option="--start-from")
     workflow = build_train_graph(
@@ -72,20 +85,25 @@ def run_group(settings: Settings, logs: Path) -> int:
     failures = run_graph(workflow, settings, logs)
     if failures:
         return report_failures(failures)
-    scans = [
-        {"subject": e.subject, "truth": e.truth, "input": e.low_field, "mask": e.mask} for e in evaluation
-    ]
-    write_training_page(output, name, scans=scans)
+    judged = ("group_metrics.tsv", f"models/{name}_summary.json") if evaluation else ()
+    lost = find_lost(output, [f"models/{name}.safetensors", *judged])
+    if lost is not None:
+        raise lost
     if evaluation:
         summary = json.loads((output / "models" / f"{name}_summary.json").read_text(encoding="utf-8"))
         print(f"iqtflow: {tell_figures(summary)}", flush=True)
         if "reliability" in summary:
             print(f"iqtflow: uncertainty: {reliability_phrase(summary['reliability'])}", flush=True)
     print(
-        f"iqtflow: model {output / 'models' / name}.safetensors; figures {output / 'group_metrics.tsv'}; "
-        f"page {output / 'group.html'}",
+        f"iqtflow: model {output / 'models' / name}.safetensors; figures {output / 'group_metrics.tsv'}",
         flush=True,
     )
+    # Last: a page that cannot be written costs nothing of the rest.
+    scans = [
+        {"subject": e.subject, "truth": e.truth, "input": e.low_field, "mask": e.mask} for e in evaluation
+    ]
+    page = write_training_page(output, name, scans=scans)
+    print(f"iqtflow: page {page}", flush=True)
     return EXIT_OK
 
 
@@ -124,7 +142,11 @@ def tell_figures(summary: Mapping[str, Any]) -> str:
 
 
 def find_libraries(
-    output_dir: Path, subjects: Sequence[str], *, kind: str = "patches.safetensors"
+    output_dir: Path,
+    subjects: Sequence[str],
+    *,
+    kind: str = "patches.safetensors",
+    sessions: Sequence[str] = (),
 ) -> list[Path]:
     """Return the patch libraries of subjects, sorted; UsageError names subjects that have none.
 
@@ -136,13 +158,18 @@ def find_libraries(
         Labels.
     kind
         What the files' names end in.
+    sessions
+        Labels of the sessions wanted; none means all.
     """
+    wanted = {f"ses-{label}" for label in sessions}
     found = {
         label: sorted(
-            {
+            file
+            for file in {
                 *(output_dir / "patches").glob(f"sub-{label}_*{kind}"),
                 *(output_dir / "patches").glob(f"sub-{label}_{kind}"),
             }
+            if not wanted or wanted & set(file.name.split("_"))
         )
         for label in subjects
     }
@@ -243,7 +270,7 @@ def build_train_graph(
     members = n_members if n_members > 1 else 0  # a single network is the model
     for i, scan in enumerate(evaluation, start=1):
         evaluate = init_evaluate_wf(
-            name=f"evaluate_{scan.subject}",
+            name=f"evaluate_{node_name(scan.stem.removeprefix('sub-'))}",
             members=members,
             device=run.device,
             omp_nthreads=run.omp_nthreads,
@@ -251,8 +278,7 @@ def build_train_graph(
         given = evaluate.get_node("inputnode").inputs
         given.in_file, given.sidecar_file = os.fspath(scan.low_field), os.fspath(scan.sidecar)
         given.truth, given.mask, given.subject = os.fspath(scan.truth), os.fspath(scan.mask), scan.subject
-        stripped = json.loads(scan.sidecar.read_text()).get("SkullStripped")
-        given.skull_stripped = "auto" if stripped is None else "yes" if stripped else "no"
+        given.skull_stripped = skull_stripped(read_fields(scan.sidecar))
         workflow.connect(
             [
                 (training, evaluate, [("outputnode.model", "inputnode.model")]),
@@ -265,8 +291,8 @@ def build_train_graph(
         )
         for field, desc in (("enhanced", "iqt"), ("spline", "spline")):
             example = sink(
-                f"{desc}_{scan.subject}",
-                f"models/{model_name}_evaluation/sub-{scan.subject}_desc-{desc}_T1w.nii.gz",
+                f"{desc}_{node_name(scan.stem.removeprefix('sub-'))}",
+                f"models/{model_name}_evaluation/{scan.stem}_desc-{desc}_T1w.nii.gz",
             )
             workflow.connect(evaluate, f"outputnode.{field}", example, "in_file")
     summarise = Node(SummariseMetrics(), name="summarise")
@@ -305,7 +331,7 @@ def _to_train(
         devices=train.devices,
         num_nodes=train.num_nodes,
         tensorboard_dir=settings.paths.work_dir / "tensorboard" if train.tensorboard else None,
-        checkpoint_dir=settings.paths.work_dir / "checkpoints",
+        checkpoint_dir=make_own(settings.paths.work_dir / "checkpoints"),
         split=split,
         training=_training_inputs(train),
         mem_gb=training_gb(batch_size=train.batch_size, filters=train.filters)

@@ -7,14 +7,25 @@ from functools import lru_cache
 
 import nibabel as nib
 
+from iqtflow.nifti_file import peek_nifti
+
 
 def peek(path: str | os.PathLike) -> nib.Nifti1Image:
-    """Return an image of which the header is read and the voxels are not; the same one each time, as long as
-    the file stays as it is. Not to be changed.
+    """Return an image of which the header is read and checked, and the voxels are not; the same one each
+    time, as long as the file stays as it is. Not to be changed.
+
+    Raises
+    ------
+    InputError
+        As `iqtflow.conform.check_scan`, as far as the header tells.
     """
-    return _load(os.fspath(path), os.stat(path).st_mtime_ns)
+    try:
+        changed = os.stat(path).st_mtime_ns
+    except OSError:
+        changed = 0  # not there, or closed: said below
+    return _load(os.fspath(path), changed)
 
 
 @lru_cache(maxsize=100_000)
 def _load(path: str, _: int) -> nib.Nifti1Image:
-    return nib.load(path)
+    return peek_nifti(path)

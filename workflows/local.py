@@ -13,12 +13,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver, util
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import ModuleType
 
 from iqtflow.workflows.worker import run_node
 from nipype.pipeline.engine import Node
+
+from iqtflow.environment import place_sockets, working_in
 
 #: What the fork server imports before it forks the first process.
 PRELOAD = ("iqtflow.workflows.worker", "iqtflow.workflows.preload")
@@ -42,9 +45,12 @@ class LocalProcesses:
     def submit(self, node: Node) -> None:
         """Start a process for a node."""
         ours, theirs = self._context.Pipe(duplex=False)
-        # The environment as it is now: the fork server has that of its own beginning.
-        given = (node, theirs, dict(os.environ))
+        # Environment and folder as they are now: the fork server has those of its own beginning.
+        given = (node, theirs, dict(os.environ), os.getcwd())
         process = self._context.Process(target=run_node, args=given, name=node.fullname)
+        place_sockets()
+        with working_in(util.get_temp_dir()):  # where it starts is where Python looks for libraries first
+            forkserver.ensure_running()
         with _without_main():
             process.start()
         theirs.close()

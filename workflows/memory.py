@@ -13,6 +13,7 @@ from iqtflow import footprint
 from iqtflow.bids import Scan
 from iqtflow.config import Settings
 from iqtflow.footprint import UNKNOWN_VOXELS, Footprint
+from iqtflow.geometry import voxel_sizes
 
 #: Share of a node's memory that one pass of a network may take; as in `iqtflow.workflows.enhance`.
 PASS_SHARE = 0.8
@@ -69,9 +70,9 @@ def count_voxels(scan: Scan) -> tuple[int, int]:
     of a large head when the header cannot be read.
     """
     try:
-        header = peek(scan.path).header
-        voxels = math.prod(int(n) for n in header.get_data_shape()[:3])
-        sizes = [float(size) for size in header.get_zooms()[:3]]
+        image = peek(scan.path)
+        voxels = math.prod(int(n) for n in image.shape[:3])
+        sizes = voxel_sizes(image.affine).tolist()
         return voxels, int(voxels * max(sizes) / min(sizes))
     except Exception:  # the conform node says what is wrong, and fails this scan alone
         return UNKNOWN_VOXELS, UNKNOWN_VOXELS

@@ -6,7 +6,6 @@ Workflows for others are in `enhance`, `prepare`, `segment`, `calibrate`, `train
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,11 +17,13 @@ from iqtflow.workflows.memory import enhancing_gb, state_memory
 from nipype.pipeline.engine import Workflow
 
 import iqtflow
-from iqtflow.bids import Scan, derivative_name, scan_seed
+from iqtflow.bids import LeftOut, Scan, derivative_name, scan_seed
+from iqtflow.bids.names import is_label, node_name
 from iqtflow.config import Settings, TrainSettings
-from iqtflow.errors import UsageError
+from iqtflow.errors import printable
 from iqtflow.geometry import choose_upsampling, find_slice_geometry
 from iqtflow.inputs import engine_of
+from iqtflow.metadata import boolean, skull_stripped
 from iqtflow.uncertainty import description, kind_of_model
 
 #: Label in BIDS, and name, of each map.
@@ -30,12 +31,17 @@ TISSUES = {"wm": ("WM", "white matter"), "gm": ("GM", "grey matter"), "csf": ("C
 
 
 def workflow_name(scan: Scan) -> str:
-    """Name of a scan's sub-workflow: its BIDS name, letters and digits only."""
-    return re.sub(r"\W+", "_", scan.name)
+    """Name of a scan's sub-workflow: its BIDS name, as nipype takes it."""
+    return node_name(scan.name)
 
 
 def build_enhance_graph(
-    scans: Sequence[Scan], settings: Settings, *, name: str, skipped: Sequence[tuple[Scan, str]] = ()
+    scans: Sequence[Scan],
+    settings: Settings,
+    *,
+    name: str,
+    skipped: Sequence[tuple[Scan, str]] = (),
+    left_out: Sequence[LeftOut] = (),
 ) -> Workflow:
     """Build the graph that enhances scans and stores the derivatives.
 
@@ -49,12 +55,15 @@ def build_enhance_graph(
         Name of the workflow; it holds the package version, since caching looks at inputs, not at code.
     skipped
         Scans that are not enhanced, each with the reason: their subjects' pages mention them.
+    left_out
+        Files that cannot be scans: the pages mention these, too.
     """
     from iqtflow.interfaces.report import ReportSubject
     from iqtflow.workflows.enhance import init_enhance_wf
     from nipype.pipeline.engine import Node
 
     workflow = LargeWorkflow(name=name)
+    others = [*skipped_records(skipped), *left_out_records(left_out)]
     reports: dict[str, list] = {}
     for scan in scans:
         run = settings.run
@@ -99,9 +108,9 @@ def build_enhance_graph(
                 outputs_named=[
                     os.fspath(settings.paths.output_dir / derivative_name(s, desc="iqt")) for s, _ in members
                 ],
-                **_on_page(subject, [scan for scan, _ in members], skipped, settings),
+                **_on_page(subject, [scan for scan, _ in members], others, settings),
             ),
-            name=f"report_{subject}",
+            name=f"report_{node_name(subject)}",
             mem_gb=1.0,
         )
         for i, (_, enhance) in enumerate(members, start=1):
@@ -121,7 +130,12 @@ def build_enhance_graph(
 
 
 def build_prepare_graph(
-    scans: Sequence[Scan], settings: Settings, *, name: str, skipped: Sequence[tuple[Scan, str]] = ()
+    scans: Sequence[Scan],
+    settings: Settings,
+    *,
+    name: str,
+    skipped: Sequence[tuple[Scan, str]] = (),
+    left_out: Sequence[LeftOut] = (),
 ) -> Workflow:
     """Build the graph that prepares high-field scans for training and stores maps, simulated scans and patch
     libraries.
@@ -136,6 +150,8 @@ def build_prepare_graph(
         Name of the workflow.
     skipped
         Scans that are not prepared, each with the reason: their subjects' pages mention them.
+    left_out
+        Files that cannot be scans: the pages mention these, too.
     """
     from iqtflow.interfaces.report import ReportPrepared
     from iqtflow.workflows.prepare import init_prepare_wf
@@ -144,6 +160,7 @@ def build_prepare_graph(
     workflow = LargeWorkflow(name=name)
     train, run = settings.train, settings.run
     n_draws = 1 if train.draws == "fresh" else train.draws
+    others = [*skipped_records(skipped), *left_out_records(left_out)]
     reports: dict[str, list] = {}
     for scan in scans:
         prepare = init_prepare_wf(
@@ -168,9 +185,8 @@ def build_prepare_graph(
         given.in_file = os.fspath(scan.path)
         given.sidecar = dict(scan.sidecar)
         given.subject = scan.subject
-        stripped = scan.sidecar.get("SkullStripped")
-        if stripped is not None:
-            given.skull_stripped = "yes" if stripped else "no"
+        given.skull_stripped = skull_stripped(scan.sidecar)
+        stripped = boolean(scan.sidecar.get("SkullStripped"))
         out = prepare.get_node("outputnode")
         shared = {"Sources": [scan.uri], "RandomSeed": run.seed, "PackageVersion": iqtflow.__version__}
         there = {**shared, "SpatialReference": scan.uri}
@@ -212,7 +228,7 @@ def build_prepare_graph(
             if stripped is None:  # what was found when the tissue maps were made
                 drawn_from.append((("segmentation", _with_skull, fields), "metadata"))
             else:
-                draw.inputs.metadata = {**fields, "SkullStripped": bool(stripped)}
+                draw.inputs.metadata = {**fields, "SkullStripped": stripped}
             prepare.connect([(out, draw, drawn_from)])
         workflow.add_nodes([prepare])
         reports.setdefault(scan.subject, []).append((scan, prepare))
@@ -226,9 +242,9 @@ def build_prepare_graph(
                 n_scans=len(members),
                 n_draws=n_draws,
                 outputs_named=[os.fspath(settings.paths.output_dir / stem) for stem in stems],
-                **_on_page(subject, [scan for scan, _ in members], skipped, settings),
+                **_on_page(subject, [scan for scan, _ in members], others, settings),
             ),
-            name=f"report_{subject}",
+            name=f"report_{node_name(subject)}",
             mem_gb=1.0,
         )
         for i, (_, prepare) in enumerate(members, start=1):
@@ -237,18 +253,40 @@ def build_prepare_graph(
     return workflow
 
 
+def skipped_records(skipped: Sequence[tuple[Scan, str]]) -> list[dict[str, str]]:
+    """Return what pages are told of skipped scans."""
+    return [
+        {"subject": s.subject, "input": os.fspath(s.path), "status": "skipped", "message": why}
+        for s, why in skipped
+    ]
+
+
+def left_out_records(left_out: Sequence[LeftOut]) -> list[dict[str, str]]:
+    """Return what pages are told of files that were left out; what is no subject of BIDS has no page."""
+    return [
+        {
+            "subject": left.subject,
+            "input": printable(left.path),
+            "status": "failed",
+            "message": f"left out: {left.reason}",
+        }
+        for left in left_out
+        if is_label(left.subject)
+    ]
+
+
 def _on_page(
-    subject: str, scans: Sequence[Scan], skipped: Sequence[tuple[Scan, str]], settings: Settings
+    subject: str, scans: Sequence[Scan], others: Sequence[dict[str, str]], settings: Settings
 ) -> dict:
-    """What the page of a subject is told of its scans, those that were skipped included."""
+    """What the page of a subject is told of its scans, those that were skipped or left out included."""
     return {
         "base_directory": os.fspath(settings.paths.output_dir),
         "subject": subject,
         "inputs_named": [os.fspath(scan.path) for scan in scans],
         "others": [
-            {"status": "skipped", "input": os.fspath(scan.path), "message": why}
-            for scan, why in skipped
-            if scan.subject == subject
+            {key: value for key, value in record.items() if key != "subject"}
+            for record in others
+            if record["subject"] == subject
         ],
     }
 
@@ -259,28 +297,15 @@ def choose_model_file(scan: Scan, settings: Settings) -> str | None:
     The file is an input of the graph's node, so that the cache notices when a new version ships another
     model. None when the scan's header cannot be read: the node that checks the scan says so.
     """
-    from iqtflow.models import find_model, list_shipped
+    from iqtflow.model_list import check_contrast, shipped_for
+    from iqtflow.models import find_model
 
-    if settings.enhance.model is not None:
-        path = find_model(settings.enhance.model)[0]
-        trained_on = card_of(os.fspath(path))["contrast"]
-        if trained_on != settings.enhance.contrast:
-            raise UsageError(
-                settings.enhance.model,
-                found=f"a model trained on {trained_on} scans",
-                expected=f"one for the scans asked for, {settings.enhance.contrast}",
-                next_step="Networks do not carry over to other contrasts: give a model trained for this one, "
-                f"or ask for {trained_on} scans with --contrast.",
-            )
-        return os.fspath(path)
-    shipped = {info.k: info for info in list_shipped() if info.contrast == settings.enhance.contrast}
-    if not shipped:
-        raise UsageError(
-            f"models for {settings.enhance.contrast}",
-            found="none among those that ship",
-            expected="a model trained for this contrast",
-            next_step="Give a model of your own with --model PATH, or see iqtflow --list-models.",
-        )
+    choice = settings.enhance
+    if choice.model is not None:
+        path = os.fspath(find_model(choice.model)[0])
+        check_contrast(card_of(path), choice.contrast, choice.model)
+        return path
+    shipped = shipped_for(choice.contrast)
     try:
         geometry = find_slice_geometry(peek(scan.path), scan.sidecar)
     except Exception:  # the conform node says what is wrong, and fails this scan alone

@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 from iqtflow.workflows.headers import peek
 from iqtflow.workflows.participant import card_of, choose_model_file, library_name
 
-from iqtflow.bids import Scan, derivative_name
+from iqtflow.bids import LeftOut, Scan, derivative_name
 from iqtflow.config import Settings
-from iqtflow.conform import check_content
-from iqtflow.errors import EXIT_OK, EXIT_SUBJECT_FAILED, IQTFlowError
+from iqtflow.conform import check_scan
+from iqtflow.errors import EXIT_OK, EXIT_SUBJECT_FAILED, IQTFlowError, printable
 from iqtflow.geometry import SliceGeometry, find_slice_geometry
-from iqtflow.inputs import check_engines, engine_of, find_inputs
+from iqtflow.inputs import check_engines, engine_of, list_inputs
 from iqtflow.uncertainty import kind_of_model
 
 AXES = "ijk"
@@ -65,7 +64,8 @@ def print_plan(settings: Settings) -> int:
 
 
 def _print_participants(settings: Settings) -> int:
-    plan = choose_scans(find_inputs(settings), settings)
+    scans, left_out = list_inputs(settings)
+    plan = choose_scans(scans, settings)
     if plan.chosen and settings.run.mode != "enhance":
         engine = check_engines(plan.chosen, settings)
         print(f"iqtflow: tissue maps: {engine}")
@@ -75,10 +75,11 @@ def _print_participants(settings: Settings) -> int:
         for warning in scan.warnings:
             print(f"  note      {warning}")
         try:
-            check_content(scan.path)
+            for note in check_scan(scan.path).extra["notes"]:
+                print(f"  note      {note}")
             print(f"  geometry  {describe_geometry(_geometry(scan))}")
             print(f"  {_means(scan, settings)}")
-        except (IQTFlowError, OSError, ValueError, nib.filebasedimages.ImageFileError) as fault:
+        except (IQTFlowError, OSError, ValueError) as fault:
             doomed += 1
             print(f"  will fail {fault}")
             continue
@@ -86,11 +87,18 @@ def _print_participants(settings: Settings) -> int:
             print(f"  writes    {name}")
     for scan, why in plan.skipped:
         print(f"{scan.path}\n  skipped   {why}")
+    for left in left_out:
+        print(f"{printable(left.path)}\n  left out  {left.reason}")
     print(
         f"iqtflow: {len(plan.chosen) - doomed} to process, {len(plan.skipped)} to skip, {doomed} that will "
-        f"fail; results would go to {settings.paths.output_dir}"
+        f"fail{count_left_out(left_out)}; results would go to {settings.paths.output_dir}"
     )
-    return EXIT_SUBJECT_FAILED if doomed else EXIT_OK
+    return EXIT_SUBJECT_FAILED if doomed or left_out else EXIT_OK
+
+
+def count_left_out(left_out: Sequence[LeftOut]) -> str:
+    """Return the end of a list of counts: nothing where nothing was left out."""
+    return f", {len(left_out)} left out" if left_out else ""
 
 
 def _print_group(settings: Settings) -> int:
@@ -104,8 +112,9 @@ def _print_group(settings: Settings) -> int:
         name = train.model_name or f"iqt-k{train.upsampling_factor}"
         print(
             f"iqtflow: group level trains {train.ensemble} x {train.network}, k = "
-            f"{train.upsampling_factor}, on the libraries of the split {train.split}; it writes "
-            f"{output}/models/{name}.safetensors and group.html"
+            f"{train.upsampling_factor}, on the libraries of the split "
+            f"{train.split or 'in models/split.json'}; it writes {output}/models/{name}.safetensors "
+            "and group.html"
         )
     return EXIT_OK
 

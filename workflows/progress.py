@@ -11,6 +11,7 @@ from typing import Any
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Workflow
 
+from iqtflow.bids.names import label_of
 from iqtflow.config import Settings
 from iqtflow.terminal import Ledger, Step, choose_view
 
@@ -92,11 +93,11 @@ def step_of(path: str) -> Step:
     *chain, name = path.split(".")
     kind = re.split(r"_|\d", name)[0]
     words, seconds = STAGES.get(kind, (name.replace("_", " "), 2))
-    owner = re.match(r"(?:sub|evaluate)_([A-Za-z0-9]+)", chain[0]) if chain else None
+    owner = re.match(r"(?:sub|evaluate)_((?:[A-Za-z0-9]|__)+)", chain[0]) if chain else None
     if owner:
-        subject = f"sub-{owner[1]}"
+        subject = f"sub-{label_of(owner[1])}"
     elif kind in ("report", "enhance", "evaluate") and "_" in name:
-        subject = f"sub-{name.split('_', 1)[1]}"
+        subject = f"sub-{label_of(name.split('_', 1)[1])}"
     elif name.startswith("train_m"):
         subject = f"network {name.removeprefix('train_m')}"
     else:

@@ -8,13 +8,13 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iqtflow.workflows.claims import claimed
+from iqtflow.workflows.claims import claimed, make_own
 from iqtflow.workflows.engine import configure_nipype
 from iqtflow.workflows.local import LocalProcesses
 from iqtflow.workflows.progress import followed
@@ -22,12 +22,16 @@ from iqtflow.workflows.scheduler import Crash, Limits, SchedulerPlugin
 from nipype.pipeline.engine import Workflow
 
 from iqtflow.config import Settings
-from iqtflow.errors import EXIT_CANTCREAT, EXIT_SUBJECT_FAILED, EXIT_TERMINATED, exit_code_of_failures
-from iqtflow.gpus import visible_gpus
-
-OUT_OF_MEMORY_HINT = (
-    "most often for lack of memory: lower --nprocs, try --low-mem, or give the machine more memory"
+from iqtflow.errors import (
+    EXIT_CANTCREAT,
+    EXIT_SUBJECT_FAILED,
+    EXIT_TERMINATED,
+    OutputError,
+    exit_code_of_failures,
 )
+from iqtflow.gpus import visible_gpus
+from iqtflow.memory import tells_of_memory, too_little_memory
+
 FULL = r"\[Errno (?:28|122)\]|No space left on device|Disk quota exceeded"
 
 
@@ -43,6 +47,8 @@ class Failure:
         One sentence of why.
     log
         The crash file; None when none could be written.
+    crashed
+        Whether a step failed, so that there is a crash file to look for.
     exit_code
         What the run as a whole ends with for it.
     """
@@ -51,6 +57,7 @@ class Failure:
     message: str
     log: Path | None
     exit_code: int = EXIT_SUBJECT_FAILED
+    crashed: bool = True
 
 
 def configure_engine(settings: Settings) -> Path:
@@ -82,6 +89,7 @@ def run_graph(workflow: Workflow, settings: Settings, logs: Path) -> list[Failur
         In the order in which they happened; empty when all went well.
     """
     workflow.base_dir = os.fspath(settings.paths.work_dir)
+    make_own(settings.paths.work_dir / workflow.name)
     if settings.run.write_graph:
         draw(workflow)
     parts = [f"{workflow.name} {node.name}" for node in workflow._graph]
@@ -128,10 +136,41 @@ def report_failures(failures: Sequence[Failure]) -> int:
     return exit_code_of_failures(failure.exit_code for failure in failures)
 
 
+def find_lost(output_dir: Path, names: Iterable[Path | str]) -> OutputError | None:
+    """Return why results are not where this run has stored them; None when they are all there.
+
+    Parameters
+    ----------
+    output_dir
+        Root of the derivatives.
+    names
+        Files that the run has stored, relative to it.
+    """
+    folders: dict[Path, set[str]] = {}
+    for path in (output_dir / name for name in names):
+        if path.parent not in folders:
+            # Listed anew: a file server may remember for a while that a file was not there.
+            try:
+                folders[path.parent] = set(os.listdir(path.parent))
+            except OSError:
+                folders[path.parent] = set()
+        if path.name not in folders[path.parent]:
+            return OutputError(
+                path,
+                found="no such file",
+                expected="the result that this run has stored there",
+                next_step="Something removed it during the run. Run the same command again: finished steps "
+                "are not computed anew.",
+            )
+    return None
+
+
 def describe(who: str | os.PathLike, failure: Failure) -> str:
-    """Three lines for the terminal: who failed, why, and where the log is."""
-    log = failure.log or "none could be written; see the lines above"
-    return f"  failed: {os.fspath(who)}\n    why: {failure.message}\n    log: {log}"
+    """Lines for the terminal: who failed, why, and where the log is."""
+    lines = [f"  failed: {os.fspath(who)}", f"    why: {failure.message}"]
+    if failure.crashed:
+        lines.append(f"    log: {failure.log or 'none could be written; see the lines above'}")
+    return "\n".join(lines)
 
 
 @contextmanager
@@ -157,22 +196,32 @@ def as_failure(crash: Crash) -> Failure:
     """Say why a node failed in one sentence, and what that means for the run."""
     text = crash.traceback
     cannot_write = re.search(rf"{FULL}|Return code: {EXIT_CANTCREAT}\b|\bOutputError: ", text)
-    return Failure(
-        crash.node, reason(text), crash.file, EXIT_CANTCREAT if cannot_write else EXIT_SUBJECT_FAILED
-    )
+    code = EXIT_CANTCREAT if cannot_write else EXIT_SUBJECT_FAILED
+    return Failure(crash.node, reason(text, needs_gb=crash.mem_gb), crash.file, code)
 
 
-def reason(text: str) -> str:
-    """Return the sentence that a user can act on: our own error where there is one, else the last line."""
+def reason(text: str, *, needs_gb: float | None = None) -> str:
+    """Return the sentence that a user can act on: our own error where there is one, else the last line.
+
+    Parameters
+    ----------
+    text
+        Traceback of a node, with what its child has said.
+    needs_gb
+        Memory that the node states.
+    """
     ours = re.findall(r"^\s*iqtflow-\w+: error: (.+)$", text, re.MULTILINE) or re.findall(
         r"^\s*iqtflow\.[\w.]+: (.+)$", text, re.MULTILINE
     )
     if ours:
-        return ours[-1].strip()
+        said = ours[-1].strip()
+        return too_little_memory(needs_gb) if said.startswith("not enough memory") else said
     if re.search(FULL, text):
         return "the disk is full: free space where the work and output directories are, and run again"
+    if tells_of_memory(text):
+        return too_little_memory(needs_gb)
     if re.search(r"Return code: (-9|137)\b", text):
-        return f"the child process was killed (SIGKILL), {OUT_OF_MEMORY_HINT}"
+        return too_little_memory(needs_gb, seen="the child process was killed, SIGKILL")
     if re.search(r"Return code: (-7|135)\b", text):
         return (
             "the child process was killed (SIGBUS): a file that it was reading was cut short, or its disk "
@@ -180,7 +229,9 @@ def reason(text: str) -> str:
         )
     lost = re.search(r"^WorkerLost: (.+)$", text, re.MULTILINE)
     if lost:
-        return f"{lost.group(1)}, {OUT_OF_MEMORY_HINT}" if "SIGKILL" in lost.group(1) else lost.group(1)
+        return (
+            too_little_memory(needs_gb, seen=lost.group(1)) if "SIGKILL" in lost.group(1) else lost.group(1)
+        )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     wrong = [line for line in lines if re.match(r"^[\w.]*(Error|Exception|Interrupt|JobLost)\b", line)]
     return (wrong or lines or ["unknown"])[-1]

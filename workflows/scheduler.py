@@ -13,13 +13,15 @@ import heapq
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from traceback import format_exception
 from typing import Any, Protocol
 
 import networkx as nx
+from iqtflow.workflows.cache import forget, is_sound, seal
 from nipype.pipeline.engine import Node
 from nipype.pipeline.plugins.base import PluginBase
 from nipype.pipeline.plugins.tools import report_crash
@@ -81,13 +83,14 @@ class JobLimit:
 
 @dataclass(frozen=True)
 class Crash:
-    """A node that failed: its full name, the traceback, and the crash file (None when none could be
-    written).
+    """A node that failed: its full name, the traceback, the crash file (None when none could be written), and
+    the memory (GB) that it states.
     """
 
     node: str
     traceback: str
     file: Path | None
+    mem_gb: float | None = None
 
 
 class SchedulerPlugin(PluginBase):
@@ -131,8 +134,6 @@ class SchedulerPlugin(PluginBase):
 
     def run(self, graph: nx.DiGraph, config: Mapping[str, Any], updatehash: bool = False) -> None:  # noqa: FBT001, FBT002
         """Run all nodes of an expanded graph, or as many as failures leave possible."""
-        gc.freeze()  # the graph stays until the end: nothing in it is to be looked through again
-        gc.enable()
         self._graph = graph
         self._waits_for = {node: set(graph.predecessors(node)) for node in graph}
         self._rank = _ranks(graph)
@@ -142,13 +143,14 @@ class SchedulerPlugin(PluginBase):
         self._cached: set[Node] = set()
         self._running: dict[Node, tuple[int, float, int]] = {}
         try:
-            while self._ready or self._running:
-                self._start()
-                if self._stop and self.crashes:
-                    break
-                if self._running:
-                    for node, traceback in self._executor.wait():
-                        self._end(node, traceback)
+            with collector_on():
+                while self._ready or self._running:
+                    self._start()
+                    if self._stop and self.crashes:
+                        break
+                    if self._running:
+                        for node, traceback in self._executor.wait():
+                            self._end(node, traceback)
         finally:
             self._executor.close()
 
@@ -204,7 +206,8 @@ class SchedulerPlugin(PluginBase):
             self._settle(node)
             return
         self._tell(node, "exception")
-        self.crashes.append(Crash(node.fullname, "".join(traceback), _write_crash(node, traceback)))
+        file = _write_crash(node, traceback)
+        self.crashes.append(Crash(node.fullname, "".join(traceback), file, node.mem_gb))
         self._settled.update({node, *nx.descendants(self._graph, node)})
 
     def _tell(self, node: Node, status: str) -> None:
@@ -224,14 +227,39 @@ class SchedulerPlugin(PluginBase):
         for other in self._graph.predecessors(node):
             if other in self._cached:
                 LOGGER.info("Results of %s are gone or moved: it runs again.", other.fullname)
-                for hash_file in Path(other.output_dir()).glob("_0x*.json"):
-                    hash_file.unlink(missing_ok=True)
+                forget(other.output_dir())
                 self._cached.discard(other)
                 self._settled.discard(other)
                 heapq.heappush(self._ready, (self._rank[other], other))
             if other not in self._settled:
                 self._waits_for[node].add(other)
         return bool(self._waits_for[node])
+
+
+@contextmanager
+def collector_off() -> Iterator[None]:
+    """Build a graph without Python's garbage collector, which would look through it again and again."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+@contextmanager
+def collector_on() -> Iterator[None]:
+    """Run a graph with the garbage collector; the graph stays until the end, and is not looked through."""
+    before = gc.isenabled()
+    gc.freeze()
+    gc.enable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if not before:
+            gc.disable()
 
 
 def _ranks(graph: nx.DiGraph) -> dict[Node, tuple[int, int]]:
@@ -247,6 +275,9 @@ def _is_cached(node: Node) -> bool:
     """Return whether a node need not run. Also fetches its inputs from the results of the nodes before it."""
     node._get_hashval()
     cached, updated = node.is_cached()
+    if cached and not is_sound(node.output_dir()):
+        forget(node.output_dir())  # nipype, which runs it, would find it cached
+        return False
     forced = node.overwrite or (node.overwrite is None and node.interface.always_run)
     return cached and updated and not forced
 
@@ -255,6 +286,7 @@ def _run_here(node: Node) -> list[str] | None:
     folder = os.getcwd()
     try:
         node.run()
+        seal(node)
     except Exception:
         return format_exception(*sys.exc_info())
     finally:

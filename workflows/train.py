@@ -8,6 +8,8 @@ from typing import Any
 
 from nipype.pipeline.engine import Workflow
 
+from iqtflow.files import require_name
+
 TRAIN_MEM_GB = 6.0
 
 
@@ -80,6 +82,7 @@ def init_train_wf(
     from nipype.interfaces.utility import IdentityInterface, Merge
     from nipype.pipeline.engine import Node
 
+    require_name(model_name, "model_name")
     members = range(1, ensemble + 1)
     libraries = ["train_libraries", "validation_libraries"]
     inputnode = Node(IdentityInterface(libraries), name="inputnode")

@@ -11,29 +11,37 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from traceback import format_exception
 
+from iqtflow.workflows.cache import seal
 from iqtflow.workflows.engine import apply_in_worker
 from nipype.pipeline.engine import Node
+
+from iqtflow.streams import patient_streams
 
 apply_in_worker()
 
 
-def run_node(node: Node, answer: Connection, environ: dict[str, str]) -> None:
-    """Run a node in an environment and send its traceback, or None when it went well."""
+def run_node(node: Node, answer: Connection, environ: dict[str, str], folder: str) -> None:
+    """Run a node in an environment and a folder; send its traceback, or None when it went well."""
     os.setpgid(0, 0)
+    with suppress(OSError):  # it may be gone; nodes have folders of their own
+        os.chdir(folder)
     os.environ.clear()
     os.environ.update(environ)
     apply_in_worker()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C the parent makes an end, for all of this group
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        node.run()
-        traceback = None
-    except BaseException:
-        traceback = format_exception(*sys.exc_info())
+    with patient_streams():
+        try:
+            node.run()
+            seal(node)
+            traceback = None
+        except BaseException:
+            traceback = format_exception(*sys.exc_info())
     answer.send(traceback)
     answer.close()
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from benchmarks.paper.design import Cell, Design
@@ -17,6 +16,7 @@ from benchmarks.paper.run import ROOT, Place, done, settings_of
 from iqtflow.bids import find_scans
 from iqtflow.errors import IQTFlowError
 from iqtflow.files import write_text
+from iqtflow.nifti_file import open_nifti
 
 #: Seconds on two processors for a head of usual size, as in `iqtflow.workflows.progress`: tissue maps, one
 #: simulated scan, one patch library, one comparison with the truth.
@@ -56,7 +56,7 @@ def estimate(
         In the order in which they are run.
     """
     subject = next(label for labels in split.values() for label in labels)
-    shape = nib.load(find_scans(place.bids_dir, subjects=[subject])[0].path).shape[:3]
+    shape = open_nifti(find_scans(place.bids_dir, subjects=[subject])[0].path).shape[:3]
     voxels = float(np.prod(shape, dtype=float))
     people, items = sum(map(len, split.values())), []
     maps = "derivatives" not in place.options

@@ -15,6 +15,7 @@ from benchmarks.paper.results import MEASURES, Results, read_results
 from benchmarks.paper.run import Place
 from iqtflow.bids import derivative_name, find_scans
 from iqtflow.files import write_atomically
+from iqtflow.nifti_file import open_nifti
 from iqtflow.split import read_split
 
 ZOOM = 0.28  #: edge of the enlarged square, over that of the brain
@@ -155,7 +156,7 @@ def _estimate(cell: Cell, place: Place, subject: str, desc: str) -> np.ndarray:
 
 
 def _canonical(path: Path) -> nib.Nifti1Image:
-    image = nib.as_closest_canonical(nib.load(path))
+    image = nib.as_closest_canonical(open_nifti(path))
     assert aff2axcodes(image.affine) == ("R", "A", "S")
     return image
 

@@ -21,7 +21,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 import iqtflow
@@ -31,6 +30,7 @@ from iqtflow.config import format_section
 from iqtflow.errors import UsageError
 from iqtflow.files import write_text
 from iqtflow.geometry import find_slice_geometry
+from iqtflow.nifti_file import open_nifti
 from iqtflow.split import read_split
 from iqtflow.trust import ALLOWED
 
@@ -89,7 +89,7 @@ def settle_split(design: Design, place: Place, given: Path | None = None) -> dic
     sizes = {part: design.split[part] for part in ("train", "validation", "evaluation")}
     scans = find_scans(place.bids_dir)
     subjects = sorted(
-        {s.subject for s in scans if find_slice_geometry(nib.load(s.path), s.sidecar).near_isotropic}
+        {s.subject for s in scans if find_slice_geometry(open_nifti(s.path), s.sidecar).near_isotropic}
     )
     if len(subjects) < sum(sizes.values()):
         raise UsageError(

@@ -1,14 +1,20 @@
 """BIDS: which images to process, and the names and sidecars of what is written."""
 
-from iqtflow.bids.names import derivative_name, scan_seed
-from iqtflow.bids.scans import Scan, check_dataset, find_scans, list_subjects, read_entities
-from iqtflow.bids.sidecars import write_dataset_description, write_sidecar
+from iqtflow.bids.dataset import check_dataset, list_subjects
+from iqtflow.bids.gate import LeftOut
+from iqtflow.bids.names import derivative_name, read_entities, scan_seed
+from iqtflow.bids.scans import Listing, Scan, find_scans, list_scans
+from iqtflow.bids.sidecars import check_owner, write_dataset_description, write_sidecar
 
 __all__ = [
+    "LeftOut",
+    "Listing",
     "Scan",
     "check_dataset",
+    "check_owner",
     "derivative_name",
     "find_scans",
+    "list_scans",
     "list_subjects",
     "read_entities",
     "scan_seed",

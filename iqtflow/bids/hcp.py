@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from iqtflow.bids.scans import Scan
-from iqtflow.errors import UsageError
 
 #: Lifespan studies put visit and modality into the folder's name: ``HCA6002236_V1_MR``.
 _VISIT = re.compile(r"(?P<subject>[A-Za-z0-9]+)_(?P<session>V\d+)(_(MR|[A-Z]))?")
@@ -33,42 +33,35 @@ def list_hcp_scans(root: Path, suffix: str = "T1w") -> list[Scan]:
     suffix
         ``"T1w"`` or ``"T2w"``.
 
-    Raises
-    ------
-    UsageError
-        Two folders would have the same subject and session in BIDS.
+    Two folders may come to one subject and session in BIDS: `iqtflow.bids.gate.admit` leaves both out. A
+    folder without a letter or digit in its name is none of HCP's.
     """
-    scans: dict[tuple[str, str | None], Scan] = {}
+    scans = []
     for folder, image in _images(root, suffix):
         visit = _VISIT.fullmatch(folder.name)
         subject = visit["subject"] if visit else re.sub(r"[^A-Za-z0-9]", "", folder.name)
         session = visit["session"] if visit else None
         stripped = image.name.split(".")[0].endswith("_brain")
-        other = scans.get((subject, session))
-        if other is not None:
-            raise UsageError(
-                root,
-                found=f"{other.path.relative_to(root)} and {image.relative_to(root)}, both sub-{subject}",
-                expected="labels that differ in letters or digits",
-                next_step="Rename one of the folders, or process them one by one.",
+        scans.append(
+            Scan(
+                path=image,
+                subject=subject,
+                session=session,
+                entities={"sub": subject, **({"ses": session} if session else {})},
+                suffix=suffix,
+                sidecar={"SkullStripped": stripped},
+                sidecar_path=None,
+                root=root,
             )
-        scans[subject, session] = Scan(
-            path=image,
-            subject=subject,
-            session=session,
-            entities={"sub": subject, **({"ses": session} if session else {})},
-            suffix=suffix,
-            sidecar={"SkullStripped": stripped},
-            sidecar_path=None,
-            root=root,
         )
-    return list(scans.values())
+    return scans
 
 
 def _images(root: Path, suffix: str) -> Iterator[tuple[Path, Path]]:
     """Yield each subject's folder and the image to take, in the order of the folders' names."""
     for folder in sorted(root.iterdir()):
-        if folder.name.startswith((".", "sub-")) or not folder.is_dir():
+        nameless = not re.search(r"[A-Za-z0-9]", folder.name)
+        if nameless or folder.name.startswith((".", "sub-")) or not folder.is_dir():
             continue
         bases = [f"{suffix}_acpc_dc_restore", f"{folder.name}_acpc_dc_restore"]
         if suffix == "T2w":
@@ -81,6 +74,6 @@ def _images(root: Path, suffix: str) -> Iterator[tuple[Path, Path]]:
             for extension in (".nii.gz", ".nii")
         ]
         # A link whose content has not been fetched is the subject's image all the same.
-        image = next((path for path in paths if path.exists() or path.is_symlink()), None)
+        image = next((path for path in paths if os.path.lexists(path)), None)
         if image is not None:
             yield folder, image

@@ -5,17 +5,27 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iqtflow.errors import UsageError
+from iqtflow.bids.names import EXTENSIONS
+from iqtflow.errors import UsageError, printable
 
 #: Folders at the root of a data set that hold no images to process, for an index that is kept.
 _IGNORED = ("code", "stimuli", "sourcedata", "models", "derivatives")
 _DATABASE = "layout_index.sqlite"  # pybids' own name for it
-_EXTENSIONS = (".nii", ".nii.gz")
+#: Names that SQLite cannot store, being no UTF-8; no filter can ask for them.
+_NO_TEXT = re.compile("[\udc80-\udcff]")
+#: Keys of a filter file: what its queries are called here, and in other programs that share the file.
+_QUERIES = (
+    *("t1w", "t2w", "flair", "pdw", "pdt2", "t2starw", "t1rho", "inplanet1", "inplanet2", "angio"),
+    *("bold", "sbref", "fmap", "dwi", "asl", "m0scan", "pet", "meg", "eeg", "roi", "mask", "anat", "func"),
+)
+#: What a query may ask for by other names than those of entities.
+_PROPERTIES = ("suffix", "extension", "datatype")
 
 
 def read_filters(path: str | os.PathLike, contrast: str = "T1w") -> dict[str, Any]:
@@ -38,20 +48,51 @@ def read_filters(path: str | os.PathLike, contrast: str = "T1w") -> dict[str, An
     Raises
     ------
     UsageError
-        The file is not there, not JSON, or of another form.
+        The file is not there, not JSON, or of another form; a key is of no program's query, or of no entity;
+        or a value cannot be meant.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as fault:
-        raise _bad_filters(path, f"{fault}", "a JSON file") from fault
-    chosen = content.get(contrast.lower(), {}) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not isinstance(chosen, dict):
-        raise _bad_filters(path, f"a {type(chosen).__name__}", f'{{"{contrast.lower()}": {{...}}}}')
-    for key, value in chosen.items():
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, (dict, list)):
-                raise _bad_filters(path, f"{key}: {json.dumps(value)}", "a text, a number, null, or a list")
+    except (OSError, ValueError, RecursionError) as fault:
+        raise _bad_filters(path, " ".join(str(fault).split()), "a JSON file") from fault
+    key = contrast.lower()
+    if not isinstance(content, dict):
+        raise _bad_filters(path, f"a {type(content).__name__}", f'{{"{key}": {{...}}}}')
+    unknown = [name for name in content if name not in (key, *_QUERIES)]
+    if unknown:
+        raise _bad_filters(
+            path, f"the key {unknown[0]!r}", f'"{key}" (in lower case), or the query of another program'
+        )
+    chosen = content.get(key, {})
+    if not isinstance(chosen, dict):
+        raise _bad_filters(path, f"a {type(chosen).__name__}", f'{{"{key}": {{...}}}}')
+    entities = _entities() if chosen else ()
+    for name, value in chosen.items():
+        is_field = name[:1].isupper()
+        if not is_field and name not in entities:
+            raise _bad_filters(
+                path,
+                f"{name!r} in {key!r}",
+                f"an entity by its long name ({', '.join(entities)}), or a field of the sidecars",
+            )
+        items = value if isinstance(value, list) else [value]
+        kinds = (str, int, float, type(None)) if name not in _PROPERTIES else str
+        for item in items:
+            if not isinstance(item, kinds) or (isinstance(item, bool) and not is_field):
+                raise _bad_filters(
+                    path, f"{name}: {json.dumps(value)}", "a text, a number, null, or a list of these"
+                )
+        if not items or (name == "suffix" and len(items) > 1):
+            raise _bad_filters(path, f"{name}: {json.dumps(value)}", "one value")
     return chosen
+
+
+def _entities() -> tuple[str, ...]:
+    """Entities that pybids knows, by their long names, and properties of files."""
+    from bids.layout import Config
+
+    known = {*Config.load("bids").entities, *Config.load("derivatives").entities} - {"scans"}
+    return (*sorted(known - set(_PROPERTIES)), *_PROPERTIES)
 
 
 def list_images(
@@ -84,7 +125,7 @@ def list_images(
     UsageError
         The index is of another data set, or cannot be made; a filter asks for something that no image has.
     """
-    wanted = {"suffix": suffix, "extension": list(_EXTENSIONS), **(filters or {})}
+    wanted = {"suffix": suffix, "extension": list(EXTENSIONS), **(filters or {})}
     if database_dir is not None:
         layout = _open_database(root, Path(database_dir).absolute())
     else:
@@ -92,28 +133,65 @@ def list_images(
         layout = _index(root, _relevant(subjects, suffixes), metadata=_ask_metadata(wanted))
     try:
         found = layout.get(return_type="filename", **{key: _query(value) for key, value in wanted.items()})
-    except ValueError as fault:  # pybids names the key, and the one that may have been meant
+    except Exception as fault:  # pybids names the key that may have been meant; or the index is broken
+        if database_dir is not None and not isinstance(fault, ValueError):
+            raise _bad_database(Path(database_dir), fault) from fault
         raise UsageError(
             "--bids-filter-file",
-            found=" ".join(str(fault).split()),
+            found=_said(fault),
             expected="entities by their long names (session, acquisition, reconstruction, run), or metadata",
-            next_step="Correct the key.",
+            next_step="Correct the key, or its value.",
         ) from fault
-    inside = set(subjects)
-    paths = sorted(Path(name) for name in found)
-    return [path for path in paths if path.relative_to(root).parts[0].removeprefix("sub-") in inside]
+    inside = {f"sub-{label}" for label in subjects}
+    # An index may know the root by another path, through a link.
+    paths = [root / Path(name).relative_to(layout.root) for name in found]
+    return sorted(path for path in paths if _is_scan(path.relative_to(root).parts, inside))
+
+
+def _is_scan(parts: tuple[str, ...], homes: set[str]) -> bool:
+    """Return whether a file lies where scans do: ``sub-X/[ses-Y/]anat/*.nii[.gz]``."""
+    home, *sessions, folder, name = (*parts, "", "")[: max(len(parts), 3)]
+    return (
+        home in homes
+        and folder == "anat"
+        and (not sessions or (len(sessions) == 1 and sessions[0].startswith("ses-")))
+        and name.endswith(EXTENSIONS)
+        and not name.startswith(".")
+    )
 
 
 def has_database(database_dir: str | os.PathLike) -> bool:
-    """Return whether there is an index in a folder."""
-    return Path(database_dir, _DATABASE).is_file()
+    """Return whether there is an index in a folder, or something in its place.
+
+    Raises
+    ------
+    UsageError
+        It is no folder.
+    """
+    folder = Path(database_dir)
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise UsageError(
+            folder,
+            found="a file",
+            expected="a folder, for --bids-database-dir",
+            next_step="Give the folder that the index is in, or is to be made in.",
+        )
+    return os.path.exists(folder / _DATABASE)
 
 
 def wipe_database(database_dir: str | os.PathLike) -> bool:
     """Delete the index in a folder, and nothing else; return whether there was one."""
     file = Path(database_dir, _DATABASE)
-    there = file.exists()
-    file.unlink(missing_ok=True)
+    there = os.path.exists(file)
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as fault:
+        raise UsageError(
+            file,
+            found=f"something that cannot be deleted ({fault.strerror or fault})",
+            expected="pybids' index, for --bids-database-wipe",
+            next_step="Check its permissions, or choose another --bids-database-dir.",
+        ) from fault
     return there
 
 
@@ -126,21 +204,36 @@ def _relevant(subjects: Sequence[str], suffixes: Sequence[str]) -> list[re.Patte
         re.compile(r"^/sub-[^/]+/(?!ses-|anat|[^/]*\.json$)[^/]+"),
         re.compile(r"^/sub-[^/]+/ses-[^/]+/(?!anat|[^/]*\.json$)[^/]+"),
         re.compile(rf"/anat/(?!.*_({names})\.(nii(\.gz)?|json)$)[^/]+$"),
+        _NO_TEXT,
     ]
+
+
+class _NoFile:
+    """Stands among the patterns of what pybids passes by: JSON files that are pipes or devices, for which it
+    would wait.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = os.fspath(root)
+
+    def search(self, path: str) -> bool:
+        """Return whether a path under the root, with a slash before it, is to be passed by."""
+        return path.endswith(".json") and not os.path.isfile(self._root + path)
 
 
 def _index(root: Path, ignore: Sequence[re.Pattern | str], *, metadata: bool, database: Path | None = None):
     from bids import BIDSLayout, BIDSLayoutIndexer  # pandas and SQLAlchemy: too slow for `iqtflow --help`
 
-    indexer = BIDSLayoutIndexer(validate=False, index_metadata=metadata, ignore=list(ignore))
+    ignored = [*ignore, _NoFile(root)]
+    indexer = BIDSLayoutIndexer(validate=False, index_metadata=metadata, ignore=ignored)
     try:
-        return BIDSLayout(root, validate=False, indexer=indexer, database_path=database)
-    except (OSError, ValueError) as fault:
-        if not metadata:
-            raise
+        # Of derivatives, too: desc and space may be asked for.
+        config = ["bids", "derivatives"]
+        return BIDSLayout(root, validate=False, indexer=indexer, database_path=database, config=config)
+    except Exception as fault:  # whatever a data set makes pybids raise, it is the data set's
         raise UsageError(
             root,
-            found=f"metadata that pybids cannot read ({' '.join(str(fault).split())})",
+            found=f"a data set that pybids cannot read ({_said(fault)})",
             expected="JSON files that can be read, for --bids-database-dir and for filters on metadata",
             next_step="Mend the file; or leave the option out: the file's scan then goes without.",
         ) from fault
@@ -150,11 +243,11 @@ def _open_database(root: Path, folder: Path):
     """Open the index in a folder; make it first, whole or not at all, where there is none."""
     from bids import BIDSLayout
 
-    if not (folder / _DATABASE).exists():
+    if not os.path.exists(folder / _DATABASE):
         partial = folder / f".{uuid.uuid4().hex}.partial"
         try:
             partial.mkdir(parents=True)
-            ignore = [re.compile(rf"^/({'|'.join(_IGNORED)})"), re.compile(r"/\.")]
+            ignore = [re.compile(rf"^/({'|'.join(_IGNORED)})"), re.compile(r"/\."), _NO_TEXT]
             _index(root, ignore, metadata=True, database=partial)
             os.replace(partial / _DATABASE, folder / _DATABASE)  # jobs that start together: the last one wins
         except OSError as fault:
@@ -165,11 +258,11 @@ def _open_database(root: Path, folder: Path):
                 next_step="Choose another --bids-database-dir.",
             ) from fault
         finally:
-            for file in partial.glob("*"):
-                file.unlink()
-            if partial.is_dir():
-                partial.rmdir()
-    layout = BIDSLayout(root, validate=False, database_path=folder)
+            shutil.rmtree(partial, ignore_errors=True)
+    try:
+        layout = BIDSLayout(root, validate=False, database_path=folder)
+    except Exception as fault:  # no SQLite file, another program's, one of an older pybids, or unreadable
+        raise _bad_database(folder, fault) from fault
     if Path(layout.root).resolve() != root.resolve():
         raise UsageError(
             folder,
@@ -191,6 +284,21 @@ def _query(value: Any) -> Any:
     if isinstance(value, list):
         return [_query(item) for item in value]
     return Query.NONE if value is None else Query.ANY if value == "*" else value
+
+
+def _bad_database(folder: Path, fault: Exception) -> UsageError:
+    return UsageError(
+        folder / _DATABASE,
+        found=f"a file that is no index of this pybids, or cannot be read ({_said(fault)})",
+        expected="pybids' index of the data set",
+        next_step="Have it made anew with --bids-database-wipe, or choose another --bids-database-dir.",
+    )
+
+
+def _said(fault: Exception) -> str:
+    """The first line of what an exception says; below it is SQL, say."""
+    text = printable(str(fault).strip().partition("\n")[0]) or type(fault).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _bad_filters(path: str | os.PathLike, found: str, expected: str) -> UsageError:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from iqtflow.bids.scans import Scan
+if TYPE_CHECKING:
+    from iqtflow.bids.scans import Scan
+
+#: What an image file's name may end in.
+EXTENSIONS = (".nii", ".nii.gz")
 
 #: Entities of structural images and their derivatives, in the order in which BIDS wants them in a file name.
 ENTITY_ORDER = (
@@ -13,6 +19,40 @@ ENTITY_ORDER = (
     "run", "mod", "echo", "flip", "inv", "mt", "part", "proc", "hemi", "space", "split", "recording", "chunk",
     "seg", "res", "den", "label", "desc",
 )  # fmt: skip
+
+
+def is_label(text: str) -> bool:
+    """Return whether a text is a label of BIDS: letters, digits and plus signs."""
+    return re.fullmatch(r"[A-Za-z0-9+]+", text) is not None
+
+
+def stem_of(name: str) -> str:
+    """Return the name of an image file without its extension."""
+    return name.removesuffix(".gz").removesuffix(".nii")
+
+
+def read_entities(stem: str) -> dict[str, str]:
+    """Return the entities of a BIDS file name (without its extension) by their short names, in its order."""
+    pairs = (part.partition("-") for part in stem.split("_")[:-1])
+    return {key: value for key, _, value in pairs}
+
+
+def node_name(name: str) -> str:
+    """Return the name of a part of a graph for a BIDS name or label: nipype takes letters, digits and ``_``.
+
+    Different names stay different: no label has ``_``, so that a plus sign can become two of them.
+
+    Examples
+    --------
+    >>> node_name("sub-01+a_T1w"), node_name("sub-01_acq-a_T1w")
+    ('sub_01__a_T1w', 'sub_01_acq_a_T1w')
+    """
+    return name.replace("+", "__").replace("-", "_")
+
+
+def label_of(node: str) -> str:
+    """Return the label that `node_name` made a part of a name of."""
+    return node.replace("__", "+")
 
 
 def derivative_name(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from iqtflow.errors import UsageError
-from iqtflow.pointers import how_to_fetch
-
-LOGGER = logging.getLogger("nipype.workflow")
+from iqtflow.bids.dataset import check_dataset, list_subjects
+from iqtflow.bids.gate import LeftOut, admit, check_name
+from iqtflow.bids.names import EXTENSIONS, read_entities, stem_of
+from iqtflow.errors import InputError, UsageError, printable
+from iqtflow.metadata import read_fields, settle_values
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ class Scan:
     root
         Root of the data set.
     warnings
-        What is wrong with the metadata, as sentences: a JSON file that cannot be read is left out, not fatal.
+        What is wrong with the metadata, as sentences: a JSON file that cannot be read is left out, and so is
+        a value that cannot be meant; neither is fatal.
     """
 
     path: Path
@@ -61,7 +61,19 @@ class Scan:
         return f"bids:raw:{self.path.relative_to(self.root).as_posix()}"
 
 
-def find_scans(
+class Listing(NamedTuple):
+    """What was found in a data set: scans to process, and files that look like scans and cannot be."""
+
+    scans: list[Scan]
+    left_out: list[LeftOut]
+
+
+def find_scans(bids_dir: str | os.PathLike, **options: Any) -> list[Scan]:
+    """Find the images of one contrast; `list_scans` without what it leaves out."""
+    return list_scans(bids_dir, **options).scans
+
+
+def list_scans(
     bids_dir: str | os.PathLike,
     *,
     subjects: Iterable[str] | None = None,
@@ -69,10 +81,11 @@ def find_scans(
     suffix: str = "T1w",
     filters: Mapping[str, Any] | None = None,
     database_dir: str | os.PathLike | None = None,
-) -> list[Scan]:
+) -> Listing:
     """Find the images of one contrast in a BIDS data set, or among downloads of HCP.
 
-    Only names are looked at: no image is opened.
+    Only names are looked at: no image is opened. A file whose name cannot be worked with, or whose output
+    another scan would overwrite, is left out (`iqtflow.bids.gate`), and the rest is there.
 
     Parameters
     ----------
@@ -89,8 +102,8 @@ def find_scans(
 
     Returns
     -------
-    list of Scan
-        Sorted by path.
+    Listing
+        Both parts sorted by path.
 
     Raises
     ------
@@ -100,6 +113,7 @@ def find_scans(
     from iqtflow.bids.hcp import is_hcp, list_hcp_scans
 
     root = check_dataset(bids_dir)
+    left_out: list[LeftOut] = []
     if is_hcp(root):
         if filters or database_dir is not None:
             raise UsageError(
@@ -113,14 +127,25 @@ def find_scans(
         scans = [scan for scan in scans if scan.subject in set(wanted)]
     else:
         wanted = _known_labels(subjects, list_subjects(root), entity="sub", where=root)
-        scans = _list_scans(root, wanted, suffix, filters, database_dir)
+        if filters or database_dir is not None:
+            from iqtflow.bids.index import list_images
+
+            paths = list_images(root, wanted, suffix, filters=filters, database_dir=database_dir)
+        else:
+            paths, left_out = _list_images(root, wanted, suffix)
+        scans, misnamed = _as_scans(paths, root, parts="part" in (filters or {}))
+        left_out += misnamed
     if sessions:
-        present = sorted({scan.session for scan in scans if scan.session})
-        kept = _known_labels(sessions, present, entity="ses", where=root)
+        present = {scan.session for scan in scans} | {_session_of(left.path, root) for left in left_out}
+        kept = _known_labels(sessions, sorted(filter(None, present)), entity="ses", where=root)
         scans = [scan for scan in scans if scan.session in kept]
+        left_out = [left for left in left_out if _session_of(left.path, root) in kept]
+    scans, others = admit(scans)
+    left_out += others
     asked = wanted if subjects else []
-    lacking = [f"sub-{label}" for label in asked if not any(scan.subject == label for scan in scans)]
-    if lacking or not scans:
+    there = {*(scan.subject for scan in scans), *(left.subject for left in left_out)}
+    lacking = [f"sub-{label}" for label in asked if label not in there]
+    if lacking or not there:
         raise UsageError(
             root,
             found=f"no {suffix} image"
@@ -130,50 +155,13 @@ def find_scans(
             next_step="Check the data set with a BIDS validator, or choose other subjects or sessions"
             + (" or filters." if filters else "."),
         )
-    return scans
+    return Listing(sorted(scans, key=lambda scan: scan.path), sorted(left_out, key=lambda left: left.path))
 
 
-def check_dataset(bids_dir: str | os.PathLike) -> Path:
-    """Return the absolute root of a data set: BIDS, or HCP's folders as they are downloaded.
-
-    Raises
-    ------
-    UsageError
-        There is no such folder, or it is neither.
-    """
-    from iqtflow.bids.hcp import is_hcp
-
-    root = Path(bids_dir).absolute()
-    if not root.is_dir():
-        raise UsageError(
-            root,
-            found="a file" if root.exists() else "nothing",
-            expected="the folder of a BIDS data set",
-            next_step="Check the path (in a container: check what is mounted where).",
-        )
-    description = root / "dataset_description.json"
-    way_out = how_to_fetch(description)
-    if way_out:
-        raise UsageError(
-            description,
-            found="a pointer to content that has not been fetched",
-            expected="the description of a BIDS data set",
-            next_step=way_out,
-        )
-    if not description.is_file() and not is_hcp(root):
-        raise UsageError(
-            root,
-            found="no dataset_description.json, and no <id>/T1w/T1w_acpc_dc_restore.nii.gz",
-            expected="a BIDS data set, which has the one at its root, or HCP downloads, which have the other",
-            next_step='Give its root; if it lacks the file, write {"Name": "...", "BIDSVersion": "1.10.0"}.',
-        )
-    return root
-
-
-def list_subjects(bids_dir: str | os.PathLike) -> list[str]:
-    """Return the labels, without ``sub-``, of the subject folders of a data set."""
-    with os.scandir(os.fspath(bids_dir)) as entries:
-        return sorted(entry.name[4:] for entry in entries if entry.name.startswith("sub-") and entry.is_dir())
+def _session_of(path: Path, root: Path) -> str | None:
+    """Label of the session folder that a file lies in."""
+    parts = path.relative_to(root).parts[1:-1]
+    return next((part.removeprefix("ses-") for part in parts if part.startswith("ses-")), None)
 
 
 def _known_labels(
@@ -185,7 +173,7 @@ def _known_labels(
     if unknown:
         raise UsageError(
             where,
-            found=f"no {', '.join(unknown)}",
+            found=f"no {printable(', '.join(unknown))}",
             expected=f"labels that the data set has ({_some(known, entity)})",
             next_step="Correct the label; labels are case-sensitive.",
         )
@@ -193,31 +181,47 @@ def _known_labels(
 
 
 def _some(labels: Sequence[str], entity: str, limit: int = 8) -> str:
-    shown = ", ".join(f"{entity}-{label}" for label in labels[:limit])
+    shown = ", ".join(printable(f"{entity}-{label}") for label in labels[:limit])
     if not labels:
         return f"it has no {entity}-* at all"
     return shown + (f", and {len(labels) - limit} more" if len(labels) > limit else "")
 
 
-def _list_scans(
-    root: Path,
-    subjects: Sequence[str],
-    suffix: str,
-    filters: Mapping[str, Any] | None,
-    database_dir: str | os.PathLike | None,
-) -> list[Scan]:
-    from iqtflow.bids.index import list_images
+def _list_images(root: Path, subjects: Sequence[str], suffix: str) -> tuple[list[Path], list[LeftOut]]:
+    """List files that are named as images of a contrast, and folders that cannot be listed."""
+    endings = tuple(f"_{suffix}{extension}" for extension in EXTENSIONS)
+    paths, left_out = [], []
+    for label in subjects:
+        home = root / f"sub-{label}"
+        folder = home
+        try:
+            homes = [home, *sorted(p for p in home.iterdir() if p.name.startswith("ses-") and p.is_dir())]
+            for folder in (place / "anat" for place in homes):
+                if folder.is_dir():
+                    named = [path for path in folder.iterdir() if path.name.endswith(endings)]
+                    paths += sorted(path for path in named if not path.name.startswith("."))
+        except OSError as fault:
+            reason = f"found a folder that cannot be listed ({fault.strerror}). Check its permissions."
+            left_out.append(LeftOut(folder, label, reason))
+    return paths, left_out
 
-    paths = list_images(root, subjects, suffix, filters=filters, database_dir=database_dir)
+
+def _as_scans(paths: Iterable[Path], root: Path, *, parts: bool) -> tuple[list[Scan], list[LeftOut]]:
+    """Describe the images whose names can be worked with; `parts`: phase and complex parts, too."""
     metadata = _Inheritance(root)
-    scans = [_as_scan(path, root, metadata) for path in paths]
-    if "part" not in (filters or {}):  # phase and complex parts of an acquisition are no anatomy to look at
-        scans = [scan for scan in scans if scan.entities.get("part", "mag") == "mag"]
-    return _without_twins(scans)
+    scans, left_out = [], []
+    for path in paths:
+        reason = check_name(path, root)
+        if reason is not None:
+            home = path.relative_to(root).parts[0]
+            left_out.append(LeftOut(path, home.removeprefix("sub-"), reason))
+        elif parts or read_entities(stem_of(path.name)).get("part", "mag") == "mag":  # else no anatomy
+            scans.append(_as_scan(path, root, metadata))
+    return scans, left_out
 
 
 def _as_scan(path: Path, root: Path, metadata: _Inheritance) -> Scan:
-    stem = path.name.split(".")[0]
+    stem = stem_of(path.name)
     entities = read_entities(stem)
     sidecar, warnings = metadata.merge(path)
     beside = path.with_name(f"{stem}.json")
@@ -234,12 +238,6 @@ def _as_scan(path: Path, root: Path, metadata: _Inheritance) -> Scan:
     )
 
 
-def read_entities(stem: str) -> dict[str, str]:
-    """Return the entities of a BIDS file name (without its extension) by their short names, in its order."""
-    pairs = (part.partition("-") for part in stem.split("_")[:-1])
-    return {key: value for key, _, value in pairs}
-
-
 class _Inheritance:
     """Metadata by the BIDS inheritance principle; each folder is listed, and each file read, once."""
 
@@ -250,9 +248,10 @@ class _Inheritance:
 
     def merge(self, image: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
         """Merge the JSON files that apply to an image, from the root down."""
-        stem = image.name.split(".")[0]
+        stem = stem_of(image.name)
         suffix, own = stem.rpartition("_")[2], read_entities(stem).items()
         merged: dict[str, Any] = {}
+        origin: dict[str, Path] = {}
         warnings = []
         for folder in reversed(image.parents):
             if folder != self._root and self._root not in folder.parents:
@@ -261,12 +260,18 @@ class _Inheritance:
                 if its_suffix == suffix and entities.items() <= own:
                     content, warning = self._content(file)
                     merged.update(content)
+                    origin.update(dict.fromkeys(content, file))
                     warnings += [warning] if warning else []
-        return merged, tuple(warnings)
+        settled, notes = settle_values(merged, origin)
+        return settled, (*warnings, *notes)
 
     def _list(self, folder: Path) -> list[tuple[Path, str, dict[str, str]]]:
         if folder not in self._listed:
-            files = sorted(folder.glob("*.json"), key=lambda file: (file.name.count("_"), file.name))
+            try:
+                found = [path for path in folder.iterdir() if path.name.endswith(".json")]
+            except OSError:  # it can be passed through, and not listed
+                found = []
+            files = sorted(found, key=lambda file: (file.name.count("_"), file.name))
             stems = [file.name.removesuffix(".json") for file in files]
             self._listed[folder] = [
                 (file, stem.rpartition("_")[2], read_entities(stem))
@@ -277,23 +282,8 @@ class _Inheritance:
     def _content(self, file: Path) -> tuple[dict[str, Any], str | None]:
         if file not in self._read:
             try:
-                content = json.loads(file.read_text(encoding="utf-8-sig"))
-                if not isinstance(content, dict):
-                    raise ValueError(f"it holds a {type(content).__name__}, not an object")
-                self._read[file] = (content, None)
-            except (OSError, ValueError) as fault:
-                way_out = how_to_fetch(file)
-                why = f"its content has not been fetched: {way_out}" if way_out else f"{fault}"
-                self._read[file] = ({}, f"{file} could not be read and was left out ({why}).")
+                self._read[file] = (read_fields(file), None)
+            except InputError as fault:
+                why = f"found {fault.found}; expected {fault.expected}. {fault.next_step}"
+                self._read[file] = ({}, f"{file} could not be read and was left out ({why})")
         return self._read[file]
-
-
-def _without_twins(scans: Sequence[Scan]) -> list[Scan]:
-    """Keep one of X.nii and X.nii.gz: both would be written to the same derivative."""
-    kept: dict[Path, Scan] = {}
-    for scan in scans:
-        name = scan.path.with_name(scan.path.name.split(".")[0])
-        if name in kept:
-            LOGGER.warning("%s is left out: %s has the same name.", kept[name].path, scan.path.name)
-        kept[name] = scan  # sorted: .nii.gz comes after .nii
-    return list(kept.values())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import iqtflow
+from iqtflow.errors import UsageError
 from iqtflow.files import write_text
 
 BIDS_VERSION = "1.10.0"  #: version of the standard that the derivatives follow
@@ -101,11 +102,64 @@ def write_dataset_description(
     )
 
 
+def check_owner(output_dir: Path) -> None:
+    """Refuse to mix two programs' derivatives in one folder: each would replace what the other wrote.
+
+    Raises
+    ------
+    UsageError
+        The folder is another program's, holds a file of somebody else that a run would replace, or has a
+        description that cannot be read.
+    """
+    path = output_dir / "dataset_description.json"
+    instead = f"Choose another folder, for instance {output_dir / 'iqtflow'}."
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        makers = [str(maker["Name"]) for maker in description.get("GeneratedBy", [])]
+    except NotADirectoryError:
+        return
+    except FileNotFoundError:
+        for name, mark in _MARKS.items():
+            if (output_dir / name).is_file() and mark not in (output_dir / name).read_bytes():
+                raise UsageError(
+                    output_dir / name,
+                    found="a file that iqtflow did not write, and that a run would replace",
+                    expected="an empty folder, or earlier output of iqtflow",
+                    next_step=instead,
+                ) from None
+        return
+    except (OSError, ValueError, RecursionError) as fault:
+        raise UsageError(
+            path,
+            found=f"something that cannot be read ({type(fault).__name__}: {fault})",
+            expected="nothing, or the description that iqtflow wrote",
+            next_step=f"If the folder is iqtflow's, delete it: the run writes it anew. Else: {instead}",
+        ) from fault
+    except (TypeError, KeyError, AttributeError):
+        makers = []
+    if "iqtflow" not in makers:
+        raise UsageError(
+            output_dir,
+            found=f"a data set made by {', '.join(makers) or 'another program'}",
+            expected="an empty folder, or earlier output of iqtflow",
+            next_step=instead,
+        )
+
+
+#: What is in files at the root of the derivatives that iqtflow wrote.
+_MARKS = {
+    ".bidsignore": b"sub-*/figures",
+    "index.html": b'content="iqtflow',
+    "group.html": b'content="iqtflow',
+    "group_metrics.tsv": b"participant_id\tmethod",
+}
+
+
 def _read_description(root: Path) -> dict[str, Any]:
     """Return what a data set says of itself; nothing where it does not, as downloads of HCP do not."""
     try:
         content = json.loads((root / "dataset_description.json").read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,12 +12,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from iqtflow.errors import UsageError
+from iqtflow.bids.names import EXTENSIONS
+from iqtflow.bids.scans import Listing
+from iqtflow.errors import UsageError, printable
 
 #: Longer than this (s) a run does not wait for the validator.
 PATIENCE_S = 60
 #: Lines for all faults, and files named in each.
 LINES, FILES = 6, 3
+#: Faults of a file's name: what the run does with the file is said.
+_NAMES = ("NOT_INCLUDED", "ENTITY_NOT_IN_RULE", "FILENAME_MISMATCH", "INVALID_LOCATION")
+#: Stands for all faults of a file that the listing leaves out, and of which it tells the reason.
+_LEFT_OUT = "LEFT_OUT"
 #: Faults that say nothing about the images that are read here.
 _BESIDE_THE_POINT = re.compile(r"README|AUTHORS|PARTICIPANT|CITATION|CHANGES|EMPTY_FILE")
 
@@ -72,10 +79,13 @@ def validate(root: Path, subjects: Sequence[str] = ()) -> tuple[list[Fault], lis
     return _look(root), [f"bids-validator-deno {why}; only names and the description were looked at"]
 
 
-def summarise(faults: Iterable[Fault], root: Path, subjects: Sequence[str] = ()) -> list[str]:
+def summarise(
+    faults: Iterable[Fault], root: Path, subjects: Sequence[str] = (), listing: Listing | None = None
+) -> list[str]:
     """Put faults into lines for the terminal: those of the images that are read, and a count of the others.
 
-    A fault of a file does not stop a run: the scan fails by itself, or is not found, and the lines say which.
+    A fault of a file does not stop a run: the scan fails by itself, is left out, or is not found, and the
+    lines say which.
 
     Parameters
     ----------
@@ -85,13 +95,16 @@ def summarise(faults: Iterable[Fault], root: Path, subjects: Sequence[str] = ())
         Root of the data set.
     subjects
         Labels of the subjects that are processed; none means all.
+    listing
+        What the run has found.
 
     Raises
     ------
     UsageError
         ``dataset_description.json`` cannot be read.
     """
-    by_code: dict[str, list[Fault]] = {}
+    scans, left_out = (set(), set()) if listing is None else ({x.path for x in part} for part in listing)
+    by_kind: dict[tuple[str, str], list[Fault]] = {}
     others = 0
     for fault in faults:
         if fault.file == "dataset_description.json" and fault.code in ("JSON_INVALID", "FILE_READ"):
@@ -102,14 +115,22 @@ def summarise(faults: Iterable[Fault], root: Path, subjects: Sequence[str] = ())
                 next_step="Mend it; or say --skip-bids-validation.",
             )
         if _concerns(fault, subjects):
-            by_code.setdefault(fault.code, []).append(fault)
+            code, fate, path = fault.code, "", root / fault.file
+            if path in left_out:
+                code, fate = _LEFT_OUT, "left out; the reason is told below"
+            elif path in scans:
+                fate = "read all the same" if code in _NAMES else ""
+            elif path.name.endswith(EXTENSIONS):
+                fate = "not read"
+            by_kind.setdefault((code, fate), []).append(fault)
         else:
             others += 1
     lines = []
-    for code, group in sorted(by_code.items(), key=lambda item: -len(item[1])):
-        files = sorted({fault.file for fault in group})
+    for (code, fate), group in sorted(by_kind.items(), key=lambda item: -len(item[1])):
+        files = sorted({printable(fault.file) for fault in group})
         named = ", ".join(files[:FILES]) + (f", and {len(files) - FILES} more" if len(files) > FILES else "")
-        lines.append(f"not BIDS: {group[0].message or code} ({code}): {named}")
+        said = [] if code == _LEFT_OUT else [group[0].message or code]
+        lines.append(f"not BIDS: {'; '.join([*said, *([fate] if fate else [])])} ({code}): {named}")
     if len(lines) > LINES:
         lines[LINES - 1 :] = [f"not BIDS: and {len(lines) - LINES + 1} more kinds of faults"]
     if others:
@@ -132,7 +153,11 @@ def _concerns(fault: Fault, subjects: Sequence[str]) -> bool:
 
 def _ask_validator(program: str, root: Path) -> list[Fault]:
     command = [program, str(root), "--json", "--ignoreWarnings", "--ignoreNiftiHeaders", "--prune"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    # Deno, which runs the validator, asks its server for updates half a second after it has started.
+    silent = {**os.environ, "DENO_NO_UPDATE_CHECK": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=silent
+    )
     report = json.loads(done.stdout)["issues"]
     issues, messages = report["issues"], dict(report.get("codeMessages", {}))
     faults = []
@@ -161,10 +186,14 @@ def _look(root: Path, subjects: Sequence[str] = ()) -> list[Fault]:
         faults.append(Fault("JSON_INVALID", f"{fault}", description.name))
     is_bids = BIDSValidator().is_bids
     homes = [root / f"sub-{label}" for label in subjects] or sorted(root.glob("sub-*"))
-    folders = [folder for home in homes for folder in (home / "anat", *home.glob("ses-*/anat"))]
-    for folder in filter(Path.is_dir, folders):
-        for path in sorted(folder.iterdir()):
+    for home in homes:
+        try:
+            folders = [folder for folder in (home / "anat", *home.glob("ses-*/anat")) if folder.is_dir()]
+            paths = sorted(path for folder in folders for path in folder.iterdir())
+        except OSError:  # the listing says so
+            continue
+        for path in paths:
             name = path.relative_to(root).as_posix()
             if not path.name.startswith(".") and not is_bids(f"/{name}"):
-                faults.append(Fault("NOT_INCLUDED", "no name of BIDS; it is not read", name))
+                faults.append(Fault("NOT_INCLUDED", "no name of BIDS", name))
     return faults

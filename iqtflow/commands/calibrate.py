@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from iqtflow.errors import InputError, run_command
+from iqtflow.outputs import FIGURE, JSON, add_overwrite, check_outputs
 
 PROG = "iqtflow-calibrate"
 
@@ -33,24 +34,44 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument("--output", type=Path, required=True, help="prior to write (.json), for --snr-prior")
     fit.add_argument("--figure", type=Path, help="picture to write (.png)")
     fit.add_argument("--name", default="site", help="name of the prior (default: site)")
+    for step in (scan, fit):
+        add_overwrite(step)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = build_parser().parse_args(argv)
-    return run_command(PROG, lambda: _measure(options) if options.step == "scan" else _fit(options))
+    return run_command(PROG, lambda: _run(build_parser().parse_args(argv)))
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.step == "scan":
+        _measure(options)
+    else:
+        _fit(options)
 
 
 def _measure(options: argparse.Namespace) -> None:
     from dataclasses import asdict
 
+    import numpy as np
+
     from iqtflow import __version__
     from iqtflow.calibration import measure_snr
+    from iqtflow.conform import check_scan
     from iqtflow.geometry import find_slice_geometry, voxel_sizes
     from iqtflow.nifti import read_volume, write_json
 
-    image, data = read_volume(options.image)
+    check_outputs(
+        PROG,
+        {"output": (options.output, JSON)},
+        inputs=(options.image, options.wm, options.gm, options.mask),
+        overwrite=options.overwrite,
+    )
+    image = check_scan(options.image)
+    for note in image.extra["notes"]:
+        print(f"{PROG}: note: {options.image}: {note}", flush=True)
+    data = np.asarray(image.dataobj)
     wm, gm, mask = (read_volume(path, like=image)[1] for path in (options.wm, options.gm, options.mask))
     axis = find_slice_geometry(image).axis
     voxel_mm = tuple(voxel_sizes(image.affine).tolist())
@@ -64,7 +85,7 @@ def _measure(options: argparse.Namespace) -> None:
         "Sources": [options.source or str(options.image)],
         "SoftwareVersion": __version__,
     }
-    write_json(options.output, fields)
+    write_json(options.output, fields, maker=PROG)
     print(
         f"{label}: SNR WM {snr.wm:.1f}, GM {snr.gm:.1f}; noise {snr.noise.sigma:.4g} by {snr.noise.method} "
         f"({snr.noise.note})",
@@ -79,6 +100,12 @@ def _fit(options: argparse.Namespace) -> None:
     from iqtflow.calibration import fit_prior
     from iqtflow.nifti import write_json
 
+    check_outputs(
+        PROG,
+        {"--output": (options.output, JSON), "--figure": (options.figure, FIGURE)},
+        inputs=options.scans,
+        overwrite=options.overwrite,
+    )
     scans = {}
     for path in options.scans:
         label, values, method = read_scan(path)
@@ -115,7 +142,7 @@ def _fit(options: argparse.Namespace) -> None:
         from iqtflow.calibration_figure import draw_cloud
 
         draw_cloud(options.figure, snr, calibration)
-    write_json(options.output, fields)
+    write_json(options.output, fields, maker=PROG)
     mean = calibration.prior.mean
     print(f"{options.output}: mean SNR WM {mean[0]:.1f}, GM {mean[1]:.1f}; {calibration.prior.source}")
     for note in notes:
@@ -133,10 +160,12 @@ def read_scan(path: str | os.PathLike) -> tuple[str, tuple[float, float], str]:
     import json
 
     try:
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        fields = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         values = (float(fields["SNR"]["WM"]), float(fields["SNR"]["GM"]))
+        if not all(0 < value < float("inf") for value in values):
+            raise ValueError(f"SNR {values}, not above 0")
         return str(fields["Scan"]), values, str(fields["Noise"]["method"])
-    except (OSError, ValueError, KeyError, TypeError) as fault:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as fault:
         raise InputError(
             path,
             found=f"{type(fault).__name__}: {fault}",

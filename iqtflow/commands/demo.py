@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iqtflow.errors import IQTFlowError, run_command
+from iqtflow.environment import command_line
+from iqtflow.errors import IQTFlowError, UsageError, run_command
+from iqtflow.files import write_text
+from iqtflow.outputs import is_made_by
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,19 +37,18 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=PROG, description=__doc__.split("\n\n")[1])
     parser.add_argument("folder", type=Path, help="where to put data set and results")
     parser.add_argument("--model", help="model to use; chosen by slice spacing when not given")
-    options = parser.parse_args(argv)
-    return run_command(PROG, lambda: _demonstrate(options.folder.absolute(), options.model))
+    return run_command(PROG, lambda: _demonstrate(parser.parse_args(argv)))
 
 
-def _demonstrate(folder: Path, model: str | None) -> None:
+def _demonstrate(options: argparse.Namespace) -> None:
+    folder, model = options.folder.absolute(), options.model
+    _require_own(folder)
     truth, mask = make_truth(folder / "truth")
     scan = make_data_set(folder / "bids", folder / "truth")
     out, work = folder / "derivatives", folder / "work"
     choice = ["--model", model] if model else []
     command = [
-        sys.executable,
-        "-m",
-        "iqtflow.cli",
+        *command_line("iqtflow.cli"),
         str(folder / "bids"),
         str(out),
         "participant",
@@ -62,6 +63,23 @@ def _demonstrate(folder: Path, model: str | None) -> None:
         raise IQTFlowError(f"iqtflow ended with exit code {done.returncode}; the lines above say why.")
     _compare(truth, mask, scan, enhanced)
     print(f"\nthe enhanced scan   {enhanced}\nthe page to open    {page}", flush=True)
+
+
+def _require_own(folder: Path) -> None:
+    """Make sure that the folder is new, or an earlier demonstration's: a data set there is somebody's."""
+    from iqtflow.nifti import write_json
+
+    description = folder / "bids" / "dataset_description.json"
+    for name in ("truth", "bids", "derivatives", "work"):
+        if (folder / name).exists() and not is_made_by(PROG, description):
+            raise UsageError(
+                folder,
+                found=f"something called {name} that this command did not make",
+                expected="a new folder, or one of an earlier demonstration",
+                next_step="Choose another folder.",
+            )
+    fields = {"Name": "Low-field scan simulated from the MNI template", "BIDSVersion": "1.10.0"}
+    write_json(description, fields, maker=PROG)
 
 
 def make_truth(folder: Path) -> tuple[Path, Path]:
@@ -121,15 +139,16 @@ def make_data_set(bids: Path, truth: Path) -> Path:
     """Simulate a low-field scan of the template with 4 mm axial slices, as a BIDS data set; return the
     scan.
     """
+    from iqtflow.nifti import write_json
+
     scan = bids / f"sub-{LABEL}/anat/sub-{LABEL}_T1w.nii.gz"
     scan.parent.mkdir(parents=True, exist_ok=True)
-    description = {"Name": "Low-field scan simulated from the MNI template", "BIDSVersion": "1.10.0"}
-    (bids / "dataset_description.json").write_text(json.dumps(description, indent=2) + "\n")
-    (bids / "README").write_text("Simulated by iqtflow-simulate from the ICBM 152 template (2009).\n")
+    write_text(bids / "README", "Simulated by iqtflow-simulate from the ICBM 152 template (2009).\n")
     drawn = truth.parent / "drawn.json"
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "iqtflow.commands.simulate", truth / "T1w.nii.gz", scan),
+            *command_line("iqtflow.commands.simulate"),
+            *(truth / "T1w.nii.gz", scan),
             *("--wm", truth / "wm.nii.gz", "--gm", truth / "gm.nii.gz", "--json", drawn),
             *("--k", str(K), "--slice-axis", "z", "--seed", str(SEED)),
         ]
@@ -138,16 +157,13 @@ def make_data_set(bids: Path, truth: Path) -> Path:
         raise IQTFlowError(f"the simulator ended with exit code {done.returncode}; the lines above say why.")
     fields = json.loads(drawn.read_text())
     kept = {name: fields[name] for name in ("SliceThickness", "SpacingBetweenSlices")}
-    scan.with_name(f"sub-{LABEL}_T1w.json").write_text(
-        json.dumps({**kept, "Modality": "MR", "SkullStripped": True}, indent=2) + "\n"
-    )
+    sidecar = {**kept, "Modality": "MR", "SkullStripped": True}
+    write_json(scan.with_name(f"sub-{LABEL}_T1w.json"), sidecar)
     return scan
 
 
 def _compare(truth: Path, mask: Path, scan: Path, enhanced: Path) -> None:
     """Print PSNR and MSSIM of the spline and of the enhanced scan, and write the spline beside the truth."""
-    import nibabel as nib
-
     from iqtflow.commands.evaluate import score_table
     from iqtflow.evaluation import evaluate_files
     from iqtflow.geometry import cubic_upsample, thin_affine
@@ -155,7 +171,7 @@ def _compare(truth: Path, mask: Path, scan: Path, enhanced: Path) -> None:
 
     image, data = read_volume(scan)
     spline = truth.with_name("spline.nii.gz")
-    write_volume(spline, cubic_upsample(data, K), thin_affine(image.affine, K), like=nib.load(scan))
+    write_volume(spline, cubic_upsample(data, K), thin_affine(image.affine, K), like=image)
     scores = evaluate_files(truth, mask, {"cubic spline": spline, "iqtflow": enhanced})
     print(f"\ninside the brain, against what the scan was simulated from:\n{score_table(scores)}")
 

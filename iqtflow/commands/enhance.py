@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from iqtflow.argument_types import positive, whole_number
 from iqtflow.errors import InputError, run_command
 from iqtflow.gpus import device_claimed
-
-if TYPE_CHECKING:
-    import nibabel as nib
+from iqtflow.memory import USUAL_GB, WITH_TORCH_GB
+from iqtflow.outputs import IMAGE, JSON, add_overwrite, check_outputs
 
 PROG = "iqtflow-enhance"
 PRECISIONS, TILINGS = ("auto", "float32", "bfloat16"), ("auto", "whole", "tiles", "paper")
@@ -72,19 +69,36 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--num-threads", type=whole_number(1), default=1, help="CPU threads")
     add("--max-memory-gb", type=positive, help="memory for the networks; tiles when one pass takes more")
+    add_overwrite(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code.
 
-    A near-isotropic scan is skipped with a sentence, nothing is written, and the code is 0.
+    A near-isotropic scan is refused with a sentence, unless ``--force`` is given: nothing is written, and the
+    code is 1.
     """
-    options = build_parser().parse_args(argv)
-    return run_command(PROG, lambda: _run(options))
+    return run_command(
+        PROG,
+        lambda: _run(build_parser().parse_args(argv)),
+        least_gb=WITH_TORCH_GB,
+        needs_gb=USUAL_GB,
+        spares_memory="use --tiling tiles or a lower --max-memory-gb, or ",
+    )
 
 
 def _run(options: argparse.Namespace) -> None:
+    images = {"output": "output", "--std": "std", "--spline": "spline", "--mask-out": "mask_out"}
+    check_outputs(
+        PROG,
+        {
+            **{option: (getattr(options, name), IMAGE) for option, name in images.items()},
+            "--json": (options.json, JSON),
+        },
+        inputs=(options.scan, options.sidecar, options.model),
+        overwrite=options.overwrite,
+    )
     # Before torch is there, which looks at once what GPUs it may see.
     with device_claimed(options.device, lambda line: print(f"{PROG}: {line}", flush=True)):
         _enhance(options)
@@ -95,8 +109,8 @@ def _enhance(options: argparse.Namespace) -> None:
 
     from iqtflow import __version__
     from iqtflow.conform import check_scan
-    from iqtflow.enhancement import NothingToGain, enhance_image
-    from iqtflow.nifti import write_json
+    from iqtflow.enhancement import enhance_image
+    from iqtflow.nifti import require_finite, write_image, write_json
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError(
@@ -106,32 +120,39 @@ def _enhance(options: argparse.Namespace) -> None:
             next_step="Start the container with --gpus all (Docker) or --nv (Apptainer), or use the CPU.",
         )
     image = check_scan(options.scan)
-    try:
-        result = enhance_image(
-            image,
-            sidecar=_read_sidecar(options.sidecar),
-            model=options.model,
-            contrast=options.contrast or contrast_of(options.scan),
-            device=options.device,
-            precision=None if options.precision == "auto" else options.precision,
-            num_threads=options.num_threads,
-            skull_stripped=SKULL_STRIPPED[options.skull_stripped],
-            force=options.force,
-            max_memory_gb=options.max_memory_gb,
-            tiling=options.tiling,
-            mirror=options.average_mirrored,
-            keep_white_matter=options.keep_white_matter == "yes",
-            report=lambda line: print(f"{PROG} {__version__}: {line}", flush=True),
+    result = enhance_image(
+        image,
+        sidecar=_read_sidecar(options.sidecar),
+        model=options.model,
+        contrast=options.contrast or contrast_of(options.scan),
+        device=options.device,
+        precision=None if options.precision == "auto" else options.precision,
+        num_threads=options.num_threads,
+        skull_stripped=SKULL_STRIPPED[options.skull_stripped],
+        force=options.force,
+        max_memory_gb=options.max_memory_gb,
+        tiling=options.tiling,
+        mirror=options.average_mirrored,
+        keep_white_matter=options.keep_white_matter == "yes",
+        report=lambda line: print(f"{PROG} {__version__}: {line}", flush=True),
+    )
+    # The enhanced volume last: where it is, all is.
+    made = [
+        (path, volume)
+        for path, volume in (
+            (options.std, result.std),
+            (options.spline, result.spline),
+            (options.mask_out, result.mask),
+            (options.output, result.mean),
         )
-    except NothingToGain as skipped:
-        print(f"{PROG}: {options.scan}: skipped: found {skipped.found}. {skipped.next_step}", flush=True)
-        return
-    _write(options.std, result.std)
-    _write(options.spline, result.spline)
-    _write(options.mask_out, result.mask)
-    _write(options.output, result.mean)
+        if path is not None and volume is not None
+    ]
+    for path, volume in made:  # all of them or none
+        require_finite(path, volume)
+    for path, volume in made:
+        write_image(path, volume, maker=PROG)
     if options.json:
-        write_json(options.json, result.details)
+        write_json(options.json, result.details, maker=PROG)
     for line in summarise(result.details):
         print(f"{PROG}: {options.output}: {line}", flush=True)
 
@@ -160,27 +181,12 @@ def contrast_of(path: Path) -> str:
 def _read_sidecar(path: Path | None) -> dict:
     if path is None:
         return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8-sig")))
-    except (OSError, ValueError, TypeError) as fault:
-        raise InputError(
-            path,
-            found=f"{type(fault).__name__}: {fault}",
-            expected="a JSON object",
-            next_step="Correct the sidecar.",
-        ) from fault
+    from iqtflow.metadata import read_fields, settle_values
 
-
-def _write(path: Path | None, image: nib.Nifti1Image | None) -> None:
-    """Write an image if both are given; the same image gives the same bytes."""
-    from iqtflow.files import write_atomically
-
-    if path is None or image is None:
-        return
-    content = image.to_bytes()
-    if path.suffix == ".gz":
-        content = gzip.compress(content, compresslevel=4, mtime=0)
-    write_atomically(path, lambda stream: stream.write(content))
+    fields, notes = settle_values(read_fields(path), path)
+    for note in notes:
+        print(f"{PROG}: note: {note}", flush=True)
+    return fields
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from iqtflow.errors import run_command
+from iqtflow.outputs import JSON, add_overwrite, check_outputs
 
 PROG = "iqtflow-evaluate"
 
@@ -30,19 +31,25 @@ def build_parser() -> argparse.ArgumentParser:
         help="standard deviation (desc-iqtstd) of the first estimate: also show how the error grows with it",
     )
     parser.add_argument("--json", type=Path, help="write the figures here, too")
+    add_overwrite(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = build_parser().parse_args(argv)
-    return run_command(PROG, lambda: _evaluate(options))
+    return run_command(PROG, lambda: _evaluate(build_parser().parse_args(argv)))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from iqtflow.evaluation import evaluate_files
     from iqtflow.nifti import write_json
 
+    check_outputs(
+        PROG,
+        {"--json": (options.json, JSON)},
+        inputs=(options.reference, *options.estimates, options.mask, options.std),
+        overwrite=options.overwrite,
+    )
     files = {str(path): path for path in options.estimates}
     scores = evaluate_files(options.reference, options.mask or options.reference, files)
     print(score_table(scores))
@@ -60,7 +67,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         }
         if reliability is not None:
             finite[str(first)]["reliability"] = reliability
-        write_json(options.json, finite)
+        write_json(options.json, finite, maker=PROG)
 
 
 def score_table(scores: dict[str, dict[str, float]]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from iqtflow.argument_types import fraction, whole_number
 from iqtflow.errors import run_command
+from iqtflow.outputs import JSON, PAIRS, add_overwrite, check_outputs
 
 PROG = "iqtflow-pairs"
 
@@ -25,19 +26,25 @@ def build_parser() -> argparse.ArgumentParser:
     add("--fraction", type=fraction, default=0.125, help="share of the grid's pairs to keep, at random")
     add("--patch-size", type=whole_number(1), default=32, help="edge of the high-field patches in voxels")
     add("--seed", type=whole_number(0), default=0, help="chooses the pairs")
+    add_overwrite(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = build_parser().parse_args(argv)
-    return run_command(PROG, lambda: _write(options))
+    return run_command(PROG, lambda: _write(build_parser().parse_args(argv)))
 
 
 def _write(options: argparse.Namespace) -> None:
     from iqtflow.pairs import write_pairs
     from iqtflow.patches import read_library
 
+    check_outputs(
+        PROG,
+        {"output": (options.output, PAIRS), "output's JSON": (options.output.with_suffix(".json"), JSON)},
+        inputs=(options.library,),
+        overwrite=options.overwrite,
+    )
     count = write_pairs(
         options.output,
         read_library(options.library),

@@ -12,6 +12,7 @@ from iqtflow.argument_types import whole_number
 from iqtflow.config import ENGINES
 from iqtflow.engines import EngineChoice, choose_engine
 from iqtflow.errors import InputError, UsageError, require_parent, run_command
+from iqtflow.outputs import IMAGE, JSON, add_overwrite, check_outputs
 from iqtflow.ready_maps import ReadyMaps, find_ready_maps
 from iqtflow.spm_install import add_spm_arguments
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 PROG = "iqtflow-segment"
 #: What the answers on the command line mean to `find_brain_mask`.
 SKULL_STRIPPED = {"yes": True, "no": False, "auto": None}
+#: What follows the prefix in the names of the images.
+IMAGES = ("label-WM_probseg", "label-GM_probseg", "label-CSF_probseg", "desc-brain_mask", "desc-preproc_T1w")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -89,17 +92,22 @@ def build_parser() -> argparse.ArgumentParser:
         help="the image before its skull was removed, same grid, for SPM to segment in its place (default: "
         "the Human Connectome Project's, beside its ..._restore_brain.nii.gz)",
     )
+    add_overwrite(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
+    return run_command(PROG, lambda: _segment(_parse(argv)))
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = build_parser()
     options = parser.parse_args(argv)
     named = [options.wm_map, options.gm_map, options.csf_map]
     if any(named) and not all(named):
         parser.error("--wm-map, --gm-map and --csf-map belong together")
-    return run_command(PROG, lambda: _segment(options))
+    return options
 
 
 def _segment(options: argparse.Namespace) -> None:
@@ -110,12 +118,26 @@ def _segment(options: argparse.Namespace) -> None:
             expected="the engine ants (or auto), whose maps an atlas can help",
             next_step="Leave one of the two out: SPM has priors of its own.",
         )
-    # Known before minutes are spent: the folder can be written, the files can be read, the engine is there.
-    details_file = require_parent(f"{options.out_prefix}_segmentation.json")
+    # Known before minutes are spent: the outputs can be written, the files can be read, the engine is there.
+    details_file = Path(f"{options.out_prefix}_segmentation.json").absolute()
     prefix = str(details_file).removesuffix("_segmentation.json")
+    maps = _ready_maps(options)
+    check_outputs(
+        PROG,
+        {
+            **{f"--out-prefix ({name})": (f"{prefix}_{name}.nii.gz", IMAGE) for name in IMAGES},
+            "--out-prefix (segmentation)": (details_file, JSON),
+        },
+        inputs=(
+            *(options.image, options.mask, options.whole_head, options.tpm),
+            *(() if maps is None else (maps.wm, maps.gm, maps.csf, maps.mask)),
+        ),
+        overwrite=options.overwrite,
+    )
+    require_parent(details_file)
     choice = choose_engine(
         options.engine,
-        maps=_ready_maps(options),
+        maps=maps,
         spm_dir=options.spm_dir,
         tpm=options.tpm,
         octave=options.octave,
@@ -125,40 +147,39 @@ def _segment(options: argparse.Namespace) -> None:
     import numpy as np
 
     from iqtflow import __version__
+    from iqtflow.conform import check_scan
     from iqtflow.nifti import read_volume, write_json, write_volume
     from iqtflow.segmentation import check_plausible
 
-    image, data = read_volume(options.image)
+    image = check_scan(options.image)
+    data = np.asarray(image.dataobj)
     mask = None if options.mask is None else read_volume(options.mask, like=image)[1] > 0.5
     volume = nib.Nifti1Image(data, image.affine)
     volume.set_filename(os.fspath(options.image))  # what messages call it
     print(f"{PROG}: {options.image}: {choice.describe()}", flush=True)
     engine = {"ants": _by_ants, "spm": _by_spm, "derivatives": _ready_made}[choice.engine]
-    maps = engine(choice, volume, mask, options, details_file.parent)
-    details = dict(maps.details)
-    notes = [*details.pop("remarks", []), *check_plausible(maps, volume)]
+    tissues = engine(choice, volume, mask, options, details_file.parent)
+    details = dict(tissues.details)
+    notes = [*image.extra["notes"], *details.pop("remarks", []), *check_plausible(tissues, volume)]
     for note in notes:
         print(f"{PROG}: note: {options.image}: {note}", flush=True)
 
-    outputs = {
-        "label-WM_probseg": maps.wm,
-        "label-GM_probseg": maps.gm,
-        "label-CSF_probseg": maps.csf,
-        "desc-brain_mask": maps.mask.astype(np.uint8),
-        "desc-preproc_T1w": maps.bias_corrected,
-    }
-    for ending, values in outputs.items():
-        write_volume(f"{prefix}_{ending}.nii.gz", values, image.affine, like=image)
+    volumes = (
+        *(tissues.wm, tissues.gm, tissues.csf),
+        *(tissues.mask.astype(np.uint8), tissues.bias_corrected),
+    )
+    for name, values in zip(IMAGES, volumes, strict=True):
+        write_volume(f"{prefix}_{name}.nii.gz", values, image.affine, like=image, maker=PROG)
     record = {
         "Image": os.fspath(options.image),
-        "Engine": maps.engine,
-        "EngineVersion": maps.version,
+        "Engine": tissues.engine,
+        "EngineVersion": tissues.version,
         "EngineChoice": choice.reason,
         "PackageVersion": __version__,
         "Warnings": notes,
         **details,
     }
-    write_json(details_file, record)
+    write_json(details_file, record, maker=PROG)
 
 
 def _ready_maps(options: argparse.Namespace) -> ReadyMaps | None:

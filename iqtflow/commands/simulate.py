@@ -12,6 +12,7 @@ from typing import Any
 
 from iqtflow.argument_types import not_negative, positive, whole_number
 from iqtflow.errors import InputError, UsageError, run_command
+from iqtflow.outputs import IMAGE, JSON, add_overwrite, check_outputs
 
 PROG = "iqtflow-simulate"
 AXES = {"x": 0, "y": 1, "z": 2, "0": 0, "1": 1, "2": 2}
@@ -104,24 +105,36 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="A",
         help="largest log-amplitude of a smooth shading (doi:10.1109/42.668698)",
     )
+    add_overwrite(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = build_parser()
-    options = parser.parse_args(argv)
-    return run_command(PROG, lambda: _simulate(options, parser))
+    return run_command(PROG, lambda: _simulate(parser.parse_args(argv), parser))
 
 
 def _simulate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    import numpy as np
+
     from iqtflow import __version__
+    from iqtflow.conform import check_scan
     from iqtflow.geometry import voxel_sizes
     from iqtflow.nifti import read_volume, write_json, write_volume
     from iqtflow.simulation import prepare_subject, ratios_of, realise
     from iqtflow.simulation_sidecar import describe, digest
 
-    image, intensity = read_volume(options.high_field)
+    check_outputs(
+        PROG,
+        {"output": (options.output, IMAGE), "--json": (options.json, JSON)},
+        inputs=(options.high_field, options.wm, options.gm, options.from_json, options.prior),
+        overwrite=options.overwrite,
+    )
+    image = check_scan(options.high_field)
+    for note in image.extra["notes"]:
+        print(f"{PROG}: note: {options.high_field}: {note}", flush=True)
+    intensity = np.asarray(image.dataobj)
     if options.from_json:
         _refuse_settings(options, parser)
         recipe, expected, record = _recalled(options.from_json)
@@ -145,7 +158,7 @@ def _simulate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> N
     del intensity
     choices = {"fixed": recipe.fixed}
     low = realise(subject, draw, **choices, distribution=recipe.distribution)
-    write_volume(options.output, low, subject.affine, like=image)
+    write_volume(options.output, low, subject.affine, like=image, maker=PROG)
     if options.json:
         fields = describe(
             recipe,
@@ -154,7 +167,7 @@ def _simulate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> N
             digests=digests,
             **record,
         )
-        write_json(options.json, {**fields, "SoftwareVersion": __version__})
+        write_json(options.json, {**fields, "SoftwareVersion": __version__}, maker=PROG)
 
 
 def _drawn(options: argparse.Namespace, edges_mm: Any) -> tuple[Any, dict[str, str], dict[str, Any]]:

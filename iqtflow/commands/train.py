@@ -16,6 +16,8 @@ from iqtflow.argument_types import network_option
 from iqtflow.config import UNCERTAINTIES
 from iqtflow.errors import InputError, UsageError, run_command
 from iqtflow.gpus import device_claimed
+from iqtflow.memory import WITH_TORCH_GB
+from iqtflow.outputs import MODEL, TABLE, add_overwrite, check_outputs
 from iqtflow.trust import allow_network
 
 if TYPE_CHECKING:
@@ -234,16 +236,25 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         help="JSON with more fields for the model's card (data, licence, evaluation subjects)",
     )
+    add_overwrite(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = build_parser().parse_args(argv)
-    return run_command(PROG, lambda: _run(options))
+    return run_command(
+        PROG, lambda: _run(build_parser().parse_args(argv)), least_gb=WITH_TORCH_GB, needs_gb=6.0
+    )
 
 
 def _run(options: argparse.Namespace) -> None:
+    libraries = [*options.train, *options.validation]
+    check_outputs(
+        PROG,
+        {"--output": (options.output, MODEL), "--curves": (options.curves, TABLE)},
+        inputs=(*libraries, options.card, options.start_from, options.prior),
+        overwrite=options.overwrite,
+    )
     # Before torch is there, which looks at once what GPUs it may see.
     if options.num_nodes > 1:  # the cluster has set the cards apart
         _train(options)
@@ -462,8 +473,8 @@ def _read_card(path: Path | None) -> dict:
     if path is None:
         return {}
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as fault:
+        return dict(json.loads(path.read_text(encoding="utf-8-sig")))
+    except (OSError, ValueError, TypeError, RecursionError) as fault:
         raise InputError(
             path,
             found=f"{type(fault).__name__}: {fault}",

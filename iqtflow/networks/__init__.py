@@ -86,7 +86,7 @@ def build_network(name: str, **kwargs: Any) -> nn.Module:
             f"network {name}",
             found=f"settings {kwargs}",
             expected=f"settings that it takes{_list_settings(factory)}",
-            next_step=f"{fault}.",
+            next_step=f"{str(fault).splitlines()[0]}.",  # PyTorch adds its own calls in C++
         ) from fault
     lacks = [a for a in ("k", "min_multiple") if not hasattr(network, a)]
     if not isinstance(network, nn.Module) or lacks:

@@ -59,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         RunSettings,
         "seed",
         "--random-seed",
-        type=whole_number(0),
+        type=whole_number(0, 2**31 - 1),
         metavar="N",
         help="seed of everything random",
     )

@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from iqtflow.errors import InputError
 from iqtflow.geometry import cubic_upsample, slices_back, slices_last, thin_affine, voxel_sizes
+from iqtflow.nifti_file import open_nifti
 
 
 def canonical(record: Mapping[str, Any], key: str) -> nib.Nifti1Image | None:
@@ -26,7 +27,7 @@ def canonical(record: Mapping[str, Any], key: str) -> nib.Nifti1Image | None:
     path = record.get(key)
     if not path or not Path(path).is_file():
         return None
-    image = nib.funcs.squeeze_image(nib.load(path))
+    image = nib.funcs.squeeze_image(open_nifti(path))
     if image.ndim != 3:
         raise InputError(
             path, found=f"{image.ndim} dimensions", expected="3", next_step=f"Give one volume as {key!r}."

@@ -109,7 +109,7 @@ def find_source(output_dir: Path, derivative: Path) -> Path | None:
         links = read_json(output_dir / "dataset_description.json")["DatasetLinks"]
         name, _, place = str(sidecar["Sources"][0]).removeprefix("bids:").partition(":")
         root = urlparse(links[name])
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     base = Path(unquote(root.path)) if root.scheme == "file" else output_dir / links[name]
     found = Path(os.path.abspath(base / place))
@@ -123,7 +123,8 @@ def find_evaluated(output_dir: Path, model_name: str) -> list[dict[str, Any]]:
         (output_dir / "models" / f"{model_name}_evaluation").glob("sub-*_desc-iqt_T1w.nii.gz")
     ):
         label = estimate.name.split("_")[0].removeprefix("sub-")
-        for low in sorted((output_dir / f"sub-{label}").rglob("*_desc-sim01_*.nii.gz"))[:1]:
+        simulated = estimate.name.replace("_desc-iqt_", "_desc-sim01_")
+        for low in sorted((output_dir / f"sub-{label}").rglob(simulated)):
             truth = find_source(output_dir, low)
             mask = low.with_name(low.name.partition("_desc-sim01_")[0] + "_desc-brain_mask.nii.gz")
             if truth is not None:

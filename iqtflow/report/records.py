@@ -41,7 +41,7 @@ def enhanced_record(
         **{key: None if path is None else os.fspath(path) for key, path in volumes.items()},
     }
     if details is not None:
-        record["details"] = read_json(details)
+        record["details"] = read_details(details)
     if stored_as is not None:
         record["names"] = {"output": os.fspath(stored_as)}
         if std is not None:
@@ -77,8 +77,8 @@ def prepared_record(
         "status": "prepared",
         "input": os.fspath(scan),
         **{key: None if path is None else os.fspath(path) for key, path in volumes.items()},
-        "draws": [{"image": os.fspath(image), "sidecar": read_json(sidecar)} for image, sidecar in draws],
-        "details": {} if details is None else read_json(details),
+        "draws": [{"image": os.fspath(image), "sidecar": read_details(sidecar)} for image, sidecar in draws],
+        "details": {} if details is None else read_details(details),
     }
     if stored_as is not None:
         stem = os.fspath(stored_as)
@@ -159,7 +159,7 @@ def complete_record(record: Mapping[str, Any], known: Mapping[str, Any]) -> dict
         record["std"] = os.fspath(std)
     sidecar = output.with_name(output.name.split(".")[0] + ".json")
     if not record.get("details") and sidecar.is_file():
-        record["details"] = read_json(sidecar)
+        record["details"] = read_details(sidecar)
     return record
 
 
@@ -170,5 +170,15 @@ def beside(output: str | os.PathLike, desc: str) -> Path:
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a JSON object."""
-    return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    """Read a JSON object, without the signature of the command that wrote it (`iqtflow.outputs.signed`)."""
+    fields = dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    fields.pop("GeneratedBy", None)
+    return fields
+
+
+def read_details(path: str | os.PathLike) -> dict[str, Any]:
+    """Read the JSON file beside a volume; one that cannot be read does not fail the page, which says so."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError, TypeError, RecursionError) as fault:
+        return {"Warnings": [f"{os.fspath(path)} cannot be read ({type(fault).__name__})."]}

@@ -6,6 +6,7 @@ import json
 import os
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from nibabel.filebasedimages import ImageFileError
@@ -116,7 +117,8 @@ def write_subject_page(
     write_page(page, html)
     write_page(summary_path(out_dir, label), _summary(label, entries, records, written, mark))
     for name in set(previous.get("figures", ())) - set(written):
-        (folder / Path(name).name).unlink(missing_ok=True)  # left by an earlier run of this subject
+        with suppress(OSError):  # no figure of the page: what cannot be deleted may stay
+            (folder / Path(name).name).unlink()  # left by an earlier run of this subject
     return page
 
 

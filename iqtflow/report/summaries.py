@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from iqtflow import __version__
@@ -23,12 +24,41 @@ def summary_path(out_dir: Path, label: str) -> Path:
 
 
 def read_summary(out_dir: Path, label: str) -> dict[str, Any]:
-    """Read the summary of a subject's page; empty when there is none, or none that can be read."""
+    """Read the summary of a subject's page; empty when there is none, or none that can be used."""
     try:
         found = json.loads(summary_path(out_dir, label).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if _is_summary(found) else {}
+
+
+#: What pages and the index read of each scan.
+_OF_A_SCAN: dict[str, type | tuple[type, ...]] = {
+    "title": str,
+    "anchor": str,
+    "status": str,
+    "sentence": str,
+    "warnings": list,
+    "verdict": str,
+    "verdict_style": str,
+    "thumbnail": (str, NoneType),
+    "alt": str,
+    "record": dict,
+}
+
+
+def _is_summary(found: Any) -> bool:
+    if not (isinstance(found, dict) and isinstance(found.get("figures"), list)):
+        return False
+    scans = found.get("scans")
+    return (
+        isinstance(scans, list)
+        and all(isinstance(name, str) for name in found["figures"])
+        and all(
+            isinstance(scan, dict) and all(isinstance(scan.get(k), t) for k, t in _OF_A_SCAN.items())
+            for scan in scans
+        )
+    )
 
 
 def storable(record: Mapping[str, Any]) -> dict[str, Any]:

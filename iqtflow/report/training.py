@@ -25,7 +25,8 @@ def write_training_page(
     model_name
         Name of the model under ``models``.
     scans
-        Evaluation scans, if any: mappings with ``subject``, ``truth``, ``input`` and ``mask``.
+        Evaluation scans, if any: mappings with ``subject``, ``truth``, ``mask`` and ``input``, which is
+        called ``..._desc-sim01_T1w.nii.gz``.
 
     Returns
     -------
@@ -50,10 +51,11 @@ def write_training_page(
         summary["examples"] = [
             {
                 **scan,
-                "spline": evaluated / f"sub-{scan['subject']}_desc-spline_T1w.nii.gz",
-                "iqt": evaluated / f"sub-{scan['subject']}_desc-iqt_T1w.nii.gz",
+                "spline": evaluated / f"{stem}_desc-spline_T1w.nii.gz",
+                "iqt": evaluated / f"{stem}_desc-iqt_T1w.nii.gz",
             }
             for scan in scans
+            for stem in [Path(scan["input"]).name.partition("_desc-sim01_")[0]]
         ]
     return write_group_page(output_dir, summary)
 

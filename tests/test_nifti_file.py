@@ -1,0 +1,226 @@
+"""A file is read to its end and is what its name and its header say, or a sentence says what it is."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import socket
+import struct
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import make_affine, make_head, write_scan
+
+from iqtflow.conform import check_scan
+from iqtflow.errors import InputError
+from iqtflow.nifti import read_volume
+from iqtflow.nifti_file import open_nifti, peek_nifti, read_content
+from iqtflow.report.grids import canonical
+from iqtflow.spm_install import tpm_blob_id
+
+SHAPE, VOXEL_MM = (32, 30, 10), (4.0, 4.0, 9.0)
+DIM, DATATYPE, VOX_OFFSET = 40, 70, 108  # where fields are in a header of NIfTI-1
+
+
+def whole() -> bytes:
+    """A small head, uncompressed."""
+    return nib.Nifti1Image(make_head(SHAPE), make_affine(VOXEL_MM)).to_bytes()
+
+
+def with_field(offset: int, kind: str, *values) -> bytes:
+    content = bytearray(whole())
+    struct.pack_into("<" + kind, content, offset, *values)
+    return bytes(content)
+
+
+def wrong_checksum(packed: bytes) -> bytes:
+    return packed[:-8] + bytes([packed[-8] ^ 1]) + packed[-7:]
+
+
+def wrong_length(packed: bytes) -> bytes:
+    return packed[:-1] + bytes([packed[-1] ^ 1])
+
+
+#: What may happen to a compressed file after its last voxel, where nobody looks who reads voxels only.
+DAMAGES = [
+    pytest.param(wrong_checksum, id="wrong checksum"),
+    pytest.param(wrong_length, id="wrong length"),
+    pytest.param(lambda packed: packed[:-8], id="no trailer"),
+    pytest.param(lambda packed: packed[:-3], id="half a trailer"),
+    pytest.param(lambda packed: packed + b"and more", id="text behind it"),
+    pytest.param(lambda packed: packed + packed[:20], id="half of another member"),
+    pytest.param(lambda packed: packed + wrong_checksum(gzip.compress(b"")), id="another member, damaged"),
+]
+READERS = [check_scan, read_volume, open_nifti, read_content, tpm_blob_id]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("read", READERS, ids=lambda read: read.__name__)
+def test_a_compressed_file_is_verified_to_its_end_by_whoever_reads_it(tmp_path, read, damage):
+    path = tmp_path / "x.nii.gz"
+    path.write_bytes(damage(gzip.compress(whole(), mtime=0)))
+    with pytest.raises(InputError, match=r"x\.nii\.gz: found a file that cannot be read .*Copy or convert"):
+        read(path)
+
+
+def test_a_page_does_not_show_a_damaged_image(tmp_path):
+    path = tmp_path / "x.nii.gz"
+    path.write_bytes(wrong_checksum(gzip.compress(whole(), mtime=0)))
+    with pytest.raises(InputError, match="cannot be read"):
+        canonical({"output": os.fspath(path)}, "output")
+
+
+def test_a_flipped_bit_that_still_decompresses_is_noticed(tmp_path):
+    """In a stored (level 0) stream every bit of the voxels may flip, and only the checksum knows."""
+    packed = bytearray(gzip.compress(whole(), 0, mtime=0))
+    packed[len(packed) // 2] ^= 4
+    (tmp_path / "x.nii.gz").write_bytes(packed)
+    with pytest.raises(InputError, match="incorrect data check"):
+        check_scan(tmp_path / "x.nii.gz")
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        pytest.param(lambda raw: gzip.compress(raw[:1000]) + gzip.compress(raw[1000:]), id="two members"),
+        pytest.param(lambda raw: gzip.compress(raw) + gzip.compress(b""), id="an empty member"),
+        pytest.param(lambda raw: gzip.compress(raw) + bytes(5000), id="padded with zeros"),
+        pytest.param(lambda raw: gzip.compress(raw[:200]) + bytes(9) + gzip.compress(raw[200:]), id="both"),
+        pytest.param(lambda raw: gzip.compress(raw, 0), id="stored"),
+    ],
+)
+def test_what_gzip_allows_is_read(tmp_path, pack):
+    (tmp_path / "x.nii.gz").write_bytes(pack(whole()))
+    np.testing.assert_array_equal(np.asarray(check_scan(tmp_path / "x.nii.gz").dataobj), make_head(SHAPE))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.nii.gz", whole(), r"an uncompressed NIfTI image; .* Rename it to x\.nii\."),
+        ("x.nii", gzip.compress(whole()), r"a compressed \(gzip\) file; .* Rename it to x\.nii\.gz\."),
+        ("x.nii", bytes(128) + b"DICM" + bytes(900), "a DICOM file; .*dcm2niix"),
+        ("x.nii.gz", b"<!DOCTYPE html><html>Sign in</html>", "a page of the web"),
+        ("x.nii.gz", b"PK\x03\x04" + bytes(500), "a zip archive"),
+        ("x.nii", with_field(344, "4s", b"ni1"), r"in two files \(\.hdr and \.img\)"),
+        ("x.nii", with_field(344, "4s", b""), "an Analyze header"),
+        ("x.nii", whole()[:200], "a file of 200 bytes"),
+    ],
+)
+def test_a_file_of_another_kind_is_called_by_its_kind(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    for look in (check_scan, peek_nifti, read_volume):
+        with pytest.raises(InputError, match=words):
+            look(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["x.hdr", "x.img"])
+def test_an_image_in_two_files_is_to_be_converted(tmp_path, name):
+    nib.Nifti1Pair(make_head(SHAPE), make_affine(VOXEL_MM)).to_filename(tmp_path / "x.img")
+    with pytest.raises(InputError, match=rf"in two files .*nib-convert {name}"):
+        check_scan(tmp_path / name)
+
+
+def test_a_pipe_is_no_image_and_nobody_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "x.nii.gz")
+    for look in (check_scan, peek_nifti, read_volume, read_content):
+        with pytest.raises(InputError, match="a pipe, a socket or a device; expected an image in a regular"):
+            look(tmp_path / "x.nii.gz")
+
+
+def test_sockets_devices_and_folders_are_no_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    with socket.socket(socket.AF_UNIX) as end:
+        end.bind("socket.nii")
+        Path("device.nii").symlink_to("/dev/zero")
+        Path("folder.nii").mkdir()
+        for name, what in (("socket", "a socket"), ("device", "a device"), ("folder", "a folder")):
+            with pytest.raises(InputError, match=rf"{name}\.nii: found .*{what}"):
+                check_scan(Path(f"{name}.nii"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        pytest.param(
+            with_field(DIM, "8h", 4, *SHAPE, 0, 1, 1, 1),
+            r"dimensions 32 x 30 x 10 x 0 \(dim\[1\] to dim\[4\]\); expected at least 1 .* dim\[0\] to 3",
+            id="dim[4] is 0",
+        ),
+        pytest.param(with_field(DIM, "8h", 3, 32, -30, 10, 1, 1, 1, 1), "32 x -30 x 10", id="negative"),
+        pytest.param(
+            with_field(DIM, "8h", 3, 32, 30, 11, 1, 1, 1, 1),
+            "a header of 32 x 30 x 11 voxels .* ends 3840 bytes too early",
+            id="more than there is",
+        ),
+        pytest.param(
+            with_field(DIM, "8h", 3, 32767, 32767, 32767, 1, 1, 1, 1), "field of view", id="far too large"
+        ),
+        pytest.param(
+            with_field(DIM, "8h", 3, 31, 30, 10, 1, 1, 1, 1), "more data after the last voxel", id="fewer"
+        ),
+        pytest.param(with_field(DATATYPE, "h", 128), "colours", id="RGB"),
+        pytest.param(with_field(DATATYPE, "h", 32), "voxels of type complex64", id="complex"),
+        pytest.param(with_field(DATATYPE, "h", 77), "cannot be read", id="unknown type"),
+        pytest.param(with_field(VOX_OFFSET, "f", 384.0), "from byte 384 on.* 32 bytes too early", id="late"),
+        pytest.param(with_field(VOX_OFFSET, "f", 352.5), "vox_offset 352.5; .*whole", id="half a byte"),
+        pytest.param(with_field(VOX_OFFSET, "f", np.nan), "vox_offset nan", id="offset NaN"),
+        pytest.param(with_field(348, "B", 1), "header extensions before the voxels", id="over an extension"),
+    ],
+)
+@pytest.mark.parametrize("name", ["x.nii", "x.nii.gz"])
+def test_a_header_that_contradicts_its_file_is_refused(tmp_path, content, words, name):
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(InputError, match=words):
+        check_scan(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((64, 64, 1, 4), "one slice, several times over; .*dcm2niix"),
+        ((32, 30, 10, 3), "4 dimensions, .* Choose or average the volumes"),
+        ((32, 30, 10, 1, 3), "5 dimensions, .* Choose or average the volumes"),
+        ((64, 64), "2 dimensions, .* Give the whole stack of slices"),
+        ((64, 1, 64), "a single slice"),
+    ],
+)
+def test_shapes_that_are_no_scan_get_the_words_for_it(tmp_path, shape, words):
+    path = write_scan(tmp_path / "x.nii.gz", np.ones(shape, np.float32), make_affine(VOXEL_MM))
+    for look in (check_scan, peek_nifti):
+        with pytest.raises(InputError, match=words):
+            look(path)
+
+
+def test_extensions_and_both_byte_orders_and_nifti_2_are_read(tmp_path):
+    image = nib.Nifti1Image(make_head(SHAPE), make_affine(VOXEL_MM))
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"made by hand"))
+    image.to_filename(tmp_path / "extended.nii.gz")
+    header = nib.Nifti1Header(endianness=">")
+    swapped = nib.Nifti1Image(make_head(SHAPE), make_affine(VOXEL_MM), header)
+    swapped.header.set_data_dtype(np.dtype(">f4"))
+    (tmp_path / "swapped.nii").write_bytes(swapped.to_bytes())
+    nib.Nifti2Image(make_head(SHAPE), make_affine(VOXEL_MM)).to_filename(tmp_path / "second.nii.gz")
+    (tmp_path / "zero.nii").write_bytes(with_field(VOX_OFFSET, "f", 0.0))
+    for name in ("extended.nii.gz", "swapped.nii", "second.nii.gz", "zero.nii"):
+        scan = check_scan(tmp_path / name)
+        np.testing.assert_array_equal(np.asarray(scan.dataobj), make_head(SHAPE))
+        np.testing.assert_allclose(peek_nifti(tmp_path / name).affine, make_affine(VOXEL_MM), atol=1e-4)
+
+
+def test_memory_is_taken_for_what_the_file_holds_not_for_what_its_header_says(tmp_path):
+    content = with_field(DIM, "8h", 4, *SHAPE, 30000, 1, 1, 1)
+    (tmp_path / "x.nii").write_bytes(content)
+    with pytest.raises(InputError, match=re.escape("32 x 30 x 10 x 30000 voxels")):
+        open_nifti(tmp_path / "x.nii", kind="priors")
+
+
+def test_the_header_alone_tells_shape_and_place(tmp_path):
+    path = write_scan(tmp_path / "x.nii.gz")
+    peeked, checked = peek_nifti(path), check_scan(path)
+    assert peeked.shape == checked.shape
+    np.testing.assert_array_equal(peeked.affine, checked.affine)
