@@ -9,7 +9,7 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import make_affine, write_scan
+from conftest import make_affine, make_head, write_scan
 from phantoms import make_brain
 from validate_bids import find_faults
 
@@ -248,9 +248,8 @@ def test_group_level_without_participant_level_says_what_to_run_first(tmp_path):
 
 
 def test_maps_of_another_scan_are_refused(tmp_path, capsys):
-    for name, shape in (("scan", (20, 20, 10)), ("map", (20, 20, 12))):
-        data = np.random.default_rng(0).random(shape, dtype=np.float32)
-        nib.save(nib.Nifti1Image(data, np.diag([1, 1, 5, 1])), tmp_path / f"{name}.nii")
+    for name, shape in (("scan", (40, 40, 10)), ("map", (40, 40, 12))):
+        nib.save(nib.Nifti1Image(make_head(shape), np.diag([4, 4, 5, 1])), tmp_path / f"{name}.nii")
     maps = [f"--{name}={tmp_path / 'map.nii'}" for name in ("wm", "gm", "mask")]
     assert calibrate(["scan", str(tmp_path / "scan.nii"), str(tmp_path / "snr.json"), *maps]) == 1
     assert "grid" in capsys.readouterr().err

@@ -262,8 +262,11 @@ def test_a_path_that_is_no_utf8_is_refused_in_a_sentence(bids_tree, tmp_path, ca
     assert "no text in UTF-8" in capsys.readouterr().err
 
 
-def test_percent_signs_are_characters_like_any_other(tmp_path):
+def test_percent_signs_are_characters_like_any_other(tmp_path, monkeypatch):
     """Paths reach nipype's settings, in which they once stood for other settings."""
+    from nipype import config
+
+    monkeypatch.setitem(config._sections["execution"], "crashdump_dir", "")  # so that it is put back
     root = tmp_path / "in %d"
     write_scan(root / T1W, make_head((40, 40, 30)), make_affine((4.0, 4.0, 5.0)))
     (root / "dataset_description.json").write_text(json.dumps({"Name": "x", "BIDSVersion": "1.10.0"}))

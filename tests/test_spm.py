@@ -19,6 +19,7 @@ from pretend_spm import SUCCESS, make_program, make_spm
 from scipy.io import savemat
 
 from iqtflow.errors import InputError, OutputError
+from iqtflow.memory import peak_memory_gb
 from iqtflow.spm import brain_from_tissues, segment_with_spm
 from iqtflow.spm_checks import SpmFigures, find_unstripped_sibling, judge, measure
 from iqtflow.spm_install import find_spm
@@ -436,4 +437,5 @@ def test_m_code_that_is_run_leaves_its_log_in_its_folder(octave, tmp_path):
     )
     assert "hello" in log
     assert seconds < 30
-    assert 0 < peak_gb < 1
+    # A child's peak begins with what its parent holds when it forks: here a process full of tests.
+    assert 0 < peak_gb < 1 + peak_memory_gb()
