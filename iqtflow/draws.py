@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,16 @@ class Degradation:
         is kept, not corrected).
     mirror
         Mirror patches along random axes and swap the two in-plane axes.
+    zoom
+        Range of a factor on the voxel size of the high-field image, which half of the patches are resampled
+        to: brains of other sizes in voxels, and from 1 on sharper voxels than the scanner's.
+    spacing_jitter
+        Largest relative change of the slice spacing against the plane, for half of the patches, too.
+    contrast_jitter
+        Largest relative change of grey over white matter beyond what the prior draws.
+    stripes
+        Largest relative change of intensity of every other slice, for a quarter of the patches: interleaved
+        slices that saturate each other.
 
     Raises
     ------
@@ -57,6 +68,15 @@ class Degradation:
     snr_scale: tuple[float, float] = (1.0, 1.0)
     bias_amplitude: float = 0.0
     mirror: bool = False
+    zoom: tuple[float, float] = (1.0, 1.0)
+    spacing_jitter: float = 0.0
+    contrast_jitter: float = 0.0
+    stripes: float = 0.0
+
+    @property
+    def widens(self) -> bool:
+        """Whether anything is drawn beyond the first five settings."""
+        return self.zoom != (1.0, 1.0) or any((self.spacing_jitter, self.contrast_jitter, self.stripes))
 
     def __post_init__(self) -> None:
         require_range("thickness fraction", self.thickness_fraction, 0.01, 1)
@@ -104,8 +124,9 @@ class DrawSampler:
         Returns
         -------
         dict
-            ``intensity`` (b, 1, P, P, P + 2 margin), float16, and ``tissue`` (b, 2, P, P, P + 2 margin) of
-            WM and GM, uint8, as they are stored; one row of parameters for each patch (``matrix``,
+            ``intensity`` (b, 1, P, P, P + 2 margin), float16, ``tissue`` (b, 2, P, P, P + 2 margin) of WM and
+            GM, uint8, as they are stored, ``brain`` (b, 1, P, P, P), uint8, 255 inside; one row of parameters
+            for each patch (``matrix``,
             ``ratios``, ``scale``, ``bias``); and what the noise of the whole batch follows from.
         """
         items = [
@@ -124,39 +145,101 @@ class DrawSampler:
         axes = sorted(library.references)
         axis = axes[rng.integers(len(axes))]
         corner = place_patch(library, rng, self.patch)
-        slab = self._slab(library, corner, axis)
         d = self.degradation
+        # A generator of its own: what is off changes nothing in the others' draws.
+        extra = np.random.default_rng(rng.integers(2**62)) if d.widens else None
+        zooms = np.ones(3) if extra is None else _draw_zooms(d, extra)
+        slab = self._slab(library, corner, axis, zooms)
         if d.mirror:
             swap, *flips = rng.random(4) < 0.5
             axes = [a for a in range(3) if flips[a]]
             slab = [np.flip(part.swapaxes(0, 1) if swap else part, axes) for part in slab]
         alpha = d.prior.sample(rng)
         loudness = rng.uniform(*d.snr_scale)
-        ratios = contrast_ratios((alpha[0] * loudness, alpha[1] * loudness), library.mean_wm, library.mean_gm)
+        grey = 1.0 if extra is None else np.exp(np.log1p(d.contrast_jitter) * extra.uniform(-1, 1))
+        ratios = contrast_ratios(
+            (alpha[0] * loudness, alpha[1] * loudness * grey), library.mean_wm, library.mean_gm
+        )
         thickness = rng.uniform(*d.thickness_fraction) * self.k
         matrix = decimation_matrix(self.patch + 2 * self.margin, self.k, round(thickness, 2))
         first = self.margin // self.k
         bias = rng.uniform(-1, 1, 3) * rng.uniform(0, d.bias_amplitude) if d.bias_amplitude else np.zeros(3)
+        matrix = np.array(matrix[first : first + self.patch // self.k])
+        if extra is not None and d.stripes and extra.random() < 0.25:
+            matrix[extra.integers(2) :: 2] *= np.float32(1 + d.stripes * extra.uniform(-1, 1))
         reference = library.references[axis]
         brain = reference[:, 0] * (1 + (ratios.wm - 1) * reference[:, 1] + (ratios.gm - 1) * reference[:, 2])
         scale = intensity_scale(brain + ratios.sigma * rng.standard_normal(len(brain), dtype=np.float32))
         return {
             "intensity": slab[0][None],
-            "tissue": np.stack(slab[1:]),
-            "matrix": np.array(matrix[first : first + self.patch // self.k]),
+            "tissue": np.stack(slab[1:3]),
+            "brain": np.ascontiguousarray(slab[3][None, ..., self.margin : self.margin + self.patch]),
+            "matrix": matrix,
             "ratios": np.array([ratios.wm, ratios.gm, ratios.sigma], np.float32),
             "scale": np.array(scale, np.float32),
             "bias": bias.astype(np.float32),
         }
 
-    def _slab(self, library: PatchLibrary, corner: np.ndarray, axis: int) -> list[np.ndarray]:
-        """Cut intensity, WM and GM (P, P, P + 2 margin) about a corner, slices last, as they are stored."""
+    def _slab(
+        self, library: PatchLibrary, corner: np.ndarray, axis: int, zooms: np.ndarray
+    ) -> list[np.ndarray]:
+        """Cut intensity, WM, GM and brain (P, P, P + 2 margin) about a corner, slices last, as they are
+        stored; or resample them to voxels `zooms` times as large, about the same centre.
+        """
         low = corner.copy()
         size = np.full(3, self.patch)
         low[axis] -= self.margin
         size[axis] += 2 * self.margin
-        volumes = (library.intensity, library.wm, library.gm)
-        return [np.moveaxis(cut(volume, low, size), axis, 2) for volume in volumes]
+        volumes = (library.intensity, library.wm, library.gm, library.brain)
+        if (zooms == 1).all():
+            return [np.moveaxis(cut(volume, low, size), axis, 2) for volume in volumes]
+        zooms = np.insert(zooms[:2], axis, zooms[2])
+        wide = np.ceil(size * zooms).astype(int) + 6
+        room = np.array(library.intensity.shape) - wide
+        begin = low + (size - wide) // 2
+        begin = np.where(room >= 0, np.clip(begin, 0, room), room // 2)
+        matrices = [
+            resampling_matrix(int(n), int(m), float(z)) for n, m, z in zip(wide, size, zooms, strict=True)
+        ]
+        return [np.moveaxis(_resample(cut(v, begin, wide), matrices), axis, 2) for v in volumes]
+
+
+def _draw_zooms(degradation: Degradation, rng: np.random.Generator) -> np.ndarray:
+    """Voxel size over the library's: in the plane (twice), along the slice axis."""
+    zoom, jitter = np.log(degradation.zoom), np.log1p(degradation.spacing_jitter)
+    drawn, plane, slices = rng.random(), rng.uniform(*zoom), rng.uniform(-jitter, jitter)
+    # In steps, so that the matrices are few enough to be kept.
+    return np.ones(3) if drawn < 0.5 else np.round(np.exp([plane, plane, plane + slices]) * 50) / 50
+
+
+@lru_cache(maxsize=4096)
+def resampling_matrix(n_in: int, n_out: int, zoom: float) -> np.ndarray:
+    """Linear map of `n_in` samples to `n_out` samples `zoom` times as far apart, about the same centre.
+
+    Lanczos' kernel of two lobes, as wide as the coarser of the two grids: what the new grid cannot hold is
+    filtered out.
+
+    Returns
+    -------
+    ndarray, shape (n_out, n_in), float32
+        Rows sum to 1. Read-only, since it is shared.
+    """
+    at = (n_in - 1) / 2 + (np.arange(n_out) - (n_out - 1) / 2) * zoom
+    x = (np.arange(n_in) - at[:, None]) / max(zoom, 1.0)
+    weights = np.where(np.abs(x) < 2, np.sinc(x) * np.sinc(x / 2), 0)
+    weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    weights.setflags(write=False)
+    return weights
+
+
+def _resample(part: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
+    """Apply one matrix along each axis, and keep the type and its range."""
+    out = part.astype(np.float32)
+    for matrix in matrices:  # each turn moves the first axis to the end
+        out = np.tensordot(out, matrix, axes=(0, 1))
+    if part.dtype == np.uint8:
+        return np.clip(np.rint(out), 0, 255).astype(np.uint8)
+    return np.maximum(out, 0).astype(part.dtype)
 
 
 def place_patch(library: PatchLibrary, rng: np.random.Generator, patch: int) -> np.ndarray:

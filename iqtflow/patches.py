@@ -80,6 +80,8 @@ class PatchLibrary:
         High-field image over `unit`, cropped to the brain (and a margin).
     wm, gm : ndarray, shape (w, h, D), uint8
         Tissue probability times 255.
+    brain : ndarray, shape (w, h, D), uint8
+        255 in the brain, 0 outside; in libraries of older versions 255 where there is tissue.
     corners : ndarray, shape (n, 3), int32
         Lowest corners of the foreground patches.
     references : dict of axis -> ndarray, shape (m, 3), float32
@@ -105,6 +107,7 @@ class PatchLibrary:
     intensity: np.ndarray
     wm: np.ndarray
     gm: np.ndarray
+    brain: np.ndarray
     corners: np.ndarray
     references: dict[int, np.ndarray]
     mean_wm: float
@@ -186,6 +189,7 @@ def write_library(
         "intensity": np.clip(intensity[box] / unit, 0, 1000).astype(np.float16),
         "wm": np.rint(np.clip(wm[box], 0, 1) * 255).astype(np.uint8),
         "gm": np.rint(np.clip(gm[box], 0, 1) * 255).astype(np.uint8),
+        "brain": mask[box].astype(np.uint8) * 255,
     }
     records = []
     for i, draw in enumerate(draws, start=1):
@@ -270,7 +274,11 @@ def _open_library(path: str | os.PathLike) -> PatchLibrary:
             for name in sorted(names)
             if name == "corners" or name.startswith("reference")
         }
-    volumes = {name: _memory_map(path, name, layout) for name in ("intensity", "wm", "gm")}
+    volumes = {
+        name: _memory_map(path, name, layout) for name in ("intensity", "wm", "gm", "brain") if name in names
+    }
+    if "brain" not in volumes:
+        volumes["brain"] = np.where(volumes["wm"] | volumes["gm"], np.uint8(255), np.uint8(0))
     references = {
         int(name.removeprefix("reference")): a.astype(np.float32)
         for name, a in small.items()

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from iqtflow.errors import InputError
+from iqtflow.footprint import pass_bytes
 from iqtflow.geometry import spline_matrix
 from iqtflow.models import Model
 
@@ -27,10 +28,6 @@ from iqtflow.models import Model
 #: patch of a grid of half a patch's step, air too, with equal weights (Lin et al. 2019, section 3.1).
 TILINGS = ("auto", "whole", "tiles", "paper")
 
-#: Memory of one pass in bytes for each high-resolution voxel of the padded volume: for each channel of the
-#: first level, and besides. Measured in float32 with ANISO U-Net on a CPU, channels last: 442 bytes at 16
-#: channels, 208 at 8; bfloat16 takes `HALF_SHARE` of what goes with the channels (148 bytes in all at 12).
-BYTES_PER_CHANNEL, BYTES_BESIDES, HALF_SHARE = 27, 24, 0.45
 #: Volumes of the high-resolution grid (float32) that are held beside a pass: a network's output; tiles also
 #: need the sum of their weights. Running means come on top, see `held_volumes`.
 VOLUMES_OUTPUT, VOLUMES_TILES = 1, 1
@@ -176,9 +173,7 @@ def patch_tile(model: Model) -> tuple[int, int, int]:
 
 def predict_memory_gb(shape: Sequence[int], model: Model, *, precision: str = "float32") -> float:
     """Return the memory (GB) that one pass takes over a thick-slice volume of this shape, slices last."""
-    channels = model.card["network"]["kwargs"].get("filters", 16)
-    half = HALF_SHARE if precision == "bfloat16" else 1.0
-    return math.prod(shape) * model.k * (half * BYTES_PER_CHANNEL * channels + BYTES_BESIDES) / 1e9
+    return math.prod(shape) * model.k * pass_bytes(model.card, precision=precision) / 1e9
 
 
 def choose_tile(

@@ -46,6 +46,8 @@ Source = PatchLibrary | PairFile
 
 ERROR_HEAD = "error_head."  #: what names of weights begin with that predict a network's error
 _VALIDATION_SEED = 0xE7A1
+#: Settings that came later: cards and checkpoints without them are those of their defaults.
+_LATER = ("optimiser", "warmup", "clip", "averaging", "background_weight", "precision")
 _STREAM = 2  #: version of what a seed and a batch's number give; checkpoints of another are not continued
 
 
@@ -90,6 +92,19 @@ class TrainingPlan:
         voxel, for the same libraries.
     validation_batches
         Batches that a validation takes.
+    optimiser
+        "adam" (the paper's), or "adamw": with betas .9 and .99 and a weight decay of 1e-4.
+    warmup
+        Steps over which the learning rate rises from zero.
+    clip
+        Largest norm of the gradient; 0 leaves it alone.
+    averaging
+        Decay of an exponential moving average of the weights, which is what is validated and kept; 0 for
+        none. The average over n steps begins with a decay of (n + 1) / (n + 10).
+    background_weight
+        Weight of voxels outside the brain in the loss; 1 is the paper's. Validation weighs alike.
+    precision
+        "float32", or "bfloat16" for the convolutions. CUDA always takes the latter.
     """
 
     network: str = "aniso-unet"
@@ -111,6 +126,12 @@ class TrainingPlan:
     draws: int | str = FRESH
     patch_size: int = PATCH
     validation_batches: int = 12
+    optimiser: str = "adam"
+    warmup: int = 0
+    clip: float = 0.0
+    averaging: float = 0.0
+    background_weight: float = 1.0
+    precision: str = "float32"
 
     @property
     def total_steps(self) -> int:
@@ -192,11 +213,13 @@ def train_member(
     lightning.seed_everything(plan.seed, workers=True, verbose=False)
     sampler = make_sampler(train, plan, seed=plan.seed)
     validator = make_sampler(validation, plan, seed=_VALIDATION_SEED)
-    precision = "bf16-mixed" if device == "cuda" else "32-true"
+    half = device == "cuda" or plan.precision == "bfloat16"
+    precision = "bf16-mixed" if half else "32-true"
     workers = count_workers() if device == "cuda" else 0
     module = TrainingModule(plan, sampler, validator, report, workers=workers)
     if start is not None:
         begin_with(module.network, start)
+        begin_with(module.judged, start)
     module.introduction = _introduce(
         module, train, validation, device=device, devices=devices * num_nodes, num_threads=num_threads
     )
@@ -245,7 +268,7 @@ def train_member(
         "non_finite_steps": module.non_finite,
         "device": device,
         "devices": devices * num_nodes,
-        "precision": "bf16-mixed" if device == "cuda" else "float32",
+        "precision": "bf16-mixed" if half else "float32",
         "training_subjects": _subjects(train),
         "validation_subjects": _subjects(validation),
         "plan": plan_as_dict(plan),
@@ -310,6 +333,11 @@ def plan_as_dict(plan: TrainingPlan) -> dict[str, Any]:
     """
     fields = json.loads(json.dumps(dataclasses.asdict(plan)))
     usual = {"start_from": None, "only_uncertainty": False}
+    usual |= {name: getattr(TrainingPlan, name) for name in _LATER}
+    degradation = fields["degradation"]
+    for name, value in json.loads(json.dumps(dataclasses.asdict(Degradation()))).items():
+        if name in ("zoom", "spacing_jitter", "contrast_jitter", "stripes") and degradation[name] == value:
+            del degradation[name]
     return {key: value for key, value in fields.items() if key not in usual or value != usual[key]}
 
 
@@ -362,7 +390,7 @@ def _introduce(
     draws = "fresh draws" if plan.draws == FRESH else f"{plan.draws} stored draw(s) of each"
     return (
         f"{f'{devices} x ' if devices > 1 else ''}{where}, "
-        f"{'bfloat16 mixed' if device == 'cuda' else 'float32'} precision; "
+        f"{'bfloat16 mixed' if 'cuda' in device or plan.precision == 'bfloat16' else 'float32'} precision; "
         f"{plan.network} ({settings}; {parameters:,} parameters); {len(_subjects(train))} training and "
         f"{len(_subjects(validation))} validation subjects, {sum(s.n_patches for s in train):,} patches; "
         f"{draws}, SNR prior {plan.degradation.prior.name}; at most {plan.total_steps:,} steps of "
@@ -374,4 +402,5 @@ def _best_state(folder: Path, module: TrainingModule) -> dict[str, torch.Tensor]
     best = read_checkpoint(folder / BEST)
     require_fit(folder / BEST, best, module.state_dict())
     module.load_state_dict(best["state_dict"])
-    return {name: value.detach().cpu().contiguous() for name, value in module.network.state_dict().items()}
+    kept = module.judged.state_dict()
+    return {name: value.detach().cpu().contiguous() for name, value in kept.items()}

@@ -14,6 +14,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from iqtflow.checkpoints import CURVES, guard
@@ -64,7 +65,9 @@ class TrainingModule(lightning.LightningModule):
         self.network = build_network(plan.network, **plan.network_settings).to(
             memory_format=torch.channels_last_3d
         )
-        self.loss = nn.L1Loss() if plan.loss == "l1" else nn.MSELoss()
+        self.average = None
+        if plan.averaging:
+            self.average = AveragedModel(self.network, avg_fn=_Decay(plan.averaging), use_buffers=True)
         if plan.only_uncertainty:
             self._freeze_estimate()
         self.curves: list[dict[str, float]] = []
@@ -75,16 +78,20 @@ class TrainingModule(lightning.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """Adam with the plan's schedule."""
         learned = [value for value in self.network.parameters() if value.requires_grad]
-        optimiser = torch.optim.Adam(learned, lr=self.plan.learning_rate)
-        total = self.plan.total_steps
-        if self.plan.schedule == "cosine":
-
-            def factor(step: int) -> float:
-                return 0.5 * (1 + math.cos(math.pi * min(step / total, 1)))
+        plan = self.plan
+        optimiser: torch.optim.Optimizer
+        if plan.optimiser == "adamw":
+            optimiser = torch.optim.AdamW(
+                learned, lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
+            )
         else:
+            optimiser = torch.optim.Adam(learned, lr=plan.learning_rate)
 
-            def factor(step: int) -> float:
-                return 1 / (1 + 1e-6 * step)
+        def factor(step: int) -> float:
+            rise = min((step + 1) / (plan.warmup + 1), 1)
+            if plan.schedule == "cosine":
+                return rise * 0.5 * (1 + math.cos(math.pi * min(step / plan.total_steps, 1)))
+            return rise / (1 + 1e-6 * step)
 
         return {
             "optimizer": optimiser,
@@ -126,7 +133,7 @@ class TrainingModule(lightning.LightningModule):
         begin = time.monotonic()
         optimiser = self.optimizers()
         self._keep_statistics()
-        objective, loss = self._losses(batch)
+        objective, loss = self._losses(self.network, batch)
         optimiser.zero_grad(set_to_none=True)
         self.manual_backward(objective)
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
@@ -134,8 +141,12 @@ class TrainingModule(lightning.LightningModule):
         if self.trainer.world_size > 1:
             finite = self.trainer.strategy.reduce_boolean_decision(finite, all=True)
         if finite:
+            if self.plan.clip:
+                torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.clip)
             optimiser.step()
             self.lr_schedulers().step()
+            if self.average is not None:
+                self.average.update_parameters(self.network)
             self._sum, self._count = self._sum.to(loss.device) + loss.detach(), self._count + 1
         else:
             self._refuse_step()
@@ -144,7 +155,7 @@ class TrainingModule(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], _: int) -> None:
         """Loss of one batch."""
-        _, loss = self._losses(batch)
+        _, loss = self._losses(self.judged, batch)
         self.log("val_loss", loss, on_epoch=True, sync_dist=self.trainer.world_size > 1, batch_size=1)
 
     def on_validation_epoch_end(self) -> None:
@@ -230,7 +241,12 @@ class TrainingModule(lightning.LightningModule):
         self.network.eval()
         head.requires_grad_()
 
-    def _losses(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is validated and kept: the average, where there is one."""
+        return self.network if self.average is None else self.average.module
+
+    def _losses(self, network: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """What is minimised, and what is told and chooses the best weights.
 
         The second channel of a network's output, if there is one, is the logarithm of its error's variance,
@@ -238,14 +254,25 @@ class TrainingModule(lightning.LightningModule):
         learned, and its best weights are chosen, as if there were none.
         """
         low, high = simulate_batch(batch)
-        output = self.network(low.to(memory_format=torch.channels_last_3d)).float()
+        output = network(low.to(memory_format=torch.channels_last_3d)).float()
         estimate, log_variance = output[:, :1], output[:, 1:]
-        loss = self.loss(estimate, high)
+        weight = self._weight(batch, high)
+        error = estimate - high
+        loss = (weight * (error.abs() if self.plan.loss == "l1" else error.square())).mean()
         if log_variance.shape[1] == 0:
             return loss, loss
-        squared = (estimate.detach() - high).square()
-        surprise = (log_variance + squared * torch.exp(-log_variance)).mean() / 2
+        squared = error.detach().square()
+        surprise = (weight * (log_variance + squared * torch.exp(-log_variance))).mean() / 2
         return (surprise, surprise) if self.plan.only_uncertainty else (loss + surprise, loss)
+
+    def _weight(self, batch: dict[str, Any], like: torch.Tensor) -> torch.Tensor:
+        """Weight of each voxel in the loss, 1 on average over the brain; pairs that were stored know none."""
+        if self.plan.background_weight == 1 or "brain" not in batch:
+            return torch.ones((), device=like.device)
+        brain = batch["brain"].float() / 255
+        weight = brain + self.plan.background_weight * (1 - brain)
+        # Losses are then means over the brain, whatever part of a batch it fills.
+        return weight / weight.mean().clamp(min=1e-3)
 
     def _keep_statistics(self) -> None:
         """Remember the running statistics of batch normalisation: one bad batch would spoil them for good."""
@@ -280,6 +307,17 @@ class TrainingModule(lightning.LightningModule):
         left = epoch * (self.plan.total_steps - self.global_step) / self.plan.steps_per_epoch
         self.say(f"{self.introduction}; {steps} takes about {duration(epoch)}, at most {left:.0f} s left")
         self.introduction = ""
+
+
+class _Decay:
+    """How an average of weights takes up new ones."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+
+    def __call__(self, average: torch.Tensor, new: torch.Tensor, count: Any) -> torch.Tensor:
+        decay = min(self.decay, (float(count) + 1) / (float(count) + 10))
+        return average.lerp(new, 1 - decay) if average.is_floating_point() else new
 
 
 class CurvesOnDisk(Callback):

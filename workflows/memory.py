@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 from iqtflow.workflows.headers import peek
 from nipype.pipeline.engine import Node, Workflow
@@ -16,9 +17,8 @@ from iqtflow.geometry import voxel_sizes
 
 #: Share of a node's memory that one pass of a network may take; as in `iqtflow.workflows.enhance`.
 PASS_SHARE = 0.8
-#: Bytes of one pass over a whole volume, for each thin-slice voxel and each channel, and besides; with the
-#: padding. As in `iqtflow.inference`, which this process does not import for torch's sake.
-PASS_CHANNEL_BYTES, PASS_BYTES = 35, 31
+#: A volume with its padding over the volume.
+PADDED = 1.3
 #: With --low-mem, no network takes more than this in one pass over a volume.
 LOW_MEM_GB = 1.0
 
@@ -82,15 +82,14 @@ def _pass_gb(model: str | None, voxels: int, tiling: str) -> float:
     """Memory of one pass of a network over the whole volume; none for one that sees training patches only."""
     if model is None or tiling == "paper":
         return 0.0
-    context, filters = _card(model)
-    if tiling == "auto" and context == "patch":
+    card = _card(model)
+    if tiling == "auto" and card.get("context", "patch") == "patch":
         return 0.0
-    return voxels * (PASS_CHANNEL_BYTES * filters + PASS_BYTES) / 1e9
+    return voxels * PADDED * footprint.pass_bytes(card, precision="float32") / 1e9
 
 
 @lru_cache(maxsize=64)
-def _card(model: str) -> tuple[str, int]:
+def _card(model: str) -> dict[str, Any]:
     from iqtflow.models import read_card
 
-    card = read_card(model)
-    return card.get("context", "patch"), int(card["network"]["kwargs"].get("filters", 16))
+    return read_card(model)

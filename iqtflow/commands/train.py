@@ -111,6 +111,34 @@ def build_parser() -> argparse.ArgumentParser:
     )
     loop.add_argument("--loss", choices=("mse", "l1"), default="mse", help="what is minimised")
     loop.add_argument(
+        "--optimiser",
+        choices=("adam", "adamw"),
+        default="adam",
+        help="the paper's Adam, or AdamW (betas .9 and .99, weight decay 1e-4)",
+    )
+    loop.add_argument(
+        "--warmup", type=int, default=0, help="steps over which the learning rate rises from zero"
+    )
+    loop.add_argument("--clip", type=float, default=0.0, help="largest norm of the gradient; 0: any")
+    loop.add_argument(
+        "--averaging",
+        type=float,
+        default=0.0,
+        help="decay of a moving average of the weights, which is validated and kept; 0: none",
+    )
+    loop.add_argument(
+        "--background-weight",
+        type=float,
+        default=1.0,
+        help="weight of voxels outside the brain in the loss",
+    )
+    loop.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of convolutions on a CPU; a GPU takes bfloat16",
+    )
+    loop.add_argument(
         "--patch-size",
         type=int,
         help="edge of the high-field patches in voxels, a multiple of k; 32, the paper's, or 48 where k is 3"
@@ -167,6 +195,32 @@ def build_parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=False,
         help="mirror patches and swap the in-plane axes",
+    )
+    draws.add_argument(
+        "--zoom",
+        type=float,
+        nargs=2,
+        default=(1.0, 1.0),
+        metavar=("LOW", "HIGH"),
+        help="factor on the voxel size of the high-field images, for half of the patches",
+    )
+    draws.add_argument(
+        "--spacing-jitter",
+        type=float,
+        default=0.0,
+        help="largest relative change of the slice spacing against the plane, for half of the patches",
+    )
+    draws.add_argument(
+        "--contrast-jitter",
+        type=float,
+        default=0.0,
+        help="largest relative change of grey over white matter beyond the prior",
+    )
+    draws.add_argument(
+        "--stripes",
+        type=float,
+        default=0.0,
+        help="largest relative change of every other slice, for a quarter of the patches",
     )
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train")
@@ -242,6 +296,10 @@ def _train(options: argparse.Namespace) -> None:
         snr_scale=tuple(options.snr_scale),
         bias_amplitude=options.bias_amplitude,
         mirror=options.mirror,
+        zoom=tuple(options.zoom),
+        spacing_jitter=options.spacing_jitter,
+        contrast_jitter=options.contrast_jitter,
+        stripes=options.stripes,
     )
     defaults = vars(build_parser().parse_args(_LEAST))
     if options.uncertainty == "only" and options.start_from is None:
@@ -274,6 +332,12 @@ def _train(options: argparse.Namespace) -> None:
         draws=options.draws,
         patch_size=options.patch_size or choose_patch_size(options.k),
         validation_batches=options.validation_batches,
+        optimiser=options.optimiser,
+        warmup=options.warmup,
+        clip=options.clip,
+        averaging=options.averaging,
+        background_weight=options.background_weight,
+        precision=options.precision,
     )
     log = options.checkpoint_dir / LOG
     member = train_member(
@@ -300,7 +364,7 @@ def _train(options: argparse.Namespace) -> None:
         "normalisation": {"name": NORMALISATION},
         "geometry": "slab-centred",
         "predicts_error": any(name.startswith(ERROR_HEAD) for name in member.state_dict),
-        "context": "patch",
+        **described(options.network, settings),
         "patch_size": plan.patch_size,
         "slice_profile": {"shape": "gaussian", "fwhm_over_spacing": list(options.thickness_fraction)},
         "snr_prior": prior.as_dict(),
@@ -314,6 +378,18 @@ def _train(options: argparse.Namespace) -> None:
         f"{member.facts['steps']} steps",
         flush=True,
     )
+
+
+def described(network: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a network says of its context and memory, for the model's card."""
+    from iqtflow.networks import build_network
+
+    built = build_network(network, **settings)
+    memory = getattr(built, "pass_bytes", None)
+    return {
+        "context": getattr(built, "context", "patch"),
+        **({} if memory is None else {"pass_bytes": dict(memory)}),
+    }
 
 
 class Start(NamedTuple):

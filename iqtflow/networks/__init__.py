@@ -15,6 +15,11 @@ known by name, none of which touches this package:
 A network that also predicts how large its error is has an attribute ``error_head``, the module that does, and
 a second channel in its output: the natural logarithm of the error's variance. Training with ``--uncertainty
 only`` learns the weights of that module alone.
+
+Two more attributes are kept in the model's card. ``context`` is "whole" for a network that takes a volume in
+one pass as well as the patches that it was trained on; "patch", the default, for one that is given tiles of
+that size. ``pass_bytes`` is the memory of a pass in bytes for each thin-slice voxel, by precision ("float32",
+"bfloat16").
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ from typing import Any
 from torch import nn
 
 from iqtflow.errors import InputError
+from iqtflow.networks.subpixel import SubpixelUNet
 from iqtflow.networks.unets import AnisoUNet, IsoUNet, SRUNet
 from iqtflow.trust import ALLOWED, allowed_networks
 
@@ -173,3 +179,4 @@ def _list_settings(factory: Factory) -> str:
 register("aniso-unet", AnisoUNet)
 register("iso-unet", IsoUNet)
 register("sru-net", SRUNet)
+register("subpixel-unet", SubpixelUNet)

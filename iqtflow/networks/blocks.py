@@ -77,6 +77,8 @@ class ErrorHead(nn.Module):
     ----------
     channels
         Of the features.
+    outputs
+        Logarithms that each place gets: 1, or one for each thin voxel of a cell.
     """
 
     #: Range of the output: standard deviations of .001 to 7 where white matter is 1.
@@ -84,17 +86,17 @@ class ErrorHead(nn.Module):
     #: Where it begins: a standard deviation of .08, that of networks after a short training.
     START = -5.0
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, outputs: int = 1) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv3d(channels, 2 * channels, 1), nn.ReLU(inplace=True), nn.Conv3d(2 * channels, 1, 1)
+            nn.Conv3d(channels, 2 * channels, 1), nn.ReLU(inplace=True), nn.Conv3d(2 * channels, outputs, 1)
         )
         initialise(self)
         nn.init.zeros_(self.layers[-1].weight)
         nn.init.constant_(self.layers[-1].bias, self.START)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Map (batch, channels, w, h, d) to the logarithm of the variance, (batch, 1, w, h, d)."""
+        """Map (batch, channels, w, h, d) to the logarithm of the variance, (batch, outputs, w, h, d)."""
         return self.layers(features.detach()).clamp(*self.LIMITS)
 
 
