@@ -82,6 +82,9 @@ class Degradation:
         require_range("thickness fraction", self.thickness_fraction, 0.01, 1)
         require_range("SNR scale", self.snr_scale, *SNR_SCALE_LIMITS)
         Extras(bias_amplitude=self.bias_amplitude)  # which knows its limit
+        require_range("zoom", self.zoom, 0.25, 4)
+        for name in ("spacing_jitter", "contrast_jitter", "stripes"):
+            require_range(name.replace("_", " "), (0.0, getattr(self, name)), 0, 1)
 
 
 class DrawSampler:

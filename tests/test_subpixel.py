@@ -77,6 +77,14 @@ def test_settings_that_do_not_go_together_are_refused():
         build_network("subpixel-unet", k=4, widths=(4, 8), blocks=(1,))
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"zoom": (0.0, 1.0)}, {"zoom": (2.0, 1.0)}, {"spacing_jitter": -0.1}, {"stripes": float("nan")}]
+)
+def test_a_degradation_that_cannot_be_simulated_is_refused(wrong):
+    with pytest.raises(InputError, match="from 0"):
+        Degradation(**wrong)
+
+
 def test_resampling_keeps_the_centre_and_the_mean():
     for zoom in (0.8, 1.0, 1.3):
         matrix = resampling_matrix(70, 48, zoom)
