@@ -11,7 +11,7 @@ from pathlib import Path
 from iqtflow.bids import Listing, Scan, check_owner, derivative_name
 from iqtflow.bids.names import can_have_page, library_name, measurement_name
 from iqtflow.citation import CITATION, PARAGRAPHS
-from iqtflow.config import Settings
+from iqtflow.config import Settings, read_sections
 from iqtflow.errors import OutputError, UsageError
 
 
@@ -112,7 +112,8 @@ def check_names(settings: Settings, listing: Listing, *, pages_only: bool = Fals
             raise _taken(root / name, "a folder", "a file that iqtflow made, or nothing")
         there.append(name)
     # Only now: another job of the same array may just have begun, and describes the folder first.
-    if not any((root / name).is_file() for name in ("dataset_description.json", ".bidsignore")) and there:
+    own = any((root / name).is_file() for name in ("dataset_description.json", ".bidsignore"))
+    if there and not own and not _has_written(settings):
         raise _taken(
             root / there[0],
             "a file that the run would replace, in a folder that is not iqtflow's (it has no "
@@ -178,6 +179,15 @@ def check_could_be_written(folder: Path) -> None:
     kernel = _resolved(existing).parts[1:2] in (("proc",), ("sys",))
     if kernel or not os.access(existing, os.W_OK | os.X_OK):
         raise _not_writable(folder, f"no permission in {existing}")
+
+
+def _has_written(settings: Settings) -> bool:
+    """Whether a run with this work directory wrote into this output folder, whatever became of it since."""
+    try:
+        before = read_sections(settings.paths.work_dir / "settings.toml")
+    except UsageError:  # none, or of another version
+        return False
+    return before.get("paths", {}).get("output_dir") == settings.paths.output_dir
 
 
 def _names(settings: Settings, listing: Listing, *, pages_only: bool) -> Iterator[Path]:

@@ -327,9 +327,13 @@ def test_a_gradient_that_is_not_finite_is_caught_though_the_loss_is(libraries, t
     monkeypatch.setattr(
         loop, "simulate_batch", lambda batch: (torch.zeros(1, 1, 32, 32, 8), torch.zeros(1, 1, 32, 32, 32))
     )
-    monkeypatch.setattr(
-        loop.nn, "MSELoss", lambda: lambda output, target: ((output - target) ** 2).mean().sqrt()
-    )
+    losses = loop.TrainingModule._losses
+
+    def root(module, network, batch):
+        objective, loss = losses(module, network, batch)
+        return objective.sqrt(), loss
+
+    monkeypatch.setattr(loop.TrainingModule, "_losses", root)
     with pytest.raises(IQTFlowError, match="not finite"):
         train_member(one, two, plan, checkpoint_dir=tmp_path, report=lambda line: None)
 

@@ -81,7 +81,7 @@ class GraphPlugin(PluginBase):
                 f"{len(nodes)} jobs were submitted by {self._plan.plugin}, which does not wait for them; "
                 "give the same command again when they have ended: it finds what is done"
             )
-        self._look(graph, nodes, states, Path(config._sections["execution"]["crashdump_dir"]))
+        self._look(graph, nodes, states, Path(config["execution"]["crashdump_dir"]))
 
     def _wait(self) -> dict[str, str]:
         """Wait for the jobs of this graph; return their last states by their names."""
