@@ -1,9 +1,9 @@
 """BIDS: which images to process, and the names and sidecars of what is written."""
 
 from iqtflow.bids.dataset import check_dataset, list_subjects
-from iqtflow.bids.gate import LeftOut
 from iqtflow.bids.names import derivative_name, read_entities, scan_seed
-from iqtflow.bids.scans import Listing, Scan, find_scans, list_scans
+from iqtflow.bids.scan import LeftOut, Listing, Scan
+from iqtflow.bids.scans import find_scans, list_scans
 from iqtflow.bids.sidecars import check_owner, write_dataset_description, write_sidecar
 
 __all__ = [

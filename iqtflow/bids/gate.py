@@ -8,40 +8,14 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from iqtflow.bids.names import ENTITY_ORDER, LONGEST_NAME, derivative_name, is_label, node_name, stem_of
+from iqtflow.bids.scan import LeftOut, Scan
 from iqtflow.errors import printable
-
-if TYPE_CHECKING:
-    from iqtflow.bids.scans import Scan
 
 #: A link that leads nowhere: content that has not been fetched. Its scan fails by itself, with what to do.
 _NOT_THERE = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A file that looks like a scan, and is not processed.
-
-    Attributes
-    ----------
-    path
-        The file (or a folder that cannot be listed), absolute.
-    subject
-        Label of the subject whose folder it lies in.
-    reason
-        Why, and what to do, as sentences.
-    """
-
-    path: Path
-    subject: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{printable(self.path)}: left out: {self.reason}"
 
 
 def check_name(path: Path, root: Path) -> str | None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from iqtflow.bids.scans import Scan
+from iqtflow.bids.scan import Scan
 
 #: What an image file's name may end in.
 EXTENSIONS = (".nii", ".nii.gz")
