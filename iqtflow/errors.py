@@ -164,17 +164,16 @@ def run_command(
             print(f"{prog}: interrupted{afterwards}", file=sys.stderr)
             code = EXIT_INTERRUPTED
         except Exception as fault:
-            told_as: Exception
             if tells_of_memory(fault):
-                told_as = NotEnoughMemory(too_little_memory(needs_gb, advice=spares_memory))
+                told_as = too_little_memory(needs_gb, advice=spares_memory)
+                code = NotEnoughMemory.exit_code
             elif isinstance(fault, OSError) and fault.errno in (*DISK_FULL, errno.EROFS):
-                told_as = cannot_write(fault.filename or "a file, or the standard output", fault)
+                told_as = str(cannot_write(fault.filename or "a file, or the standard output", fault))
+                code = EXIT_CANTCREAT
             else:
                 traceback.print_exc()
-                told_as = fault
-            code = exit_code_of(told_as)
-            if code == EXIT_SOFTWARE:
-                told_as = RuntimeError(f"this is a defect of iqtflow {__version__}; report the lines above")
+                told_as = f"this is a defect of iqtflow {__version__}; report the lines above"
+                code = EXIT_SOFTWARE
             print(f"{prog}: error: {told_as}", file=sys.stderr)
         told.flush()
         full = cannot_be_kept(told)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from iqtflow.bids import Listing, Scan, check_owner, derivative_name
-from iqtflow.bids.names import can_have_page, library_name, measurement_name
+from iqtflow.bids.names import can_have_page, library_name, measurement_name, sidecar_name
 from iqtflow.citation import CITATION, PARAGRAPHS
 from iqtflow.config import Settings, read_sections
 from iqtflow.errors import OutputError, UsageError
@@ -136,7 +136,7 @@ def stored_names(scan: Scan, settings: Settings) -> list[Path]:
             *(derivative_name(scan, desc=f"sim{i:02d}") for i in range(1, draws + 1)),
         ]
     libraries = [] if settings.run.mode == "enhance" else [library_name(scan)]
-    return [*images, *map(_sidecar_name, images), *libraries]
+    return [*images, *map(sidecar_name, images), *libraries]
 
 
 def check_writable(folder: Path, *, mode: int = 0o777) -> None:
@@ -202,7 +202,7 @@ def _names(settings: Settings, listing: Listing, *, pages_only: bool) -> Iterato
             yield from stored_names(scan, settings)
             if run.mode == "enhance":
                 std = derivative_name(scan, desc="iqtstd")
-                yield from (std, _sidecar_name(std))
+                yield from (std, sidecar_name(std))
             elif settings.train.patch_library == "pairs" and run.mode == "train":
                 for extension in (".npy", ".json"):
                     yield library_name(scan, suffix="pairs", extension=extension)
@@ -217,10 +217,6 @@ def _names(settings: Settings, listing: Listing, *, pages_only: bool) -> Iterato
         model = settings.train.model_name or f"iqt-k{settings.train.upsampling_factor}"
         yield from (Path("models", model + ending) for ending in (".safetensors", "_summary.json"))
         yield from (Path("group.html"), Path("group_metrics.tsv"))
-
-
-def _sidecar_name(image: Path) -> Path:
-    return image.with_name(image.name.split(".")[0] + ".json")
 
 
 def _taken(path: Path, found: str, expected: str) -> UsageError:

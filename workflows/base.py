@@ -20,6 +20,7 @@ from iqtflow.workflows.scheduler import collector_off
 
 import iqtflow
 from iqtflow.bids import LeftOut, Scan, derivative_name, write_dataset_description
+from iqtflow.bids.names import sidecar_name
 from iqtflow.config import Settings, write_settings
 from iqtflow.errors import EXIT_OK, EXIT_SUBJECT_FAILED, IQTFlowError, exit_code_of_failures, printable
 from iqtflow.files import remove_leftovers
@@ -251,8 +252,7 @@ def _outcomes(
     def sidecar(scan: Scan) -> Path | None:
         if made is None:
             return None
-        image = settings.paths.output_dir / derivative_name(scan, **made)
-        return image.with_name(image.name.split(".")[0] + ".json")
+        return sidecar_name(settings.paths.output_dir / derivative_name(scan, **made))
 
     return [
         *(

@@ -24,6 +24,11 @@ ENTITY_ORDER = (
 LONGEST_NAME = 215
 
 
+def sidecar_name(image: Path) -> Path:
+    """Return the path of the JSON file that belongs to an image, beside it."""
+    return image.with_name(image.name.split(".")[0] + ".json")
+
+
 def is_label(text: str) -> bool:
     """Return whether a text is a label of BIDS: letters, digits and plus signs."""
     return re.fullmatch(r"[A-Za-z0-9+]+", text) is not None

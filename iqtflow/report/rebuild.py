@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from iqtflow.bids.names import sidecar_name
 from iqtflow.errors import InputError
 from iqtflow.report.dataset import write_index_page
 from iqtflow.report.records import complete_record, read_json
@@ -105,7 +106,7 @@ def find_source(output_dir: Path, derivative: Path) -> Path | None:
     not there.
     """
     try:
-        sidecar = read_json(derivative.with_name(derivative.name.split(".")[0] + ".json"))
+        sidecar = read_json(sidecar_name(derivative))
         links = read_json(output_dir / "dataset_description.json")["DatasetLinks"]
         name, _, place = str(sidecar["Sources"][0]).removeprefix("bids:").partition(":")
         root = urlparse(links[name])

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from iqtflow.bids.names import sidecar_name
 from iqtflow.files import read_text
 
 
@@ -159,7 +160,7 @@ def complete_record(record: Mapping[str, Any], known: Mapping[str, Any]) -> dict
     std = beside(output, "iqtstd")
     if not record.get("std") and std != output and std.is_file():
         record["std"] = os.fspath(std)
-    sidecar = output.with_name(output.name.split(".")[0] + ".json")
+    sidecar = sidecar_name(output)
     if not record.get("details") and sidecar.is_file():
         record["details"] = read_details(sidecar)
     return record
