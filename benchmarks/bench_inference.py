@@ -24,10 +24,10 @@ import numpy as np
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
-from iqtflow.degradations import Extras
-from iqtflow.nifti_file import open_nifti
-from iqtflow.simulation import SliceStack, draw_scan, prepare_subject, realise
-from iqtflow.snr import PUBLISHED
+from iqtflow.image.nifti_file import open_nifti
+from iqtflow.simulation.artifacts import Extras
+from iqtflow.simulation.simulate import SliceStack, draw_scan, prepare_subject, realise
+from iqtflow.simulation.snr_prior import PUBLISHED
 
 EDGE_MM = 0.7
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -85,9 +85,9 @@ def main() -> None:
 
 def prepare(folder: Path, options: argparse.Namespace) -> float:
     """Simulate the scan; leave it, the truth and the brain in a folder; return the spline's PSNR."""
-    from iqtflow.geometry import cubic_upsample
-    from iqtflow.metrics import psnr
-    from iqtflow.models import read_card
+    from iqtflow.evaluation.metrics import psnr
+    from iqtflow.image.geometry import cubic_upsample
+    from iqtflow.models.model_file import read_card
 
     k = read_card(options.model)["k"]
     image, wm, gm = volumes(options)
@@ -134,11 +134,11 @@ def measure(folder: Path, way: str, name: str) -> dict[str, float | str]:
     """Run one way in this process: seconds, PSNR, growth of the resident set."""
     import torch
 
-    from iqtflow.inference import enhance_volume
-    from iqtflow.memory import peak_memory_gb, reset_peak_memory, resident_memory_gb
-    from iqtflow.metrics import psnr
-    from iqtflow.models import load_model
-    from iqtflow.normalisation import intensity_scale
+    from iqtflow.evaluation.metrics import psnr
+    from iqtflow.image.normalisation import intensity_scale
+    from iqtflow.inference.predict import enhance_volume
+    from iqtflow.models.model_file import load_model
+    from iqtflow.utils.memory import peak_memory_gb, reset_peak_memory, resident_memory_gb
 
     torch.set_num_threads(1)
     tiling, precision, mirror = WAYS[way]

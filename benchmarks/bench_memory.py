@@ -1,4 +1,5 @@
-"""Largest resident memory of every step, at several sizes: what `iqtflow.footprint` states, measured.
+"""Largest resident memory of every step, at several sizes: what `iqtflow.inference.footprint` states,
+measured.
 
     python benchmarks/bench_memory.py [--edges 64 128 192] [--steps simulate extract ...]
 
@@ -20,7 +21,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from iqtflow import footprint
+from iqtflow.inference import footprint
 
 NODE = """
 import sys
@@ -65,7 +66,7 @@ def steps(folder: Path) -> dict[str, Callable[[], list[str]]]:
     """Command line of each step."""
 
     def command(module: str, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", f"iqtflow.commands.{module}", *arguments]
+        return [sys.executable, "-m", f"iqtflow.cli.commands.{module}", *arguments]
 
     def node(module: str, name: str, **inputs: str) -> list[str]:
         text = ", ".join(f"{key}={value!r}" for key, value in inputs.items())

@@ -71,7 +71,7 @@ def _measure(kind: str, folder: Path) -> dict[str, float]:
         out.mkdir()
         _draw_with_nilearn(folder, out)
     else:
-        from iqtflow.report import write_subject_page
+        from iqtflow.reports import write_subject_page
 
         record = json.loads((folder / f"{kind}.json").read_text())
         write_subject_page(out, "mni", [record])
@@ -89,9 +89,9 @@ def _make_volumes(folder: Path) -> None:
     """Write what both pages are drawn from, and their records."""
     import numpy as np
 
-    from iqtflow.commands.demo import make_truth
-    from iqtflow.geometry import cubic_upsample, thin_affine
-    from iqtflow.nifti import read_volume, write_volume
+    from iqtflow.cli.commands.demo import make_truth
+    from iqtflow.image.geometry import cubic_upsample, thin_affine
+    from iqtflow.image.nifti import read_volume, write_volume
 
     image_file, mask_file = make_truth(folder)
     image, truth = read_volume(image_file)

@@ -69,7 +69,7 @@ def make_subjects(folder: Path, count: int, pairs: int) -> None:
     """Write one subject's patch library and pairs, and copy both: contents do not matter, files do."""
     from training_phantoms import write_libraries
 
-    from iqtflow.pairs import pair_dtype
+    from iqtflow.training.pairs import pair_dtype
 
     (library,) = write_libraries(folder, subjects=1, n_draws=1, k=K)
     rng = np.random.default_rng(0)
@@ -87,10 +87,10 @@ def make_subjects(folder: Path, count: int, pairs: int) -> None:
 
 def measure(kind: str, folder: Path, subjects: int, seconds: float) -> dict[str, float]:
     """Read for some seconds, once everything has been read."""
-    from iqtflow.draws import Degradation, DrawSampler
-    from iqtflow.pairs import PairSampler, read_pairs
-    from iqtflow.patches import read_library
-    from iqtflow.stored import StoredSampler
+    from iqtflow.training.library import read_library
+    from iqtflow.training.pairs import PairSampler, read_pairs
+    from iqtflow.training.samplers import Degradation, DrawSampler
+    from iqtflow.training.stored import StoredSampler
 
     end = "pairs.npy" if kind == "explicit" else "patches.safetensors"
     paths = [folder / f"sub-{i}_{end}" for i in range(subjects)]

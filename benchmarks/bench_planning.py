@@ -22,7 +22,7 @@ import numpy as np
 
 PROGRAM = """
 import json, os, resource, sys, time
-from iqtflow.workflows import scheduler
+from iqtflow.workflows.execution import scheduler
 
 def stop(self):
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -43,7 +43,7 @@ if sys.argv[2] == "profile":
     import cProfile
     profile = cProfile.Profile()
     profile.enable()
-from iqtflow.cli import main
+from iqtflow.cli.main import main
 raise SystemExit(main(sys.argv[3:]))
 """
 

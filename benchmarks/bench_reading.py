@@ -20,9 +20,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-import iqtflow.conform
-from iqtflow.commands.enhance import main as enhance
-from iqtflow.conform import check_scan
+import iqtflow.image.validate
+from iqtflow.cli.commands.enhance import main as enhance
+from iqtflow.image.validate import check_scan
 
 HERE = Path(__file__).resolve().parents[1]
 
@@ -50,16 +50,16 @@ def seconds_of_enhancing(scan: Path, *, to_the_end: bool, threads: int) -> float
 def seconds_of_reading(scan: Path, runs: int) -> dict[str, float]:
     """Fastest of some runs of reading and checking alone."""
     found = {}
-    verified = iqtflow.conform.open_nifti
+    verified = iqtflow.image.validate.open_nifti
     for name, opener in (("to the end", verified), ("as far as voxels", open_as_far_as_the_voxels)):
-        iqtflow.conform.open_nifti = opener
+        iqtflow.image.validate.open_nifti = opener
         times = []
         for _ in range(runs):
             began = time.perf_counter()
             check_scan(scan)
             times.append(time.perf_counter() - began)
         found[name] = min(times)
-    iqtflow.conform.open_nifti = verified
+    iqtflow.image.validate.open_nifti = verified
     return found
 
 
@@ -75,7 +75,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.enhance:
         if options.as_far_as_voxels:
-            iqtflow.conform.open_nifti = open_as_far_as_the_voxels
+            iqtflow.image.validate.open_nifti = open_as_far_as_the_voxels
         call = [str(options.scan), str(options.output), "--num-threads", str(options.threads)]
         raise SystemExit(enhance(call))
     scan = options.scan.resolve()

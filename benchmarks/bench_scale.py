@@ -22,11 +22,12 @@ import time
 from pathlib import Path
 
 from bench_planning import make_dataset
-from iqtflow.workflows.engine import configure_nipype
-from iqtflow.workflows.local import LocalProcesses
-from iqtflow.workflows.scheduler import Limits, SchedulerPlugin
 from nipype.interfaces.utility import Function
 from nipype.pipeline.engine import Node, Workflow
+
+from iqtflow.workflows.execution.local import LocalProcesses
+from iqtflow.workflows.execution.nipype_config import configure_nipype
+from iqtflow.workflows.execution.scheduler import Limits, SchedulerPlugin
 
 #: Loops of the busy node: about a second.
 LOOPS = 12_000_000
@@ -36,7 +37,7 @@ import json, sys
 from pathlib import Path
 import numpy as np, nibabel as nib
 from iqtflow.interfaces import enhance
-from iqtflow.report import subject
+from iqtflow.reports.assemble import subject
 
 def pretend(self, runtime, correct_return_codes=(0,)):
     image = nib.Nifti1Image(np.random.default_rng(0).random((64, 64, 64), np.float32), np.eye(4))
@@ -116,9 +117,9 @@ def warm(n_subjects: int) -> None:
         (folder / "pretend.py").write_text(FIRST_RUN)
         environ = {**os.environ, "PYTHONPATH": name}
         program = (
-            "import sys; from iqtflow.workflows import local; "
+            "import sys; from iqtflow.workflows.execution import local; "
             "local.PRELOAD = (*local.PRELOAD, 'pretend'); import pretend; "
-            "from iqtflow.cli import main; raise SystemExit(main(sys.argv[1:]))"
+            "from iqtflow.cli.main import main; raise SystemExit(main(sys.argv[1:]))"
         )
         began = time.perf_counter()
         first = subprocess.run(

@@ -19,8 +19,8 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from iqtflow.nifti_file import open_nifti
-from iqtflow.segmentation import segment_tissues
+from iqtflow.image.nifti_file import open_nifti
+from iqtflow.segmentation.atropos import segment_tissues
 
 MEAN = {"WM": 1000.0, "GM": 700.0, "CSF": 250.0}
 TEXTURE = 0.03

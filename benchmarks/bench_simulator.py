@@ -25,10 +25,18 @@ import numpy as np
 from nibabel.processing import resample_from_to, smooth_image
 from scipy import ndimage
 
-from iqtflow.degradations import Extras
-from iqtflow.simulation import Draw, SliceStack, ThickSubject, draw_scan, prepare_subject, ratios_of, realise
-from iqtflow.slice_profile import FWHM_TO_SIGMA
-from iqtflow.snr import PUBLISHED
+from iqtflow.simulation.artifacts import Extras
+from iqtflow.simulation.simulate import (
+    Draw,
+    SliceStack,
+    ThickSubject,
+    draw_scan,
+    prepare_subject,
+    ratios_of,
+    realise,
+)
+from iqtflow.simulation.slice_profile import FWHM_TO_SIGMA
+from iqtflow.simulation.snr_prior import PUBLISHED
 
 PRIOR = PUBLISHED["ibadan-0.36T"]
 
@@ -145,8 +153,8 @@ def peak_memory(volumes: list[nib.Nifti1Image]) -> float:
         for path, volume in zip(paths, volumes, strict=False):
             volume.to_filename(path)
         script = (
-            "import sys, iqtflow.simulation, iqtflow.nifti, iqtflow.simulation_sidecar\n"
-            "from iqtflow.commands.simulate import main\n"
+            "import sys, iqtflow.simulation.simulate, iqtflow.image.nifti, iqtflow.simulation.recipe\n"
+            "from iqtflow.cli.commands.simulate import main\n"
             "if len(sys.argv) > 1 and main(sys.argv[1:]): raise SystemExit(1)\n"
             "print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')))\n"
         )

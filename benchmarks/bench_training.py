@@ -57,9 +57,9 @@ def compare(folder: Path, device: str, batch_size: int, options: argparse.Namesp
     from lightning.pytorch.callbacks import Callback
     from training_phantoms import write_libraries
 
-    import iqtflow.training as training
-    from iqtflow.networks import build_network
-    from iqtflow.patches import read_library
+    import iqtflow.training.trainer as training
+    from iqtflow.models.registry import build_network
+    from iqtflow.training.library import read_library
 
     folder.mkdir()
     libraries = [read_library(path) for path in write_libraries(folder)]

@@ -17,14 +17,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from iqtflow.calibration import fit_prior, measure_snr
-from iqtflow.degradations import Extras
-from iqtflow.geometry import voxel_sizes
-from iqtflow.nifti import read_volume
-from iqtflow.nifti_file import open_nifti
-from iqtflow.segmentation import segment_tissues
-from iqtflow.simulation import SliceStack, draw_scan, prepare_subject, ratios_of, realise
-from iqtflow.snr import SNRPrior
+from iqtflow.image.geometry import voxel_sizes
+from iqtflow.image.nifti import read_volume
+from iqtflow.image.nifti_file import open_nifti
+from iqtflow.segmentation.atropos import segment_tissues
+from iqtflow.simulation.artifacts import Extras
+from iqtflow.simulation.simulate import SliceStack, draw_scan, prepare_subject, ratios_of, realise
+from iqtflow.simulation.snr_estimation import fit_prior, measure_snr
+from iqtflow.simulation.snr_prior import SNRPrior
 
 #: Not the published one: another level, another contrast, a looser correlation (0.85).
 SITE = SNRPrior("known", (35.0, 25.0), ((25.0, 17.0), (17.0, 16.0)))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from iqtflow.nifti_file import open_nifti
+from iqtflow.image.nifti_file import open_nifti
 
 TISSUES = ("GM", "WM", "CSF")
 

@@ -28,7 +28,7 @@ import numpy as np
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
-from iqtflow.nifti_file import open_nifti
+from iqtflow.image.nifti_file import open_nifti
 
 LEAST_CONTRAST, KEPT = 0.05, 0.5
 SPREADS = 3.0  #: above the median of the deep brain on the FLAIR

@@ -7,7 +7,7 @@ import shlex
 from nipype.interfaces.base import CommandLine, CommandLineInputSpec, traits
 from nipype.interfaces.base.traits_extension import BasePath
 
-from iqtflow.environment import command_line
+from iqtflow.utils.environment import command_line
 
 
 class ChildCommandInputSpec(CommandLineInputSpec):
@@ -31,12 +31,12 @@ class ChildCommand(CommandLine):
     ever.
     """
 
-    #: Name of the module under ``iqtflow.commands``.
+    #: Name of the module under ``iqtflow.cli.commands``.
     module: str
 
     def __init__(self, **inputs) -> None:
         super().__init__(
-            command=shlex.join(command_line(f"iqtflow.commands.{self.module}")),
+            command=shlex.join(command_line(f"iqtflow.cli.commands.{self.module}")),
             terminal_output="file_split",
             **inputs,
         )

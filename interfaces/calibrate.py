@@ -6,8 +6,9 @@ import json
 import os
 from pathlib import Path
 
-from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
 from nipype.interfaces.base import File, InputMultiObject, TraitedSpec, traits
+
+from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
 
 
 class _MeasureInputSpec(ChildCommandInputSpec):

@@ -36,9 +36,9 @@ class ConformScan(SimpleInterface):
     output_spec = _ConformOutputSpec
 
     def _run_interface(self, runtime):
-        from iqtflow.conform import check_scan
-        from iqtflow.metadata import settle_values
-        from iqtflow.nifti import write_json
+        from iqtflow.image.metadata import settle_values
+        from iqtflow.image.nifti import write_json
+        from iqtflow.image.validate import check_scan
 
         check_scan(self.inputs.in_file)
         self._results["out_file"] = os.path.abspath(self.inputs.in_file)

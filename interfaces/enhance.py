@@ -6,8 +6,9 @@ import json
 import os
 from pathlib import Path
 
-from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
 from nipype.interfaces.base import File, TraitedSpec, isdefined, traits
+
+from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
 
 
 class _EnhanceInputSpec(ChildCommandInputSpec):
@@ -125,7 +126,7 @@ class EnhanceVolume(ChildCommand):
     output_spec = _EnhanceOutputSpec
 
     def _run_interface(self, runtime, correct_return_codes=(0,)):
-        from iqtflow.commands.enhance import summarise
+        from iqtflow.cli.commands.enhance import summarise
 
         runtime = super()._run_interface(runtime, correct_return_codes)
         # What the child says goes to files; people look at the terminal.

@@ -51,9 +51,9 @@ class EvaluateVolume(SimpleInterface):
     output_spec = _EvaluateOutputSpec
 
     def _run_interface(self, runtime):
-        from iqtflow.evaluation import evaluate_files
-        from iqtflow.nifti import write_json
-        from iqtflow.reliability import NoVariation, in_percent, reliability_of_files
+        from iqtflow.evaluation.scores import evaluate_files
+        from iqtflow.evaluation.uncertainty_calibration import NoVariation, in_percent, reliability_of_files
+        from iqtflow.image.nifti import write_json
 
         methods = {"spline": self.inputs.spline, "iqt": self.inputs.enhanced}
         if isdefined(self.inputs.members):
@@ -96,9 +96,9 @@ class SummariseMetrics(SimpleInterface):
     output_spec = _SummariseOutputSpec
 
     def _run_interface(self, runtime):
-        from iqtflow.evaluation import COLUMNS, summarise, table
-        from iqtflow.files import write_text
-        from iqtflow.nifti import write_json
+        from iqtflow.evaluation.scores import COLUMNS, summarise, table
+        from iqtflow.image.nifti import write_json
+        from iqtflow.utils.files import write_text
 
         records = sorted(
             (json.loads(Path(f).read_text()) for f in self.inputs.in_files), key=lambda r: r["subject"]

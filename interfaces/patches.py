@@ -6,7 +6,6 @@ import json
 import os
 from pathlib import Path
 
-from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
@@ -16,6 +15,8 @@ from nipype.interfaces.base import (
     isdefined,
     traits,
 )
+
+from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
 
 #: Array axes, as options and as sidecars name them.
 AXES = {"x": 0, "y": 1, "z": 2, "i": 0, "j": 1, "k": 2}
@@ -64,9 +65,9 @@ class ExtractPatches(SimpleInterface):
     def _run_interface(self, runtime):
         import numpy as np
 
-        from iqtflow.conform import check_scan
-        from iqtflow.nifti import read_volume
-        from iqtflow.patches import GridSettings, StoredDraw, write_library
+        from iqtflow.image.nifti import read_volume
+        from iqtflow.image.validate import check_scan
+        from iqtflow.training.library import GridSettings, StoredDraw, write_library
 
         image = check_scan(self.inputs.in_file)
         intensity = np.asarray(image.dataobj)

@@ -15,7 +15,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from iqtflow.report import write_pages
+from iqtflow.reports import write_pages
 
 __all__ = ["ReportPrepared", "ReportSubject", "write_pages"]
 
@@ -54,7 +54,7 @@ class _Report(SimpleInterface):
         """Whether to run although nothing before has changed: a page that someone deleted, or that tells of a
         failure since, is written again.
         """
-        from iqtflow.report.summaries import is_complete
+        from iqtflow.reports.assemble.summaries import is_complete
 
         others = self.inputs.others if isdefined(self.inputs.others) else []
         statuses = ["enhanced"] * len(self.inputs.inputs_named) + [other["status"] for other in others]
@@ -73,7 +73,7 @@ class _Report(SimpleInterface):
         raise NotImplementedError
 
     def _run_interface(self, runtime):
-        from iqtflow.report.subject import write_subject_page
+        from iqtflow.reports.assemble.subject import write_subject_page
 
         records = []
         for i, scan in enumerate(self.inputs.inputs_named):
@@ -99,7 +99,7 @@ class ReportSubject(_Report):
         super().__init__(("enhanced", "std", "spline", "mask", "truth", "details"), n_scans, **inputs)
 
     def _record(self, scan, stored, given):
-        from iqtflow.report.records import enhanced_record
+        from iqtflow.reports.assemble.records import enhanced_record
 
         return enhanced_record(scan, **given, stored_as=stored)
 
@@ -117,7 +117,7 @@ class ReportPrepared(_Report):
         super().__init__((*fields, *drawn), n_scans, **inputs)
 
     def _record(self, scan, stored, given):
-        from iqtflow.report.records import prepared_record
+        from iqtflow.reports.assemble.records import prepared_record
 
         draws = [(given.pop(f"{draw}_"), given.pop(f"{draw}_metadata_")) for draw in self._draws]
         return prepared_record(scan, draws=[pair for pair in draws if all(pair)], stored_as=stored, **given)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 
-from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
 from nipype.interfaces.base import Directory, File, TraitedSpec, traits
+
+from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
 
 OUTPUTS = {
     "wm_file": "label-WM_probseg.nii.gz",

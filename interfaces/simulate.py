@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
 from nipype.interfaces.base import File, TraitedSpec, traits
+
+from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
 
 
 class _SimulateInputSpec(ChildCommandInputSpec):

@@ -55,7 +55,7 @@ class SinkDerivative(SimpleInterface):
 
     def _run_interface(self, runtime):
         from iqtflow.bids import write_sidecar
-        from iqtflow.files import write_atomically
+        from iqtflow.utils.files import write_atomically
 
         out = self._path()
         if not isdefined(self.inputs.in_file):  # what lies there belongs to an estimate that was replaced
@@ -75,7 +75,7 @@ class SinkDerivative(SimpleInterface):
         return runtime
 
     def _path(self) -> Path:
-        from iqtflow.errors import UsageError
+        from iqtflow.utils.errors import UsageError
 
         name = Path(self.inputs.name)
         if name.is_absolute() or ".." in name.parts:
@@ -100,7 +100,7 @@ class SinkDerivative(SimpleInterface):
 
     def _is_stored(self) -> bool:
         """Whether the derivative and its sidecar are there, as this node would write them."""
-        from iqtflow.files import read_text
+        from iqtflow.utils.files import read_text
 
         try:
             if not filecmp.cmp(self.inputs.in_file, self._path()):

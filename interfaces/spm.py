@@ -20,10 +20,15 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from iqtflow.spm_checks import check_spm_input, judge, measure
-from iqtflow.spm_install import SpmInstallation, SpmNotFoundError, find_spm
-from iqtflow.spm_job import UnifiedSegmentationRun, expected_outputs, plain_stem, run_unified_segmentation
-from iqtflow.spm_script import DEFAULT_TISSUES, TissueClass, UnifiedSegmentationSettings
+from iqtflow.segmentation.spm.checks import check_spm_input, judge, measure
+from iqtflow.segmentation.spm.install import SpmInstallation, SpmNotFoundError, find_spm
+from iqtflow.segmentation.spm.job import (
+    UnifiedSegmentationRun,
+    expected_outputs,
+    plain_stem,
+    run_unified_segmentation,
+)
+from iqtflow.segmentation.spm.script import DEFAULT_TISSUES, TissueClass, UnifiedSegmentationSettings
 
 
 class _UnifiedSegmentationInputSpec(BaseInterfaceInputSpec):

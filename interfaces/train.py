@@ -6,7 +6,6 @@ import json
 import os
 from pathlib import Path
 
-from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
@@ -16,6 +15,8 @@ from nipype.interfaces.base import (
     isdefined,
     traits,
 )
+
+from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
 
 
 class _TrainInputSpec(ChildCommandInputSpec):
@@ -191,8 +192,8 @@ class JoinEnsemble(SimpleInterface):
     output_spec = _ModelOutputSpec
 
     def _run_interface(self, runtime):
-        from iqtflow.files import require_name
-        from iqtflow.models import join_models
+        from iqtflow.models.model_file import join_models
+        from iqtflow.utils.files import require_name
 
         out = os.path.join(runtime.cwd, f"{require_name(self.inputs.name, 'name')}.safetensors")
         extra = dict(self.inputs.card) if isdefined(self.inputs.card) else {}
@@ -213,7 +214,7 @@ class StampFigures(SimpleInterface):
     output_spec = _ModelOutputSpec
 
     def _run_interface(self, runtime):
-        from iqtflow.models import stamp_figures
+        from iqtflow.models.model_file import stamp_figures
 
         out = os.path.join(runtime.cwd, os.path.basename(self.inputs.in_file))
         stamp_figures(self.inputs.in_file, out, json.loads(Path(self.inputs.summary_file).read_text()))

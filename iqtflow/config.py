@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from iqtflow.errors import UsageError
-from iqtflow.files import read_text, write_text
+from iqtflow.utils.errors import UsageError
+from iqtflow.utils.files import read_text, write_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -103,7 +103,9 @@ class EnhanceSettings:
 class TrainSettings:
     """Simulation of low-field scans, and training on them (Lin et al. 2019, sections 2.2 to 3.1)."""
 
-    split: Path | None = None  #: JSON file for :func:`iqtflow.split.read_split`; None draws one and stores it
+    split: Path | None = (
+        None  #: JSON file for :func:`iqtflow.training.split.read_split`; None draws one and stores it
+    )
     split_ratio: tuple[int, ...] = (12, 3, 15)  #: training to validation to evaluation subjects, where drawn
     upsampling_factor: int = 4  #: k: slice spacing over the high-field voxel edge; one of :data:`FACTORS`
     slice_axes: tuple[str, ...] = ("z",)  #: voxel axes to simulate thick slices along

@@ -96,8 +96,8 @@ def untrained_model(tmp_path_factory) -> Path:
     """
     import torch
 
-    from iqtflow.models import save_model
-    from iqtflow.networks import build_network
+    from iqtflow.models.model_file import save_model
+    from iqtflow.models.registry import build_network
 
     torch.manual_seed(0)
     settings = {"k": 4, "filters": 2, "shrink": 2, "residual": True}

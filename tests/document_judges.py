@@ -15,9 +15,9 @@ import pytest
 from documents import ROOT, Block, Command, Sandbox, add_subject
 from phantoms import make_brain
 
-from iqtflow import cli
-from iqtflow.errors import UsageError
-from iqtflow.parser import parse
+from iqtflow.cli import main as cli
+from iqtflow.cli.parser import parse
+from iqtflow.utils.errors import UsageError
 
 DOCKER_FLAGS = {"--rm", "-it", "-i", "-t", "--read-only"}
 DOCKER_VALUES = {
@@ -35,7 +35,7 @@ def check(call: list[str], command: Command, sandbox: Sandbox) -> None:
         check_iqtflow(arguments, command, sandbox)
     elif program.startswith("iqtflow-"):
         parser = importlib.import_module(
-            f"iqtflow.commands.{program.removeprefix('iqtflow-')}"
+            f"iqtflow.cli.commands.{program.removeprefix('iqtflow-')}"
         ).build_parser()
         parser.parse_args(arguments)
     elif not any((ROOT / ".ci").rglob(program)):  # its scripts take what they are given

@@ -72,7 +72,7 @@ class UseGpu(Job):
     """Hold a card as the commands do, and note which."""
 
     def _run_interface(self, runtime):
-        from iqtflow.gpus import VISIBLE, device_claimed
+        from iqtflow.utils.gpus import VISIBLE, device_claimed
 
         with device_claimed("cuda") as card:
             assert os.environ[VISIBLE] == card

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import nibabel as nib
 import numpy as np
 
-from iqtflow.geometry import cubic_upsample, thin_affine
+from iqtflow.image.geometry import cubic_upsample, thin_affine
 
 K = 4
 THICK = (44, 52, 12)  # 88 x 104 x 96 mm in voxels of 2 x 2 x 8 mm
@@ -171,7 +171,7 @@ def make_prepared_record(folder: Path, *, n_draws: int = 3) -> dict:
     }
 
 
-#: What `iqtflow.familiarity` writes of a scan that is unlike the training scans, and of one that is like
+#: What `iqtflow.inference.ood` writes of a scan that is unlike the training scans, and of one that is like
 #: them.
 UNFAMILIAR = {
     "Flagged": True,

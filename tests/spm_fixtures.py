@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from spm_phantom import SAMPLING_MM, Phantom, make_phantom
 
-from iqtflow.spm_install import SpmInstallation, SpmNotFoundError, find_spm
-from iqtflow.spm_job import UnifiedSegmentationRun, run_unified_segmentation
-from iqtflow.spm_script import DEFAULT_TISSUES, UnifiedSegmentationSettings
+from iqtflow.segmentation.spm.install import SpmInstallation, SpmNotFoundError, find_spm
+from iqtflow.segmentation.spm.job import UnifiedSegmentationRun, run_unified_segmentation
+from iqtflow.segmentation.spm.script import DEFAULT_TISSUES, UnifiedSegmentationSettings
 
 #: A folder as users have them: with a quote, a double quote, spaces and letters outside ASCII.
 AWKWARD = 'it\'s "raw" dätä'

@@ -13,13 +13,13 @@ import pytest
 from conftest import make_affine, make_head, write_scan
 
 import iqtflow
-from iqtflow import cli
 from iqtflow.bids import write_dataset_description
-from iqtflow.boilerplate import describe_run
-from iqtflow.citation import Paragraph, bibliography, render_citation, write_citation
+from iqtflow.cli import main as cli
+from iqtflow.cli.parser import parse
 from iqtflow.config import PathSettings, RunSettings, Settings, TrainSettings
-from iqtflow.engines import EngineChoice
-from iqtflow.parser import parse
+from iqtflow.reports.citation import Paragraph, bibliography, render_citation, write_citation
+from iqtflow.reports.methods import describe_run
+from iqtflow.segmentation.select import EngineChoice
 
 THICK, THIN = "sub-01/anat/sub-01_acq-axial_T1w.nii.gz", "sub-02/anat/sub-02_T1w.nii.gz"
 
@@ -278,10 +278,9 @@ def test_a_folder_of_somebody_else_is_not_emptied(clinic, tmp_path, capsys):
 
 
 def test_the_seed_and_the_resources_of_the_command_line_reach_the_graph(clinic, tmp_path):
-    from iqtflow.workflows.participant import build_enhance_graph
-    from iqtflow.workflows.plan import choose_scans
-
-    from iqtflow.inputs import find_inputs
+    from iqtflow.workflows.app.collect import find_inputs
+    from iqtflow.workflows.app.participant import build_enhance_graph
+    from iqtflow.workflows.app.plan import choose_scans
 
     arguments = [str(clinic), str(tmp_path / "out"), "participant", "--random-seed", "7", "--nprocs", "2"]
     settings, _ = cli.settle(parse([*arguments, "--device", "cpu", "--participant-label", "01"]))
@@ -319,8 +318,8 @@ def test_no_flag_of_the_command_line_is_missing_from_the_settings_or_the_actions
         "clean_workdir",
     }
     actions |= {"dry_run", "reports_only", "boilerplate_only"}
+    from iqtflow.cli.parser import build_parser
     from iqtflow.config import SECTIONS
-    from iqtflow.parser import build_parser
 
     for action in build_parser()._actions:
         section, _, key = action.dest.partition("__")

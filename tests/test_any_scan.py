@@ -10,9 +10,9 @@ from conftest import make_affine
 from phantoms import make_brain
 from test_enhancement import write_model
 
-from iqtflow.degradations import bias_field, draw_bias
-from iqtflow.enhancement import enhance_image
-from iqtflow.normalisation import intensity_scale
+from iqtflow.image.normalisation import intensity_scale
+from iqtflow.inference.pipeline import enhance_image
+from iqtflow.simulation.artifacts import bias_field, draw_bias
 
 torch.set_num_threads(1)
 
@@ -128,11 +128,10 @@ def test_what_intensities_mean_is_stated(models):
 @pytest.mark.parametrize("contrast", ["T2w", "FLAIR"])
 @pytest.mark.parametrize("given", [False, True])
 def test_a_contrast_that_no_model_knows_is_refused_for_the_whole_data_set(tmp_path, models, contrast, given):
-    from iqtflow.workflows.participant import choose_model_file
-
     from iqtflow.bids import Scan
     from iqtflow.config import EnhanceSettings, PathSettings, Settings
-    from iqtflow.errors import UsageError
+    from iqtflow.utils.errors import UsageError
+    from iqtflow.workflows.app.participant import choose_model_file
 
     paths = PathSettings(bids_dir=tmp_path, output_dir=tmp_path / "out", work_dir=tmp_path / "work")
     choice = EnhanceSettings(contrast=contrast, model=str(models[4]) if given else None)

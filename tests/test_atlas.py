@@ -8,11 +8,11 @@ import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from nilearn import datasets
 
-from iqtflow.atlas import LEAST_OVERLAP, classify_with_priors, lay_atlas
-from iqtflow.commands.segment import main as segment
-from iqtflow.mixture import fit_tissue_mixture
-from iqtflow.segmentation import segment_tissues
-from iqtflow.slice_profile import apply_profile, profile_matrix
+from iqtflow.cli.commands.segment import main as segment
+from iqtflow.segmentation.atlas import LEAST_OVERLAP, classify_with_priors, lay_atlas
+from iqtflow.segmentation.atropos import segment_tissues
+from iqtflow.segmentation.mixture import fit_tissue_mixture
+from iqtflow.simulation.slice_profile import apply_profile, profile_matrix
 
 MEAN = np.array([20.0, 84.0, 105.0])  # CSF, GM, WM
 

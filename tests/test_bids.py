@@ -21,7 +21,7 @@ from iqtflow.bids import (
     write_dataset_description,
     write_sidecar,
 )
-from iqtflow.errors import OutputError, UsageError
+from iqtflow.utils.errors import OutputError, UsageError
 
 T1W = "sub-01/anat/sub-01_T1w.nii.gz"
 
@@ -327,11 +327,10 @@ def test_a_byte_order_mark_is_no_fault(bids_tree):
 )
 @pytest.mark.parametrize("mode", ["train", "calibrate"])
 def test_text_for_a_boolean_never_says_that_the_skull_is_gone(bids_tree, tmp_path, mode, stated, told):
-    from iqtflow.workflows.calibration import build_calibrate_graph
-    from iqtflow.workflows.participant import build_prepare_graph
-
-    from iqtflow import cli
-    from iqtflow.parser import parse
+    from iqtflow.cli import main as cli
+    from iqtflow.cli.parser import parse
+    from iqtflow.workflows.app.participant import build_prepare_graph
+    from iqtflow.workflows.app.snr_prior import build_calibrate_graph
 
     root = bids_tree(T1W, sidecars={"T1w.json": {"SkullStripped": stated}})
     arguments = [str(root), str(tmp_path / "out"), "participant", "--mode", mode, "--segmentation", "ants"]

@@ -10,7 +10,7 @@ import pytest
 from nilearn import datasets
 from scipy import ndimage
 
-from iqtflow.brainmask import find_brain_mask, head_mask
+from iqtflow.segmentation.brainmask import find_brain_mask, head_mask
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:

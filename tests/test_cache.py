@@ -19,9 +19,9 @@ from test_workflows import ENVIRONMENT, dataset, iqtflow, write_thick_scan
 #: Runs the workflow with settings that the command line refuses on a machine without a GPU.
 AS_ON_A_GPU = """
 import dataclasses, sys
-from iqtflow import cli
-from iqtflow.parser import parse
-from iqtflow.workflows.base import run_workflow
+from iqtflow.cli import main as cli
+from iqtflow.cli.parser import parse
+from iqtflow.workflows.app.base import run_workflow
 settings, _ = cli.settle(parse(sys.argv[1:]))
 gpu = dataclasses.replace(settings.run, device="cuda", n_gpu_procs=1)
 raise SystemExit(run_workflow(dataclasses.replace(settings, run=gpu)))
@@ -30,7 +30,7 @@ raise SystemExit(run_workflow(dataclasses.replace(settings, run=gpu)))
 AS_NEW_VERSION = """
 import sys, iqtflow
 iqtflow.__version__ = "99.1"
-from iqtflow import cli
+from iqtflow.cli import main as cli
 raise SystemExit(cli.main(sys.argv[1:]))
 """
 
@@ -147,7 +147,7 @@ def test_a_deleted_derivative_is_put_back_without_the_network(site):
 
 
 def test_another_model_runs_the_network_and_what_shows_its_result(site, untrained_model, tmp_path):
-    from iqtflow.models import stamp_figures
+    from iqtflow.models.model_file import stamp_figures
 
     other = tmp_path / "other.safetensors"
     stamp_figures(untrained_model, other, {"n": 1})

@@ -13,14 +13,20 @@ from conftest import make_affine, make_head, write_scan
 from phantoms import make_brain
 from validate_bids import find_faults
 
-from iqtflow.calibration import ENOUGH_SCANS, SCANS_FOR_SCATTER, fit_prior, measure_snr, scaled_covariance
-from iqtflow.commands.calibrate import main as calibrate
-from iqtflow.degradations import Extras
-from iqtflow.errors import InputError
-from iqtflow.noise import estimate_noise
-from iqtflow.simulation import SliceStack, draw_scan, prepare_subject, realise
-from iqtflow.slice_profile import apply_profile, profile_matrix
-from iqtflow.snr import PUBLISHED, SNRPrior, read_prior
+from iqtflow.cli.commands.calibrate import main as calibrate
+from iqtflow.simulation.artifacts import Extras
+from iqtflow.simulation.noise_estimation import estimate_noise
+from iqtflow.simulation.simulate import SliceStack, draw_scan, prepare_subject, realise
+from iqtflow.simulation.slice_profile import apply_profile, profile_matrix
+from iqtflow.simulation.snr_estimation import (
+    ENOUGH_SCANS,
+    SCANS_FOR_SCATTER,
+    fit_prior,
+    measure_snr,
+    scaled_covariance,
+)
+from iqtflow.simulation.snr_prior import PUBLISHED, SNRPrior, read_prior
+from iqtflow.utils.errors import InputError
 
 REFERENCE = PUBLISHED["ibadan-0.36T"]
 #: Not the published one: another level, another spread, another contrast, a looser correlation (0.85).

@@ -17,11 +17,11 @@ import pytest
 from conftest import make_affine, make_head, write_scan
 
 import iqtflow
-from iqtflow import cli
 from iqtflow.bids import write_dataset_description
+from iqtflow.cli import main as cli
+from iqtflow.cli.parser import build_parser, parse
 from iqtflow.config import Settings, read_settings, write_settings
-from iqtflow.errors import OutputError, UsageError
-from iqtflow.parser import build_parser, parse
+from iqtflow.utils.errors import OutputError, UsageError
 
 T1W = "sub-01/anat/sub-01_T1w.nii.gz"
 
@@ -86,7 +86,7 @@ def test_every_model_that_ships_is_listed(capsys):
     assert ended.value.code == 0
     said = capsys.readouterr().out
     listed = [line.split("\t")[0] for line in said.splitlines() if not line.startswith(" ")]
-    shipped = (Path(iqtflow.__file__).parent / "weights").glob("*.safetensors")
+    shipped = (Path(iqtflow.__file__).parent / "models/weights").glob("*.safetensors")
     assert sorted(listed) == sorted(file.stem for file in shipped)
     for word in ("k = 4", "T1w", "MB", "never trained on: PSNR", "SHA-256", "SNR prior"):
         assert word in said

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from iqtflow.workflows.cluster import add_resources, is_small, read_plugin_file
 from jobs import Job
 from nipype.pipeline.engine import Node
 
-from iqtflow.errors import UsageError
+from iqtflow.utils.errors import UsageError
+from iqtflow.workflows.execution.cluster import add_resources, is_small, read_plugin_file
 
 
 @pytest.fixture

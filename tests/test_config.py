@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iqtflow.cli.parser import parse
 from iqtflow.config import (
     EnhanceSettings,
     PathSettings,
@@ -21,8 +22,7 @@ from iqtflow.config import (
     read_settings,
     write_settings,
 )
-from iqtflow.errors import UsageError
-from iqtflow.parser import parse
+from iqtflow.utils.errors import UsageError
 
 PATHS = PathSettings(bids_dir=Path("/data/in"), output_dir=Path("/data/out"), work_dir=Path("/scratch/w"))
 

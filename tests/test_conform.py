@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from conftest import SHAPE, make_affine, make_head, write_scan
 
-from iqtflow.conform import check_scan
-from iqtflow.errors import InputError
+from iqtflow.image.validate import check_scan
+from iqtflow.utils.errors import InputError
 
 
 def test_a_thick_slice_scan_comes_back_as_it_is(tmp_path):

@@ -12,12 +12,12 @@ from conftest import make_affine
 from phantoms import make_brain
 from scipy import ndimage
 
-from iqtflow.commands.simulate import main as simulate
-from iqtflow.decimation import add_noise, contrast_ratios, decimate, recontrast
-from iqtflow.errors import InputError
-from iqtflow.geometry import thick_affine
-from iqtflow.slice_profile import decimation_matrix
-from iqtflow.snr import PUBLISHED, SNRPrior, read_prior, tissue_mean
+from iqtflow.cli.commands.simulate import main as simulate
+from iqtflow.image.geometry import thick_affine
+from iqtflow.simulation.forward_model import add_noise, contrast_ratios, decimate, recontrast
+from iqtflow.simulation.slice_profile import decimation_matrix
+from iqtflow.simulation.snr_prior import PUBLISHED, SNRPrior, read_prior, tissue_mean
+from iqtflow.utils.errors import InputError
 
 
 def thick_maps(brain, k=4, thickness=3.0):

@@ -11,9 +11,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from iqtflow.commands.demo import GM_OVER_WM, main, make_truth
-from iqtflow.files import write_text
-from iqtflow.snr import tissue_mean
+from iqtflow.cli.commands.demo import GM_OVER_WM, main, make_truth
+from iqtflow.simulation.snr_prior import tissue_mean
+from iqtflow.utils.files import write_text
 
 
 def test_the_truth_is_a_head_with_the_contrast_of_a_high_field_scan(tmp_path):
@@ -40,7 +40,7 @@ def test_the_demonstration_writes_nothing_into_a_folder_that_somebody_uses(tmp_p
 def test_the_demonstration_fails_when_the_scan_was_not_enhanced(tmp_path):
     """Whatever comes after, the exit code tells ``make``."""
     run = subprocess.run(
-        [sys.executable, "-m", "iqtflow.commands.demo", tmp_path, "--model", "no-such-model"],
+        [sys.executable, "-m", "iqtflow.cli.commands.demo", tmp_path, "--model", "no-such-model"],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -54,7 +54,7 @@ def test_the_demonstration_fails_when_the_scan_was_not_enhanced(tmp_path):
 @pytest.mark.slow
 def test_the_demonstration_ends_with_figures_and_a_page(untrained_model, tmp_path):
     run = subprocess.run(
-        [sys.executable, "-m", "iqtflow.commands.demo", tmp_path, "--model", untrained_model],
+        [sys.executable, "-m", "iqtflow.cli.commands.demo", tmp_path, "--model", untrained_model],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

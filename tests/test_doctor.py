@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pretend_spm import make_program, make_spm
 
-from iqtflow.doctor import (
+from iqtflow.cli.doctor import (
     FAULT,
     NOTE,
     OK,
@@ -23,7 +23,7 @@ from iqtflow.doctor import (
     check_temporary,
     run_doctor,
 )
-from iqtflow.spm_install import SpmNotFoundError, find_spm
+from iqtflow.segmentation.spm.install import SpmNotFoundError, find_spm
 
 
 def make_models(folder: Path, *, sha256: str | None = None) -> Path:
@@ -40,7 +40,7 @@ def no_spm(monkeypatch, tmp_path):
     """Leave no SPM to be found by this process."""
     for name in ("SPM_HOME", "SPM_PATH", "SPM_DIR", "SPMSTANDALONE_HOME", "FORCE_SPMMCR"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("iqtflow.spm_install.SPM_FOLDERS", ())
+    monkeypatch.setattr("iqtflow.segmentation.spm.install.SPM_FOLDERS", ())
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_a_real_spm_passes():
 
 
 def test_a_gpu_that_is_asked_for_and_not_there_is_a_fault_that_names_the_containers_option(tmp_path):
-    from iqtflow.resources import resolve_device
+    from iqtflow.utils.resources import resolve_device
 
     if resolve_device("auto").name == "cuda":
         pytest.skip("this machine has a GPU")
@@ -217,7 +217,7 @@ def test_a_temporary_folder_is_looked_at_for_sockets_too(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", os.fspath(long))
     check = check_temporary()
     assert check.state == OK and "sockets go to /" in check.finding
-    monkeypatch.setattr("iqtflow.environment.SHORT_FOLDERS", ())
+    monkeypatch.setattr("iqtflow.utils.environment.SHORT_FOLDERS", ())
     check = check_temporary()
     assert check.state == FAULT and "TMPDIR" in check.next_step
 

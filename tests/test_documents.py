@@ -22,7 +22,7 @@ from document_judges import check, check_example, check_toml, plain
 from documents import KNOWN, SHELLS, Command, Sandbox, list_pages, read_blocks, read_commands
 from pretend_spm import make_program, make_spm
 
-from iqtflow.errors import UsageError
+from iqtflow.utils.errors import UsageError
 
 PAGES = list_pages()
 #: Pages whose commands are run, in their order; for a newcomer each of them has to work.

@@ -18,15 +18,15 @@ from conftest import make_affine
 from nibabel.orientations import axcodes2ornt, ornt_transform
 from phantoms import make_brain
 
-from iqtflow import models
-from iqtflow.commands.enhance import contrast_of, main
-from iqtflow.conform import check_scan
-from iqtflow.enhancement import NothingToGain, enhance_image
-from iqtflow.errors import InputError
-from iqtflow.geometry import cubic_upsample
-from iqtflow.models import save_model
-from iqtflow.networks import build_network
-from iqtflow.normalisation import NAME
+from iqtflow.cli.commands.enhance import contrast_of, main
+from iqtflow.image.geometry import cubic_upsample
+from iqtflow.image.normalisation import NAME
+from iqtflow.image.validate import check_scan
+from iqtflow.inference.pipeline import NothingToGain, enhance_image
+from iqtflow.models import model_file as models
+from iqtflow.models.model_file import save_model
+from iqtflow.models.registry import build_network
+from iqtflow.utils.errors import InputError
 
 torch.set_num_threads(1)
 
@@ -367,7 +367,15 @@ def test_the_command_names_what_is_wrong(scan, tmp_path, model, monkeypatch, cap
 def test_a_gpu_that_is_not_there_is_an_error(scan, tmp_path):
     nib.save(scan, tmp_path / "scan.nii.gz")
     run = subprocess.run(
-        [sys.executable, "-m", "iqtflow.commands.enhance", "scan.nii.gz", "out.nii.gz", "--device", "cuda"],
+        [
+            sys.executable,
+            "-m",
+            "iqtflow.cli.commands.enhance",
+            "scan.nii.gz",
+            "out.nii.gz",
+            "--device",
+            "cuda",
+        ],
         cwd=tmp_path,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,

@@ -16,12 +16,12 @@ import pytest
 from test_workflows import ENVIRONMENT, dataset, write_thick_scan
 from training_phantoms import train_command, write_libraries
 
-from iqtflow import environment
 from iqtflow.bids.validation import _ask_validator
-from iqtflow.environment import LONGEST_FOLDER, command_line, place_sockets, settle_environment
-from iqtflow.errors import EXIT_CANTCREAT, EXIT_USAGE, UsageError
-from iqtflow.resources import _ASK_TORCH
-from iqtflow.streams import PatientStream, cannot_be_kept
+from iqtflow.utils import environment
+from iqtflow.utils.environment import LONGEST_FOLDER, command_line, place_sockets, settle_environment
+from iqtflow.utils.errors import EXIT_CANTCREAT, EXIT_USAGE, UsageError
+from iqtflow.utils.resources import _ASK_TORCH
+from iqtflow.utils.streams import PatientStream, cannot_be_kept
 
 #: Names under which libraries and this package are imported.
 STRAY = ("numpy", "scipy", "nibabel", "torch", "nipype", "json", "random", "socket", "multiprocessing")
@@ -78,7 +78,7 @@ def test_a_home_that_can_be_written_is_used(tmp_path):
 
 def test_matplotlib_s_folder_goes_when_the_program_ends(tmp_path):
     code = (
-        "import os; from iqtflow.environment import settle_environment;"
+        "import os; from iqtflow.utils.environment import settle_environment;"
         "settle_environment(); print(os.environ['MPLCONFIGDIR'])"
     )
     # A file in the place of the home: not even root can write into it.
@@ -147,10 +147,10 @@ def road(untrained_model, tmp_path_factory) -> Road:
     long = root / ("temporary" * 10)
     long.mkdir()
     (root / "home").write_text("a file: not even root can write into it")
-    enhance = [*command_line("iqtflow.cli"), bids, root / "out", "participant", "-w", root / "work"]
+    enhance = [*command_line("iqtflow.cli.main"), bids, root / "out", "participant", "-w", root / "work"]
     enhance += ["--model", untrained_model, "--nprocs", "1"]
     train = [
-        *command_line("iqtflow.commands.train"),
+        *command_line("iqtflow.cli.commands.train"),
         *train_command(libraries[:2], libraries[2:], root, steps=2),
     ]
     script, codes = root / "script.sh", root / "codes"
@@ -218,7 +218,7 @@ def test_the_validator_s_engine_asks_for_no_update(tmp_path):
 def test_children_and_questions_run_no_file_of_the_current_folder(tmp_path):
     here = strange_folder(tmp_path / "here")
     for command in (
-        [*command_line("iqtflow.commands.evaluate"), "no.nii", "no.nii"],
+        [*command_line("iqtflow.cli.commands.evaluate"), "no.nii", "no.nii"],
         [sys.executable, "-c", _ASK_TORCH],
     ):
         done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
@@ -246,9 +246,9 @@ def test_nodes_run_no_file_of_the_current_folder(tmp_path):
     program.write_text(
         "import sys\nsys.path[0] = sys.argv[1]\n"
         "from jobs import chain, graph\nfrom pathlib import Path\n"
-        "from iqtflow.workflows.engine import configure_nipype\n"
-        "from iqtflow.workflows.local import LocalProcesses\n"
-        "from iqtflow.workflows.scheduler import Limits, SchedulerPlugin\n"
+        "from iqtflow.workflows.execution.nipype_config import configure_nipype\n"
+        "from iqtflow.workflows.execution.local import LocalProcesses\n"
+        "from iqtflow.workflows.execution.scheduler import Limits, SchedulerPlugin\n"
         "if __name__ == '__main__':\n"
         "    configure_nipype(crash_dir=sys.argv[2], level='CRITICAL')\n"
         "    plugin = SchedulerPlugin(LocalProcesses(), Limits(1, 1.0))\n"
@@ -289,7 +289,7 @@ def test_every_command_can_be_read_by_a_pipe_that_closes(module):
 
 
 def test_every_stream_may_be_closed():
-    program = shlex.join([*command_line("iqtflow.cli"), "--help"])
+    program = shlex.join([*command_line("iqtflow.cli.main"), "--help"])
     for closed in (">&-", "2>&-", "<&-", ">&- 2>&- <&-"):
         done = subprocess.run(
             ["bash", "-c", f"{program} {closed}"], stderr=subprocess.PIPE, text=True, check=False
@@ -301,7 +301,7 @@ def test_a_closed_stream_is_open_in_child_processes_too():
     """Else a pipe between the processes takes its place, and is closed with it."""
     child = "import os; [os.fstat(n) for n in range(3)]"
     program = (
-        "import subprocess, sys; from iqtflow.streams import patient_streams\n"
+        "import subprocess, sys; from iqtflow.utils.streams import patient_streams\n"
         f"with patient_streams(): sys.exit(subprocess.call([sys.executable, '-c', {child!r}]))"
     )
     closed = shlex.join([sys.executable, "-c", program]) + " <&- >&- 2>&-"
@@ -312,7 +312,7 @@ def test_a_closed_stream_is_open_in_child_processes_too():
 def test_what_is_said_into_a_full_disk_is_told_on_the_other_stream():
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [*command_line("iqtflow.cli"), "--help"],
+            [*command_line("iqtflow.cli.main"), "--help"],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

@@ -9,14 +9,14 @@ from phantoms import make_brain
 from test_inference import make_model
 from training_phantoms import SHAPE, simulate, train_command, write_libraries
 
-from iqtflow.commands.train import main as train
-from iqtflow.geometry import slices_last
-from iqtflow.inference import enhance_volume
-from iqtflow.models import load_model, read_card
-from iqtflow.networks import build_network
-from iqtflow.normalisation import intensity_scale
-from iqtflow.reliability import reliability
-from iqtflow.uncertainty import kind_of_model
+from iqtflow.cli.commands.train import main as train
+from iqtflow.evaluation.uncertainty_calibration import reliability
+from iqtflow.image.geometry import slices_last
+from iqtflow.image.normalisation import intensity_scale
+from iqtflow.inference.predict import enhance_volume
+from iqtflow.inference.uncertainty import kind_of_model
+from iqtflow.models.model_file import load_model, read_card
+from iqtflow.models.registry import build_network
 
 torch.set_num_threads(1)
 

@@ -9,9 +9,9 @@ import pytest
 from conftest import make_affine, write_scan
 from phantoms import make_brain
 
-from iqtflow.commands.evaluate import main as evaluate
-from iqtflow.errors import InputError
-from iqtflow.evaluation import COLUMNS, evaluate_files, summarise, table
+from iqtflow.cli.commands.evaluate import main as evaluate
+from iqtflow.evaluation.scores import COLUMNS, evaluate_files, summarise, table
+from iqtflow.utils.errors import InputError
 
 AFFINE = make_affine((1, 1, 1))
 

@@ -15,7 +15,7 @@ from conftest import make_affine, write_scan
 from phantoms import make_brain
 from spm_phantom import SAMPLING_MM, make_phantom
 
-from iqtflow.spm_install import SpmNotFoundError, find_spm
+from iqtflow.segmentation.spm.install import SpmNotFoundError, find_spm
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
@@ -76,8 +76,9 @@ def test_an_estimate_goes_through_the_first_steps_of_an_anatomical_pipeline(untr
 
 def test_the_graph_around_new_segment_takes_our_interface_without_another_change():
     """Whether or not there is SPM: inputs and outputs that the graph connects are those of nipype's own."""
-    from iqtflow.interfaces.spm import UnifiedSegmentation
     from nipype.interfaces.spm import NewSegment
+
+    from iqtflow.interfaces.spm import UnifiedSegmentation
 
     build = runpy.run_path(str(EXAMPLES / "without_matlab.py"))["init_volumes_wf"]
     theirs, ours = build(NewSegment()), build(UnifiedSegmentation())

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from phantoms import make_brain
 
-from iqtflow import familiarity
-from iqtflow.brainmask import find_brain_mask
-from iqtflow.errors import InputError
-from iqtflow.familiarity import FIGURES, compare, find_reference, make_reference, measure_scan
-from iqtflow.geometry import find_slice_geometry, voxel_sizes
-from iqtflow.models import list_shipped, read_card
+from iqtflow.image.geometry import find_slice_geometry, voxel_sizes
+from iqtflow.inference import ood as familiarity
+from iqtflow.inference.ood import FIGURES, compare, find_reference, make_reference, measure_scan
+from iqtflow.models.model_file import list_shipped, read_card
+from iqtflow.segmentation.brainmask import find_brain_mask
+from iqtflow.utils.errors import InputError
 
 VOXEL_MM = (1.5, 1.5, 6.0)
 
@@ -160,6 +160,6 @@ def test_four_slices_at_low_field_and_another_contrast_are_flagged(real_data, sc
 
 
 def test_the_page_has_words_for_every_figure():
-    from iqtflow.report.familiar import _FIGURES
+    from iqtflow.reports.assemble.familiar import _FIGURES
 
     assert set(_FIGURES) == set(FIGURES)

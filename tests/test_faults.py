@@ -158,7 +158,7 @@ def finished(work: Path) -> dict[Path, int]:
 def test_a_killed_child_fails_its_scan_only(site):
     out, _, arguments = site
     run = Run(*arguments)
-    os.kill(run.wait_for("iqtflow.commands.enhance"), signal.SIGKILL)
+    os.kill(run.wait_for("iqtflow.cli.commands.enhance"), signal.SIGKILL)
     code, said = run.end()
     assert code == 1, said
     tail = "\n".join(said.splitlines()[-5:])
@@ -172,7 +172,7 @@ def test_a_killed_child_fails_its_scan_only(site):
 def test_ctrl_c_ends_everything_and_the_same_command_goes_on(site):
     out, work, arguments = site
     run = Run(*arguments)
-    run.wait_for("iqtflow.commands.enhance")
+    run.wait_for("iqtflow.cli.commands.enhance")
     done = finished(work)
     assert done, "the scan was checked before"
     os.killpg(run.process.pid, signal.SIGINT)
@@ -190,7 +190,7 @@ def test_ctrl_c_ends_everything_and_the_same_command_goes_on(site):
 def test_a_request_to_end_is_heard(site):
     _, _, arguments = site
     run = Run(*arguments)
-    run.wait_for("iqtflow.commands.enhance")
+    run.wait_for("iqtflow.cli.commands.enhance")
     run.process.terminate()
     code, said = run.end(60)
     assert code == 143, said
@@ -201,7 +201,7 @@ def test_children_end_when_the_run_is_killed(site):
     """Nobody is left to make an end of them, and they would fill the machine."""
     _, _, arguments = site
     run = Run(*arguments)
-    run.wait_for("iqtflow.commands.enhance")
+    run.wait_for("iqtflow.cli.commands.enhance")
     run.process.kill()
     run.process.communicate()
     wait_until(lambda: not processes(run.session))
@@ -209,11 +209,11 @@ def test_children_end_when_the_run_is_killed(site):
 
 TAKEN_MEANWHILE = """
 import sys
-from iqtflow.cli import settle
-from iqtflow.parser import parse
+from iqtflow.cli.main import settle
+from iqtflow.cli.parser import parse
 settings, _ = settle(parse(sys.argv[1:]))
 (settings.paths.output_dir / "sub-1.html/x").mkdir(parents=True)
-from iqtflow.workflows.base import run_workflow
+from iqtflow.workflows.app.base import run_workflow
 raise SystemExit(run_workflow(settings))
 """
 
@@ -239,7 +239,7 @@ def test_an_output_folder_that_vanishes_during_a_run_is_told(site):
     run = Run(*arguments)
     first = out / "sub-1/anat/sub-1_desc-iqt_T1w.nii.gz"
     wait_until(lambda: first.exists() or run.process.poll() is not None, 240)
-    run.wait_for("iqtflow.commands.enhance")
+    run.wait_for("iqtflow.cli.commands.enhance")
     out.rename(out.with_name("elsewhere"))
     code, said = run.end()
     assert code == 73, said

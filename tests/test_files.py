@@ -7,22 +7,22 @@ import os
 import stat
 
 import pytest
-from iqtflow.workflows.cluster import read_plugin_file
 
 from iqtflow.bids import check_owner
 from iqtflow.bids.index import read_filters
-from iqtflow.commands.calibrate import read_scan
-from iqtflow.commands.train import _read_card
+from iqtflow.cli.commands.calibrate import read_scan
+from iqtflow.cli.commands.train import _read_card
 from iqtflow.config import read_sections
-from iqtflow.errors import InputError, OutputError, UsageError
-from iqtflow.files import require_name, write_atomically, write_text
-from iqtflow.metadata import read_fields
-from iqtflow.model_checks import read_header
-from iqtflow.pairs import read_pairs
-from iqtflow.patches import read_library
-from iqtflow.simulation_sidecar import recall
-from iqtflow.snr import read_prior
-from iqtflow.split import read_split
+from iqtflow.image.metadata import read_fields
+from iqtflow.models.model_checks import read_header
+from iqtflow.simulation.recipe import recall
+from iqtflow.simulation.snr_prior import read_prior
+from iqtflow.training.library import read_library
+from iqtflow.training.pairs import read_pairs
+from iqtflow.training.split import read_split
+from iqtflow.utils.errors import InputError, OutputError, UsageError
+from iqtflow.utils.files import require_name, write_atomically, write_text
+from iqtflow.workflows.execution.cluster import read_plugin_file
 
 
 def test_what_was_there_before_stays_until_the_new_is_whole(tmp_path):

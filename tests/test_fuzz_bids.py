@@ -23,9 +23,9 @@ from conftest import make_affine, make_head, write_scan
 from hypothesis import HealthCheck, event, given, note, settings
 from hypothesis import strategies as st
 
-from iqtflow import cli
-from iqtflow.inputs import list_inputs
-from iqtflow.parser import parse
+from iqtflow.cli import main as cli
+from iqtflow.cli.parser import parse
+from iqtflow.workflows.app.collect import list_inputs
 
 EXAMPLES = int(os.environ.get("IQTFLOW_FUZZ", "150"))
 #: Labels that collide when somebody thinks of letters only, and ones that are none.
@@ -153,9 +153,9 @@ def run(*arguments: str) -> tuple[int, str]:
 
 def planned(arguments: list[str]) -> tuple[list[Path], list[str], list]:
     """Files that the graph would write, names of its parts, and what the listing found."""
-    from iqtflow.workflows.base import workflow_prefix
-    from iqtflow.workflows.participant import build_enhance_graph
-    from iqtflow.workflows.plan import choose_scans
+    from iqtflow.workflows.app.base import workflow_prefix
+    from iqtflow.workflows.app.participant import build_enhance_graph
+    from iqtflow.workflows.app.plan import choose_scans
 
     with contextlib.redirect_stdout(io.StringIO()):
         chosen, _ = cli.settle(parse([*arguments, "--device", "cpu"]))

@@ -23,14 +23,14 @@ from hypothesis import strategies as st
 from nibabel.quaternions import quat2mat
 from test_enhancement import write_model
 
-from iqtflow.commands.enhance import main
-from iqtflow.conform import check_scan
-from iqtflow.errors import IQTFlowError
-from iqtflow.geometry import cubic_upsample
-from iqtflow.inference import Enhanced
-from iqtflow.models import load_model
-from iqtflow.nifti_file import peek_nifti
-from iqtflow.orientation import fault_of
+from iqtflow.cli.commands.enhance import main
+from iqtflow.image.geometry import cubic_upsample
+from iqtflow.image.nifti_file import peek_nifti
+from iqtflow.image.orientation import fault_of
+from iqtflow.image.validate import check_scan
+from iqtflow.inference.predict import Enhanced
+from iqtflow.models.model_file import load_model
+from iqtflow.utils.errors import IQTFlowError
 
 EXAMPLES = int(os.environ.get("IQTFLOW_FUZZ", "0"))
 many = settings(
@@ -201,8 +201,8 @@ def no_network():
         return Enhanced(np.clip(cubic_upsample(data, networks.k), 0, None), None, SAID, ())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("iqtflow.enhancement.enhance_volume", spline)
-        patch.setattr("iqtflow.enhancement.load_model", lru_cache(load_model))
+        patch.setattr("iqtflow.inference.pipeline.enhance_volume", spline)
+        patch.setattr("iqtflow.inference.pipeline.load_model", lru_cache(load_model))
         yield
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from conftest import make_affine, make_head, write_scan
 
-from iqtflow import cli
 from iqtflow.bids import derivative_name, find_scans, list_scans
 from iqtflow.bids.validation import summarise, validate
-from iqtflow.errors import UsageError
-from iqtflow.parser import parse
+from iqtflow.cli import main as cli
+from iqtflow.cli.parser import parse
+from iqtflow.utils.errors import UsageError
 
 T1W = "sub-01/anat/sub-01_T1w.nii.gz"
 
@@ -195,9 +195,9 @@ def test_the_group_level_goes_on_after_a_file_was_left_out(mixed, tmp_path, caps
 
 
 def test_subjects_that_differ_by_a_plus_sign_have_folders_of_their_own_everywhere(bids_tree, tmp_path):
-    from iqtflow.workflows.calibration import build_calibrate_graph
-    from iqtflow.workflows.participant import build_enhance_graph
-    from iqtflow.workflows.progress import step_of
+    from iqtflow.workflows.app.participant import build_enhance_graph
+    from iqtflow.workflows.app.snr_prior import build_calibrate_graph
+    from iqtflow.workflows.execution.progress import step_of
 
     labels = ["01", "01+a", "01a", "01++"]
     root = bids_tree(*(f"sub-{label}/anat/sub-{label}_T1w.nii.gz" for label in labels))

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from iqtflow.errors import InputError
-from iqtflow.geometry import (
+from iqtflow.image.geometry import (
     SliceGeometry,
     choose_upsampling,
     cubic_upsample,
@@ -24,6 +23,7 @@ from iqtflow.geometry import (
     thin_affine,
     voxel_sizes,
 )
+from iqtflow.utils.errors import InputError
 
 
 def image_of(shape, affine):

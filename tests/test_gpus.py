@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from iqtflow import gpus, resources
-from iqtflow.errors import UsageError
-from iqtflow.gpus import claim_gpu, visible_gpus
+from iqtflow.utils import gpus, resources
+from iqtflow.utils.errors import UsageError
+from iqtflow.utils.gpus import claim_gpu, visible_gpus
 
 HOLD = """
 import sys, time
-from iqtflow.gpus import claim_gpu
+from iqtflow.utils.gpus import claim_gpu
 with claim_gpu(gpus=sys.argv[2:], lock_dir=sys.argv[1]) as card:
     print(card, flush=True)
     time.sleep(60)
@@ -118,7 +118,7 @@ def test_a_command_without_a_usable_gpu_fails_and_computes_nothing(tmp_path, com
                   "--checkpoint-dir", tmp_path / "c"],
     }[command]  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", f"iqtflow.commands.{command}", *map(str, arguments), "--device", "cuda"],
+        [sys.executable, "-m", f"iqtflow.cli.commands.{command}", *map(str, arguments), "--device", "cuda"],
         capture_output=True,
         text=True,
         env={**os.environ, "IQTFLOW_LOCK_DIR": str(tmp_path / "locks")},

@@ -14,12 +14,12 @@ from conftest import make_affine, write_scan
 from phantoms import make_brain
 from training_phantoms import SHAPE, simulate, write_libraries
 
-from iqtflow.errors import InputError
-from iqtflow.geometry import thick_affine
-from iqtflow.models import read_card, stamp_figures
-from iqtflow.pairs import write_pairs
-from iqtflow.patches import read_library
-from iqtflow.uncertainty import kind_of_model
+from iqtflow.image.geometry import thick_affine
+from iqtflow.inference.uncertainty import kind_of_model
+from iqtflow.models.model_file import read_card, stamp_figures
+from iqtflow.training.library import read_library
+from iqtflow.training.pairs import write_pairs
+from iqtflow.utils.errors import InputError
 
 AFFINE = make_affine((1.6, 1.6, 1.6))
 SMALL = ["--filters", "2", "--batch-size", "2", "--steps", "4", "--steps-per-epoch", "2", "--nprocs", "2"]
@@ -171,9 +171,8 @@ def test_a_model_for_another_factor_is_not_judged(prepared, tmp_path):
 
 
 def test_two_visits_of_an_evaluation_subject_have_files_of_their_own(tmp_path):
-    from iqtflow.workflows.group import EvaluationScan, build_train_graph, find_libraries
-
     from iqtflow.config import PathSettings, RunSettings, Settings, TrainSettings
+    from iqtflow.workflows.app.group import EvaluationScan, build_train_graph, find_libraries
 
     paths = PathSettings(bids_dir=tmp_path, output_dir=tmp_path / "out", work_dir=tmp_path / "work")
     settings = Settings(

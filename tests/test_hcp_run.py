@@ -15,7 +15,7 @@ from phantoms import make_brain
 from validate_bids import find_faults
 
 import iqtflow
-from iqtflow.models import read_card
+from iqtflow.models.model_file import read_card
 
 PEOPLE = ("100307", "100408", "101107")
 pytestmark = pytest.mark.slow

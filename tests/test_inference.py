@@ -9,12 +9,12 @@ import pytest
 import torch
 from scipy import ndimage
 
-from iqtflow.geometry import cubic_upsample
-from iqtflow.inference import enhance_volume
-from iqtflow.memory import free_memory_gb, peak_memory_gb
-from iqtflow.models import Model
-from iqtflow.networks import build_network
-from iqtflow.tiling import choose_tile, predict_memory_gb
+from iqtflow.image.geometry import cubic_upsample
+from iqtflow.inference.predict import enhance_volume
+from iqtflow.inference.sliding_window import choose_tile, predict_memory_gb
+from iqtflow.models.model_file import Model
+from iqtflow.models.registry import build_network
+from iqtflow.utils.memory import free_memory_gb, peak_memory_gb
 
 torch.set_num_threads(1)
 

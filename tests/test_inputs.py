@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from conftest import make_affine, make_head, write_scan
 
-from iqtflow import cli
 from iqtflow.bids import derivative_name, find_scans, list_scans
 from iqtflow.bids.index import read_filters, wipe_database
 from iqtflow.bids.validation import Fault, _look, summarise, validate
-from iqtflow.errors import UsageError
-from iqtflow.metadata import read_fields, settle_values
-from iqtflow.parser import parse
+from iqtflow.cli import main as cli
+from iqtflow.cli.parser import parse
+from iqtflow.image.metadata import read_fields, settle_values
+from iqtflow.utils.errors import UsageError
 
 VISITS = (
     "sub-01/ses-pre/anat/sub-01_ses-pre_acq-axial_run-1_T1w.nii.gz",
@@ -112,7 +112,7 @@ def test_the_filter_file_reaches_the_run(bids_tree, tmp_path, monkeypatch):
         ]
     )
     settings, _ = cli.settle(options)
-    from iqtflow.inputs import find_inputs
+    from iqtflow.workflows.app.collect import find_inputs
 
     assert settings.inputs.filter_file == tmp_path / "filters.json"
     assert names(find_inputs(settings)) == ["sub-01_ses-pre_acq-axial_run-2"]
@@ -239,8 +239,8 @@ def test_a_description_that_datalad_has_not_fetched_is_asked_for(tmp_path, unloc
 
 
 def test_subjects_of_hcp_whose_files_have_one_name_stay_apart_in_a_graph(tmp_path):
-    from iqtflow.workflows.calibration import build_calibrate_graph
-    from iqtflow.workflows.participant import build_enhance_graph
+    from iqtflow.workflows.app.participant import build_enhance_graph
+    from iqtflow.workflows.app.snr_prior import build_calibrate_graph
 
     for label in ("100307", "100408"):
         path = tmp_path / f"HCP/{label}/T1w/T1w_acpc_dc_restore_brain.nii.gz"

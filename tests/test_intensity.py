@@ -8,9 +8,9 @@ import pytest
 from conftest import make_affine, make_head, write_scan
 from scipy import ndimage
 
-from iqtflow.conform import check_scan
-from iqtflow.errors import InputError
-from iqtflow.intensity import bridge_slices, empty_slices, settle_intensities
+from iqtflow.image.intensity import bridge_slices, empty_slices, settle_intensities
+from iqtflow.image.validate import check_scan
+from iqtflow.utils.errors import InputError
 
 SHAPE = (60, 56, 20)
 

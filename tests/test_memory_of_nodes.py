@@ -13,13 +13,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import write_scan
-from iqtflow.workflows.memory import count_voxels, enhancing_gb, state_memory
-from iqtflow.workflows.prepare import init_prepare_wf
 from phantoms import make_brain
 
-from iqtflow import footprint
 from iqtflow.bids import find_scans
 from iqtflow.config import EnhanceSettings, PathSettings, RunSettings, Settings
+from iqtflow.inference import footprint
+from iqtflow.workflows.execution.memory import count_voxels, enhancing_gb, state_memory
+from iqtflow.workflows.prepare import init_prepare_wf
 
 
 @pytest.fixture
@@ -103,11 +103,11 @@ def test_a_step_takes_no_more_than_it_states(tmp_path, step):
         " mask_file='mask.nii.gz', subject='1').run();"
     )
     maps = (
-        "from iqtflow.commands.segment import main;"
+        "from iqtflow.cli.commands.segment import main;"
         "assert main(['T1w.nii.gz', '--engine', 'derivatives', '--wm-map', 'WM.nii.gz', '--gm-map',"
         " 'GM.nii.gz', '--csf-map', 'CSF.nii.gz', '--out-prefix', 'x']) == 0;"
     )
-    told = "from iqtflow.memory import peak_memory_gb; print(peak_memory_gb())"
+    told = "from iqtflow.utils.memory import peak_memory_gb; print(peak_memory_gb())"
     done = subprocess.run(
         [sys.executable, "-c", (extract if step == "EXTRACT" else maps) + told],
         cwd=tmp_path,

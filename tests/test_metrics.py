@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from iqtflow.errors import InputError
-from iqtflow.metrics import mssim, mssim_slicewise, psnr, wilcoxon
+from iqtflow.evaluation.metrics import mssim, mssim_slicewise, psnr, wilcoxon
+from iqtflow.utils.errors import InputError
 
 
 @pytest.fixture(scope="module")

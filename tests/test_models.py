@@ -11,10 +11,9 @@ import pytest
 import torch
 from safetensors.numpy import load, save
 
-from iqtflow import models
-from iqtflow.errors import InputError, UsageError
-from iqtflow.memory import peak_memory_gb
-from iqtflow.models import (
+from iqtflow.image.normalisation import NAME
+from iqtflow.models import model_file as models
+from iqtflow.models.model_file import (
     find_model,
     join_models,
     known_subjects,
@@ -25,8 +24,9 @@ from iqtflow.models import (
     save_model,
     stamp_figures,
 )
-from iqtflow.networks import build_network
-from iqtflow.normalisation import NAME
+from iqtflow.models.registry import build_network
+from iqtflow.utils.errors import InputError, UsageError
+from iqtflow.utils.memory import peak_memory_gb
 
 torch.set_num_threads(1)  # threads that wait for each other on a busy machine take minutes for milliseconds
 

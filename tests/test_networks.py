@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from iqtflow.errors import InputError
-from iqtflow.geometry import cubic_upsample
-from iqtflow.networks import build_network, choose_settings, register
+from iqtflow.image.geometry import cubic_upsample
+from iqtflow.models.registry import build_network, choose_settings, register
+from iqtflow.utils.errors import InputError
 
 ALL = [("aniso-unet", k) for k in (2, 3, 4, 6, 8)]
 ALL += [("sru-net", k) for k in (2, 3, 4, 6, 8)] + [("iso-unet", k) for k in (2, 3, 4, 6, 8)]

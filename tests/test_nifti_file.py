@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from conftest import make_affine, make_head, write_scan
 
-from iqtflow.conform import check_scan
-from iqtflow.errors import InputError
-from iqtflow.nifti import read_volume
-from iqtflow.nifti_file import open_nifti, peek_nifti, read_content
-from iqtflow.report.grids import canonical
-from iqtflow.spm_install import tpm_blob_id
+from iqtflow.image.nifti import read_volume
+from iqtflow.image.nifti_file import open_nifti, peek_nifti, read_content
+from iqtflow.image.validate import check_scan
+from iqtflow.reports.draw.grids import canonical
+from iqtflow.segmentation.spm.install import tpm_blob_id
+from iqtflow.utils.errors import InputError
 
 SHAPE, VOXEL_MM = (32, 30, 10), (4.0, 4.0, 9.0)
 DIM, DATATYPE, VOX_OFFSET = 40, 70, 108  # where fields are in a header of NIfTI-1

@@ -10,11 +10,12 @@ import pkgutil
 import re
 from pathlib import Path
 
-import iqtflow.interfaces
-import iqtflow.workflows
 import pytest
 from nipype.interfaces.base import BaseInterface, CommandLine, File, isdefined
 from nipype.pipeline.engine import Workflow
+
+import iqtflow.interfaces
+import iqtflow.workflows
 
 #: Input that names a place outside of the node's folder, as nipype's own DataSink has it: storing is what an
 #: interface with this input is for.

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from conftest import make_affine, make_head
 
-from iqtflow.conform import check_scan
-from iqtflow.errors import InputError
-from iqtflow.geometry import find_slice_geometry, slices_back, slices_last, thin_affine
-from iqtflow.laid_scan import LaidScan
-from iqtflow.nifti import write_volume
-from iqtflow.nifti_file import open_nifti, peek_nifti
+from iqtflow.image.geometry import find_slice_geometry, slices_back, slices_last, thin_affine
+from iqtflow.image.laid_scan import LaidScan
+from iqtflow.image.nifti import write_volume
+from iqtflow.image.nifti_file import open_nifti, peek_nifti
+from iqtflow.image.validate import check_scan
+from iqtflow.utils.errors import InputError
 
 SHAPE, VOXEL_MM = (64, 60, 16), (2.5, 2.5, 10.0)
 #: Where fields are in a header of NIfTI-1.

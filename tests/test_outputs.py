@@ -11,15 +11,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import make_affine, make_head, write_scan
+
+from iqtflow.cli.commands import calibrate, enhance, evaluate, pairs, segment, simulate, train
+from iqtflow.image.nifti import write_image, write_json, write_volume
 from iqtflow.interfaces.enhance import EnhanceVolume
 from iqtflow.interfaces.sink import SinkDerivative
 from iqtflow.interfaces.train import JoinEnsemble
+from iqtflow.utils.errors import InputError, UsageError
+from iqtflow.utils.outputs import IMAGE, check_outputs, is_made_by
 from iqtflow.workflows.train import init_train_wf
-
-from iqtflow.commands import calibrate, enhance, evaluate, pairs, segment, simulate, train
-from iqtflow.errors import InputError, UsageError
-from iqtflow.nifti import write_image, write_json, write_volume
-from iqtflow.outputs import IMAGE, check_outputs, is_made_by
 
 #: For each option that names an output: command, and arguments in which OUT stands for it. The inputs are
 #: files named in.nii.gz, in.json, in.safetensors and in.npy.

@@ -23,7 +23,7 @@ from benchmarks.paper.design import Design, read_design  # noqa: E402
 from benchmarks.paper.results import Results, format_table, has_asterisk, read_results, write_report  # noqa: E402
 from benchmarks.paper.run import Place, settle_split  # noqa: E402
 from iqtflow.config import format_section, read_sections  # noqa: E402
-from iqtflow.errors import UsageError  # noqa: E402
+from iqtflow.utils.errors import UsageError  # noqa: E402
 
 TINY = """
 extends = "lin2019"

@@ -8,14 +8,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from iqtflow.commands.evaluate import main
-from iqtflow.errors import InputError
-from iqtflow.reliability import (
+from iqtflow.cli.commands.evaluate import main
+from iqtflow.evaluation.uncertainty_calibration import (
     in_percent,
     reliability,
     reliability_phrase,
     summarise_reliability,
 )
+from iqtflow.utils.errors import InputError
 
 
 @pytest.fixture
@@ -115,10 +115,10 @@ def test_an_ensemble_of_joined_files_has_an_uncertainty_map_that_grows_with_its_
     """The truth is what a fifth network, made like the other four, says: it is off where they disagree."""
     import torch
 
-    from iqtflow.inference import enhance_volume
-    from iqtflow.models import join_models, load_model, save_model
-    from iqtflow.networks import build_network
-    from iqtflow.normalisation import NAME
+    from iqtflow.image.normalisation import NAME
+    from iqtflow.inference.predict import enhance_volume
+    from iqtflow.models.model_file import join_models, load_model, save_model
+    from iqtflow.models.registry import build_network
 
     settings = {"k": 4, "filters": 2, "residual": True}
     files = []

@@ -13,13 +13,13 @@ from PIL import Image
 from report_phantoms import K, Page, make_record, save
 from scipy import ndimage
 
-from iqtflow.errors import InputError
-from iqtflow.geometry import thin_affine
-from iqtflow.report import write_group_page, write_index_page, write_subject_page
-from iqtflow.report.checks import measure
-from iqtflow.report.details import busiest_place
-from iqtflow.report.page import NOTICE
-from iqtflow.report.views import PLANES, Volumes, cut, load_volumes
+from iqtflow.image.geometry import thin_affine
+from iqtflow.reports import write_group_page, write_index_page, write_subject_page
+from iqtflow.reports.assemble.page import NOTICE
+from iqtflow.reports.draw.checks import measure
+from iqtflow.reports.draw.details import busiest_place
+from iqtflow.reports.draw.views import PLANES, Volumes, cut, load_volumes
+from iqtflow.utils.errors import InputError
 
 #: What a name from outside may hold at worst.
 HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/x.png onerror=alert(1)>&"
@@ -134,7 +134,7 @@ def test_the_same_head_gives_the_same_pictures_however_it_is_stored(record, tmp_
 
 
 def test_pictures_have_the_proportions_of_the_head_in_millimetres(record):
-    from iqtflow.report.sheets import Rung, Subject, draw_sheets
+    from iqtflow.reports.draw.sheets import Rung, Subject, draw_sheets
 
     volumes = load_volumes({**record, "std": None, "truth": None})
     planes, *_ = draw_sheets(Subject(volumes, "x", "radiological", None, None), Rung(1, 400, 80), {})

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from report_phantoms import K, Page, make_record
 
-from iqtflow.errors import InputError
-from iqtflow.files import write_text
-from iqtflow.report import rebuild, write_group_page, write_index_page, write_pages, write_subject_page
-from iqtflow.report.group import rank_examples
+from iqtflow.reports import rebuild, write_group_page, write_index_page, write_pages, write_subject_page
+from iqtflow.reports.assemble.group import rank_examples
+from iqtflow.utils.errors import InputError
+from iqtflow.utils.files import write_text
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +167,8 @@ def test_the_group_page_reads_what_the_evaluation_wrote(group_page, tmp_path):
     """Networks of the ensemble are not taken for the averaged image; both definitions of MSSIM are told
     apart.
     """
-    from iqtflow.evaluation import table
-    from iqtflow.report.training import _read_metrics
+    from iqtflow.evaluation.scores import table
+    from iqtflow.reports.assemble.training import _read_metrics
 
     scores = {
         name: {"psnr": p, "mssim": 0.8, "mssim_slicewise": 0.9}
@@ -232,5 +232,5 @@ def test_the_page_does_not_depend_on_whether_its_volumes_are_stored_yet(tmp_path
 
 
 def test_writing_pages_never_loads_torch():
-    code = "import iqtflow.interfaces.report, iqtflow.report, sys; sys.exit('torch' in sys.modules)"
+    code = "import iqtflow.interfaces.report, iqtflow.reports, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,10 +13,11 @@ from PIL import Image
 from report_phantoms import DRAWN, FAMILIAR, UNFAMILIAR, Page, make_prepared_record, make_record
 
 from iqtflow.bids.sidecars import write_dataset_description
-from iqtflow.errors import InputError
-from iqtflow.report import pictures, rebuild, write_index_page, write_subject_page
-from iqtflow.report.familiar import judge
-from iqtflow.snr import DEFAULT_PRIOR, PUBLISHED
+from iqtflow.reports import rebuild, write_index_page, write_subject_page
+from iqtflow.reports.assemble.familiar import judge
+from iqtflow.reports.draw import pictures
+from iqtflow.simulation.snr_prior import DEFAULT_PRIOR, PUBLISHED
+from iqtflow.utils.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_the_plot_says_how_many_draws_lie_outside(page):
 
 def test_a_draw_lies_over_its_source_on_the_page(record, volumes):
     """A bright spot of the source is in the same place of the picture of a draw, in every plane."""
-    from iqtflow.report.grids import load_array, on_grid
+    from iqtflow.reports.draw.grids import load_array, on_grid
 
     image = nib.load(record["input"])
     data = np.zeros(image.shape, np.float32)
@@ -150,9 +151,9 @@ def test_the_pages_geometry_is_that_of_a_real_sidecar(untrained_model, tmp_path)
     """What the command writes is what the page reads: keys of the sidecar, not of a test."""
     from report_phantoms import make_head, save
 
-    from iqtflow.conform import check_scan
-    from iqtflow.enhancement import enhance_image
-    from iqtflow.report.facts import fact_tables
+    from iqtflow.image.validate import check_scan
+    from iqtflow.inference.pipeline import enhance_image
+    from iqtflow.reports.assemble.facts import fact_tables
 
     data, _, affine = make_head()
     image = check_scan(save(tmp_path / "sub-01_T1w.nii.gz", data, affine))

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from iqtflow import memory
-from iqtflow.environment import command_line
-from iqtflow.errors import UsageError
-from iqtflow.memory import free_memory_gb, most_memory_gb, tells_of_memory, too_little_memory
-from iqtflow.resources import available_cpus, available_memory_gb, resolve_device
+from iqtflow.utils import memory
+from iqtflow.utils.environment import command_line
+from iqtflow.utils.errors import UsageError
+from iqtflow.utils.memory import free_memory_gb, most_memory_gb, tells_of_memory, too_little_memory
+from iqtflow.utils.resources import available_cpus, available_memory_gb, resolve_device
 
 HAS_DRIVER = shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
 
@@ -119,7 +119,7 @@ def test_a_command_under_a_tight_limit_says_what_it_has_and_what_it_needs(module
         "evaluate": ["scan.nii", "scan.nii"],
     }
     done = subprocess.run(
-        [*command_line(f"iqtflow.commands.{module}"), *files[module]],
+        [*command_line(f"iqtflow.cli.commands.{module}"), *files[module]],
         cwd=tmp_path,
         preexec_fn=lambda: limited(0.05),
         capture_output=True,

@@ -11,14 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
-from iqtflow.workflows.engine import configure_nipype
-from iqtflow.workflows.local import LocalProcesses
-from iqtflow.workflows.run import as_failure
-from iqtflow.workflows.scheduler import Limits, SchedulerPlugin, collector_off
 from jobs import Job, UseGpu, chain, graph
 from nipype.pipeline.engine import Node
 
-from iqtflow.errors import EXIT_CANTCREAT, EXIT_CODES, EXIT_SUBJECT_FAILED, exit_code_of_failures
+from iqtflow.utils.errors import EXIT_CANTCREAT, EXIT_CODES, EXIT_SUBJECT_FAILED, exit_code_of_failures
+from iqtflow.workflows.execution.local import LocalProcesses
+from iqtflow.workflows.execution.nipype_config import configure_nipype
+from iqtflow.workflows.execution.run import as_failure
+from iqtflow.workflows.execution.scheduler import Limits, SchedulerPlugin, collector_off
 
 
 @pytest.fixture(autouse=True)

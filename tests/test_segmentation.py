@@ -12,10 +12,10 @@ import pytest
 from nilearn import datasets
 from scipy import ndimage
 
-from iqtflow.commands.segment import main
-from iqtflow.errors import InputError
-from iqtflow.mixture import fit_tissue_mixture
-from iqtflow.segmentation import TissueMaps, check_plausible, segment_tissues
+from iqtflow.cli.commands.segment import main
+from iqtflow.segmentation.atropos import TissueMaps, check_plausible, segment_tissues
+from iqtflow.segmentation.mixture import fit_tissue_mixture
+from iqtflow.utils.errors import InputError
 
 MEAN = {"csf": 30.0, "gm": 75.0, "wm": 110.0}
 FINE = 2  # the phantom is drawn on a grid this much finer, so that voxels at borders hold two tissues

@@ -12,21 +12,21 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import make_affine, write_scan
-from iqtflow.interfaces.segmentation import summarise
-from iqtflow.workflows.segment import init_segment_node
 from phantoms import Brain, make_brain
 from pretend_spm import make_program, make_spm
 from spm_phantom import SAMPLING_MM, Phantom, make_image, make_phantom
 
-from iqtflow import cli
 from iqtflow.bids import find_scans
-from iqtflow.commands.segment import main as segment
+from iqtflow.cli import main as cli
+from iqtflow.cli.commands.segment import main as segment
+from iqtflow.cli.parser import parse
 from iqtflow.config import SegmentationSettings, read_settings, write_settings
-from iqtflow.engines import EngineChoice, check_engine, choose_engine, engine_for
-from iqtflow.errors import InputError, UsageError
-from iqtflow.parser import parse
-from iqtflow.ready_maps import ReadyMaps, find_ready_maps, read_ready_maps
-from iqtflow.spm_install import SpmNotFoundError, find_spm
+from iqtflow.interfaces.segmentation import summarise
+from iqtflow.segmentation.precomputed import ReadyMaps, find_ready_maps, read_ready_maps
+from iqtflow.segmentation.select import EngineChoice, check_engine, choose_engine, engine_for
+from iqtflow.segmentation.spm.install import SpmNotFoundError, find_spm
+from iqtflow.utils.errors import InputError, UsageError
+from iqtflow.workflows.segment import init_segment_node
 
 T1W = "sub-01/anat/sub-01_T1w.nii.gz"
 AFFINE = make_affine((1.6, 1.6, 1.6))
@@ -38,7 +38,7 @@ def no_spm(monkeypatch):
     """Leave no SPM to be found by this process."""
     for name in ("SPM_HOME", "SPM_PATH", "SPM_DIR", "SPMSTANDALONE_HOME", "FORCE_SPMMCR"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("iqtflow.spm_install.SPM_FOLDERS", ())
+    monkeypatch.setattr("iqtflow.segmentation.spm.install.SPM_FOLDERS", ())
 
 
 @pytest.fixture
@@ -382,7 +382,7 @@ def test_a_slab_goes_to_the_embedded_engine_unless_spm_is_insisted_on(tmp_path):
 def test_the_doctor_needs_no_folders_and_its_exit_code_tells_whether_the_run_can_go(
     monkeypatch, capsys, tmp_path, brain
 ):
-    monkeypatch.setattr("iqtflow.doctor.available_memory_gb", lambda: 16.0)
+    monkeypatch.setattr("iqtflow.cli.doctor.available_memory_gb", lambda: 16.0)
     common = ["--doctor", "--mode", "train", "--device", "cpu", "--segmentation"]
     assert cli.main([*common, "ants"]) == 0
     assert "Ready to run." in capsys.readouterr().out

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from iqtflow.workflows.claims import ALL, check_own, claimed, clean_work_dir, make_own
 from test_workflows import ENVIRONMENT, dataset, write_thick_scan
 
-from iqtflow.errors import EXIT_USAGE, OutputError, UsageError
+from iqtflow.utils.errors import EXIT_USAGE, OutputError, UsageError
+from iqtflow.workflows.execution.lock import ALL, check_own, claimed, clean_work_dir, make_own
 
 N_JOBS = 6
 
@@ -53,14 +53,14 @@ def test_the_description_is_whole_and_nothing_unfinished_is_left(shared):
 
 
 def write_one(out: str, label: str) -> None:
-    from iqtflow.report import write_pages
+    from iqtflow.reports import write_pages
 
     write_pages(out, [{"subject": label, "input": f"/in/{label}", "status": "skipped", "message": "why"}])
 
 
 def test_no_subject_is_lost_from_the_index_however_jobs_meet(tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["iqtflow.report"])
+    context.set_forkserver_preload(["iqtflow.reports"])
     labels = [f"{i:02d}" for i in range(24)]
     with context.Pool(8) as pool:
         pool.starmap(write_one, [(os.fspath(tmp_path), label) for label in labels], chunksize=1)
@@ -71,7 +71,7 @@ def test_no_subject_is_lost_from_the_index_however_jobs_meet(tmp_path):
 
 HOLD = """
 import sys, time
-from iqtflow.workflows.claims import claimed
+from iqtflow.workflows.execution.lock import claimed
 with claimed(sys.argv[1], sys.argv[2:]):
     print("held", flush=True)
     time.sleep(100)
@@ -175,7 +175,7 @@ def test_a_work_directory_of_somebody_else_is_refused_but_to_root(used, where):
             folder.chmod(folder.stat().st_mode | 0o011)
     os.chown(used / where, 4321, 4321)
     program = (
-        "import os, sys; from pathlib import Path; from iqtflow.workflows.claims import check_own;"
+        "import os, sys; from pathlib import Path; from iqtflow.workflows.execution.lock import check_own;"
         "os.setgid(1234); os.setuid(1234); check_own(Path(sys.argv[1]))"
     )
     if where == "":

@@ -15,21 +15,21 @@ import pytest
 from conftest import make_affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from iqtflow.interfaces.simulate import SimulateLowField
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from phantoms import make_brain
 from scipy import ndimage
 
-from iqtflow.commands.simulate import build_parser
-from iqtflow.commands.simulate import main as simulate
+from iqtflow.cli.commands.simulate import build_parser
+from iqtflow.cli.commands.simulate import main as simulate
 from iqtflow.config import TrainSettings
-from iqtflow.degradations import Extras, bias_field, blur_in_plane, draw_bias
-from iqtflow.draws import Degradation
-from iqtflow.errors import InputError, UsageError
-from iqtflow.simulation import Draw, SliceStack, draw_scan, plan_slices, prepare_subject, realise
-from iqtflow.slice_profile import apply_profile, profile_matrix
-from iqtflow.snr import PUBLISHED, read_prior
-from iqtflow.training_settings import check_training
+from iqtflow.interfaces.simulate import SimulateLowField
+from iqtflow.simulation.artifacts import Extras, bias_field, blur_in_plane, draw_bias
+from iqtflow.simulation.simulate import Draw, SliceStack, draw_scan, plan_slices, prepare_subject, realise
+from iqtflow.simulation.slice_profile import apply_profile, profile_matrix
+from iqtflow.simulation.snr_prior import PUBLISHED, read_prior
+from iqtflow.training.samplers import Degradation
+from iqtflow.training.training_settings import check_training
+from iqtflow.utils.errors import InputError, UsageError
 
 PRIOR = PUBLISHED["ibadan-0.36T"]
 few = settings(max_examples=8, deadline=None, derandomize=True)
@@ -382,9 +382,9 @@ def test_any_real_spacing_and_a_fixed_snr_from_the_command_line(files, tmp_path)
 LARGE = """
 import hashlib
 import numpy as np
-from iqtflow.degradations import Extras
-from iqtflow.simulation import SliceStack, draw_scan, prepare_subject, realise
-from iqtflow.snr import PUBLISHED
+from iqtflow.simulation.artifacts import Extras
+from iqtflow.simulation.simulate import SliceStack, draw_scan, prepare_subject, realise
+from iqtflow.simulation.snr_prior import PUBLISHED
 maps = np.random.default_rng(0).random((3, 256, 240, 200), dtype=np.float32).transpose(0, 3, 2, 1) / 2
 for axis in range(3):
     stack = SliceStack(axis, 5.6, 4.2)
@@ -402,7 +402,7 @@ def test_the_same_seed_gives_the_same_bits_in_processes_of_one_and_of_two_thread
     for n in ("1", "2"):
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), n)
         environment = {**os.environ, **threads}
-        command = [sys.executable, "-m", "iqtflow.commands.simulate"]
+        command = [sys.executable, "-m", "iqtflow.cli.commands.simulate"]
         subprocess.run(
             [*command, *arguments(files, tmp_path / f"{n}.nii.gz", *EVERYTHING)], check=True, env=environment
         )

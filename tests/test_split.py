@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iqtflow.errors import UsageError
-from iqtflow.split import SPLIT_PARTS, draw_split, keep_split, read_split
+from iqtflow.training.split import SPLIT_PARTS, draw_split, keep_split, read_split
+from iqtflow.utils.errors import UsageError
 
 
 def test_a_split_names_its_subjects_with_or_without_prefix(tmp_path):

@@ -14,23 +14,23 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from iqtflow.interfaces.spm import UnifiedSegmentation
 from pretend_spm import SUCCESS, make_program, make_spm
 from scipy.io import savemat
 
-from iqtflow.errors import InputError, OutputError
-from iqtflow.memory import peak_memory_gb
-from iqtflow.spm import brain_from_tissues, segment_with_spm
-from iqtflow.spm_checks import SpmFigures, find_unstripped_sibling, judge, measure
-from iqtflow.spm_install import find_spm
-from iqtflow.spm_job import (
+from iqtflow.interfaces.spm import UnifiedSegmentation
+from iqtflow.segmentation.spm.checks import SpmFigures, find_unstripped_sibling, judge, measure
+from iqtflow.segmentation.spm.install import find_spm
+from iqtflow.segmentation.spm.job import (
     SpmError,
     expected_outputs,
     run_m_code,
     run_unified_segmentation,
     single_thread_environment,
 )
-from iqtflow.spm_script import DEFAULT_TISSUES, UnifiedSegmentationSettings, job_script
+from iqtflow.segmentation.spm.script import DEFAULT_TISSUES, UnifiedSegmentationSettings, job_script
+from iqtflow.segmentation.spm.segment import brain_from_tissues, segment_with_spm
+from iqtflow.utils.errors import InputError, OutputError
+from iqtflow.utils.memory import peak_memory_gb
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from __future__ import annotations
 import gzip
 
 import pytest
-from iqtflow.interfaces.spm import UnifiedSegmentation
 from pretend_spm import make_program, make_spm
 
-from iqtflow.spm_install import SpmNotFoundError, find_spm, read_spm_version, tpm_blob_id
+from iqtflow.interfaces.spm import UnifiedSegmentation
+from iqtflow.segmentation.spm.install import SpmNotFoundError, find_spm, read_spm_version, tpm_blob_id
 
 DOCUMENTED_OPTIONS = ["--no-init-file", "--no-history", "--no-window-system", "--quiet", "--path"]
 

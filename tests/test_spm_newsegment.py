@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from iqtflow.interfaces.spm import UnifiedSegmentation
 from nipype import Node, Workflow
 from nipype.interfaces.base import isdefined
 from nipype.interfaces.spm import NewSegment
 from nipype.interfaces.utility import IdentityInterface
+
+from iqtflow.interfaces.spm import UnifiedSegmentation
 
 
 @pytest.fixture

@@ -14,17 +14,22 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from iqtflow.interfaces.spm import UnifiedSegmentation
 from nibabel.affines import from_matvec
 from spm_fixtures import SETTINGS, killed
 from spm_phantom import HEAD_SCALE, SAMPLING_MM, make_image
 
-from iqtflow.errors import InputError
-from iqtflow.segmentation import TissueMaps, check_plausible
-from iqtflow.spm import segment_with_spm
-from iqtflow.spm_install import SpmInstallation, tpm_blob_id
-from iqtflow.spm_job import SpmError, UnifiedSegmentationRun, run_m_code, run_unified_segmentation
-from iqtflow.spm_script import DEFAULT_TISSUES, job_script
+from iqtflow.interfaces.spm import UnifiedSegmentation
+from iqtflow.segmentation.atropos import TissueMaps, check_plausible
+from iqtflow.segmentation.spm.install import SpmInstallation, tpm_blob_id
+from iqtflow.segmentation.spm.job import (
+    SpmError,
+    UnifiedSegmentationRun,
+    run_m_code,
+    run_unified_segmentation,
+)
+from iqtflow.segmentation.spm.script import DEFAULT_TISSUES, job_script
+from iqtflow.segmentation.spm.segment import segment_with_spm
+from iqtflow.utils.errors import InputError
 
 pytest_plugins = ["spm_fixtures"]
 pytestmark = [pytest.mark.spm, pytest.mark.slow]

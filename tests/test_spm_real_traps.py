@@ -20,17 +20,17 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pytest
-from iqtflow.interfaces.spm import UnifiedSegmentation
 from pretend_spm import make_spm
 from scipy.io import loadmat
 from spm_fixtures import SETTINGS, killed, octaves_in, wait_for_octave
 from spm_phantom import SAMPLING_MM, make_image
 
-from iqtflow.commands.segment import main as segment
-from iqtflow.errors import InputError, OutputError
-from iqtflow.spm import MEMORY_GB, segment_with_spm
-from iqtflow.spm_install import GENUINE_TPM_BLOB, find_spm, tpm_blob_id
-from iqtflow.spm_job import SpmError, run_m_code, run_unified_segmentation
+from iqtflow.cli.commands.segment import main as segment
+from iqtflow.interfaces.spm import UnifiedSegmentation
+from iqtflow.segmentation.spm.install import GENUINE_TPM_BLOB, find_spm, tpm_blob_id
+from iqtflow.segmentation.spm.job import SpmError, run_m_code, run_unified_segmentation
+from iqtflow.segmentation.spm.segment import MEMORY_GB, segment_with_spm
+from iqtflow.utils.errors import InputError, OutputError
 
 pytest_plugins = ["spm_fixtures"]
 pytestmark = [pytest.mark.spm, pytest.mark.slow]
@@ -131,7 +131,7 @@ def test_octave_killed_under_a_subjects_segmentation_ends_that_command_within_se
     installation, scan, tmp_path
 ):
     """The command that a node of the graph runs: exit code 1, one line that says why, no map."""
-    command = [sys.executable, "-m", "iqtflow.commands.segment", str(scan), "--engine", "spm"]
+    command = [sys.executable, "-m", "iqtflow.cli.commands.segment", str(scan), "--engine", "spm"]
     command += ["--out-prefix", str(tmp_path / "sub-01"), "--sampling-distance", str(SAMPLING_MM)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         os.kill(wait_for_octave(tmp_path), signal.SIGKILL)

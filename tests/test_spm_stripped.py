@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 from phantoms import make_brain
 
-from iqtflow.spm_stripped import looks_stripped, stripped_settings, write_brain_priors, write_with_background
+from iqtflow.segmentation.spm.stripped import (
+    looks_stripped,
+    stripped_settings,
+    write_brain_priors,
+    write_with_background,
+)
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from training_phantoms import TINY, write_libraries
 
-from iqtflow.draws import DrawSampler, simulate_batch
-from iqtflow.errors import InputError
-from iqtflow.geometry import cubic_upsample
-from iqtflow.pairs import PairSampler, read_pairs, write_pairs
-from iqtflow.patches import PATCH, read_library
-from iqtflow.snr import PUBLISHED
-from iqtflow.stored import StoredSampler, cut_pair
-from iqtflow.training import Degradation, TrainingPlan, make_sampler
+from iqtflow.image.geometry import cubic_upsample
+from iqtflow.simulation.snr_prior import PUBLISHED
+from iqtflow.training.library import PATCH, read_library
+from iqtflow.training.pairs import PairSampler, read_pairs, write_pairs
+from iqtflow.training.samplers import DrawSampler, simulate_batch
+from iqtflow.training.stored import StoredSampler, cut_pair
+from iqtflow.training.trainer import Degradation, TrainingPlan, make_sampler
+from iqtflow.utils.errors import InputError
 
 PRIOR = PUBLISHED["ibadan-0.36T"]
 

@@ -10,16 +10,16 @@ import torch
 from phantoms import make_brain
 from training_phantoms import train_command, write_libraries
 
-from iqtflow.commands.train import main as train
-from iqtflow.decimation import contrast_ratios
-from iqtflow.draws import Degradation, DrawSampler, place_patch, resampling_matrix, simulate_batch
-from iqtflow.errors import InputError
-from iqtflow.geometry import cubic_upsample
-from iqtflow.models import load_model
-from iqtflow.networks import build_network
-from iqtflow.networks.subpixel import from_cells, to_cells
-from iqtflow.patches import read_library
-from iqtflow.snr import PUBLISHED
+from iqtflow.cli.commands.train import main as train
+from iqtflow.image.geometry import cubic_upsample
+from iqtflow.models.model_file import load_model
+from iqtflow.models.registry import build_network
+from iqtflow.models.subpixel import from_cells, to_cells
+from iqtflow.simulation.forward_model import contrast_ratios
+from iqtflow.simulation.snr_prior import PUBLISHED
+from iqtflow.training.library import read_library
+from iqtflow.training.samplers import Degradation, DrawSampler, place_patch, resampling_matrix, simulate_batch
+from iqtflow.utils.errors import InputError
 
 WIDE = {"zoom": (0.9, 1.5), "spacing_jitter": 0.15, "contrast_jitter": 0.1, "stripes": 0.05}
 RECIPE = ["--network", "subpixel-unet"]

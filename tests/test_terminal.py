@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from iqtflow.workflows.progress import followed, step_of
 from nipype.interfaces.utility import Function, IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
 from iqtflow.config import SECTIONS, Settings
-from iqtflow.outcome import Outcome, outcome_table
-from iqtflow.terminal import Ledger, PlainLines, Step, about, duration, text_table
+from iqtflow.reports.run_summary import Outcome, outcome_table
+from iqtflow.reports.terminal import Ledger, PlainLines, Step, about, duration, text_table
+from iqtflow.workflows.execution.progress import followed, step_of
 
 
 class Clock:
@@ -179,8 +179,8 @@ def test_on_a_terminal_lines_are_redrawn_in_place_and_outcomes_stay(tmp_path):
     code = """
 import time
 from pathlib import Path
-from iqtflow.outcome import Outcome, outcome_table
-from iqtflow.terminal import Ledger, LiveLines, Step, choose_view
+from iqtflow.reports.run_summary import Outcome, outcome_table
+from iqtflow.reports.terminal import Ledger, LiveLines, Step, choose_view
 ledger = Ledger([Step("sub-01", "segment", "tissue maps", "segment", 100.0)])
 view = choose_view(ledger)
 assert isinstance(view, LiveLines)

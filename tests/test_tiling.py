@@ -8,12 +8,12 @@ import torch
 from phantoms import make_brain
 from test_inference import make_model
 
-from iqtflow.errors import InputError
-from iqtflow.inference import enhance_volume, fast_precision
-from iqtflow.metrics import psnr
-from iqtflow.models import load_model
-from iqtflow.normalisation import intensity_scale
-from iqtflow.tiling import choose_plan
+from iqtflow.evaluation.metrics import psnr
+from iqtflow.image.normalisation import intensity_scale
+from iqtflow.inference.predict import enhance_volume, fast_precision
+from iqtflow.inference.sliding_window import choose_plan
+from iqtflow.models.model_file import load_model
+from iqtflow.utils.errors import InputError
 
 torch.set_num_threads(1)
 SHAPE = (272, 320, 68)  # a padded scan of 260 x 311 x 65 voxels

@@ -11,15 +11,15 @@ import torch
 from phantoms import make_brain
 from training_phantoms import SHAPE, TINY, train_command, write_libraries
 
-from iqtflow.commands.train import main as train
-from iqtflow.draws import Degradation, DrawSampler, simulate_batch
-from iqtflow.errors import InputError
-from iqtflow.geometry import cubic_upsample
-from iqtflow.models import load_model
-from iqtflow.normalisation import intensity_scale
-from iqtflow.patches import PATCH, GridSettings, foreground_corners, read_library, write_library
-from iqtflow.snr import PUBLISHED
-from iqtflow.training import TrainingPlan, train_member
+from iqtflow.cli.commands.train import main as train
+from iqtflow.image.geometry import cubic_upsample
+from iqtflow.image.normalisation import intensity_scale
+from iqtflow.models.model_file import load_model
+from iqtflow.simulation.snr_prior import PUBLISHED
+from iqtflow.training.library import PATCH, GridSettings, foreground_corners, read_library, write_library
+from iqtflow.training.samplers import Degradation, DrawSampler, simulate_batch
+from iqtflow.training.trainer import TrainingPlan, train_member
+from iqtflow.utils.errors import InputError
 
 
 @pytest.fixture(scope="module")

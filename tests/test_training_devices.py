@@ -10,7 +10,7 @@ import sys
 import pytest
 from training_phantoms import train_command, write_libraries
 
-from iqtflow.errors import EXIT_USAGE
+from iqtflow.utils.errors import EXIT_USAGE
 
 #: A network without batch normalisation: what several processes make of a batch is exactly what one makes.
 PLAIN = """
@@ -40,7 +40,7 @@ def curves(libraries, folder, *options, path=None):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if path is not None:
         environment["PYTHONPATH"] = os.fspath(path)
-    command = [sys.executable, "-m", "iqtflow.commands.train", *arguments]
+    command = [sys.executable, "-m", "iqtflow.cli.commands.train", *arguments]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count("epoch 4:") == 1  # said once, not by each process
@@ -70,7 +70,7 @@ def test_batch_normalisation_by_device_bends_the_curve_but_little(libraries, tmp
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(libraries, tmp_path, capsys):
-    from iqtflow.commands.train import main
+    from iqtflow.cli.commands.train import main
 
     arguments = train_command(libraries[:2], libraries[2:], tmp_path, "--batch-size", "5", "--devices", "2")
     assert main(arguments) == EXIT_USAGE
@@ -79,7 +79,7 @@ def test_a_batch_that_devices_cannot_share_is_refused(libraries, tmp_path, capsy
 
 def test_a_single_process_within_a_job_of_several_tasks_stays_alone(libraries, tmp_path, monkeypatch):
     """As when a job's script has asked for eight tasks, and starts the command once."""
-    from iqtflow.commands.train import main
+    from iqtflow.cli.commands.train import main
 
     job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "8"}
     for name, value in {**job, "SLURM_NODELIST": "node[1-2]", "SLURM_PROCID": "3"}.items():

@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import load_file
 from training_phantoms import TINY, train_command, write_libraries
 
-from iqtflow.commands.train import main as train
-from iqtflow.errors import EXIT_CANTCREAT, InputError, IQTFlowError
-from iqtflow.patches import read_library
-from iqtflow.training import TrainingPlan, train_member
+from iqtflow.cli.commands.train import main as train
+from iqtflow.training.library import read_library
+from iqtflow.training.trainer import TrainingPlan, train_member
+from iqtflow.utils.errors import EXIT_CANTCREAT, InputError, IQTFlowError
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -41,7 +41,7 @@ def undisturbed(libraries, tmp_path_factory):
 
 
 def start(arguments, **options):
-    command = [sys.executable, "-m", "iqtflow.commands.train", *arguments]
+    command = [sys.executable, "-m", "iqtflow.cli.commands.train", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=ENVIRONMENT, **pipes, **options)
 
@@ -291,7 +291,7 @@ def test_steps_that_are_not_finite_are_left_out_and_in_the_end_stop_training(
     """Weights and running statistics stay as they were before the first bad batch, and the best ones are on
     the disk.
     """
-    import iqtflow.training as module
+    import iqtflow.training.trainer as module
 
     plan = TrainingPlan(
         network_settings=TINY, batch_size=2, steps=40, steps_per_epoch=4, patience=0, validation_batches=1
@@ -318,7 +318,7 @@ def test_steps_that_are_not_finite_are_left_out_and_in_the_end_stop_training(
 
 def test_a_gradient_that_is_not_finite_is_caught_though_the_loss_is(libraries, tmp_path, monkeypatch):
     """The square root of a mean of squares has an infinite slope at 0, where the loss is 0."""
-    import iqtflow.training_loop as loop
+    import iqtflow.training.module as loop
 
     plan = TrainingPlan(
         network_settings=TINY, batch_size=1, steps=30, steps_per_epoch=2, patience=0, validation_batches=1

@@ -20,13 +20,11 @@ from training_phantoms import SHAPE, simulate
 
 from iqtflow.bids import Scan
 from iqtflow.config import EnhanceSettings, PathSettings, Settings
-from iqtflow.evaluation import summarise, table
-from iqtflow.geometry import thick_affine
-from iqtflow.models import find_model, read_card, save_model, stamp_figures
-from iqtflow.normalisation import NAME
-from iqtflow.reliability import in_percent, reliability, summarise_reliability
-from iqtflow.report import write_group_page, write_subject_page
-from iqtflow.uncertainty import (
+from iqtflow.evaluation.scores import summarise, table
+from iqtflow.evaluation.uncertainty_calibration import in_percent, reliability, summarise_reliability
+from iqtflow.image.geometry import thick_affine
+from iqtflow.image.normalisation import NAME
+from iqtflow.inference.uncertainty import (
     KINDS,
     NOT_COVERED,
     as_sidecar,
@@ -35,6 +33,8 @@ from iqtflow.uncertainty import (
     kind_of_scan,
     measured,
 )
+from iqtflow.models.model_file import find_model, read_card, save_model, stamp_figures
+from iqtflow.reports import write_group_page, write_subject_page
 
 RENDER = Path(__file__).parents[1] / "docs/model-cards/render.py"
 AFFINE = make_affine((1.6, 1.6, 1.6))
@@ -155,8 +155,8 @@ def scan(tmp_path) -> Scan:
 
 @pytest.mark.parametrize(("kind", "words"), [("predicted", "to be expected"), (None, None)])
 def test_a_dry_run_and_a_sidecar_know_the_map_of_a_single_network(tmp_path, scan, kind, words):
-    from iqtflow.workflows import participant
-    from iqtflow.workflows.plan import outputs_of
+    from iqtflow.workflows.app import participant
+    from iqtflow.workflows.app.plan import outputs_of
 
     fields = {"k": 4, "contrast": "T1w", "geometry": "slab-centred", "context": "whole"}
     fields |= {**card(uncertainty=kind == "predicted"), "normalisation": {"name": NAME}}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from phantoms import make_brain
 
-from iqtflow.white_matter import LARGEST_FACTOR, correct_white_matter, white_matter_ratio
+from iqtflow.inference.white_matter import LARGEST_FACTOR, correct_white_matter, white_matter_ratio
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import pytest
 from conftest import make_affine, write_scan
 from phantoms import make_brain
 
-from iqtflow.geometry import cubic_upsample, slices_last, thin_affine
+from iqtflow.image.geometry import cubic_upsample, slices_last, thin_affine
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -231,7 +231,7 @@ def test_from_high_field_scans_to_a_model_that_enhances(tmp_path):
         assert summary[figure]["mean_of_members"]["mean"] == pytest.approx(np.mean(alone))
     assert f"PSNR {summary['psnr']['iqt']['mean']:.2f} dB" in run.stdout
 
-    from iqtflow.models import read_card
+    from iqtflow.models.model_file import read_card
 
     card = read_card(out / "models/tiny.safetensors")
     assert card["n_members"] == 2

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from phantoms import make_brain
 
-from iqtflow.degradations import Extras
-from iqtflow.patches import StoredDraw, write_library
-from iqtflow.simulation import draw_scan, plan_slices, prepare_subject, realise
-from iqtflow.snr import PUBLISHED
+from iqtflow.simulation.artifacts import Extras
+from iqtflow.simulation.simulate import draw_scan, plan_slices, prepare_subject, realise
+from iqtflow.simulation.snr_prior import PUBLISHED
+from iqtflow.training.library import StoredDraw, write_library
 
 SHAPE = (64, 72, 66)  # the last two slices are beyond the last thick one
 TINY = {"k": 4, "filters": 2, "shrink": 2, "residual": True}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nipype.pipeline.engine import Workflow
 
-from iqtflow.engines import EngineChoice
+from iqtflow.segmentation.select import EngineChoice
 
 
 def init_calibrate_wf(
@@ -29,7 +29,7 @@ def init_calibrate_wf(
         Name of the workflow.
     engine
         What makes the tissue maps: "ants", "spm", "auto" (SPM where it is found), or the choice made for this
-        very scan by `iqtflow.engines.engine_for`.
+        very scan by `iqtflow.segmentation.select.engine_for`.
     sampling_mm
         Distance of the voxels that SPM estimates from, in mm.
     derivatives_dir
@@ -57,11 +57,12 @@ def init_calibrate_wf(
     wm, gm, csf, mask, segmentation
         Tissue probability maps, brain mask, JSON with engine and volumes.
     """
+    from nipype.interfaces.utility import IdentityInterface
+    from nipype.pipeline.engine import Node
+
     from iqtflow.interfaces.calibrate import MeasureSNR
     from iqtflow.interfaces.conform import ConformScan
     from iqtflow.workflows.segment import init_segment_node
-    from nipype.interfaces.utility import IdentityInterface
-    from nipype.pipeline.engine import Node
 
     fields = ["in_file", "sidecar", "skull_stripped", "label", "source"]
     inputnode = Node(IdentityInterface(fields), name="inputnode")
@@ -131,9 +132,10 @@ def init_fit_prior_wf(*, name: str = "fit_prior", prior_name: str = "site") -> W
     figure
         The scans over the published prior and the fitted one.
     """
-    from iqtflow.interfaces.calibrate import FitPrior
     from nipype.interfaces.utility import IdentityInterface
     from nipype.pipeline.engine import Node
+
+    from iqtflow.interfaces.calibrate import FitPrior
 
     inputnode = Node(IdentityInterface(["measurements"]), name="inputnode")
     outputnode = Node(IdentityInterface(["prior", "figure"]), name="outputnode")

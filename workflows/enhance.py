@@ -62,10 +62,11 @@ def init_enhance_wf(
     details
         JSON: geometry, model, device, seconds.
     """
-    from iqtflow.interfaces.conform import ConformScan
-    from iqtflow.interfaces.enhance import EnhanceVolume
     from nipype.interfaces.utility import IdentityInterface
     from nipype.pipeline.engine import Node
+
+    from iqtflow.interfaces.conform import ConformScan
+    from iqtflow.interfaces.enhance import EnhanceVolume
 
     inputnode = Node(IdentityInterface(["in_file", "sidecar"]), name="inputnode")
     outputnode = Node(IdentityInterface(["enhanced", "std", "spline", "mask", "details"]), name="outputnode")

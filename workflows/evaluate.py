@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from iqtflow.workflows.enhance import ENHANCE_MEM_GB
 from nipype.pipeline.engine import Workflow
+
+from iqtflow.workflows.enhance import ENHANCE_MEM_GB
 
 
 def init_evaluate_wf(
@@ -55,10 +56,11 @@ def init_evaluate_wf(
     enhanced, std, spline
         The volumes, on one grid; std is undefined for a single network that does not predict its error.
     """
-    from iqtflow.interfaces.enhance import EnhanceVolume
-    from iqtflow.interfaces.evaluate import EvaluateVolume
     from nipype.interfaces.utility import IdentityInterface, Merge
     from nipype.pipeline.engine import Node
+
+    from iqtflow.interfaces.enhance import EnhanceVolume
+    from iqtflow.interfaces.evaluate import EvaluateVolume
 
     fields = ["model", "in_file", "sidecar_file", "skull_stripped", "truth", "mask", "subject"]
     single = [f"member{i}" for i in range(1, members + 1)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from nipype.pipeline.engine import Workflow
 
-from iqtflow.engines import EngineChoice
+from iqtflow.segmentation.select import EngineChoice
 
 SIMULATE_MEM_GB = 1.5
 
@@ -67,7 +67,7 @@ def init_prepare_wf(
         Threads of the segmentation.
     engine
         What makes the tissue maps: "ants", "spm", "auto" (SPM where it is found), or the choice made for this
-        very scan by `iqtflow.engines.engine_for`.
+        very scan by `iqtflow.segmentation.select.engine_for`.
     sampling_mm
         Distance of the voxels that SPM estimates from, in mm.
     derivatives_dir
@@ -95,12 +95,13 @@ def init_prepare_wf(
     draw01, draw01_metadata, ...
         Simulated low-field scans and what was drawn for them.
     """
+    from nipype.interfaces.utility import IdentityInterface, Merge
+    from nipype.pipeline.engine import Node
+
     from iqtflow.interfaces.conform import ConformScan
     from iqtflow.interfaces.patches import ExtractPatches, WritePairs
     from iqtflow.interfaces.simulate import SimulateLowField
     from iqtflow.workflows.segment import init_segment_node
-    from nipype.interfaces.utility import IdentityInterface, Merge
-    from nipype.pipeline.engine import Node
 
     draws = [f"draw{i:02d}" for i in range(1, n_draws + 1)]
     first = 1000 * seed + 1 if first_draw_seed is None else first_draw_seed

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nipype.pipeline.engine import Node, Workflow
 
-from iqtflow.engines import EngineChoice, choose_engine
+from iqtflow.segmentation.select import EngineChoice, choose_engine
 
 ANTS_MEM_GB = 3.0
 SPM_MEM_GB = 2.0  # 0.7 mm voxels; a head of 1 mm takes 0.7 GB
@@ -114,7 +114,7 @@ def init_segment_node(
     Parameters
     ----------
     choice
-        From `iqtflow.engines.engine_for`, or an engine by name; None takes the embedded engine.
+        From `iqtflow.segmentation.select.engine_for`, or an engine by name; None takes the embedded engine.
     name
         Name of the node.
     sampling_mm

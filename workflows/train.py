@@ -8,7 +8,7 @@ from typing import Any
 
 from nipype.pipeline.engine import Workflow
 
-from iqtflow.files import require_name
+from iqtflow.utils.files import require_name
 
 TRAIN_MEM_GB = 6.0
 
@@ -78,9 +78,10 @@ def init_train_wf(
     curves1, curves2, ...
         Training curves (.csv).
     """
-    from iqtflow.interfaces.train import JoinEnsemble, TrainModel
     from nipype.interfaces.utility import IdentityInterface, Merge
     from nipype.pipeline.engine import Node
+
+    from iqtflow.interfaces.train import JoinEnsemble, TrainModel
 
     require_name(model_name, "model_name")
     members = range(1, ensemble + 1)

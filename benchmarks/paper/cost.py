@@ -14,12 +14,12 @@ import numpy as np
 from benchmarks.paper.design import Cell, Design
 from benchmarks.paper.run import ROOT, Place, done, settings_of
 from iqtflow.bids import find_scans
-from iqtflow.errors import IQTFlowError
-from iqtflow.files import write_text
-from iqtflow.nifti_file import open_nifti
+from iqtflow.image.nifti_file import open_nifti
+from iqtflow.utils.errors import IQTFlowError
+from iqtflow.utils.files import write_text
 
-#: Seconds on two processors for a head of usual size, as in `iqtflow.workflows.progress`: tissue maps, one
-#: simulated scan, one patch library, one comparison with the truth.
+#: Seconds on two processors for a head of usual size, as in `iqtflow.workflows.execution.progress`: tissue
+#: maps, one simulated scan, one patch library, one comparison with the truth.
 MAPS_S, DRAW_S, LIBRARY_S, COMPARISON_S = 120.0, 8.0, 8.0, 10.0
 #: Share of a skull-stripped volume's tiles that hold brain, and high-resolution voxels computed for one that
 #: is kept (tiles overlap by a quarter).

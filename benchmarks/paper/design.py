@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from iqtflow.config import tomllib
-from iqtflow.errors import UsageError
+from iqtflow.utils.errors import UsageError
 
 PRESETS = Path(__file__).parent
 

@@ -14,9 +14,9 @@ from benchmarks.paper.design import Cell, Design
 from benchmarks.paper.results import MEASURES, Results, read_results
 from benchmarks.paper.run import Place
 from iqtflow.bids import derivative_name, find_scans
-from iqtflow.files import write_atomically
-from iqtflow.nifti_file import open_nifti
-from iqtflow.split import read_split
+from iqtflow.image.nifti_file import open_nifti
+from iqtflow.training.split import read_split
+from iqtflow.utils.files import write_atomically
 
 ZOOM = 0.28  #: edge of the enlarged square, over that of the brain
 #: Colours that stay apart for colour-blind readers and in grey print (Okabe & Ito, doi:10.1038/nmeth.1618).

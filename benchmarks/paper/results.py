@@ -12,8 +12,8 @@ import numpy as np
 from benchmarks.paper.claims import judge
 from benchmarks.paper.design import Cell, Design
 from benchmarks.paper.run import Place
-from iqtflow.files import write_text
-from iqtflow.metrics import wilcoxon
+from iqtflow.evaluation.metrics import wilcoxon
+from iqtflow.utils.files import write_text
 
 MEASURES = {"psnr": "PSNR (dB)", "mssim": "MSSIM, 3-D", "mssim_slicewise": "MSSIM, slice-wise"}
 DIGITS = {"psnr": 2, "mssim": 3, "mssim_slicewise": 3}

@@ -27,12 +27,12 @@ import iqtflow
 from benchmarks.paper.design import Cell, Design, Preparation
 from iqtflow.bids import find_scans
 from iqtflow.config import format_section
-from iqtflow.errors import UsageError
-from iqtflow.files import write_text
-from iqtflow.geometry import find_slice_geometry
-from iqtflow.nifti_file import open_nifti
-from iqtflow.split import read_split
-from iqtflow.trust import ALLOWED
+from iqtflow.image.geometry import find_slice_geometry
+from iqtflow.image.nifti_file import open_nifti
+from iqtflow.models.trust import ALLOWED
+from iqtflow.training.split import read_split
+from iqtflow.utils.errors import UsageError
+from iqtflow.utils.files import write_text
 
 ROOT = Path(__file__).parents[2]
 #: Settings of ``[train]`` that decide what the participant level makes.
@@ -213,7 +213,7 @@ def _run(
 ) -> bool:
     settings = write_text(place.state(name).with_suffix(".toml"), format_section("train", train))
     arguments = [
-        *(sys.executable, "-c", "import sys; from iqtflow.cli import main; sys.exit(main())"),
+        *(sys.executable, "-c", "import sys; from iqtflow.cli.main import main; sys.exit(main())"),
         *(place.bids_dir, output, level, "--mode", "train"),
         *("--config-file", settings, "-w", place.output_dir / "work" / work),
         *options,

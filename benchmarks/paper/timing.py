@@ -33,8 +33,8 @@ def main(train: dict, device: str, threads: int) -> dict[str, float]:
     """
     import torch
 
-    from iqtflow.networks import build_network, choose_settings
-    from iqtflow.trust import allow_network
+    from iqtflow.models.registry import build_network, choose_settings
+    from iqtflow.models.trust import allow_network
 
     torch.set_num_threads(threads)
     name, k = train.get("network", "aniso-unet"), train["upsampling_factor"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from iqtflow.networks import build_network
+from iqtflow.models.registry import build_network
 
 
 def instance_normalised(**settings: object) -> nn.Module:

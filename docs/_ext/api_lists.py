@@ -14,7 +14,7 @@ FLOORS = (
     (
         "iqtflow",
         "The science",
-        "On arrays and tensors; nothing here knows of nipype. :mod:`iqtflow.bids` and :mod:`iqtflow.report`"
+        "On arrays and tensors; nothing here knows of nipype. :mod:`iqtflow.bids` and :mod:`iqtflow.reports`"
         " are the rooms that know of data sets and pages.",
     ),
     (
@@ -32,11 +32,11 @@ FLOORS = (
 )
 #: Of the application, not for import; the page of commands tells how to use them.
 NOT_FOR_IMPORT = (
-    "iqtflow.cli",
-    "iqtflow.commands",
-    "iqtflow.parser",
-    "iqtflow.argument_types",
-    "iqtflow.weights",
+    "iqtflow.cli.main",
+    "iqtflow.cli.commands",
+    "iqtflow.cli.parser",
+    "iqtflow.cli.types",
+    "iqtflow.models.weights",
 )
 
 

@@ -23,7 +23,11 @@ class CommandHelp(Directive):
     def run(self) -> list[nodes.Node]:
         """Run the command's module in a process of its own; a command that fails stops the build."""
         name, *arguments = self.arguments
-        module = "iqtflow.cli" if name == "iqtflow" else f"iqtflow.commands.{name.removeprefix('iqtflow-')}"
+        module = (
+            "iqtflow.cli.main"
+            if name == "iqtflow"
+            else f"iqtflow.cli.commands.{name.removeprefix('iqtflow-')}"
+        )
         done = subprocess.run(
             [sys.executable, "-m", module, *arguments, "--help"],
             capture_output=True,

@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import sys
 
-from iqtflow.interfaces.simulate import SimulateLowField
 from nipype.interfaces.utility import Function, IdentityInterface
 from nipype.pipeline.engine import MapNode, Node, Workflow
+
+from iqtflow.interfaces.simulate import SimulateLowField
 
 
 def stretch_contrast(in_file: str, seed: int) -> str:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import sys
 
-from iqtflow.workflows.enhance import init_enhance_wf
 from nipype.interfaces.utility import Function, IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
+
+from iqtflow.workflows.enhance import init_enhance_wf
 
 
 def reorient(in_file: str) -> str:

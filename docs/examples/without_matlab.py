@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import sys
 
-from iqtflow.interfaces.spm import UnifiedSegmentation
 from nipype.interfaces.utility import Function, IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
+
+from iqtflow.interfaces.spm import UnifiedSegmentation
 
 
 def measure(native_class_images: list[list[str]]) -> list[float]:

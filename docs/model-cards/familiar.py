@@ -3,9 +3,9 @@ compares with.
 
 Simulates scans of the training and validation subjects with the degradation in the model's card, and of the
 evaluation subjects with the paper's setting (thickness 3/4 of the spacing, published SNR), measures all
-(`iqtflow.familiarity.measure_scan`), and writes ranges and threshold under the model's name. The model also
+(`iqtflow.inference.ood.measure_scan`), and writes ranges and threshold under the model's name. The model also
 enhances the middle of one scan of each evaluation subject, for the range in which the white matter of its
-estimates usually lies (`iqtflow.white_matter`).
+estimates usually lies (`iqtflow.inference.white_matter`).
 
 Usage: ``python docs/model-cards/familiar.py MODEL BIDS DERIVATIVES [--output FILE]``, where DERIVATIVES is
 what ``iqtflow BIDS DERIVATIVES participant --mode train`` wrote for all subjects.
@@ -22,15 +22,15 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from iqtflow.degradations import Extras
-from iqtflow.familiarity import SHIPPED, make_reference, measure_scan
-from iqtflow.geometry import voxel_sizes
-from iqtflow.inference import enhance_volume
-from iqtflow.models import Model, load_model, read_card
-from iqtflow.normalisation import intensity_scale
-from iqtflow.simulation import SliceStack, draw_scan, prepare_subject, realise
-from iqtflow.snr import PUBLISHED
-from iqtflow.white_matter import white_matter_ratio
+from iqtflow.image.geometry import voxel_sizes
+from iqtflow.image.normalisation import intensity_scale
+from iqtflow.inference.ood import SHIPPED, make_reference, measure_scan
+from iqtflow.inference.predict import enhance_volume
+from iqtflow.inference.white_matter import white_matter_ratio
+from iqtflow.models.model_file import Model, load_model, read_card
+from iqtflow.simulation.artifacts import Extras
+from iqtflow.simulation.simulate import SliceStack, draw_scan, prepare_subject, realise
+from iqtflow.simulation.snr_prior import PUBLISHED
 
 DRAWS = 1  #: scans for each subject and slice axis
 MIDDLE = 96  #: edge of the part that is enhanced, in thin voxels

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from iqtflow.models import read_card
-from iqtflow.uncertainty import kind_of_model
+from iqtflow.inference.uncertainty import kind_of_model
+from iqtflow.models.model_file import read_card
 
 #: Gain over its own (shifted) spline that the paper states, in dB of PSNR, by k: Table 1, ANISO U-Net(2).
 PAPER_GAIN = {4: 31.045 - 20.689, 8: 27.346 - 18.974}
@@ -30,7 +30,7 @@ def main(model: Path, metrics: Path, remarks: Path) -> None:
     print(f"# {card['name']}: k = {card['k']}, {card['contrast']}\n")
     print("For research only. What it cannot know is in the [README](../../README.md#what-it-cannot-know).\n")
     for name, value in {
-        "file": f"`iqtflow/weights/{model.name}`, {size:.1f} MB, half precision, SHA-256 `{digest}`",
+        "file": f"`iqtflow/models/weights/{model.name}`, {size:.1f} MB, half precision, SHA-256 `{digest}`",
         "network": f"{network['name']} {network['kwargs']}, {card['n_members']} network(s)",
         "input": f"scan / {card['normalisation']['name']} (80th percentile of the brain), slices "
         f"{card['geometry']}",

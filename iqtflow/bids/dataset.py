@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 
 from iqtflow.bids.names import EXTENSIONS, is_label
-from iqtflow.errors import UsageError
-from iqtflow.pointers import how_to_fetch
+from iqtflow.utils.datalad import how_to_fetch
+from iqtflow.utils.errors import UsageError
 
 #: Files that are looked at before a folder is said to hold no DICOM.
 MOST_FILES = 200

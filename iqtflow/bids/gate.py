@@ -12,7 +12,7 @@ from pathlib import Path
 
 from iqtflow.bids.names import ENTITY_ORDER, LONGEST_NAME, derivative_name, is_label, node_name, stem_of
 from iqtflow.bids.scan import LeftOut, Scan
-from iqtflow.errors import printable
+from iqtflow.utils.errors import printable
 
 #: A link that leads nowhere: content that has not been fetched. Its scan fails by itself, with what to do.
 _NOT_THERE = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from iqtflow.bids.names import EXTENSIONS
-from iqtflow.errors import UsageError, printable
-from iqtflow.files import read_text
-from iqtflow.metadata import read_whole
+from iqtflow.image.metadata import read_whole
+from iqtflow.utils.errors import UsageError, printable
+from iqtflow.utils.files import read_text
 
 #: Folders at the root of a data set that hold no images to process, for an index that is kept.
 _IGNORED = ("code", "stimuli", "sourcedata", "models", "derivatives")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from iqtflow.errors import printable
+from iqtflow.utils.errors import printable
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from iqtflow.bids.dataset import check_dataset, list_subjects
 from iqtflow.bids.gate import admit, check_name
 from iqtflow.bids.names import EXTENSIONS, read_entities, stem_of
 from iqtflow.bids.scan import LeftOut, Listing, Scan
-from iqtflow.errors import InputError, UsageError, printable
-from iqtflow.metadata import read_fields, settle_values
+from iqtflow.image.metadata import read_fields, settle_values
+from iqtflow.utils.errors import InputError, UsageError, printable
 
 
 def find_scans(bids_dir: str | os.PathLike, **options: Any) -> list[Scan]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import iqtflow
-from iqtflow.errors import UsageError
-from iqtflow.files import read_text, write_text
+from iqtflow.utils.errors import UsageError
+from iqtflow.utils.files import read_text, write_text
 
 BIDS_VERSION = "1.10.0"  #: version of the standard that the derivatives follow
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from iqtflow.bids.names import EXTENSIONS
 from iqtflow.bids.scans import Listing
-from iqtflow.errors import UsageError, printable
-from iqtflow.files import read_text
+from iqtflow.utils.errors import UsageError, printable
+from iqtflow.utils.files import read_text
 
 #: Longer than this (s) a run does not wait for the validator.
 PATIENCE_S = 60

@@ -1,3 +1,3 @@
-"""Commands that do the heavy work, each in a process of its own and each usable alone on plain NIfTI
-files.
-"""
+"""``python -m iqtflow.commands.NAME`` runs `iqtflow.cli.commands.NAME`: the address that scripts know."""
+
+from iqtflow.cli.commands import __path__  # noqa: F401

@@ -1,0 +1,179 @@
+"""``iqtflow-calibrate``: a site's own SNR prior, from its low-field scans.
+
+"scan" measures the white- and grey-matter SNR of one scan; "fit" fits the prior to many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from iqtflow.utils.errors import InputError, run_command
+from iqtflow.utils.files import read_text
+from iqtflow.utils.outputs import FIGURE, JSON, add_overwrite, check_outputs
+
+PROG = "iqtflow-calibrate"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Command-line parser; cheap, imports nothing heavy."""
+    parser = argparse.ArgumentParser(prog=PROG, description=__doc__)
+    steps = parser.add_subparsers(dest="step", required=True)
+    scan = steps.add_parser("scan", help="measure the tissue SNR of one scan")
+    scan.add_argument("image", type=Path, help="low-field T1w scan, as the scanner made it")
+    scan.add_argument("output", type=Path, help="JSON to write")
+    scan.add_argument(
+        "--wm", type=Path, required=True, help="white-matter probability map on the scan's grid"
+    )
+    scan.add_argument("--gm", type=Path, required=True, help="grey-matter probability map on the scan's grid")
+    scan.add_argument("--mask", type=Path, required=True, help="brain mask on the scan's grid")
+    scan.add_argument("--label", help="what the scan is called (default: its file name)")
+    scan.add_argument("--source", metavar="URI", help="where it comes from, for the JSON (default: its path)")
+    fit = steps.add_parser("fit", help="fit a prior to measured scans")
+    fit.add_argument("scans", type=Path, nargs="+", help='JSON files that "scan" wrote')
+    fit.add_argument("--output", type=Path, required=True, help="prior to write (.json), for --snr-prior")
+    fit.add_argument("--figure", type=Path, help="picture to write (.png)")
+    fit.add_argument("--name", default="site", help="name of the prior (default: site)")
+    for step in (scan, fit):
+        add_overwrite(step)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_command(PROG, lambda: _run(build_parser().parse_args(argv)))
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.step == "scan":
+        _measure(options)
+    else:
+        _fit(options)
+
+
+def _measure(options: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    import numpy as np
+
+    from iqtflow import __version__
+    from iqtflow.image.geometry import find_slice_geometry, voxel_sizes
+    from iqtflow.image.nifti import read_volume, write_json
+    from iqtflow.image.validate import check_scan
+    from iqtflow.simulation.snr_estimation import measure_snr
+
+    check_outputs(
+        PROG,
+        {"output": (options.output, JSON)},
+        inputs=(options.image, options.wm, options.gm, options.mask),
+        overwrite=options.overwrite,
+    )
+    image = check_scan(options.image)
+    for note in image.extra["notes"]:
+        print(f"{PROG}: note: {options.image}: {note}", flush=True)
+    data = np.asarray(image.dataobj)
+    wm, gm, mask = (read_volume(path, like=image)[1] for path in (options.wm, options.gm, options.mask))
+    axis = find_slice_geometry(image).axis
+    voxel_mm = tuple(voxel_sizes(image.affine).tolist())
+    snr = measure_snr(data, wm, gm, mask > 0, axis=axis, voxel_mm=voxel_mm)
+    label = options.label or options.image.name.split(".")[0]
+    fields = {
+        "Scan": label,
+        "SNR": {"WM": snr.wm, "GM": snr.gm},
+        "MeanIntensity": {"WM": snr.mean_wm, "GM": snr.mean_gm},
+        "Noise": asdict(snr.noise),
+        "Sources": [options.source or str(options.image)],
+        "SoftwareVersion": __version__,
+    }
+    write_json(options.output, fields, maker=PROG)
+    print(
+        f"{label}: SNR WM {snr.wm:.1f}, GM {snr.gm:.1f}; noise {snr.noise.sigma:.4g} by {snr.noise.method} "
+        f"({snr.noise.note})",
+        flush=True,
+    )
+
+
+def _fit(options: argparse.Namespace) -> None:
+    from collections import Counter
+
+    from iqtflow import __version__
+    from iqtflow.image.nifti import write_json
+    from iqtflow.simulation.snr_estimation import fit_prior
+
+    check_outputs(
+        PROG,
+        {"--output": (options.output, JSON), "--figure": (options.figure, FIGURE)},
+        inputs=options.scans,
+        overwrite=options.overwrite,
+    )
+    scans = {}
+    for path in options.scans:
+        label, values, method = read_scan(path)
+        if label in scans:
+            raise InputError(
+                path,
+                found=f"a second scan called {label}",
+                expected="scans with names of their own",
+                next_step="Give each scan once, or name it with --label.",
+            )
+        scans[label] = (values, method)
+    snr = {label: values for label, (values, _) in scans.items()}
+    calibration = fit_prior(snr, name=options.name)
+    methods = Counter(method for _, method in scans.values())
+    notes = [*calibration.notes]
+    if len(methods) > 1:
+        ways = ", ".join(f"{method} for {n}" for method, n in sorted(methods.items()))
+        notes.append(
+            f"noise was found in more than one way ({ways} scans): are all of one scanner and protocol?"
+        )
+    fields = {
+        **calibration.prior.as_dict(),
+        "n_scans": calibration.n_scans,
+        "own_covariance_weight": calibration.weight,
+        "outliers": dict(calibration.outliers),
+        "notes": notes,
+        "scans": {
+            label: {"WM": values[0], "GM": values[1], "noise_method": method}
+            for label, (values, method) in scans.items()
+        },
+        "software_version": __version__,
+    }
+    if options.figure:
+        from iqtflow.simulation.snr_figure import draw_cloud
+
+        draw_cloud(options.figure, snr, calibration)
+    write_json(options.output, fields, maker=PROG)
+    mean = calibration.prior.mean
+    print(f"{options.output}: mean SNR WM {mean[0]:.1f}, GM {mean[1]:.1f}; {calibration.prior.source}")
+    for note in notes:
+        print(f"  note: {note}", flush=True)
+
+
+def read_scan(path: str | os.PathLike) -> tuple[str, tuple[float, float], str]:
+    """Read label, (SNR_WM, SNR_GM) and noise method of one measured scan.
+
+    Raises
+    ------
+    InputError
+        Not a file that "iqtflow-calibrate scan" wrote.
+    """
+    import json
+
+    try:
+        fields = json.loads(read_text(path))
+        values = (float(fields["SNR"]["WM"]), float(fields["SNR"]["GM"]))
+        if not all(0 < value < float("inf") for value in values):
+            raise ValueError(f"SNR {values}, not above 0")
+        return str(fields["Scan"]), values, str(fields["Noise"]["method"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as fault:
+        raise InputError(
+            path,
+            found=f"{type(fault).__name__}: {fault}",
+            expected='a JSON file written by "iqtflow-calibrate scan"',
+            next_step="Measure the scan again.",
+        ) from fault
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,272 @@
+"""``iqtflow-segment``: tissue probability maps and a brain mask of one T1-weighted volume."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iqtflow.cli.types import prefix, whole_number, workers
+from iqtflow.config import ENGINES
+from iqtflow.segmentation.precomputed import ReadyMaps, find_ready_maps
+from iqtflow.segmentation.select import EngineChoice, choose_engine
+from iqtflow.segmentation.spm.install import add_spm_arguments
+from iqtflow.utils.errors import InputError, UsageError, require_parent, run_command
+from iqtflow.utils.outputs import IMAGE, JSON, add_overwrite, check_outputs
+
+if TYPE_CHECKING:
+    import nibabel as nib
+    import numpy as np
+
+    from iqtflow.segmentation.atropos import TissueMaps
+
+PROG = "iqtflow-segment"
+#: What the answers on the command line mean to `find_brain_mask`.
+SKULL_STRIPPED = {"yes": True, "no": False, "auto": None}
+#: What follows the prefix in the names of the images.
+IMAGES = ("label-WM_probseg", "label-GM_probseg", "label-CSF_probseg", "desc-brain_mask", "desc-preproc_T1w")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Command-line parser; cheap, imports nothing heavy."""
+    parser = argparse.ArgumentParser(
+        prog=PROG,
+        description="Segment a T1-weighted volume into WM, GM and CSF. Writes "
+        "PREFIX_label-{WM,GM,CSF}_probseg.nii.gz, PREFIX_desc-brain_mask.nii.gz, "
+        "PREFIX_desc-preproc_T1w.nii.gz and PREFIX_segmentation.json.",
+    )
+    parser.add_argument("image", type=Path, help="T1-weighted volume (.nii or .nii.gz)")
+    parser.add_argument(
+        "--out-prefix", type=prefix, required=True, help="folder and beginning of the outputs' names"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="ants",
+        help="auto: ready-made maps if given and there, else SPM if found, else ants (N4 and Atropos, which "
+        "come with this package) (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--skull-stripped",
+        choices=list(SKULL_STRIPPED),
+        default="auto",
+        help="is the skull gone? auto: look (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--priors",
+        choices=("none", "atlas"),
+        default="none",
+        help="what the engine ants knows of place: nothing, or an atlas, for thick slices (default: none)",
+    )
+    parser.add_argument("--mask", type=Path, help="brain mask on the image's grid; found when not given")
+    parser.add_argument(
+        "--num-threads",
+        type=workers,
+        default=1,
+        metavar="N",
+        help="CPU threads (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole_number(0),
+        default=0,
+        metavar="N",
+        help="seed of the segmentation (default: %(default)s)",
+    )
+    ready = parser.add_argument_group("ready-made maps (only for the engine derivatives)")
+    ready.add_argument(
+        "--derivatives", type=Path, metavar="DIR", help="fMRIPrep's or sMRIPrep's output, searched by name"
+    )
+    for tissue in ("WM", "GM", "CSF"):
+        ready.add_argument(
+            f"--{tissue.lower()}-map", type=Path, metavar="FILE", help=f"probability map of {tissue}"
+        )
+    ready.add_argument(
+        "--mask-map", type=Path, metavar="FILE", help="brain mask that comes with the three maps"
+    )
+    add_spm_arguments(parser)
+    parser.add_argument(
+        "--whole-head",
+        type=Path,
+        metavar="FILE",
+        help="the image before its skull was removed, same grid, for SPM to segment in its place (default: "
+        "the Human Connectome Project's, beside its ..._restore_brain.nii.gz)",
+    )
+    add_overwrite(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_command(PROG, lambda: _segment(_parse(argv)))
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    named = [options.wm_map, options.gm_map, options.csf_map]
+    if any(named) and not all(named):
+        parser.error("--wm-map, --gm-map and --csf-map belong together")
+    return options
+
+
+def _segment(options: argparse.Namespace) -> None:
+    if options.priors == "atlas" and options.engine in ("spm", "derivatives"):
+        raise UsageError(
+            "--priors atlas",
+            found=f"it together with --engine {options.engine}",
+            expected="the engine ants (or auto), whose maps an atlas can help",
+            next_step="Leave one of the two out: SPM has priors of its own.",
+        )
+    # Known before minutes are spent: the outputs can be written, the files can be read, the engine is there.
+    details_file = Path(f"{options.out_prefix}_segmentation.json").absolute()
+    beginning = str(details_file).removesuffix("_segmentation.json")
+    maps = _ready_maps(options)
+    check_outputs(
+        PROG,
+        {
+            **{f"--out-prefix ({name})": (f"{beginning}_{name}.nii.gz", IMAGE) for name in IMAGES},
+            "--out-prefix (segmentation)": (details_file, JSON),
+        },
+        inputs=(
+            *(options.image, options.mask, options.whole_head, options.tpm),
+            *(() if maps is None else (maps.wm, maps.gm, maps.csf, maps.mask)),
+        ),
+        overwrite=options.overwrite,
+    )
+    require_parent(details_file)
+    choice = choose_engine(
+        options.engine,
+        maps=maps,
+        spm_dir=options.spm_dir,
+        tpm=options.tpm,
+        octave=options.octave,
+    )
+
+    import nibabel as nib
+    import numpy as np
+
+    from iqtflow import __version__
+    from iqtflow.image.nifti import read_volume, write_json, write_volume
+    from iqtflow.image.validate import check_scan
+    from iqtflow.segmentation.atropos import check_plausible
+
+    image = check_scan(options.image)
+    data = np.asarray(image.dataobj)
+    mask = None if options.mask is None else read_volume(options.mask, like=image)[1] > 0.5
+    volume = nib.Nifti1Image(data, image.affine)
+    volume.set_filename(os.fspath(options.image))  # what messages call it
+    print(f"{PROG}: {options.image}: {choice.describe()}", flush=True)
+    engine = {"ants": _by_ants, "spm": _by_spm, "derivatives": _ready_made}[choice.engine]
+    tissues = engine(choice, volume, mask, options, details_file.parent)
+    details = dict(tissues.details)
+    notes = [*image.extra["notes"], *details.pop("remarks", []), *check_plausible(tissues, volume)]
+    for note in notes:
+        print(f"{PROG}: note: {options.image}: {note}", flush=True)
+
+    volumes = (
+        *(tissues.wm, tissues.gm, tissues.csf),
+        *(tissues.mask.astype(np.uint8), tissues.bias_corrected),
+    )
+    for name, values in zip(IMAGES, volumes, strict=True):
+        write_volume(f"{beginning}_{name}.nii.gz", values, image.affine, like=image, maker=PROG)
+    record = {
+        "Image": os.fspath(options.image),
+        "Engine": tissues.engine,
+        "EngineVersion": tissues.version,
+        "EngineChoice": choice.reason,
+        "PackageVersion": __version__,
+        "Warnings": notes,
+        **details,
+    }
+    write_json(details_file, record, maker=PROG)
+
+
+def _ready_maps(options: argparse.Namespace) -> ReadyMaps | None:
+    if options.wm_map is not None:
+        return ReadyMaps(options.wm_map, options.gm_map, options.csf_map, options.mask_map)
+    if options.derivatives is not None and options.engine in ("auto", "derivatives"):
+        return find_ready_maps(options.image, options.derivatives)
+    return None
+
+
+def _by_ants(
+    choice: EngineChoice, volume: nib.Nifti1Image, mask: np.ndarray | None, options: Any, _: Path
+) -> TissueMaps:
+    from iqtflow.segmentation.atropos import segment_tissues
+
+    return segment_tissues(
+        volume,
+        mask=mask,
+        skull_stripped=SKULL_STRIPPED[options.skull_stripped],
+        priors=options.priors,
+        num_threads=options.num_threads,
+        seed=options.seed,
+    )
+
+
+def _by_spm(
+    choice: EngineChoice, volume: nib.Nifti1Image, mask: np.ndarray | None, options: Any, folder: Path
+) -> TissueMaps:
+    """Segment with SPM: the whole head where there is one, and only where the image itself has data."""
+    import numpy as np
+
+    from iqtflow.image.nifti import read_volume
+    from iqtflow.segmentation.spm.checks import find_unstripped_sibling
+    from iqtflow.segmentation.spm.segment import segment_with_spm
+
+    head = options.whole_head or find_unstripped_sibling(os.path.realpath(options.image))
+    skull_stripped = SKULL_STRIPPED[options.skull_stripped]
+    if head is not None:
+        read_volume(head, like=volume)
+    maps = segment_with_spm(
+        options.image if head is None else head,
+        installation=choice.spm,
+        skull_stripped=skull_stripped if head is None else False,
+        sampling_mm=options.sampling_distance,
+        work_dir=folder,
+    )
+    if head is not None:
+        inside = volume.get_fdata(dtype=np.float32) != 0
+        details = {**maps.details, "skull_stripped": True, "segmented_whole_head": os.fspath(head)}
+        maps = dataclasses.replace(_within(maps, inside), details=details)
+    return maps if mask is None else _within(maps, mask)
+
+
+def _ready_made(
+    choice: EngineChoice, volume: nib.Nifti1Image, mask: np.ndarray | None, options: Any, _: Path
+) -> TissueMaps:
+    import numpy as np
+
+    from iqtflow.segmentation.precomputed import read_ready_maps
+
+    if choice.maps is None:
+        raise InputError(
+            options.image,
+            found=f"no tissue maps of it in {options.derivatives or 'no folder given'}",
+            expected="files named as the image, with label-WM, label-GM and label-CSF and the suffix probseg",
+            next_step="Run sMRIPrep or fMRIPrep on it, or choose auto: other engines then take its place.",
+        )
+    maps = read_ready_maps(
+        volume,
+        volume.get_fdata(dtype=np.float32),
+        choice.maps,
+        skull_stripped=SKULL_STRIPPED[options.skull_stripped],
+    )
+    return maps if mask is None else _within(maps, mask)
+
+
+def _within(maps: TissueMaps, region: np.ndarray) -> TissueMaps:
+    """Leave out what lies outside of a region."""
+    import numpy as np
+
+    tissues: dict[str, Any] = {
+        name: np.where(region, getattr(maps, name), np.float32(0)) for name in ("wm", "gm", "csf")
+    }
+    return dataclasses.replace(maps, mask=maps.mask & region, **tissues)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,273 @@
+"""``iqtflow``: check what was asked for, settle the settings, and hand over to the workflows."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import iqtflow
+from iqtflow.bids import Listing, check_dataset
+from iqtflow.bids.index import has_database, wipe_database
+from iqtflow.cli.options.checks import check_settings
+from iqtflow.cli.parser import parse
+from iqtflow.cli.places import (
+    check_could_be_written,
+    check_names,
+    check_places,
+    check_writable,
+    default_work_dir,
+)
+from iqtflow.config import SECTIONS, Settings
+from iqtflow.utils.environment import place_sockets, working_in
+from iqtflow.utils.errors import UsageError, printable, run_command
+from iqtflow.utils.resources import resolve_device
+from iqtflow.workflows.app.collect import check_engines, keep_inputs, look_over
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv
+        Arguments without the program's name; None takes those of the process.
+
+    Returns
+    -------
+    int
+        The exit code; ``iqtflow --help`` lists them.
+    """
+    return run_command(
+        "iqtflow",
+        lambda: _run(argv),
+        afterwards="; the same command goes on from here",
+        spares_memory="use --low-mem or a lower --nprocs, or ",
+    )
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    options = parse(argv)
+    if options.doctor:
+        return examine(options)
+    settings, reason = settle(options)
+    # A nipype.cfg has no say, be it in the current folder, where nipype looks, or in the user's home.
+    os.environ["NIPYPE_CONFIG_DIR"] = os.devnull
+    # Only now: --help and a mistyped option should not have to wait for nipype.
+    with working_in(os.sep):
+        if options.dry_run:
+            from iqtflow.workflows.app.plan import print_plan
+
+            return print_plan(settings)
+        if options.reports_only:
+            from iqtflow.workflows.app.reports import write_reports
+
+            return write_reports(settings)
+        if options.boilerplate_only:
+            from iqtflow.workflows.app.base import write_boilerplate
+
+            return write_boilerplate(settings)
+    prepare(settings, clean=options.clean_workdir)
+    announce(settings, reason)
+    with working_in(os.sep):
+        from iqtflow.workflows.app.base import run_workflow
+    # Where the command was typed may be deleted, or closed to this user, and holds files of anyone.
+    with working_in(settings.paths.work_dir):
+        return run_workflow(settings)
+
+
+def prepare(settings: Settings, *, clean: bool) -> None:
+    """Make the machine ready for a run, and look whose the work directory is.
+
+    Raises
+    ------
+    UsageError
+        No folder is short enough for sockets; or the work directory is another user's, open to others, or,
+        when it is to be emptied, another run's.
+    OutputError
+        It cannot be emptied.
+    """
+    from iqtflow.workflows.execution.lock import check_own, clean_work_dir
+
+    place_sockets()
+    if clean:
+        clean_work_dir(settings.paths.work_dir)
+    check_own(settings.paths.work_dir)
+
+
+def settle(options: argparse.Namespace) -> tuple[Settings, str]:
+    """Turn parsed arguments into settings, after all checks that need no image to be opened.
+
+    Parameters
+    ----------
+    options
+        From :func:`iqtflow.cli.parser.parse`.
+
+    Returns
+    -------
+    settings : Settings
+        With absolute paths and a resolved device.
+    reason : str
+        Why this device.
+
+    Raises
+    ------
+    UsageError
+        The input is no data set, or has none of the scans asked for; output or work directory would touch the
+        input; the output folder or a file in it is somebody else's; a model, split or device asked for is
+        not there.
+    OutputError
+        The output or work directory cannot be written.
+    """
+    _refuse_foreign_bytes(options)
+    given: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    for attribute, value in vars(options).items():
+        section, _, key = attribute.partition("__")
+        if section in given:
+            given[section][key] = tuple(value) if isinstance(value, list) else value
+    bids_dir = check_dataset(given["paths"]["bids_dir"])
+    output_dir = Path(given["paths"]["output_dir"]).absolute()
+    work_dir = Path(given["paths"]["work_dir"] or default_work_dir(bids_dir, output_dir)).absolute()
+    given["paths"] = {"bids_dir": bids_dir, "output_dir": output_dir, "work_dir": work_dir}
+    given["run"]["levels"] = tuple(dict.fromkeys(given["run"]["levels"]))
+    given["run"]["omp_nthreads"] = min(given["run"]["omp_nthreads"], given["run"]["nprocs"])
+    for section, key in (
+        ("enhance", "model"),
+        ("train", "snr_prior"),
+        ("train", "split"),
+        ("train", "start_from"),
+        ("train", "evaluate_model"),
+        ("run", "use_plugin"),
+    ):
+        given[section][key] = _absolute_file(given[section][key], f"--{key.replace('_', '-')}")
+    given["inputs"]["filter_file"] = _absolute_file(given["inputs"]["filter_file"], "--bids-filter-file")
+    if given["inputs"]["database_dir"] is not None:
+        folder = given["inputs"]["database_dir"].absolute()
+        # Nothing is written by a dry run, not even an index.
+        there = has_database(folder)
+        given["inputs"]["database_dir"] = None if options.dry_run and not there else folder
+    given["segmentation"] = absolute_segmentation(given["segmentation"])
+    settings = Settings(**{name: section(**given[name]) for name, section in SECTIONS.items()})
+    inputs = settings.inputs
+    check_places(settings)
+    if inputs.database_dir is not None and options.bids_database_wipe and not options.dry_run:
+        wipe_database(inputs.database_dir)
+    for note in options.notes:
+        print(f"iqtflow: note: {note}", flush=True)
+    check_settings(settings)
+    try:
+        listing = keep_inputs(settings)
+    except UsageError:
+        if not inputs.skip_validation:  # a name that is no name of BIDS may be why nothing was found
+            look_over(settings, Listing([], []))
+        raise
+    if not inputs.skip_validation:
+        look_over(settings, listing)
+    if listing.scans and needs_tissue_maps(settings):
+        check_engines(listing.scans, settings)
+    device = resolve_device(settings.run.device, elsewhere=settings.run.use_plugin is not None)
+    settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, device=device.name))
+    check_names(settings, listing, pages_only=options.reports_only)
+    if options.dry_run:
+        check_could_be_written(output_dir)
+        check_could_be_written(work_dir)
+    else:
+        check_writable(output_dir)
+        check_writable(work_dir, mode=0o755)
+    return settings, device.reason
+
+
+def examine(options: argparse.Namespace) -> int:
+    """Check what a run with these arguments needs (``--doctor``); return 0 when it can run, 1 when not."""
+    from iqtflow.cli.doctor import run_doctor
+
+    return run_doctor(
+        mode=options.run__mode,
+        segmentation=options.segmentation__engine,
+        device=options.run__device,
+        derivatives=options.segmentation__derivatives,
+        spm_dir=options.segmentation__spm_dir,
+        tpm=options.segmentation__tpm,
+        octave=options.segmentation__octave,
+        model=options.enhance__model,
+        output_dir=options.paths__output_dir,
+        work_dir=options.paths__work_dir,
+    )
+
+
+def needs_tissue_maps(settings: Settings) -> bool:
+    """Return whether a run segments scans."""
+    return settings.run.mode != "enhance" and "participant" in settings.run.levels
+
+
+def absolute_segmentation(given: dict[str, Any]) -> dict[str, Any]:
+    """Make the paths in these settings absolute: graphs run in other folders.
+
+    Raises
+    ------
+    UsageError
+        A file or folder is not there.
+    """
+    settled = {**given, "tpm": _absolute_file(given["tpm"], "--tpm")}
+    for key in ("derivatives", "spm_dir"):
+        if given[key] is None:
+            continue
+        settled[key] = Path(given[key]).absolute()
+        if not os.path.isdir(settled[key]):
+            raise UsageError(
+                f"--{key.replace('_', '-')}",
+                found=f"no folder {given[key]}",
+                expected="a folder",
+                next_step="Check the path (in a container: check what is mounted where).",
+            )
+    if given["octave"] and os.sep in given["octave"]:
+        settled["octave"] = os.path.abspath(given["octave"])
+    return settled
+
+
+def announce(settings: Settings, reason: str) -> None:
+    """Say what is about to run, and where: on whose device a result was made is asked later."""
+    run, paths = settings.run, settings.paths
+    processors = "1 processor" if run.nprocs == 1 else f"{run.nprocs} processors"
+    print(f"iqtflow {iqtflow.__version__}: {run.mode}, {' and '.join(run.levels)} level")
+    print(f"  input   {paths.bids_dir}")
+    print(f"  output  {paths.output_dir}")
+    print(f"  work    {paths.work_dir}")
+    print(f"  device  {run.device} ({reason}), {processors}, {run.mem_gb:g} GB", flush=True)
+
+
+def _refuse_foreign_bytes(options: argparse.Namespace) -> None:
+    """Refuse names that are no text in UTF-8: JSON and TOML files could not name them."""
+    for value in vars(options).values():
+        text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else ""
+        if any("\udc80" <= character <= "\udcff" for character in text):
+            raise UsageError(
+                printable(text),
+                found="bytes that are no text in UTF-8",
+                expected="a name in UTF-8",
+                next_step="Rename it, or make a link with a plain name (ln -s) and give that.",
+            )
+
+
+def _absolute_file(value: str | Path | None, option: str) -> str | Path | None:
+    """Make the path of a file absolute; leave the name of something that ships as it is."""
+    if value is None:
+        return None
+    is_name = isinstance(value, str) and os.sep not in value and not value.endswith((".safetensors", ".json"))
+    if is_name and not os.path.isfile(value):
+        return value
+    if not os.path.isfile(value):
+        raise UsageError(
+            option,
+            found=f"no file {os.fspath(value)}",
+            expected="a file" if isinstance(value, Path) else "a file, or the name of what ships",
+            next_step="Check the path (in a container: check what is mounted where).",
+        )
+    return type(value)(os.path.abspath(value)) if isinstance(value, str) else value.absolute()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,247 @@
+"""Where a run writes, and under which names: looked at before the work, so that nothing of anyone is lost."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from iqtflow.bids import Listing, Scan, check_owner, derivative_name
+from iqtflow.bids.names import can_have_page, library_name, measurement_name, sidecar_name
+from iqtflow.config import Settings, read_sections
+from iqtflow.reports.citation import CITATION, PARAGRAPHS
+from iqtflow.utils.errors import OutputError, UsageError
+
+
+def default_work_dir(bids_dir: Path, output_dir: Path) -> Path:
+    """Choose a place for intermediate results: beside the output, or the data set that the output is in."""
+    if _is_inside(output_dir, bids_dir):
+        return bids_dir.with_name(f"{bids_dir.name}-{output_dir.name}-work")
+    return output_dir.with_name(f"{output_dir.name or 'iqtflow'}-work")
+
+
+def check_places(settings: Settings) -> None:
+    """Make sure that nothing is written into the data set, but for its ``derivatives``, and that emptying the
+    work directory takes neither input nor results along.
+
+    Raises
+    ------
+    UsageError
+        Output or work directory is the data set, in it or around it; the work directory is the output or
+        around it; or the output holds what another program made.
+    """
+    paths = settings.paths
+    derivatives = paths.bids_dir / "derivatives"
+    instead = f"Choose another folder, for instance {derivatives / 'iqtflow'}."
+    places = {"output directory": paths.output_dir, "work directory": paths.work_dir}
+    if settings.inputs.database_dir is not None:
+        places["index"] = settings.inputs.database_dir
+    for name, place in places.items():
+        if _same(place, paths.bids_dir):
+            raise UsageError(
+                place,
+                found=f"the {name} equal to the input",
+                expected="a folder of its own",
+                next_step=instead,
+            )
+        if _is_inside(place, paths.bids_dir) and (
+            not _is_inside(place, derivatives) or _same(place, derivatives)
+        ):
+            raise UsageError(
+                place,
+                found=f"the {name} inside the input",
+                expected="a folder outside of it, or one in its derivatives",
+                next_step=instead,
+            )
+    for name, place in (("input", paths.bids_dir), ("output directory", paths.output_dir)):
+        if _is_inside(place, paths.work_dir):
+            raise UsageError(
+                paths.work_dir,
+                found=f"a work directory that is, or holds, the {name} {place}",
+                expected=f"a folder of its own: --clean-workdir would delete the {name}",
+                next_step="Choose another folder with -w.",
+            )
+    # BIDS has the input of derivatives in their sourcedata.
+    within = _is_inside(paths.bids_dir, paths.output_dir / "sourcedata")
+    if _is_inside(paths.bids_dir, paths.output_dir) and not within:
+        raise UsageError(
+            paths.output_dir,
+            found=f"an output directory that holds the input {paths.bids_dir}",
+            expected="a folder for results alone: in this one they would lie among the scans",
+            next_step=instead,
+        )
+    check_owner(paths.output_dir)
+
+
+def check_names(settings: Settings, listing: Listing, *, pages_only: bool = False) -> None:
+    """Make sure that a run can write its files under their names, and replaces none that is not iqtflow's.
+
+    In a folder that iqtflow has described as its own, files under these names are its own.
+
+    Parameters
+    ----------
+    settings
+        All settings; the places have been checked.
+    listing
+        The scans of the run.
+    pages_only
+        Only pages are written.
+
+    Raises
+    ------
+    UsageError
+        A folder has the name of a file, a file that of a folder; or a file has the name of a result, in a
+        folder that is not iqtflow's.
+    """
+    root = settings.paths.output_dir
+    if not os.path.isdir(root):
+        return
+    names = list(_names(settings, listing, pages_only=pages_only))
+    for folder in sorted({PARAGRAPHS, *(parent for name in names for parent in name.parents)}):
+        if os.path.lexists(root / folder) and not os.path.isdir(root / folder):
+            raise _taken(root / folder, "no folder", "a folder of this name, or nothing")
+    there = []
+    for name in names:
+        try:
+            kind = os.lstat(root / name).st_mode
+        except OSError:
+            continue
+        if stat.S_ISDIR(kind) or os.path.isdir(root / name):
+            raise _taken(root / name, "a folder", "a file that iqtflow made, or nothing")
+        there.append(name)
+    # Only now: another job of the same array may just have begun, and describes the folder first.
+    own = any((root / name).is_file() for name in ("dataset_description.json", ".bidsignore"))
+    if there and not own and not _has_written(settings):
+        raise _taken(
+            root / there[0],
+            "a file that the run would replace, in a folder that is not iqtflow's (it has no "
+            "dataset_description.json)",
+            "an empty folder, or earlier output of iqtflow",
+        )
+
+
+def stored_names(scan: Scan, settings: Settings) -> list[Path]:
+    """Files that a run stores for every scan that goes well, relative to the root of the derivatives."""
+    if settings.run.mode == "calibrate":
+        return [measurement_name(scan)]
+    if settings.run.mode == "enhance":
+        images = [derivative_name(scan, desc="iqt")]
+    else:
+        draws = 1 if settings.train.draws == "fresh" else settings.train.draws
+        images = [
+            *(derivative_name(scan, label=label, suffix="probseg") for label in ("WM", "GM", "CSF")),
+            derivative_name(scan, desc="brain", suffix="mask"),
+            *(derivative_name(scan, desc=f"sim{i:02d}") for i in range(1, draws + 1)),
+        ]
+    libraries = [] if settings.run.mode == "enhance" else [library_name(scan)]
+    return [*images, *map(sidecar_name, images), *libraries]
+
+
+def check_writable(folder: Path, *, mode: int = 0o777) -> None:
+    """Make a folder, and make sure that files can be written to it, by writing one.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    mode
+        Permissions with which it is made, less those that the umask takes.
+
+    Raises
+    ------
+    OutputError
+        The folder cannot be made or written. (Permissions alone do not tell: quotas, read-only mounts.)
+    """
+    try:
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".iqtflow-"):
+            pass
+    except OSError as fault:
+        raise _not_writable(folder, fault.strerror or str(fault)) from fault
+
+
+def check_could_be_written(folder: Path) -> None:
+    """Look whether a folder could be made and written, as far as that is seen without writing.
+
+    Raises
+    ------
+    OutputError
+        It could not.
+    """
+    existing = folder
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not os.path.isdir(existing):
+        raise _not_writable(folder, f"{existing} is no folder")
+    # In the kernel's own file systems nobody makes a folder, though root may write there.
+    kernel = _resolved(existing).parts[1:2] in (("proc",), ("sys",))
+    if kernel or not os.access(existing, os.W_OK | os.X_OK):
+        raise _not_writable(folder, f"no permission in {existing}")
+
+
+def _has_written(settings: Settings) -> bool:
+    """Whether a run with this work directory wrote into this output folder, whatever became of it since."""
+    try:
+        before = read_sections(settings.paths.work_dir / "settings.toml")
+    except UsageError:  # none, or of another version
+        return False
+    return before.get("paths", {}).get("output_dir") == settings.paths.output_dir
+
+
+def _names(settings: Settings, listing: Listing, *, pages_only: bool) -> Iterator[Path]:
+    """Yield the names under which a run writes, relative to the root of the derivatives."""
+    from iqtflow.reports.assemble.summaries import summary_path  # pages take half a second to load
+
+    run = settings.run
+    if not pages_only:
+        yield from (Path(".bidsignore"), CITATION, CITATION.with_suffix(".bib"))
+    if "participant" in run.levels and not pages_only:
+        for scan in listing.scans:
+            yield from stored_names(scan, settings)
+            if run.mode == "enhance":
+                std = derivative_name(scan, desc="iqtstd")
+                yield from (std, sidecar_name(std))
+            elif settings.train.patch_library == "pairs" and run.mode == "train":
+                for extension in (".npy", ".json"):
+                    yield library_name(scan, suffix="pairs", extension=extension)
+    if "participant" in run.levels and run.mode != "calibrate":
+        yield Path("index.html")
+        labels = {scan.subject for scan in listing.scans} | {left.subject for left in listing.left_out}
+        for label in filter(can_have_page, sorted(labels)):
+            yield from (Path(f"sub-{label}.html"), summary_path(Path(), label))
+    if "group" in run.levels and run.mode == "calibrate":
+        yield from (Path("calibration", name) for name in ("prior.json", "prior.png"))
+    elif "group" in run.levels and run.mode == "train":
+        model = settings.train.model_name or f"iqt-k{settings.train.upsampling_factor}"
+        yield from (Path("models", model + ending) for ending in (".safetensors", "_summary.json"))
+        yield from (Path("group.html"), Path("group_metrics.tsv"))
+
+
+def _taken(path: Path, found: str, expected: str) -> UsageError:
+    return UsageError(
+        path, found=found, expected=expected, next_step="Move it away, or choose another output folder."
+    )
+
+
+def _not_writable(folder: Path, why: str) -> OutputError:
+    return OutputError(
+        folder,
+        found=f"a folder that cannot be written ({why})",
+        expected="one that can",
+        next_step="Choose another folder, or change its permissions; in a container, mount it writable.",
+    )
+
+
+def _is_inside(place: Path, folder: Path) -> bool:
+    """Return whether `place`, which need not exist, is `folder` or in it, links followed."""
+    return _resolved(folder) in (_resolved(place), *_resolved(place).parents)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return _resolved(one) == _resolved(other)
+
+
+def _resolved(path: Path) -> Path:
+    return Path(os.path.realpath(path))

@@ -1,0 +1,162 @@
+"""Reading and writing volumes: plain errors, nothing half written, the same bytes for the same data."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from iqtflow.image.nifti_file import UNREADABLE, open_nifti, unreadable
+from iqtflow.image.orientation import placed_like
+from iqtflow.utils.errors import InputError
+from iqtflow.utils.files import write_atomically
+from iqtflow.utils.outputs import marked_image, signed
+
+
+def read_volume(
+    path: str | os.PathLike, *, like: nib.Nifti1Image | None = None
+) -> tuple[nib.Nifti1Image, np.ndarray]:
+    """Read a three-dimensional image.
+
+    Parameters
+    ----------
+    path
+        A NIfTI file.
+    like
+        When given, the image has to be on this image's grid.
+
+    Returns
+    -------
+    image : Nifti1Image
+    data : ndarray, shape (w, h, d), float32
+
+    Raises
+    ------
+    InputError
+        Unreadable, not three-dimensional, not finite, or on another grid.
+    """
+    image = open_nifti(path)
+    try:
+        with np.errstate(all="ignore"):
+            data = np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
+    except UNREADABLE as fault:
+        raise unreadable(path, fault) from fault
+    if not np.isfinite(data).all():
+        raise InputError(
+            path,
+            found=f"{np.count_nonzero(~np.isfinite(data))} voxels that are not finite",
+            expected="finite intensities",
+            next_step="Convert the scan again, or replace these voxels.",
+        )
+    if like is not None and (
+        data.shape != like.shape[:3] or not np.allclose(image.affine, like.affine, atol=1e-3)
+    ):
+        raise InputError(
+            path,
+            found=f"shape {data.shape} and origin {np.round(image.affine[:3, 3], 2).tolist()}",
+            expected=f"the image's grid, shape {like.shape[:3]} and origin "
+            f"{np.round(like.affine[:3, 3], 2).tolist()}",
+            next_step="Resample it to the image's grid.",
+        )
+    return in_memory(image, data), data
+
+
+def in_memory(image: nib.Nifti1Image, data: np.ndarray) -> nib.Nifti1Image:
+    """Return an image with other voxels (float32) in the place of its own; header and notes stay."""
+    made = type(image)(data, image.affine, image.header, extra=image.extra)
+    made.set_data_dtype(np.float32)
+    made.set_filename(image.get_filename())
+    return made
+
+
+def write_volume(
+    path: str | os.PathLike,
+    data: np.ndarray,
+    affine: np.ndarray,
+    *,
+    like: nib.Nifti1Image | None = None,
+    maker: str = "iqtflow",
+) -> Path:
+    """Write a volume as NIfTI; it appears under its name when it is complete, and the same data give the same
+    bytes.
+
+    Parameters
+    ----------
+    path
+        ``.nii`` or ``.nii.gz``.
+    data : ndarray, shape (w, h, d)
+        Stored in its own type.
+    affine : ndarray, shape (4, 4)
+        Voxel indices to world mm.
+    like
+        Image whose sform and qform, with their codes (scanner, aligned, ...), the new one takes over.
+    maker
+        Command that makes it, for the header.
+
+    Raises
+    ------
+    InputError
+        A voxel is not finite.
+    OutputError
+        The file cannot be written.
+    """
+    return write_image(path, placed_like(data, affine, like), maker=maker)
+
+
+def write_image(path: str | os.PathLike, image: nib.Nifti1Image, *, maker: str = "iqtflow") -> Path:
+    """Write an image: the one way for all of them. The same image gives the same bytes.
+
+    Parameters
+    ----------
+    path
+        ``.nii`` or ``.nii.gz``.
+    image
+        With finite voxels.
+    maker
+        Command that makes it, for the header (`iqtflow.utils.outputs`).
+
+    Raises
+    ------
+    InputError
+        A voxel is not finite: nothing is written.
+    OutputError
+        The file cannot be written.
+    """
+    require_finite(path, image)
+    content: memoryview | bytes = marked_image(maker, image)
+    if str(path).endswith(".gz"):
+        content = gzip.compress(content, compresslevel=4, mtime=0)
+    return write_atomically(path, lambda stream: stream.write(content))
+
+
+def require_finite(path: str | os.PathLike, image: nib.Nifti1Image) -> None:
+    """Make sure that an image that is to be written has finite voxels only.
+
+    Raises
+    ------
+    InputError
+        Says how many are not, and where the first one is.
+    """
+    wrong = ~np.isfinite(np.asanyarray(image.dataobj))
+    if wrong.any():
+        first = [int(i) for i in np.unravel_index(np.argmax(wrong), wrong.shape)]
+        raise InputError(
+            path,
+            found=f"a result with {np.count_nonzero(wrong)} voxels that are not finite, the first at {first}",
+            expected="finite voxels; this file was not written",
+            next_step="Look for extreme intensities in the inputs. If they are as they should be, choose "
+            "another model, or --precision float32.",
+        )
+
+
+def write_json(path: str | os.PathLike, fields: dict[str, Any], *, maker: str | None = None) -> Path:
+    """Write fields as indented JSON, atomically; with the command that makes it, for
+    `iqtflow.utils.outputs`.
+    """
+    text = json.dumps(fields if maker is None else signed(maker, fields), indent=2) + "\n"
+    return write_atomically(path, lambda stream: stream.write(text.encode()))

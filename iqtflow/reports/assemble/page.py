@@ -1,0 +1,84 @@
+"""From a template to a file: one self-contained page beside its folder of figures, written atomically, asking
+the network for nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+
+from iqtflow import __version__
+from iqtflow.image.nifti import write_atomically
+from iqtflow.utils.errors import InputError
+
+#: Stands on every page.
+NOTICE = (
+    "For research only, not for diagnosis. Detail between the acquired slices is inferred from what a "
+    "network learned on other people’s brains; it was not measured in this patient, and may be missing, "
+    "displaced or invented. Check every finding on the original scan."
+)
+
+_TEMPLATES = Path(__file__).with_name("templates")
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill a template; every value is escaped.
+
+    Parameters
+    ----------
+    template
+        File name within the templates folder.
+    **values
+        What the template names; a missing one is an error, not a blank.
+    """
+    return _environment().get_template(template).render(notice=NOTICE, version=__version__, **values)
+
+
+def write_page(path: str | os.PathLike, content: str | bytes) -> Path:
+    """Write a page or a figure atomically, so that no reader ever sees half of it.
+
+    Raises
+    ------
+    OutputError
+        The folder cannot be made or written to.
+    """
+    content = content.encode("utf-8") if isinstance(content, str) else content
+    return write_atomically(path, lambda stream: stream.write(content))
+
+
+def bare_label(subject: str) -> str:
+    """Return the label of a subject without ``sub-``.
+
+    Raises
+    ------
+    InputError
+        It is not a BIDS label, so it cannot become a file name.
+    """
+    label = str(subject).removeprefix("sub-")
+    if not re.fullmatch(r"[A-Za-z0-9+]+", label):
+        raise InputError(
+            "subject label",
+            found=repr(subject),
+            expected="letters and digits, as BIDS has it",
+            next_step="Rename the subject's folder and files.",
+        )
+    return label
+
+
+@lru_cache(maxsize=1)
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["url"] = lambda path: quote(Path(path).as_posix())
+    return environment

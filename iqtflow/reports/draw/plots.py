@@ -1,0 +1,220 @@
+"""Line plots as SVG: small, sharp in print, the same bytes for the same numbers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from iqtflow.reports.draw.views import Volumes
+
+#: Colours that stay apart for colour-blind readers and in grey print (Okabe & Ito, doi:10.1038/nmeth.1618).
+BEFORE, AFTER, TRUTH, POINTS = "#8a8a8a", "#0060a8", "#111111", "#c25a00"
+
+_STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "font.family": "DejaVu Sans",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#666666",
+    "axes.labelcolor": "#333333",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+    "svg.hashsalt": "iqtflow",  # otherwise identifiers are random
+    "svg.fonttype": "path",
+}
+
+
+def slice_profile(volumes: Volumes) -> tuple[bytes, str]:
+    """Intensity along one line across the slices: the acquired samples, the spline through them, the estimate
+    and its spread.
+
+    Returns
+    -------
+    bytes, str
+        SVG and its description in words.
+    """
+    axis = 2 if volumes.slice_axis is None else volumes.slice_axis
+    x, y = (a for a in range(3) if a != axis)
+    # The line on which the estimate differs most from the spline, inside the brain.
+    score = (np.abs(volumes.after - volumes.before) * volumes.mask).sum(axis=axis)
+    line = [0, 0, 0]
+    line[x], line[y] = (int(i) for i in np.unravel_index(int(np.argmax(score)), score.shape))
+    place = tuple(slice(None) if a == axis else line[a] for a in range(3))
+    position = np.arange(volumes.after.shape[axis]) * volumes.sizes_mm[axis]
+    inside = np.flatnonzero(volumes.mask[place])
+    first, last = (position[inside[0]], position[inside[-1]]) if inside.size else (position[0], position[-1])
+    with axes_of("distance across the slices (mm)", "intensity") as (figure, axes):
+        axes.plot(position, volumes.before[place], color=BEFORE, lw=1.4, label="before (spline)")
+        after = volumes.after[place]
+        if volumes.std is not None:
+            spread = volumes.std[place]
+            axes.fill_between(
+                position, after - spread, after + spread, color=AFTER, alpha=0.2, lw=0, label="IQT ± 1 SD"
+            )
+        axes.plot(position, after, color=AFTER, lw=1.4, label="after (IQT)")
+        if volumes.truth is not None:
+            axes.plot(position, volumes.truth[place], color=TRUTH, lw=1, ls=":", label="truth")
+        if volumes.acquired is not None:
+            where, samples = _acquired_samples(volumes, line, axis)
+            axes.plot(where, samples, "o", color=POINTS, ms=3.5, label="acquired slices")
+        axes.set_xlim(first - 6, last + 6)
+        axes.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, 1.2),
+            ncol=3,
+            fontsize=9,
+            handlelength=1.5,
+            columnspacing=1.2,
+        )
+        svg = to_svg(figure)
+    return svg, "Intensity along one line across the slices: acquired samples, spline and estimate."
+
+
+def intensity_histogram(volumes: Volumes) -> tuple[bytes, str]:
+    """Histograms of the intensities within the mask, before and after."""
+    low, high = volumes.window
+    edges = np.linspace(low, low + 1.1 * (high - low), 81)
+    with axes_of("intensity", "share of voxels (%)") as (figure, axes):
+        for data, colour, label in (
+            (volumes.before, BEFORE, "before (spline)"),
+            (volumes.after, AFTER, "after (IQT)"),
+        ):
+            values = data[volumes.mask]
+            counts = np.histogram(values, edges)[0] * (100 / values.size)
+            axes.stairs(counts, edges, color=colour, lw=1.5, label=label)
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncol=2, fontsize=9, handlelength=1.5)
+        svg = to_svg(figure)
+    return svg, "Histograms of intensity within the brain, before and after."
+
+
+def tissue_histograms(values: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> tuple[bytes, str]:
+    """Histograms of each tissue's intensities in a source (filled) and in what was simulated from it (line).
+
+    Parameters
+    ----------
+    values
+        For each tissue, the intensities in the source and in the simulated scan.
+    """
+    everything = np.concatenate([part for pair in values.values() for part in pair])
+    edges = np.linspace(np.percentile(everything, 0.2), np.percentile(everything, 99.8), 41)
+    with axes_of("intensity", "share of voxels (%)") as (figure, axes):
+        for (name, (source, simulated)), colour in zip(values.items(), (POINTS, AFTER), strict=False):
+            for part, filled, what in ((source, True, "source"), (simulated, False, "draw 1")):
+                counts = np.histogram(part, edges)[0] * (100 / part.size)
+                style = {"fill": True, "alpha": 0.25, "lw": 0} if filled else {"lw": 1.6}
+                axes.stairs(counts, edges, color=colour, label=f"{name}, {what}", **style)
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=9, handlelength=1.5)
+        svg = to_svg(figure)
+    return svg, f"Histograms of intensity of {' and '.join(values)}, in the source and in its first draw."
+
+
+def training_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[bytes, str]:
+    """Loss against step for each member of an ensemble; logarithmic loss.
+
+    Parameters
+    ----------
+    curves
+        For each member: ``step``, ``train_loss``, ``val_loss``, arrays of one length (NaN where not
+        recorded).
+    """
+    with axes_of("step", "loss") as (figure, axes):
+        for i, (name, curve) in enumerate(curves.items()):
+            shade = AFTER if len(curves) == 1 else _shade(i, len(curves))
+            for key, style in (("train_loss", ":"), ("val_loss", "-")):
+                known = np.isfinite(curve[key])
+                if known.any():
+                    label = (
+                        f"{name}, {'training' if key == 'train_loss' else 'validation'}" if i == 0 else None
+                    )
+                    axes.plot(
+                        curve["step"][known],
+                        curve[key][known],
+                        ls=style,
+                        color=shade,
+                        lw=1.5 if style == "-" else 1.1,
+                        label=label,
+                    )
+        values = np.concatenate([c[k] for c in curves.values() for k in ("train_loss", "val_loss")])
+        if np.nanmin(values) > 0:
+            axes.set_yscale("log")
+        axes.legend(loc="upper right", fontsize=9)
+        svg = to_svg(figure)
+    return svg, f"Training and validation loss against step for {len(curves)} network(s)."
+
+
+def paired_boxes(values: Mapping[str, Sequence[float]], unit: str) -> tuple[bytes, str]:
+    """Box plot of each method over the evaluation subjects, with a thin line for each subject."""
+    names = list(values)
+    table = np.array([values[name] for name in names], dtype=float)
+    with axes_of("", unit) as (figure, axes):
+        axes.plot(np.arange(len(names)), table, color="#b8c4cf", lw=0.8, zorder=1)
+        drawn = [row[np.isfinite(row)] for row in table]
+        boxes = axes.boxplot(
+            drawn,
+            positions=range(len(names)),
+            widths=0.45,
+            patch_artist=True,
+            zorder=2,
+            medianprops={"color": "#111111"},
+            flierprops={"marker": "o", "ms": 3},
+        )
+        for i, box in enumerate(boxes["boxes"]):
+            box.set(facecolor="#d9d9d9" if i == 0 else "#cfe2f1", edgecolor="#555555", alpha=0.85)
+        axes.set_xticks(
+            range(len(names)),
+            names,
+            rotation=0 if len(names) < 5 else 30,
+            ha="center" if len(names) < 5 else "right",
+        )
+        axes.grid(visible=False, axis="x")
+        svg = to_svg(figure)
+    return svg, f"{unit} of {', '.join(names)} over {table.shape[1]} subjects."
+
+
+@contextmanager
+def axes_of(xlabel: str, ylabel: str, *, size: tuple[float, float] = (5.4, 3.3)) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes in the style of the pages; `size` in inches."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # A bare Figure, not pyplot: nothing global is opened that a caller would have to close.
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        yield figure, axes
+
+
+def to_svg(figure: Any) -> bytes:
+    """A figure as SVG, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def _shade(index: int, count: int) -> str:
+    import matplotlib
+
+    return matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](0.1 + 0.7 * index / max(count - 1, 1)))
+
+
+def _acquired_samples(volumes: Volumes, line: list[int], axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Samples of the scan nearest to a line of voxels of the output, and where they lie along it in mm."""
+    scan, affine = volumes.acquired
+    to_scan = np.linalg.inv(affine) @ volumes.affine
+    start = to_scan @ np.array([*line[:axis], 0, *line[axis + 1 :], 1.0])
+    column = [int(np.clip(round(start[a]), 0, scan.shape[a] - 1)) for a in range(3)]
+    samples = scan[tuple(slice(None) if a == axis else column[a] for a in range(3))]
+    voxels = (np.arange(scan.shape[axis]) - start[axis]) / to_scan[axis, axis]
+    return voxels * volumes.sizes_mm[axis], samples

@@ -1,0 +1,1 @@
+"""Brain masks and tissue maps."""

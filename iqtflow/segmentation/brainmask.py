@@ -1,0 +1,234 @@
+"""Where the brain is, in skull-stripped volumes and in whole heads, with isotropic voxels or thick slices.
+
+Scalp fat is two to three times brighter than white matter in many clinical T1-weighted scans, so that
+intensities can only be referred to tissue inside a brain mask. Whole heads are masked by deepbet [1]_,
+which carries its weights inside its wheel and therefore works offline.
+
+References
+----------
+.. [1] L. Fisch et al., "deepbet: Fast brain extraction of T1-weighted MRI using Convolutional Neural
+   Networks", Computers in Biology and Medicine 179:108845, 2024, doi:10.1016/j.compbiomed.2024.108845
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from iqtflow.image.intensity import bridge_slices, empty_slices
+
+#: Below this share of the brightest voxels (their 99th percentile) a voxel counts as zero: resampling a
+#: stripped brain leaves a haze of tiny values around it.
+ZERO_LEVEL = 0.005
+#: A volume with a smaller share of zeros has noise or tissue, not an erased background, around the brain.
+#: (A brain cropped to its bounding box leaves about half of the box empty.)
+ERASED_BACKGROUND = 0.3
+#: No brain with its cerebrospinal fluid is larger; what is larger and surrounded by zeros is a head.
+LARGEST_BRAIN_ML = 2300.0
+#: An erased surround is skull-stripping when what is left is not this much larger than the brain found in it.
+HEAD_TO_BRAIN = 1.35
+#: Below this extent along any axis a volume is a slab, part of a brain: nothing that deepbet was trained on.
+SLAB_EXTENT_MM = 80.0
+#: A brain mask smaller than this share of the head is a failure.
+SMALLEST_BRAIN_IN_HEAD = 0.1
+#: So is one with less than this share of itself within the head.
+LEAST_BRAIN_INSIDE_HEAD = 0.5
+
+
+@dataclass(frozen=True)
+class BrainMask:
+    """A brain mask and how it was found.
+
+    Attributes
+    ----------
+    mask : ndarray of bool, shape (w, h, d)
+        True inside the brain, cerebrospinal fluid included.
+    skull_stripped : bool
+        Whether the volume shows a brain without its skull.
+    method : str
+        "nonzero" (erased background), "deepbet", "deepbet-slab" or "head" (all of it, when no brain was
+        found).
+    """
+
+    mask: np.ndarray
+    skull_stripped: bool
+    method: str
+
+
+def find_brain_mask(
+    data: np.ndarray, affine: np.ndarray, *, skull_stripped: bool | None = None, num_threads: int = 1
+) -> BrainMask:
+    """Find the brain in a T1-weighted volume.
+
+    Parameters
+    ----------
+    data : ndarray, shape (w, h, d)
+        Intensities, any unit; slices may be thick, along any axis.
+    affine : ndarray, shape (4, 4)
+        Voxel indices to world millimetres; any orientation, oblique ones too.
+    skull_stripped
+        True: the skull is known to be gone. False: it is known to be there. None: look.
+    num_threads
+        CPU threads that the neural network may use; the mask does not depend on it by more than rounding.
+
+    Returns
+    -------
+    BrainMask
+        The mask on the voxel grid of `data`.
+
+    Raises
+    ------
+    ValueError
+        `data` is not three-dimensional, not finite, or empty.
+
+    Notes
+    -----
+    A skull-stripped volume with zeros outside the brain needs no more than its non-zero voxels. One with
+    *noise* outside (as a scanner or the simulator leaves it) goes the way of whole heads.
+
+    When deepbet finds nothing that can be a brain, the head is returned instead, with a warning.
+
+    Lost slices would cut a head into parts, the largest of which may be as small as a brain: they are bridged
+    while the brain is looked for, and are no part of the mask.
+    """
+    data = np.asarray(data, dtype=np.float32)
+    if data.ndim != 3 or not np.isfinite(data).all() or not data.any():
+        raise ValueError(f"a brain mask needs a finite, non-empty 3-D volume, not this of shape {data.shape}")
+    axis = int(np.argmax(np.linalg.norm(affine[:3, :3], axis=0)))
+    missing = empty_slices(data, axis)
+    bridged = bridge_slices(data, axis, missing)
+    found = _find(bridged, affine, skull_stripped=skull_stripped, num_threads=num_threads)
+    if missing:
+        np.moveaxis(found.mask, axis, 0)[missing] = False
+    return found
+
+
+def _find(
+    data: np.ndarray, affine: np.ndarray, *, skull_stripped: bool | None, num_threads: int
+) -> BrainMask:
+    voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000.0
+
+    remaining = _filled_largest_part(np.abs(data) > ZERO_LEVEL * np.percentile(data, 99))
+    # Noise around a brain has voxels near zero too, but they are holes in what remains, and filled.
+    if 1.0 - remaining.mean() >= ERASED_BACKGROUND and skull_stripped is not False:
+        if skull_stripped:
+            return BrainMask(remaining, True, "nonzero")
+        if remaining.sum() * voxel_ml <= LARGEST_BRAIN_ML:
+            found = _mask_by_deepbet(data, affine, num_threads)
+            if found.mask.sum() * HEAD_TO_BRAIN >= remaining.sum() and found.method != "head":
+                return BrainMask(remaining, True, "nonzero")
+            return found
+    found = _mask_by_deepbet(data, affine, num_threads)
+    return BrainMask(found.mask, bool(skull_stripped), found.method)
+
+
+def _mask_by_deepbet(data: np.ndarray, affine: np.ndarray, num_threads: int) -> BrainMask:
+    """Mask a whole head, or a brain in noise; fall back on the head itself, with a warning."""
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    axis = int(np.argmin(np.array(data.shape) * spacing_mm))
+    slab = data.shape[axis] * spacing_mm[axis] < SLAB_EXTENT_MM
+    # deepbet stretches every volume to a cube. The outermost slices of a slab then look like the top and
+    # bottom of a head to it; slices repeated outside of them keep the real ones in the interior.
+    pad = [(0, 0)] * 3
+    if slab:
+        pad[axis] = (data.shape[axis], data.shape[axis])
+    try:
+        mask = _run_deepbet(np.pad(data, pad, mode="edge"), affine, num_threads)
+    except _NoBrainError as fault:
+        return _whole_head(data, f"deepbet found no brain ({fault})")
+    mask = mask[tuple(slice(before, before + n) for (before, _), n in zip(pad, data.shape, strict=True))]
+    if slab:
+        mask = _filled_in_each_slice(mask, axis)
+    head = head_mask(data)
+    n_inside = np.count_nonzero(mask & head)
+    if n_inside < max(SMALLEST_BRAIN_IN_HEAD * head.sum(), LEAST_BRAIN_INSIDE_HEAD * mask.sum()):
+        found = f"deepbet found {mask.sum()} brain voxels, {n_inside} of them in the head of {head.sum()}"
+        return _whole_head(data, found)
+    return BrainMask(mask, False, "deepbet-slab" if slab else "deepbet")
+
+
+class _NoBrainError(Exception):
+    """deepbet finds no brain."""
+
+
+def _run_deepbet(data: np.ndarray, affine: np.ndarray, num_threads: int) -> np.ndarray:
+    """Run deepbet in memory, on the CPU, with its own reorientation to the axes that it was trained on."""
+    from deepbet import BrainExtraction
+
+    with _torch_threads(num_threads):
+        extraction, image = BrainExtraction(no_gpu=True), nib.Nifti1Image(data.astype(np.float32), affine)
+        try:
+            _, mask, _ = extraction.run(image)
+        except (AssertionError, ValueError) as fault:  # how deepbet says that it sees no brain at all
+            raise _NoBrainError(str(fault)) from fault
+    return np.asarray(mask.dataobj) > 0
+
+
+@contextmanager
+def _torch_threads(num_threads: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def head_mask(data: np.ndarray) -> np.ndarray:
+    """Separate head from air.
+
+    Parameters
+    ----------
+    data : ndarray, shape (w, h, d)
+        Intensities, any unit.
+
+    Returns
+    -------
+    ndarray of bool, shape (w, h, d)
+        The largest connected part above Otsu's threshold (doi:10.1109/TSMC.1979.4310076), holes filled.
+
+    Notes
+    -----
+    The threshold is found on intensities clipped at their 95th percentile, lest bright fat alone be
+    foreground.
+    """
+    from skimage.filters import threshold_otsu
+
+    clipped = np.minimum(data, np.percentile(data[data > 0], 95))
+    spread = float(np.ptp(clipped))
+    if spread < 1e-4 * float(np.abs(clipped).max()):  # too little for a histogram: few voxels stand out
+        return _filled_largest_part(data > (data.min() + data.max()) / 2)
+    return _filled_largest_part(data > threshold_otsu(clipped.ravel()))
+
+
+def _whole_head(data: np.ndarray, reason: str) -> BrainMask:
+    warnings.warn(
+        f"No brain mask: {reason}. The whole head is used instead, so that intensities may be referred to "
+        "fat; give a mask if there is one.",
+        RuntimeWarning,
+        stacklevel=5,
+    )
+    return BrainMask(head_mask(data), False, "head")
+
+
+def _filled_largest_part(mask: np.ndarray) -> np.ndarray:
+    labels, n_parts = ndimage.label(mask)
+    if n_parts > 1:
+        sizes = np.bincount(labels.ravel())
+        sizes[0] = 0
+        mask = labels == sizes.argmax()
+    return ndimage.binary_fill_holes(mask)
+
+
+def _filled_in_each_slice(mask: np.ndarray, axis: int) -> np.ndarray:
+    """Fill holes within the slices of a slab, where nothing above or below closes them."""
+    slices = [ndimage.binary_fill_holes(slice_) for slice_ in np.moveaxis(mask, axis, 0)]
+    return np.moveaxis(np.stack(slices), 0, axis)

@@ -1,0 +1,203 @@
+"""Which engine makes the tissue maps of a scan: ready-made ones, SPM, or the embedded engine."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from iqtflow.config import SegmentationSettings
+from iqtflow.segmentation.precomputed import ReadyMaps, find_ready_maps
+from iqtflow.segmentation.spm.install import (
+    GENUINE_TPM_BLOB,
+    SpmInstallation,
+    SpmNotFoundError,
+    find_spm,
+    tpm_blob_id,
+)
+from iqtflow.utils.errors import UsageError
+
+EMBEDDED = "embedded engine (ANTs N4 and Atropos)"
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """An engine, and why it was taken.
+
+    Attributes
+    ----------
+    engine
+        ``"derivatives"``, ``"spm"`` or ``"ants"``.
+    reason
+        Why, as a phrase for people.
+    maps
+        The ready-made maps; None for the other engines, and where maps were insisted on but are not there.
+    spm
+        The installation; None for the other engines.
+    whole_head
+        The image before its skull was removed, which SPM segments in its place, if the data set has it.
+    """
+
+    engine: str
+    reason: str
+    maps: ReadyMaps | None = None
+    spm: SpmInstallation | None = None
+    whole_head: Path | None = None
+
+    def describe(self) -> str:
+        """One line for the terminal."""
+        if self.engine == "spm":
+            return f"{self.spm.describe()}; {describe_priors(self.spm)}"
+        if self.engine == "derivatives":
+            return f"ready-made maps ({self.reason})"
+        return f"{EMBEDDED}: {self.reason}"
+
+
+def choose_engine(
+    wanted: str = "auto",
+    *,
+    maps: ReadyMaps | None = None,
+    spm_dir: str | os.PathLike | None = None,
+    tpm: str | os.PathLike | None = None,
+    octave: str | os.PathLike | None = None,
+) -> EngineChoice:
+    """Choose the engine for one scan: ready-made maps before SPM, and SPM before the embedded engine.
+
+    Parameters
+    ----------
+    wanted
+        ``"auto"``, or the engine that is insisted on.
+    maps
+        The scan's ready-made maps, if it has any.
+    spm_dir, tpm, octave
+        As for `iqtflow.segmentation.spm.install.find_spm`.
+
+    Raises
+    ------
+    SpmNotFoundError
+        There is no usable SPM, and the user wants it: by ``"spm"``, or by naming one of its parts.
+    """
+    if wanted == "ants":
+        return EngineChoice("ants", "asked for")
+    if wanted == "derivatives" or (wanted == "auto" and maps is not None):
+        return EngineChoice("derivatives", "asked for" if wanted != "auto" else "they are there", maps=maps)
+    try:
+        found = find_spm(spm_dir=spm_dir, tpm=tpm, octave=octave)
+    except SpmNotFoundError as fault:
+        if wanted == "spm" or any(value is not None for value in (spm_dir, tpm, octave)):
+            raise
+        return EngineChoice("ants", f"no SPM ({fault.found})")
+    return EngineChoice("spm", "asked for" if wanted == "spm" else "it is there", spm=found)
+
+
+def engine_for(
+    image: str | os.PathLike, settings: SegmentationSettings, *, name: str | None = None
+) -> EngineChoice:
+    """Choose the engine for one image of a data set, as the settings say.
+
+    Under ``"auto"`` an image that shows too little of the head for SPM goes to the embedded engine.
+
+    Parameters
+    ----------
+    image
+        The image.
+    settings
+        What the user asked for.
+    name
+        Its name in BIDS, by which ready-made maps are looked for; None takes the file's own.
+
+    Raises
+    ------
+    SpmNotFoundError
+        As `choose_engine`.
+    """
+    from iqtflow.segmentation.spm.checks import MIN_EXTENT_MM, find_unstripped_sibling, least_extent_mm
+
+    looks = settings.derivatives is not None and settings.engine in ("auto", "derivatives")
+    choice = choose_engine(
+        settings.engine,
+        maps=find_ready_maps(name or image, settings.derivatives) if looks else None,
+        spm_dir=settings.spm_dir,
+        tpm=settings.tpm,
+        octave=settings.octave,
+    )
+    if choice.engine == "spm":
+        extent_mm = least_extent_mm(image)
+        if settings.engine == "auto" and extent_mm is not None and extent_mm < MIN_EXTENT_MM:
+            return EngineChoice("ants", f"SPM needs {MIN_EXTENT_MM:.0f} mm along every axis")
+        # Data sets in BIDS' form often are links to files under the names that they came with.
+        choice = replace(choice, whole_head=find_unstripped_sibling(os.path.realpath(image)))
+    return choice
+
+
+def check_engine(
+    images: Sequence[str | os.PathLike],
+    settings: SegmentationSettings,
+    *,
+    names: Sequence[str] | None = None,
+) -> str:
+    """Make sure, before anything is written, that there is an engine; describe it for the terminal.
+
+    Parameters
+    ----------
+    images
+        All images that maps are needed of.
+    settings
+        What the user asked for.
+    names
+        The images' names in BIDS; None takes the files' own.
+
+    Raises
+    ------
+    UsageError
+        Ready-made maps are insisted on and there are none, or named though another engine is insisted on.
+    SpmNotFoundError
+        As `choose_engine`.
+    """
+    folder = settings.derivatives
+    if settings.engine == "derivatives" and folder is None:
+        raise UsageError(
+            "--segmentation derivatives",
+            found="no --derivatives",
+            expected="the folder that holds the maps",
+            next_step="Name fMRIPrep's or sMRIPrep's output with --derivatives.",
+        )
+    if folder is not None and settings.engine not in ("auto", "derivatives"):
+        raise UsageError(
+            "--derivatives",
+            found=f"--segmentation {settings.engine}",
+            expected="auto or derivatives: other engines take no ready-made maps",
+            next_step="Leave one of the two out.",
+        )
+    called = names or [None] * len(images)
+    choices = [engine_for(image, settings, name=name) for image, name in zip(images, called, strict=True)]
+    if settings.engine == "derivatives" and not any(choice.maps for choice in choices):
+        raise UsageError(
+            folder,
+            found="no tissue maps of any image",
+            expected="sub-X/anat/sub-X_label-WM_probseg.nii.gz, and the same for GM and CSF",
+            next_step="Check the path; or choose --segmentation auto, which lets another engine take over.",
+        )
+    # Counted before they are described, which reads the tissue priors.
+    kinds = Counter((replace(c, maps=None, whole_head=None), c.maps is not None) for c in choices)
+    said = {_describe(kind, has_maps=has_maps, folder=folder): n for (kind, has_maps), n in kinds.items()}
+    if len(said) == 1:
+        return next(iter(said))
+    return "; ".join(f"{n} of {len(choices)} images by {text}" for text, n in said.items())
+
+
+def _describe(choice: EngineChoice, *, has_maps: bool, folder: Path | None) -> str:
+    if choice.engine != "derivatives":
+        return choice.describe()
+    return f"ready-made maps in {folder}" if has_maps else "nothing, and they will fail"
+
+
+def describe_priors(spm: SpmInstallation) -> str:
+    """Tell whether the tissue priors are SPM's own."""
+    if spm.tpm is None:
+        return "tissue priors inside standalone SPM"
+    if tpm_blob_id(spm.tpm) == GENUINE_TPM_BLOB:
+        return f"SPM's own tissue priors {spm.tpm}"
+    return f"tissue priors {spm.tpm}, which are NOT SPM's own"

@@ -1,0 +1,1 @@
+"""Unified segmentation by SPM."""

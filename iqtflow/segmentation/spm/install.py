@@ -1,0 +1,372 @@
+"""Where this machine keeps SPM, Octave and the tissue priors; nothing is started to find out."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from iqtflow.cli.types import positive
+from iqtflow.utils.errors import UsageError
+
+#: Git's name for the TPM.nii of SPM12 ... SPM 26, so that anybody can look it up in SPM's repository.
+GENUINE_TPM_BLOB = "dceb466bc7363ba45fdd4e224550a394868bec95"
+
+#: No graphics, no start-up files of the user, no history: the same session on every machine.
+OCTAVE_OPTIONS = ("--no-init-file", "--no-history", "--no-window-system", "--quiet")
+
+#: Environment variables and folders, in the order in which they are asked.
+SPM_VARIABLES = ("SPM_HOME", "SPM_PATH", "SPM_DIR")
+SPM_FOLDERS = ("/opt/spm12", "/opt/spm")
+
+_CONTENTS_VERSION = re.compile(r"^%\s*Version\s+(?P<revision>\S+)\s+\((?P<release>SPM\w*)\)", re.MULTILINE)
+
+
+class SpmNotFoundError(UsageError):
+    """There is no SPM (or no Octave, or no tissue priors) to run unified segmentation with.
+
+    Attributes
+    ----------
+    causes
+        What was wrong with each place that was looked at, where there were several.
+    """
+
+    causes: tuple[SpmNotFoundError, ...] = ()
+
+
+class OctaveNotFoundError(SpmNotFoundError):
+    """There may be an SPM, but no Octave that could run it."""
+
+
+@dataclass(frozen=True)
+class SpmInstallation:
+    """An SPM that can be started.
+
+    Attributes
+    ----------
+    command
+        Command line; the name of an m-file follows it.
+    compiled
+        True for SPM compiled for the MATLAB Runtime, False for SPM under GNU Octave.
+    spm_dir
+        Folder of SPM; None when only a command is known.
+    spm_source
+        Which setting named it: ``"argument"``, ``"$SPM_HOME"``, ``"/opt/spm12"`` ...
+    octave, octave_source
+        The Octave that runs it and which setting named that; None for a compiled SPM.
+    tpm
+        The 4-D tissue priors; None when only a running (compiled) SPM knows where its own are.
+    release, revision
+        As ``Contents.m`` states them (``"SPM12"``, ``"7771"``); ``"unknown"`` without that file.
+    skipped
+        Places that were asked before and why each did not serve.
+    """
+
+    command: tuple[str, ...]
+    compiled: bool
+    spm_dir: Path | None
+    spm_source: str
+    octave: Path | None
+    octave_source: str | None
+    tpm: Path | None
+    release: str
+    revision: str
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> str:
+        """Release and revision in one string, for instance ``"SPM12 r7771"``."""
+        revision = f"r{self.revision}" if self.revision.isdigit() else self.revision
+        return self.release if self.revision == "unknown" else f"{self.release} {revision}"
+
+    def describe(self) -> str:
+        """One line for the terminal: what was taken, and which setting named it."""
+        runner = "MATLAB Runtime" if self.compiled else f"Octave {self.octave} ({self.octave_source})"
+        return f"{self.version} in {self.spm_dir or self.command[0]} ({self.spm_source}), {runner}"
+
+
+def find_spm(
+    *,
+    spm_dir: str | os.PathLike | None = None,
+    tpm: str | os.PathLike | None = None,
+    octave: str | os.PathLike | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> SpmInstallation:
+    """Find SPM and what runs it, without starting a process.
+
+    SPM is looked for in this order: `spm_dir`; ``$SPMMCRCMD`` when ``$FORCE_SPMMCR`` is set (as nipype has
+    it); ``$SPM_HOME``, ``$SPM_PATH``, ``$SPM_DIR``; ``$SPMSTANDALONE_HOME`` with ``$MCR_HOME`` (as Clinica
+    has it); ``/opt/spm12``; ``/opt/spm``. Octave: `octave`; ``$OCTAVE_EXEC``; ``octave-cli``; ``octave``.
+    Tissue priors: `tpm`; ``tpm/TPM.nii`` of that SPM.
+
+    Parameters
+    ----------
+    spm_dir
+        Folder of an SPM compiled for Octave.
+    tpm
+        Tissue priors, 4-D NIfTI, in SPM's order: GM, WM, CSF, bone, soft tissue, air.
+    octave
+        Octave executable, by name or path.
+    environ
+        Environment to look in; that of this process by default.
+
+    Raises
+    ------
+    SpmNotFoundError
+        Nothing usable; the message lists every place that was looked at.
+    """
+    environ = os.environ if environ is None else environ
+    skipped: list[str] = []
+    causes: list[SpmNotFoundError] = []
+    for source, folder, command in _candidates(spm_dir, environ):
+        try:
+            return _examine(source, folder, command, tpm, octave, environ, tuple(skipped))
+        except SpmNotFoundError as fault:
+            if source in ("argument", "$SPMMCRCMD"):  # asked for by name: never quietly take another one
+                raise
+            skipped.append(f"{source}: {fault}")
+            causes.extend(fault.causes or (fault,))
+    none_found = SpmNotFoundError(
+        "SPM",
+        found="; ".join(skipped)
+        or "none of $SPM_HOME, $SPM_PATH, $SPM_DIR, $SPMSTANDALONE_HOME, /opt/spm12, /opt/spm",
+        expected="SPM12 or later, compiled for GNU Octave (make PLATFORM=octave), or standalone SPM",
+        next_step="Name it with --spm-dir or $SPM_HOME, or choose --segmentation ants.",
+    )
+    if not causes:  # no SPM at all: say at once what else it would want
+        wanted = _faults_of(
+            lambda: _find_octave(octave, environ), lambda: _find_tpm(tpm, None, search_below=False)
+        )
+        causes = [copy.copy(none_found), *wanted] if wanted else []
+    none_found.causes = tuple(causes)
+    raise none_found
+
+
+def add_spm_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--spm-dir``, ``--tpm``, ``--octave`` and ``--sampling-distance`` to a command."""
+    group = parser.add_argument_group("SPM (only for the engine spm)")
+    group.add_argument(
+        "--spm-dir",
+        metavar="DIR",
+        help="SPM compiled for Octave (default: $SPM_HOME ... /opt/spm12, /opt/spm)",
+    )
+    group.add_argument("--tpm", metavar="FILE", help="tissue priors (default: SPM's own tpm/TPM.nii)")
+    group.add_argument(
+        "--octave", metavar="PROGRAM", help="Octave (default: $OCTAVE_EXEC, octave-cli, octave)"
+    )
+    group.add_argument(
+        "--sampling-distance",
+        metavar="MM",
+        type=positive,
+        default=3.0,
+        help="distance of the voxels that SPM estimates from, in mm (default: %(default)g)",
+    )
+
+
+def tpm_blob_id(path: str | os.PathLike) -> str:
+    """Git blob id (SHA-1 hex digits) of tissue priors, of the uncompressed bytes where the file is gzipped.
+
+    Compare it with `GENUINE_TPM_BLOB`: volumes from other priors are not SPM's.
+    """
+    from iqtflow.image.nifti_file import read_content
+
+    content = read_content(path)
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def read_spm_version(spm_dir: str | os.PathLike | None) -> tuple[str, str]:
+    """Release and revision from the head of SPM's ``Contents.m``; ``("unknown", "unknown")`` without it.
+
+    That line reads ``% Version 7771 (SPM12) 13-Jan-20`` or ``% Version 25.01.02 (SPM25) 23-Jan-2025``.
+    """
+    if spm_dir is not None:
+        try:
+            head = (Path(spm_dir) / "Contents.m").read_text(encoding="utf-8", errors="replace")[:1000]
+        except OSError:
+            head = ""
+        match = _CONTENTS_VERSION.search(head)
+        if match:
+            return match["release"], match["revision"]
+    return "unknown", "unknown"
+
+
+def _candidates(
+    spm_dir: str | os.PathLike | None, environ: Mapping[str, str]
+) -> Iterator[tuple[str, Path | None, tuple[str, ...] | None]]:
+    """(source, folder, command of a compiled SPM or None), in the order of preference."""
+    if spm_dir is not None:
+        yield "argument", Path(spm_dir), None
+        return
+    if "FORCE_SPMMCR" in environ and environ.get("SPMMCRCMD"):
+        command = tuple(shlex.split(environ["SPMMCRCMD"]))
+        yield "$SPMMCRCMD", Path(command[0]).parent if os.sep in command[0] else None, command
+    for name in SPM_VARIABLES:
+        if environ.get(name):
+            yield f"${name}", Path(environ[name]), None
+    if environ.get("SPMSTANDALONE_HOME") and environ.get("MCR_HOME"):
+        home = Path(environ["SPMSTANDALONE_HOME"])
+        launcher = next(iter(sorted(home.glob("run_spm*.sh"))), home / "run_spm12.sh")
+        yield "$SPMSTANDALONE_HOME", home, (str(launcher), environ["MCR_HOME"], "script")
+    for folder in SPM_FOLDERS:
+        if Path(folder).is_dir():
+            yield folder, Path(folder), None
+
+
+def _examine(
+    source: str,
+    folder: Path | None,
+    compiled: tuple[str, ...] | None,
+    tpm: str | os.PathLike | None,
+    octave: str | os.PathLike | None,
+    environ: Mapping[str, str],
+    skipped: tuple[str, ...],
+) -> SpmInstallation:
+    """Make sure that one candidate is complete."""
+    octave_path, octave_source = None, None
+    if compiled:
+        faults = _faults_of(
+            lambda: _require_executable(compiled[0], environ),
+            lambda: _find_tpm(tpm, folder, search_below=True),
+        )
+    else:
+        folder = folder.absolute()
+        faults = _faults_of(
+            lambda: _require_octave_spm(folder),
+            lambda: _find_octave(octave, environ),
+            lambda: _require_priors(tpm, folder),
+        )
+    if faults:
+        faults[0].causes = tuple(faults) if len(faults) > 1 else ()
+        raise faults[0]
+    if compiled:
+        command = compiled
+    else:
+        octave_path, octave_source = _find_octave(octave, environ)
+        command = (str(octave_path), *OCTAVE_OPTIONS, "--path", str(folder))
+    # A compiled SPM unpacks its own files somewhere below its folder, at its first start.
+    priors = _find_tpm(tpm, folder, search_below=bool(compiled))
+    release, revision = read_spm_version(_find_contents(folder) if compiled else folder)
+    return SpmInstallation(
+        command=command,
+        compiled=bool(compiled),
+        spm_dir=folder,
+        spm_source=source,
+        octave=octave_path,
+        octave_source=octave_source,
+        tpm=priors,
+        release=release,
+        revision=revision,
+        skipped=skipped,
+    )
+
+
+def _faults_of(*searches: Callable[[], object]) -> list[SpmNotFoundError]:
+    """What is wrong, all of it."""
+    faults = []
+    for search in searches:
+        try:
+            search()
+        except SpmNotFoundError as fault:
+            faults.append(fault)
+    return faults
+
+
+def _require_priors(tpm: str | os.PathLike | None, folder: Path) -> None:
+    there = (folder / "spm_preproc_run.m").is_file()  # else it is no SPM, which is told already
+    if _find_tpm(tpm, folder, search_below=False) is None and there:
+        raise SpmNotFoundError(
+            folder / "tpm" / "TPM.nii",
+            found="no such file",
+            expected="SPM's tissue priors",
+            next_step="Copy TPM.nii from the SPM distribution, or name it with --tpm.",
+        )
+
+
+def _require_octave_spm(folder: Path) -> None:
+    if not (folder / "spm_preproc_run.m").is_file():
+        raise SpmNotFoundError(
+            folder,
+            found="no spm_preproc_run.m",
+            expected="the folder of SPM12 or later",
+            next_step="Name the folder that holds spm.m with --spm-dir or $SPM_HOME.",
+        )
+    if not (folder / "spm_bsplinc.mex").is_file():
+        raise SpmNotFoundError(
+            folder,
+            found="SPM without MEX files for Octave (spm_bsplinc.mex)",
+            expected="SPM compiled for GNU Octave",
+            next_step="In its src folder: make PLATFORM=octave && make PLATFORM=octave install.",
+        )
+    if os.pathsep in str(folder):
+        raise SpmNotFoundError(
+            folder,
+            found=f"{os.pathsep!r} in the path, which separates folders for Octave",
+            expected="a path without it",
+            next_step="Make a symbolic link and name that.",
+        )
+
+
+def _find_octave(octave: str | os.PathLike | None, environ: Mapping[str, str]) -> tuple[Path, str]:
+    for name, source in ((octave, "argument"), (environ.get("OCTAVE_EXEC"), "$OCTAVE_EXEC")):
+        if name:
+            return _require_executable(os.fspath(name), environ, OctaveNotFoundError, source), source
+    for name in ("octave-cli", "octave"):
+        found = shutil.which(name, path=environ.get("PATH"))
+        if found:
+            return Path(found), f"{name} on $PATH"
+    raise OctaveNotFoundError(
+        "Octave",
+        found="neither octave-cli nor octave on $PATH",
+        expected="GNU Octave 6 or later",
+        next_step="Install it (Debian: apt-get install octave), or name it with --octave.",
+    )
+
+
+def _require_executable(
+    name: str,
+    environ: Mapping[str, str],
+    kind: type[SpmNotFoundError] = SpmNotFoundError,
+    source: str = "argument",
+) -> Path:
+    found = shutil.which(name, path=environ.get("PATH"))
+    if found is None:
+        raise kind(
+            name if source == "argument" else f"{source}={name}",
+            found="nothing that can be executed",
+            expected="a program",
+            next_step="Correct the path, or its permissions.",
+        )
+    return Path(found).absolute()
+
+
+def _find_tpm(tpm: str | os.PathLike | None, folder: Path | None, *, search_below: bool) -> Path | None:
+    if tpm is not None:
+        if not Path(tpm).is_file():
+            raise SpmNotFoundError(
+                tpm,
+                found="no such file",
+                expected="tissue priors (TPM.nii)",
+                next_step="Correct --tpm, or leave it out to take SPM's own.",
+            )
+        return Path(tpm).absolute()
+    if folder is None:
+        return None
+    if (folder / "tpm" / "TPM.nii").is_file():
+        return (folder / "tpm" / "TPM.nii").absolute()
+    return next(iter(sorted(folder.glob("**/tpm/TPM.nii"))), None) if search_below else None
+
+
+def _find_contents(folder: Path | None) -> Path | None:
+    """Folder of the Contents.m that a compiled SPM has unpacked, if it has."""
+    if folder is None or (folder / "Contents.m").is_file():
+        return folder
+    return next(
+        (p.parent for p in sorted(folder.glob("**/Contents.m")) if (p.parent / "spm.m").exists()), folder
+    )

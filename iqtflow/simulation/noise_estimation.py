@@ -1,0 +1,175 @@
+"""The noise of a scan: from the air around the head where there is any, from the tissue where not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from iqtflow.utils.errors import InputError
+
+#: Distance from the head within which ghosts, wrapped fat and blurred edges are not yet air.
+AIR_DISTANCE_MM = 8.0
+#: Fewer voxels give no noise level within a few per cent.
+LEAST_VOXELS = 400
+#: Quartiles over the median of a Rayleigh distribution, and how far a scan's may be from them.
+RAYLEIGH_QUARTILES = (np.sqrt(np.log(4 / 3) / np.log(2)), np.sqrt(2.0))
+QUARTILE_TOLERANCE = (0.08, 0.12)
+#: Median of a Rayleigh distribution over its sigma.
+RAYLEIGH_MEDIAN = np.sqrt(2 * np.log(2))
+#: Share of negative air voxels from which a scan is real-valued, not a magnitude.
+NEGATIVE_SHARE = 0.2
+#: Median of the absolute value of a normal variable over its sigma.
+NORMAL_MAD = 0.6744897501960817
+#: Noise over two voxels' distance above that over one by this factor: voxels were interpolated.
+INTERPOLATED = 1.3
+CORE = 0.9  #: probability from which a voxel counts as one tissue
+
+
+@dataclass(frozen=True)
+class NoiseEstimate:
+    """Standard deviation of the noise in each channel, in the scan's units, and how it was found.
+
+    Attributes
+    ----------
+    sigma
+        Standard deviation.
+    method
+        "air-rayleigh" (magnitude, from air), "air-gaussian" (real-valued, from air), "tissue-mad" (from the
+        diagonal wavelet coefficients inside tissue).
+    n_voxels
+        Voxels (or coefficients) that it was found from.
+    note
+        Why this method, as a phrase for people.
+    """
+
+    sigma: float
+    method: str
+    n_voxels: int
+    note: str
+
+
+def estimate_noise(
+    data: np.ndarray,
+    mask: np.ndarray,
+    wm: np.ndarray,
+    *,
+    axis: int,
+    voxel_mm: tuple[float, float, float],
+) -> NoiseEstimate:
+    """Estimate the noise of a scan.
+
+    Magnitude noise in air is Rayleigh-distributed, so that its median is ``sigma sqrt(2 ln 2)`` [1]_; the
+    median, unlike mean and standard deviation, does not mind a few ghosts. Air that a scanner or a defacing
+    tool has erased, that combined coils have changed or that a filter has smoothed does not follow that
+    distribution; then the median absolute diagonal Haar coefficient in the plane of the slices is taken
+    inside white matter [2]_, which has the least anatomy.
+
+    Parameters
+    ----------
+    data : ndarray, shape (w, h, d)
+        Scan, not corrected for shading.
+    mask : ndarray of bool, shape (w, h, d)
+        Brain.
+    wm : ndarray, shape (w, h, d)
+        White-matter probability.
+    axis
+        Slice axis.
+    voxel_mm
+        Voxel size.
+
+    Raises
+    ------
+    InputError
+        Neither air nor tissue gives a noise level above 0.
+
+    References
+    ----------
+    .. [1] H. Gudbjartsson, S. Patz, "The Rician distribution of noisy MRI data", MRM 34(6):910-914, 1995,
+       doi:10.1002/mrm.1910340618
+    .. [2] D. L. Donoho, I. M. Johnstone, "Ideal spatial adaptation by wavelet shrinkage", Biometrika
+       81(3):425-455, 1994, doi:10.1093/biomet/81.3.425
+    """
+    data = np.asarray(data, dtype=np.float32)
+    air = data[find_air(data, mask, axis=axis, voxel_mm=voxel_mm)]
+    if air.size < LEAST_VOXELS:
+        why = f"no air with noise in it ({air.size} voxels): erased, or outside the field of view"
+    elif np.mean(air < 0) > NEGATIVE_SHARE:
+        sigma = float(np.median(np.abs(air - np.median(air)))) / NORMAL_MAD
+        return NoiseEstimate(sigma, "air-gaussian", air.size, "air with values of both signs: real-valued")
+    else:
+        low, middle, high = np.percentile(air, (25, 50, 75)).tolist()
+        shape = (low / middle, high / middle) if middle > 0 else (0.0, 0.0)
+        off = np.abs(np.subtract(shape, RAYLEIGH_QUARTILES))
+        if np.all(off <= QUARTILE_TOLERANCE):
+            return NoiseEstimate(
+                float(middle / RAYLEIGH_MEDIAN), "air-rayleigh", air.size, "air with Rayleigh noise"
+            )
+        why = (
+            f"air is not Rayleigh-distributed (quartiles over median {shape[0]:.2f} and {shape[1]:.2f}, "
+            f"expected {RAYLEIGH_QUARTILES[0]:.2f} and {RAYLEIGH_QUARTILES[1]:.2f}): ghosts, combined coils, "
+            "a threshold or a filter"
+        )
+    return _from_tissue(data, mask, wm, axis, why)
+
+
+def find_air(
+    data: np.ndarray, mask: np.ndarray, *, axis: int, voxel_mm: tuple[float, float, float]
+) -> np.ndarray:
+    """Voxels of air that hold noise: away from the head, and not erased.
+
+    Returns
+    -------
+    ndarray of bool
+        Erased voxels (exact zeros) and their neighbours in the plane are left out: what a threshold has
+        spared is not a sample of the noise.
+    """
+    from skimage.filters import threshold_otsu
+
+    in_plane = [0 if a == axis else 1 for a in range(3)]
+    smooth = ndimage.gaussian_filter(np.maximum(data, 0), [2.0 * p for p in in_plane])
+    # Half of Otsu's threshold: dim tissue (fluid, the skull base) is on the head's side of it.
+    head = (smooth > 0.5 * threshold_otsu(smooth.ravel())) | mask
+    reach = [
+        max(int(np.ceil(AIR_DISTANCE_MM / edge)), 1) * p for edge, p in zip(voxel_mm, in_plane, strict=True)
+    ]
+    head = ndimage.maximum_filter(head, size=[2 * r + 1 for r in reach])
+    window = [3 if p else 1 for p in in_plane]
+    # The outermost voxels are left out: scanners and interpolation treat borders in ways of their own.
+    noisy = ndimage.minimum_filter((data != 0).astype(np.uint8), size=window, mode="constant") > 0
+    return noisy & ~head
+
+
+def _from_tissue(data: np.ndarray, mask: np.ndarray, wm: np.ndarray, axis: int, why: str) -> NoiseEstimate:
+    rows, columns = (a for a in range(3) if a != axis)
+    for where, region in (("white matter", wm >= CORE), ("the brain", mask)):
+        near, n = _diagonal_mad(data, region, rows, columns, 1)
+        far, n_far = _diagonal_mad(data, region, rows, columns, 2)
+        if n >= LEAST_VOXELS and near > 0:
+            if n_far >= LEAST_VOXELS and far > INTERPOLATED * near:
+                note = f"{why}; noise correlated between neighbours (interpolated voxels)"
+                return NoiseEstimate(far, "tissue-mad", n_far, f"{note}; from differences in {where}")
+            return NoiseEstimate(near, "tissue-mad", n, f"{why}; from differences in {where}")
+    raise InputError(
+        "noise",
+        found=f"{why}; and too few or constant voxels of tissue",
+        expected=f"at least {LEAST_VOXELS} voxels of air or of white matter with noise in them",
+        next_step="Give a scan that was not denoised, in its native voxels.",
+    )
+
+
+def _diagonal_mad(
+    data: np.ndarray, region: np.ndarray, rows: int, columns: int, step: int
+) -> tuple[float, int]:
+    """Sigma from second differences across both in-plane axes, over `step` voxels; a ramp does not count."""
+
+    def diagonal(volume: np.ndarray) -> list[np.ndarray]:
+        volume = np.moveaxis(volume, (rows, columns), (0, 1))
+        return [volume[:-step, :-step], volume[step:, :-step], volume[:-step, step:], volume[step:, step:]]
+
+    inside = np.logical_and.reduce(diagonal(region))
+    a, b, c, d = (corner[inside] for corner in diagonal(data))
+    if not a.size:
+        return 0.0, 0
+    return float(np.median(np.abs(a - b - c + d))) / (2 * NORMAL_MAD), int(a.size)

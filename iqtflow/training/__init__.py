@@ -1,0 +1,1 @@
+"""From patch libraries to weights."""

@@ -1,0 +1,169 @@
+"""Which subjects train a network, which decide when to stop, and which are kept to judge it by."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from iqtflow.bids.names import is_label
+from iqtflow.utils.errors import UsageError
+from iqtflow.utils.files import read_text, write_text
+
+SPLIT_PARTS = ("train", "validation", "evaluation")  #: the lists in a split, in this order
+RATIO = (12, 3, 15)  #: the paper's numbers of subjects (section 3)
+
+
+def read_split(path: str | os.PathLike) -> dict[str, tuple[str, ...]]:
+    """Read a split of the subjects (Lin et al. 2019, section 3: 12, 3 and 15 of them).
+
+    Parameters
+    ----------
+    path
+        JSON: an object with the lists "train", "validation" and "evaluation" of labels, ``sub-`` or not.
+
+    Returns
+    -------
+    dict
+        Labels without ``sub-``, for each of :data:`SPLIT_PARTS`.
+
+    Raises
+    ------
+    UsageError
+        The file cannot be read, a list is missing, nobody trains or validates, a label has other characters
+        than letters and digits, or a subject is in it twice: what is measured on a subject that was trained
+        on says nothing about other people.
+    """
+    try:
+        lists = json.loads(read_text(path))
+        if not isinstance(lists, dict):
+            raise TypeError("no object with three lists")
+        missing = [part for part in SPLIT_PARTS if part not in lists]
+        if missing:
+            raise TypeError(f"no list {' and no list '.join(missing)}")
+        split = {part: _labels(lists[part], part) for part in SPLIT_PARTS}
+    except (OSError, ValueError, TypeError, RecursionError) as fault:
+        words = " ".join(str(fault).split())
+        raise _bad_split(
+            path, f"no JSON ({words})" if isinstance(fault, json.JSONDecodeError) else words
+        ) from fault
+    empty = [part for part in ("train", "validation") if not split[part]]
+    if empty:
+        raise _bad_split(path, f"no subject for {' and '.join(empty)}")
+    labels = [label for part in SPLIT_PARTS for label in split[part]]
+    twice = sorted({f"sub-{label}" for label in labels if labels.count(label) > 1})
+    if twice:
+        raise _bad_split(path, f"{', '.join(twice)} more than once")
+    return split
+
+
+def draw_split(
+    labels: Sequence[str], *, seed: int, ratio: Sequence[int] = RATIO
+) -> dict[str, tuple[str, ...]]:
+    """Draw a split of subjects.
+
+    Parameters
+    ----------
+    labels
+        Of all subjects, in any order, without ``sub-``.
+    seed
+        Same labels and seed, same split.
+    ratio
+        Proportions of training, validation and evaluation subjects. One subject at least trains, one
+        validates, and one is evaluated on unless its share is 0 or there are but two.
+
+    Returns
+    -------
+    dict
+        As `read_split`, each list sorted.
+
+    Raises
+    ------
+    UsageError
+        There are fewer than two subjects, or nobody is to train or to validate.
+    """
+    import numpy as np
+
+    ordered = sorted(set(labels))
+    if len(ordered) < 2:
+        raise UsageError(
+            "subjects to train on",
+            found=", ".join(f"sub-{label}" for label in ordered) or "none",
+            expected="two at least: one to train on, one to tell when to stop",
+            next_step="Run the participant level with --mode train on more subjects.",
+        )
+    if len(ratio) != 3 or min(ratio) < 0 or not ratio[0] or not ratio[1]:
+        raise UsageError(
+            "--split-ratio",
+            found=" ".join(map(str, ratio)),
+            expected="three numbers, the first two above 0",
+            next_step="The paper's are 12 3 15.",
+        )
+    least = [1, 1, 1 if ratio[2] and len(ordered) > 2 else 0]
+    spare = len(ordered) - sum(least)
+    # What goes beyond one for each part, by the largest remainders.
+    wanted = [max(len(ordered) * r / sum(ratio) - n, 0) for r, n in zip(ratio, least, strict=True)]
+    exact = [spare * w / sum(wanted) if sum(wanted) else 0.0 for w in wanted]
+    sizes = [n + int(e) for n, e in zip(least, exact, strict=True)]
+    by_remainder = sorted(range(3), key=lambda part: int(exact[part]) - exact[part])
+    for part in by_remainder[: len(ordered) - sum(sizes)]:
+        sizes[part] += 1
+    shuffled = [ordered[i] for i in np.random.default_rng([seed, 0x5B117]).permutation(len(ordered))]
+    split: dict[str, tuple[str, ...]] = {}
+    first = 0
+    for name, size in zip(SPLIT_PARTS, sizes, strict=True):
+        split[name] = tuple(sorted(shuffled[first : first + size]))
+        first += size
+    return split
+
+
+def keep_split(
+    path: str | os.PathLike, labels: Sequence[str], *, seed: int, ratio: Sequence[int] = RATIO
+) -> dict[str, tuple[str, ...]]:
+    """Return the split that was stored, or draw one and store it: later runs judge by the same people.
+
+    Parameters
+    ----------
+    path
+        JSON file; written when missing.
+    labels, seed, ratio
+        As for `draw_split`; they matter the first time only.
+
+    Raises
+    ------
+    UsageError
+        As `read_split` and `draw_split`.
+    OutputError
+        The file cannot be written.
+    """
+    if Path(path).exists():
+        return read_split(path)
+    split = draw_split(labels, seed=seed, ratio=ratio)
+    write_split(path, split)
+    return split
+
+
+def write_split(path: str | os.PathLike, split: Mapping[str, Sequence[str]]) -> Path:
+    """Write a split that `read_split` reads."""
+    lists = {part: [f"sub-{label}" for label in split[part]] for part in SPLIT_PARTS}
+    return write_text(path, json.dumps(lists, indent=1) + "\n")
+
+
+def _labels(labels: object, part: str) -> tuple[str, ...]:
+    if not isinstance(labels, list):  # a text would be taken for a list of letters
+        raise TypeError(f"{json.dumps(labels)[:40]} under {part}, not a list")
+    bare = [str(label).removeprefix("sub-") if isinstance(label, str) else "" for label in labels]
+    wrong = [label for label, text in zip(labels, bare, strict=True) if not is_label(text)]
+    if wrong:
+        raise TypeError(f"{wrong[0]!r} under {part}, which is no label of BIDS in quotes")
+    return tuple(bare)
+
+
+def _bad_split(path: str | os.PathLike, found: str) -> UsageError:
+    return UsageError(
+        path,
+        found=found,
+        expected='JSON like {"train": ["01"], "validation": ["02"], "evaluation": ["03"]}, each subject once',
+        next_step="Correct the file.",
+    )

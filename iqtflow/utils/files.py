@@ -1,0 +1,207 @@
+"""Writing files so that nobody ever sees half of one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import stat
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from iqtflow.utils.errors import OutputError, UsageError, require_parent
+
+#: Errors that say that a disk, or a user's share of it, is full.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+#: Age in seconds at which an unfinished file of another machine has been left behind for certain.
+OLD_S = 86_400.0
+
+#: What a file system answers that cannot sync this kind of file: not a fault of the disk.
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+_HOST = re.sub(r"\W", "", socket.gethostname())[:40] or "host"
+
+
+def write_atomically(path: str | os.PathLike, fill: Callable[[BinaryIO], Any]) -> Path:
+    """Write a file under a name of its own, and give it its final name when it is complete and on the disk.
+
+    Jobs that write the same file at a time do no harm: the last one wins, whole. A power cut leaves the old
+    file or the new one: content, name and new folders are synced, the content before the file gets its name.
+
+    Parameters
+    ----------
+    path
+        The file; its folder is made when missing.
+    fill
+        Called with a binary stream to write to.
+
+    Returns
+    -------
+    Path
+        The file, absolute.
+
+    Raises
+    ------
+    OutputError
+        The folder cannot be made or written, the disk is full, or a folder has the file's name.
+    """
+    folders = _folders_to_sync(Path(path).absolute())
+    path = require_parent(path)
+    # In the same folder, where renaming is atomic. Host and process tell who may clean up after a power cut.
+    # Of a long name a part is enough: with all the rest it would be too long for the file system.
+    partial = path.with_name(f".{path.name[:32]}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:12]}.partial")
+    try:
+        with open(partial, "xb") as stream:  # not mkstemp, whose files only their owner may read
+            fill(stream)
+            stream.flush()
+            _sync(stream.fileno())
+        os.replace(partial, path)
+        for folder in folders:
+            _sync_folder(folder)
+    except OSError as fault:
+        if fault.filename not in (None, os.fspath(partial)):  # a file that `fill` reads
+            raise
+        raise cannot_write(path, fault) from fault
+    finally:
+        with suppress(OSError):  # the disk may be gone; what went wrong first is what is told
+            partial.unlink(missing_ok=True)
+    return path
+
+
+def cannot_write(path: str | os.PathLike, fault: OSError) -> OutputError:
+    """Return the error that says why a file cannot be written, and what to do."""
+    if isinstance(fault, IsADirectoryError):
+        return OutputError(
+            path,
+            found="a folder of this name",
+            expected="a file, or nothing",
+            next_step="Move the folder away, or choose another place, and run again.",
+        )
+    full = fault.errno in DISK_FULL
+    return OutputError(
+        path,
+        found=fault.strerror or str(fault),
+        expected="room for the file" if full else "a place where this file can be written",
+        next_step="Free space, or choose another place, and run again."
+        if full
+        else "Check the folder and its permissions, or choose another place, and run again.",
+    )
+
+
+def require_name(value: str, what: str) -> str:
+    """Return a name that becomes part of a path, or refuse it: a name never leads to another folder.
+
+    Parameters
+    ----------
+    value
+        The name.
+    what
+        Option or setting that it comes from, for the message.
+
+    Raises
+    ------
+    UsageError
+        It has other characters than letters, digits and ``. _ + -``, begins with none of the first two, or is
+        longer than 100 characters.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", value):
+        raise UsageError(
+            what,
+            found=repr(value),
+            expected="a name: letters, digits and . _ + -, at most 100, a letter or digit first",
+            next_step="Choose another name. Folders are chosen by other options.",
+        )
+    return value
+
+
+def write_text(path: str | os.PathLike, text: str) -> Path:
+    """Write a text file (UTF-8) as :func:`write_atomically` does."""
+    return write_atomically(path, lambda stream: stream.write(text.encode()))
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """Read a text file (UTF-8, with a byte-order mark or not). What is no file is not waited for.
+
+    Raises
+    ------
+    OSError
+        It cannot be read.
+    ValueError
+        It is a named pipe or a device, which may never end; or no text in UTF-8.
+    """
+    require_regular(path)
+    return Path(path).read_text(encoding="utf-8-sig")
+
+
+def require_regular(path: str | os.PathLike) -> None:
+    """Make sure that what is there is a file before it is opened: a named pipe is waited for without end.
+
+    Raises
+    ------
+    OSError
+        It is not there.
+    ValueError
+        It is a folder, a pipe or a device.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise ValueError("a folder" if stat.S_ISDIR(mode) else "a pipe or a device, not a file")
+
+
+def remove_leftovers(folder: str | os.PathLike) -> int:
+    """Remove unfinished files of processes that were killed while they wrote; return how many there were.
+
+    Files of living processes of this machine stay, and those of other machines, until they are a day old.
+    """
+    removed = 0
+    for place, _, names in os.walk(os.fspath(folder)):
+        for name in names:
+            owner = re.fullmatch(r"\..+\.(?P<host>\w+)-(?P<pid>\d+)-[0-9a-f]{12}\.partial", name)
+            if owner and _is_left_behind(Path(place, name), owner["host"], int(owner["pid"])):
+                Path(place, name).unlink(missing_ok=True)
+                removed += 1
+    return removed
+
+
+def _is_left_behind(path: Path, host: str, pid: int) -> bool:
+    try:
+        if time.time() - path.stat().st_mtime > OLD_S:
+            return True
+        if host == _HOST:
+            os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # gone by now, or another user's
+        pass
+    return False
+
+
+def _folders_to_sync(path: Path) -> list[Path]:
+    """The file's folder, and above it those that hold a folder that has to be made."""
+    folders = [path.parent]
+    while not folders[-1].exists() and folders[-1] != folders[-1].parent:
+        folders.append(folders[-1].parent)
+    return folders
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # a folder that may be written, but not read
+        return
+    try:
+        _sync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync(handle: int) -> None:
+    try:
+        os.fsync(handle)
+    except OSError as fault:
+        if fault.errno not in _NO_SYNC:
+            raise

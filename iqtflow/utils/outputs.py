@@ -1,0 +1,234 @@
+"""What a command may write, known before its work begins: never over an input, nor over another's file.
+
+The rule, for all commands: a command replaces an existing file only when it made the file itself and nobody
+has changed the file since, as far as the file can tell. To replace any other file takes ``--overwrite``. An
+input is never replaced.
+
+What a command made is known by the file itself. Images (field ``descrip`` of the header) and JSON files
+(``GeneratedBy``) name the command and hold a digest of all else in the file; models hold a digest in their
+card. Tables, pictures and ``.npy`` files hold no digest and are known by their form: what somebody has
+changed in one of them is lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import io
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iqtflow.utils.errors import IQTFlowError, OutputError, UsageError
+
+if TYPE_CHECKING:
+    import nibabel as nib
+
+#: Endings of the kinds of files that commands write.
+IMAGE, JSON, FIGURE = (".nii.gz", ".nii"), (".json",), (".png",)
+TABLE, MODEL, PAIRS = (".csv",), (".safetensors",), (".npy",)
+
+Endings = tuple[str, ...]
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """Add ``--overwrite``, and state the rule in the help."""
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace output files that exist. Without it an image, a JSON file or a model is replaced "
+        "only if this command made it and nobody has changed it since; a table (.csv), a picture or a .npy "
+        "file, if it has the form of those that this command makes. Inputs are never replaced",
+    )
+
+
+def check_outputs(
+    prog: str,
+    outputs: Mapping[str, tuple[str | os.PathLike | None, Endings]],
+    *,
+    inputs: Iterable[str | os.PathLike | None] = (),
+    overwrite: bool = False,
+) -> None:
+    """Make sure that a command may write all its files, and can, before its work begins.
+
+    Parameters
+    ----------
+    prog
+        Name of the command.
+    outputs
+        For each option the file to write (None: not asked for), and the endings that are written.
+    inputs
+        Every file that the command reads; those that do not exist are somebody else's fault.
+    overwrite
+        Replace files that the command did not make.
+
+    Raises
+    ------
+    UsageError
+        An output is an input or another output (also through links), is a folder, has another ending, or
+        exists and may not be replaced.
+    OutputError
+        Its folder cannot be made or written.
+    """
+    asked = {option: (Path(path), ends) for option, (path, ends) in outputs.items() if path is not None}
+    read = [Path(path) for path in inputs if path is not None]
+    seen: dict[str, Path] = {}
+    for option, (path, endings) in asked.items():
+        what = f"{option} {path}"
+        if not path.name.endswith(endings) or path.name in endings:
+            raise UsageError(
+                what,
+                found=f"a name that ends in {''.join(path.suffixes[-2:]) or 'no extension'}",
+                expected=f"a name that ends in {' or '.join(endings)}",
+                next_step="Choose a name with this ending.",
+            )
+        for source in read:
+            if same_file(path, source):
+                raise UsageError(
+                    what,
+                    found=f"the input {source}",
+                    expected="a file of its own: an input is never replaced",
+                    next_step=f"Choose another name for {option}.",
+                )
+        for other, place in seen.items():
+            if same_file(path, place):
+                raise UsageError(
+                    what,
+                    found=f"the same file as {other}",
+                    expected="a file of its own for each output",
+                    next_step=f"Choose another name for {option}.",
+                )
+        seen[option] = path
+        _require_writable(path)
+        if os.path.lexists(path):
+            _require_replaceable(prog, option, path, overwrite=overwrite)
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Return whether two paths, which need not exist, lead to one file, links of both kinds followed."""
+    if os.path.realpath(one) == os.path.realpath(other):
+        return True
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def _require_writable(path: Path) -> None:
+    """Make sure that a file can be written in a folder that is there, or that can be made."""
+    folder = path.absolute().parent
+    try:
+        while not os.path.lexists(folder):
+            folder = folder.parent
+        longest = os.pathconf(folder, "PC_NAME_MAX")
+        if any(len(os.fsencode(part)) > longest for part in path.absolute().parts):
+            raise OutputError(
+                path,
+                found="a name that is too long for its disk",
+                expected=f"names of at most {longest} bytes",
+                next_step="Choose a shorter name.",
+            )
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".iqtflow-"):
+            pass
+    except OSError as fault:
+        raise OutputError(
+            path,
+            found=f"a folder that cannot be made or written ({folder}: {fault.strerror or fault})",
+            expected="a writable folder",
+            next_step="Choose another output, or change the permissions of the folder.",
+        ) from fault
+
+
+def _require_replaceable(prog: str, option: str, path: Path, *, overwrite: bool) -> None:
+    if not path.is_file():
+        kind = (
+            "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "no regular file"
+        )
+        raise UsageError(
+            f"{option} {path}",
+            found=kind,
+            expected="the name of a file",
+            next_step=f"Choose another name for {option}.",
+        )
+    if not overwrite and not is_made_by(prog, path):
+        raise UsageError(
+            f"{option} {path}",
+            found=f"a file that exists, and that {prog} did not make, or that was changed since",
+            expected=f"a new name, or a file that {prog} made",
+            next_step=f"Choose another name for {option}, or add --overwrite to replace this file.",
+        )
+
+
+def is_made_by(prog: str, path: Path) -> bool:
+    """Return whether a command made a file and nobody has changed it since; False where nobody can tell."""
+    try:
+        if path.name.endswith(IMAGE):
+            return _is_marked_image(prog, path)
+        if path.name.endswith(JSON):
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            return fields.pop("GeneratedBy") == _maker(prog, fields)
+        if path.name.endswith(MODEL):
+            from iqtflow.models.model_file import read_card
+
+            return bool(read_card(path))
+        with open(path, "rb") as stream:
+            return _FORMS[path.suffix].replace(b"PROG", prog.encode()) in stream.read(1024)
+    except (IQTFlowError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+    except (zlib.error, RecursionError, MemoryError):
+        return False
+
+
+#: What the first bytes of other kinds of files hold.
+_FORMS = {
+    ".png": b"Software\0PROG",
+    ".csv": b"step,train_loss,val_loss,learning_rate,seconds\n",
+    ".npy": b"'descr': [('low', '<f2', (",
+}
+
+
+def signed(prog: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a JSON file with the name of the command that makes it, and their digest."""
+    fields = {key: value for key, value in fields.items() if key != "GeneratedBy"}
+    return {**fields, "GeneratedBy": _maker(prog, fields)}
+
+
+def _maker(prog: str, fields: Mapping[str, Any]) -> list[dict[str, str]]:
+    # Written as BIDS has it. The version is not part of it: a new one may replace what an older one made.
+    text = json.dumps(fields, sort_keys=True)
+    return [{"Name": prog, "ContentSHA256": hashlib.sha256(text.encode()).hexdigest()}]
+
+
+def marked_image(prog: str, image: nib.Nifti1Image) -> memoryview:
+    """Return the bytes of an image; ``descrip`` holds the command that makes it, and a digest of the rest."""
+    stream = io.BytesIO()
+    image.to_stream(stream)
+    content = stream.getbuffer()
+    begin = image.header.structarr.dtype.fields["descrip"][1]
+    content[begin : begin + _MARK_BYTES] = _mark(prog, content, begin)
+    return content
+
+
+_MARK_BYTES = 80  # of the field
+_MARK_AT = {348: 148, 540: 240}  # where it begins, by the size of the header: NIfTI-1, NIfTI-2
+
+
+def _is_marked_image(prog: str, path: Path) -> bool:
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
+        head = stream.read(640)
+        begin = _MARK_AT[min(int.from_bytes(head[:4], order) for order in ("little", "big"))]
+        if not head[begin:].startswith(prog.encode()):
+            return False
+        content = head + stream.read()
+    return content[begin : begin + _MARK_BYTES] == _mark(prog, memoryview(content), begin)
+
+
+def _mark(prog: str, content: memoryview, begin: int) -> bytes:
+    digest = hashlib.sha256(content[:begin])
+    digest.update(content[begin + _MARK_BYTES :])
+    return f"{prog} sha256:{digest.hexdigest()[:32]}".encode().ljust(_MARK_BYTES, b"\0")

@@ -1,0 +1,1 @@
+"""How workflows are run: processes, clusters, caches."""
