@@ -184,3 +184,13 @@ UNFAMILIAR = {
     },
 }
 FAMILIAR = {"Flagged": False, "Score": 0.7, "Threshold": 1.4, "Reasons": [], "Features": {}}
+
+
+def records(gains):
+    """Scores of one subject for each gain in dB."""
+    rows = []
+    for i, gain in enumerate(gains):
+        spline = {"psnr": 25.0 + i, "mssim": 0.7, "mssim_slicewise": 0.7}
+        iqt = {"psnr": 25.0 + i + gain, "mssim": 0.8, "mssim_slicewise": 0.8}
+        rows.append({"subject": f"{i:02d}", "methods": {"spline": spline, "iqt": iqt}})
+    return rows

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,44 +14,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from clinics import dataset, iqtflow, write_thick_scan
 from conftest import make_affine, write_scan
 from phantoms import make_brain
 
 from iqtflow.image.geometry import cubic_upsample, slices_last, thin_affine
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def iqtflow(*arguments: object, **options: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "iqtflow.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        timeout=600,
-        **options,
-    )
-
-
-def dataset(root: Path) -> Path:
-    root.mkdir(parents=True)
-    (root / "dataset_description.json").write_text(json.dumps({"Name": "test", "BIDSVersion": "1.10.0"}))
-    (root / "README").write_text("Phantoms.\n")
-    return root
-
-
-def write_thick_scan(
-    path: Path, *, k: int = 4, seed: int = 0, sidecar: dict | None = None
-) -> nib.Nifti1Image:
-    """A thick-slice brain phantom, skull-stripped, oblique, slices along the second axis."""
-    brain = make_brain((64, 68, 64), seed=seed)
-    thick = brain.intensity.reshape(64, 17, 4, 64).mean(axis=2) if k == 4 else brain.intensity
-    affine = make_affine((1.5, 1.5 * (4 if k == 4 else 1), 1.5))
-    write_scan(path, thick.astype(np.float32), affine)
-    path.with_name(path.name.replace(".nii.gz", ".json")).write_text(
-        json.dumps({"SkullStripped": True, **(sidecar or {})})
-    )
-    return nib.load(path)
 
 
 @pytest.fixture(scope="module")

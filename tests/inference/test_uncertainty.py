@@ -13,9 +13,8 @@ import pytest
 import torch
 from conftest import make_affine, write_scan
 from phantoms import make_brain
-from report_phantoms import Page, make_record
-from test_enhancement import write_model
-from test_evaluation import records
+from report_phantoms import Page, make_record, records
+from small_models import write_model
 from training_phantoms import SHAPE, simulate
 
 from iqtflow.bids import Scan
@@ -36,7 +35,7 @@ from iqtflow.inference.uncertainty import (
 from iqtflow.models.model_file import find_model, read_card, save_model, stamp_figures
 from iqtflow.reports import write_group_page, write_subject_page
 
-RENDER = Path(__file__).parents[1] / "docs/model-cards/render.py"
+RENDER = Path(__file__).parents[2] / "docs/model-cards/render.py"
 AFFINE = make_affine((1.6, 1.6, 1.6))
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from clinics import ENVIRONMENT, dataset, iqtflow, write_thick_scan
 from conftest import make_affine, write_scan
 from phantoms import make_brain
-from test_workflows import ENVIRONMENT, dataset, iqtflow, write_thick_scan
 
 #: Runs the workflow with settings that the command line refuses on a machine without a GPU.
 AS_ON_A_GPU = """

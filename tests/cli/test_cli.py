@@ -54,7 +54,7 @@ def test_help_comes_within_a_second_and_states_every_exit_code():
 
 def test_nothing_heavy_is_imported_to_parse_arguments():
     code = (
-        "import sys; from iqtflow import cli, parser; parser.build_parser();"
+        "import sys; from iqtflow.cli import main, parser; parser.build_parser();"
         "print(*{'torch', 'monai', 'lightning', 'ants', 'nipype', 'nibabel', 'numpy', 'bids', 'pandas'}"
         " & set(sys.modules))"
     )

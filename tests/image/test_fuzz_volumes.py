@@ -21,7 +21,7 @@ from conftest import make_affine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nibabel.quaternions import quat2mat
-from test_enhancement import write_model
+from small_models import write_model
 
 from iqtflow.cli.commands.enhance import main
 from iqtflow.image.geometry import cubic_upsample

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from phantoms import make_brain
-from test_inference import make_model
+from small_models import make_model
 
 from iqtflow.evaluation.metrics import psnr
 from iqtflow.image.normalisation import intensity_scale

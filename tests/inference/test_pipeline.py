@@ -17,15 +17,13 @@ import torch
 from conftest import make_affine
 from nibabel.orientations import axcodes2ornt, ornt_transform
 from phantoms import make_brain
+from small_models import write_model
 
 from iqtflow.cli.commands.enhance import contrast_of, main
 from iqtflow.image.geometry import cubic_upsample
-from iqtflow.image.normalisation import NAME
 from iqtflow.image.validate import check_scan
 from iqtflow.inference.pipeline import NothingToGain, enhance_image
 from iqtflow.models import model_file as models
-from iqtflow.models.model_file import save_model
-from iqtflow.models.registry import build_network
 from iqtflow.utils.errors import InputError
 
 torch.set_num_threads(1)
@@ -36,27 +34,6 @@ ORIENTATIONS = [
     for order in itertools.permutations(("LR", "PA", "IS"))
     for code in itertools.product(*order)
 ]
-
-
-def write_model(path: Path, *, n_members: int = 1, contrast: str = "T1w", k: int = 4, trained: float = 0.05):
-    """Write an ensemble of tiny random networks."""
-    settings = {"k": k, "filters": 2, "residual": True}
-    states = []
-    for seed in range(n_members):
-        torch.manual_seed(seed)
-        network = build_network("aniso-unet", **settings)
-        torch.nn.init.normal_(network.head.weight, std=trained)
-        states.append(network.state_dict())
-    card = {
-        "name": f"tiny-{contrast}-k{k}",
-        "k": k,
-        "contrast": contrast,
-        "network": {"name": "aniso-unet", "kwargs": settings},
-        "normalisation": {"name": NAME},
-        "geometry": "slab-centred",
-        "context": "whole",
-    }
-    return save_model(path, states, card)
 
 
 @pytest.fixture(scope="module")

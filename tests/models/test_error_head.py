@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from phantoms import make_brain
-from test_inference import make_model
+from small_models import make_model
 from training_phantoms import SHAPE, simulate, train_command, write_libraries
 
 from iqtflow.cli.commands.train import main as train

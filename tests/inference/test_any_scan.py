@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_affine
 from phantoms import make_brain
-from test_enhancement import write_model
+from small_models import write_model
 
 from iqtflow.image.normalisation import intensity_scale
 from iqtflow.inference.pipeline import enhance_image

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from test_workflows import ENVIRONMENT, dataset, write_thick_scan
+from clinics import ENVIRONMENT, dataset, write_thick_scan
 from training_phantoms import train_command, write_libraries
 
 from iqtflow.bids.validation import _ask_validator
@@ -257,7 +257,7 @@ def test_nodes_run_no_file_of_the_current_folder(tmp_path):
         "    raise SystemExit(len(plugin.crashes))\n"
     )
     (here / "nipype.cfg").unlink()  # another program's, which may obey it
-    command = [sys.executable, program, Path(__file__).parent, tmp_path / "work"]
+    command = [sys.executable, program, Path(__file__).parents[1], tmp_path / "work"]
     done = subprocess.run(list(map(str, command)), cwd=here, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "work/graph/a/job2/out.txt").read_text() == "a0 a1 a2 "

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clinics import ENVIRONMENT, dataset, iqtflow, write_thick_scan
 from conftest import make_affine, write_scan
 from phantoms import make_brain
-from test_workflows import ENVIRONMENT, dataset, iqtflow, write_thick_scan
 
 #: Times that the power goes in the test of it.
 POWER_CUTS = int(os.environ.get("IQTFLOW_POWER_CUTS", "4"))

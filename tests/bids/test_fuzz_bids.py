@@ -3,7 +3,7 @@ one file, nothing outside of the output.
 
 Each example is a folder made of odd names, sidecars, links, pipes and filters. It goes through the command
 line (dry run, with the look over the data set) and through the building of the graph, whose sinks say what
-would be written. ``IQTFLOW_FUZZ=20000 pytest -n 0 tests/test_fuzz_bids.py`` runs as many examples.
+would be written. ``IQTFLOW_FUZZ=20000 pytest -n 0 tests/bids/test_fuzz_bids.py`` runs as many examples.
 """
 
 from __future__ import annotations

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clinics import dataset, write_thick_scan
 from conftest import make_affine, write_scan
 from jobs import Job, chain, graph
 from nipype.pipeline.engine import Node
 from phantoms import make_brain
-from test_workflows import dataset, write_thick_scan
 
 from iqtflow.workflows.execution.cluster import cluster_plugin
 from iqtflow.workflows.execution.nipype_config import configure_nipype
 from iqtflow.workflows.execution.run import as_failure
 
-START = Path(__file__).with_name("start_slurm.sh")
-TESTS = os.fspath(Path(__file__).parent)
+START = Path(__file__).parents[1] / "start_slurm.sh"
+TESTS = os.fspath(Path(__file__).parents[1])
 
 
 @pytest.fixture(scope="module", autouse=True)

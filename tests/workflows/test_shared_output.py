@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_workflows import ENVIRONMENT, dataset, write_thick_scan
+from clinics import ENVIRONMENT, dataset, write_thick_scan
 
 from iqtflow.utils.errors import EXIT_USAGE, OutputError, UsageError
 from iqtflow.workflows.execution.lock import ALL, check_own, claimed, clean_work_dir, make_own

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import make_affine, write_scan
 from phantoms import make_brain
+from report_phantoms import records
 
 from iqtflow.cli.commands.evaluate import main as evaluate
 from iqtflow.evaluation.scores import COLUMNS, evaluate_files, summarise, table
@@ -72,15 +73,6 @@ def test_without_a_mask_the_truth_says_where_to_look(volumes, tmp_path):
         "mssim": pytest.approx(1),
         "mssim_slicewise": pytest.approx(1),
     }
-
-
-def records(gains):
-    rows = []
-    for i, gain in enumerate(gains):
-        spline = {"psnr": 25.0 + i, "mssim": 0.7, "mssim_slicewise": 0.7}
-        iqt = {"psnr": 25.0 + i + gain, "mssim": 0.8, "mssim_slicewise": 0.8}
-        rows.append({"subject": f"{i:02d}", "methods": {"spline": spline, "iqt": iqt}})
-    return rows
 
 
 def test_the_summary_counts_who_gained_and_tests_it_exactly():

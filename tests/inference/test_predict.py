@@ -8,35 +8,15 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from small_models import make_model
 
 from iqtflow.image.geometry import cubic_upsample
 from iqtflow.inference.predict import enhance_volume
 from iqtflow.inference.sliding_window import choose_tile, predict_memory_gb
 from iqtflow.models.model_file import Model
-from iqtflow.models.registry import build_network
 from iqtflow.utils.memory import free_memory_gb, peak_memory_gb
 
 torch.set_num_threads(1)
-
-
-def make_model(
-    n_members: int = 1, *, k: int = 4, trained: float = 0.05, context: str = "whole", **settings
-) -> Model:
-    """Return tiny random networks that add something of the size `trained` to the spline."""
-    settings = {"k": k, "filters": 4, "residual": True, **settings}
-    members = []
-    for seed in range(n_members):
-        torch.manual_seed(seed)
-        network = build_network("aniso-unet", **settings)
-        torch.nn.init.normal_(network.head.weight, std=trained)
-        members.append(network.eval().requires_grad_(False))
-    card = {
-        "k": k,
-        "network": {"name": "aniso-unet", "kwargs": settings},
-        "n_members": n_members,
-        "context": context,
-    }
-    return Model(card, members, Path("memory"), "0" * 64)
 
 
 @pytest.fixture(scope="module")
