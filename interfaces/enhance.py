@@ -126,13 +126,13 @@ class EnhanceVolume(ChildCommand):
     output_spec = _EnhanceOutputSpec
 
     def _run_interface(self, runtime, correct_return_codes=(0,)):
-        from iqtflow.cli.commands.enhance import summarise
+        from iqtflow.reports.run_summary import describe_enhancement
 
         runtime = super()._run_interface(runtime, correct_return_codes)
         # What the child says goes to files; people look at the terminal.
         details = Path(runtime.cwd, self.inputs.details_file)
         if details.exists():
-            for line in summarise(json.loads(details.read_text())):
+            for line in describe_enhancement(json.loads(details.read_text())):
                 print(f"{self.inputs.in_file}: {line}", flush=True)
         return runtime
 

@@ -44,6 +44,10 @@ IMPERFECTIONS = {
 SNR_LIMITS = (0.1, 1e6)  #: of a tissue: below, no head can be told from noise; above, there is no noise
 SNR_SCALE_LIMITS = (0.01, 100.0)  #: of a factor on the SNR
 PATCH_LIBRARIES = ("volumes", "pairs")  #: memory-mapped volumes and an index, or pairs written out
+#: Settings of training that only the participant level reads.
+PARTICIPANT = ("slice_axes", "patch_step", "background_limit", "patch_fraction")
+#: Settings of fresh draws. Stored scans are always simulated as in the paper.
+FRESH_ONLY = ("thickness_fraction", "snr_scale", "bias_amplitude")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,14 +38,13 @@ from iqtflow.models.model_checks import (
 )
 from iqtflow.utils.errors import InputError
 from iqtflow.utils.files import require_name, write_atomically
+from iqtflow.utils.outputs import MODEL_DIGEST, model_digest
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 WEIGHTS = Path(__file__).with_name("weights")  #: where models are that ship
-
-_DIGEST = "content_sha256"  # field of the card: of all its other fields and of the tensors
 
 
 @dataclass(frozen=True)
@@ -309,12 +308,11 @@ def register_shipped(path: str | os.PathLike) -> ModelInfo:
 
 def _write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> Path:
     card = {**card, "format": FORMAT, "package_version": iqtflow.__version__}
-    card.pop(_DIGEST, None)
     missing = [key for key in REQUIRED if key not in card]
     if missing:
         raise refuse(path, f"a card without {', '.join(missing)}", "a whole card", "Complete the card.")
     stored = {name: np.ascontiguousarray(_half(path, name, value)) for name, value in tensors.items()}
-    card[_DIGEST] = _digest(stored, card)
+    card[MODEL_DIGEST] = model_digest(stored, card)
     content = save(stored, metadata={"iqtflow": json.dumps(card, sort_keys=True)})
     return write_atomically(path, lambda stream: stream.write(content))
 
@@ -328,16 +326,6 @@ def _half(path: str | os.PathLike, name: str, value: np.ndarray) -> np.ndarray:
     if "running_" in name or np.abs(value).max(initial=0) > np.finfo(np.float16).max:
         return value.astype(np.float32)
     return value.astype(np.float16)
-
-
-def _digest(tensors: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = np.ascontiguousarray(tensors[name])
-        digest.update(f"{name} {value.dtype.str} {value.shape}\n".encode())
-        digest.update(value.tobytes())
-    digest.update(json.dumps(card, sort_keys=True).encode())
-    return digest.hexdigest()
 
 
 def _read(
@@ -364,8 +352,7 @@ def _read(
         raise refuse(path, found, "a model of iqtflow") from fault
     if card != announced or {name: value.shape for name, value in tensors.items()} != shapes:
         raise refuse(path, "a file that changed while it was read", "the same file all the time")
-    stated = card.get(_DIGEST)
-    if stated is not None and stated != _digest(tensors, {k: v for k, v in card.items() if k != _DIGEST}):
+    if card.get(MODEL_DIGEST) not in (None, model_digest(tensors, card)):
         raise refuse(path, "weights or card that were altered", "the content that was written")
     check_finite(path, tensors)
     return tensors, card, hashlib.sha256(content).hexdigest()

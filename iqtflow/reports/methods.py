@@ -10,8 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import iqtflow
-from iqtflow.cli.options.checks import PARTICIPANT
-from iqtflow.config import Settings, TrainSettings, default_of
+from iqtflow.config import PARTICIPANT, Settings, TrainSettings, default_of
 from iqtflow.reports.citation import Paragraph
 from iqtflow.segmentation.select import EngineChoice, describe_priors
 

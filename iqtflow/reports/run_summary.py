@@ -1,4 +1,4 @@
-"""The table that ends a run: a line for each scan, with what came out and what wants attention."""
+"""What a person at the terminal reads of finished scans: a line for each, and the table that ends a run."""
 
 from __future__ import annotations
 
@@ -36,6 +36,27 @@ class Outcome:
     status: str
     remark: str = ""
     sidecar: Path | None = None
+
+
+def describe_enhancement(details: Mapping[str, Any]) -> list[str]:
+    """Return lines that say how a scan was enhanced, and the warnings.
+
+    Parameters
+    ----------
+    details
+        The JSON of ``iqtflow-enhance``.
+    """
+    model = details["Model"]
+    made = (
+        f"enhanced by {model['Name']} (k = {details['UpsamplingFactor']}, {model['Members']} network(s)) on "
+        f"{details['Device']}, {details['Precision']}, {details['Tiling']}; {details['Seconds']} s, "
+        f"{details['PeakMemoryGB']} GB at most ({details['PredictedMemoryGB']} GB predicted for the "
+        f"networks, {details['FreeMemoryGB']} GB free)"
+    )
+    factor = details["WhiteMatter"]["Factor"]
+    if factor != 1:
+        made += f"; scaled by {factor:.3f} so that white matter keeps its intensity"
+    return [made, *(f"note: {warning}" for warning in details["Warnings"])]
 
 
 def outcome_table(outcomes: Sequence[Outcome]) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from iqtflow.cli.options.checks import FRESH_ONLY
-from iqtflow.config import SNR_SCALE_LIMITS, TrainSettings, default_of
+from iqtflow.config import FRESH_ONLY, SNR_SCALE_LIMITS, TrainSettings, default_of
 from iqtflow.simulation.artifacts import require_range
 from iqtflow.utils.errors import InputError, UsageError
 from iqtflow.utils.files import require_name

@@ -24,16 +24,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iqtflow.utils.errors import IQTFlowError, OutputError, UsageError
+from iqtflow.utils.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     import nibabel as nib
+    import numpy as np
 
 #: Endings of the kinds of files that commands write.
 IMAGE, JSON, FIGURE = (".nii.gz", ".nii"), (".json",), (".png",)
 TABLE, MODEL, PAIRS = (".csv",), (".safetensors",), (".npy",)
 
 Endings = tuple[str, ...]
+
+MODEL_DIGEST = "content_sha256"  #: field of a model's card: the digest of its other fields and its tensors
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
@@ -173,12 +176,10 @@ def is_made_by(prog: str, path: Path) -> bool:
             fields = json.loads(path.read_text(encoding="utf-8"))
             return fields.pop("GeneratedBy") == _maker(prog, fields)
         if path.name.endswith(MODEL):
-            from iqtflow.models.model_file import read_card
-
-            return bool(read_card(path))
+            return _is_whole_model(path)
         with open(path, "rb") as stream:
             return _FORMS[path.suffix].replace(b"PROG", prog.encode()) in stream.read(1024)
-    except (IQTFlowError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError):
         return False
     except (zlib.error, RecursionError, MemoryError):
         return False
@@ -212,6 +213,35 @@ def marked_image(prog: str, image: nib.Nifti1Image) -> memoryview:
     begin = image.header.structarr.dtype.fields["descrip"][1]
     content[begin : begin + _MARK_BYTES] = _mark(prog, content, begin)
     return content
+
+
+def model_digest(tensors: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> str:
+    """Return the SHA-256 (hex digits) of a model's tensors and of its card without the digest itself."""
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {value.dtype.str} {value.shape}\n".encode())
+        digest.update(value.tobytes())
+    fields = {key: value for key, value in card.items() if key != MODEL_DIGEST}
+    digest.update(json.dumps(fields, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _is_whole_model(path: Path) -> bool:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    content = path.read_bytes()
+    try:
+        tensors = load(content)
+    except SafetensorError:
+        return False
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    card = json.loads(header["__metadata__"]["iqtflow"])
+    # Models of older versions hold no digest.
+    return "format" in card and card.get(MODEL_DIGEST) in (None, model_digest(tensors, card))
 
 
 _MARK_BYTES = 80  # of the field

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from iqtflow.cli.types import positive, workers
+from iqtflow.reports.run_summary import describe_enhancement
 from iqtflow.utils.errors import InputError, run_command
 from iqtflow.utils.gpus import device_claimed
 from iqtflow.utils.memory import USUAL_GB, WITH_TORCH_GB
@@ -153,23 +152,8 @@ def _enhance(options: argparse.Namespace) -> None:
         write_image(path, volume, maker=PROG)
     if options.json:
         write_json(options.json, result.details, maker=PROG)
-    for line in summarise(result.details):
+    for line in describe_enhancement(result.details):
         print(f"{PROG}: {options.output}: {line}", flush=True)
-
-
-def summarise(details: Mapping[str, Any]) -> list[str]:
-    """Return what a person should read of an enhanced scan's details: how it was made, and the warnings."""
-    model = details["Model"]
-    made = (
-        f"enhanced by {model['Name']} (k = {details['UpsamplingFactor']}, {model['Members']} network(s)) on "
-        f"{details['Device']}, {details['Precision']}, {details['Tiling']}; {details['Seconds']} s, "
-        f"{details['PeakMemoryGB']} GB at most ({details['PredictedMemoryGB']} GB predicted for the "
-        f"networks, {details['FreeMemoryGB']} GB free)"
-    )
-    factor = details["WhiteMatter"]["Factor"]
-    if factor != 1:
-        made += f"; scaled by {factor:.3f} so that white matter keeps its intensity"
-    return [made, *(f"note: {warning}" for warning in details["Warnings"])]
 
 
 def contrast_of(path: Path) -> str:

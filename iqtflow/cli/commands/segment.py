@@ -8,11 +8,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iqtflow.cli.types import prefix, whole_number, workers
+from iqtflow.cli.types import positive, prefix, whole_number, workers
 from iqtflow.config import ENGINES
 from iqtflow.segmentation.precomputed import ReadyMaps, find_ready_maps
 from iqtflow.segmentation.select import EngineChoice, choose_engine
-from iqtflow.segmentation.spm.install import add_spm_arguments
 from iqtflow.utils.errors import InputError, UsageError, require_parent, run_command
 from iqtflow.utils.outputs import IMAGE, JSON, add_overwrite, check_outputs
 
@@ -86,7 +85,21 @@ def build_parser() -> argparse.ArgumentParser:
     ready.add_argument(
         "--mask-map", type=Path, metavar="FILE", help="brain mask that comes with the three maps"
     )
-    add_spm_arguments(parser)
+    spm = parser.add_argument_group("SPM (only for the engine spm)")
+    spm.add_argument(
+        "--spm-dir",
+        metavar="DIR",
+        help="SPM compiled for Octave (default: $SPM_HOME ... /opt/spm12, /opt/spm)",
+    )
+    spm.add_argument("--tpm", metavar="FILE", help="tissue priors (default: SPM's own tpm/TPM.nii)")
+    spm.add_argument("--octave", metavar="PROGRAM", help="Octave (default: $OCTAVE_EXEC, octave-cli, octave)")
+    spm.add_argument(
+        "--sampling-distance",
+        metavar="MM",
+        type=positive,
+        default=3.0,
+        help="distance of the voxels that SPM estimates from, in mm (default: %(default)g)",
+    )
     parser.add_argument(
         "--whole-head",
         type=Path,

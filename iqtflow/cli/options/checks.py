@@ -10,17 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from iqtflow.config import Settings
+from iqtflow.config import FRESH_ONLY, PARTICIPANT, Settings
 from iqtflow.utils.errors import InputError, UsageError
 
 #: Modes in which the options of a section have a meaning: given in another mode, they are a mistake.
 SECTION_MODES = {"enhance": ("enhance",), "train": ("train",), "segmentation": ("train", "calibrate")}
 #: Settings of training that both levels read.
 _BOTH_LEVELS = ("upsampling_factor", "snr_prior", "draws", "patch_library", "patch_size")
-#: Settings of training, or of tissue maps, that the participant level alone reads.
-PARTICIPANT = ("slice_axes", "patch_step", "background_limit", "patch_fraction")
-#: How fresh draws differ from the paper's. Scans that are stored, and judged on, are as in the paper.
-FRESH_ONLY = ("thickness_fraction", "snr_scale", "bias_amplitude")
 #: Settings that stay in force when a model is judged and none is trained.
 _JUDGING = ("evaluate_model", "split", "model_name", *_BOTH_LEVELS, *PARTICIPANT)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import hashlib
 import os
@@ -13,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from iqtflow.cli.types import positive
 from iqtflow.utils.errors import UsageError
 
 #: Git's name for the TPM.nii of SPM12 ... SPM 26, so that anybody can look it up in SPM's repository.
@@ -147,27 +145,6 @@ def find_spm(
         causes = [copy.copy(none_found), *wanted] if wanted else []
     none_found.causes = tuple(causes)
     raise none_found
-
-
-def add_spm_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--spm-dir``, ``--tpm``, ``--octave`` and ``--sampling-distance`` to a command."""
-    group = parser.add_argument_group("SPM (only for the engine spm)")
-    group.add_argument(
-        "--spm-dir",
-        metavar="DIR",
-        help="SPM compiled for Octave (default: $SPM_HOME ... /opt/spm12, /opt/spm)",
-    )
-    group.add_argument("--tpm", metavar="FILE", help="tissue priors (default: SPM's own tpm/TPM.nii)")
-    group.add_argument(
-        "--octave", metavar="PROGRAM", help="Octave (default: $OCTAVE_EXEC, octave-cli, octave)"
-    )
-    group.add_argument(
-        "--sampling-distance",
-        metavar="MM",
-        type=positive,
-        default=3.0,
-        help="distance of the voxels that SPM estimates from, in mm (default: %(default)g)",
-    )
 
 
 def tpm_blob_id(path: str | os.PathLike) -> str:
