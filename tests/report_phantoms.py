@@ -177,7 +177,7 @@ UNFAMILIAR = {
     "Flagged": True,
     "Score": 4.2,
     "Threshold": 1.4,
-    "Reasons": ["fewer slices than in the training scans (4 slices with brain; training 24 to 44)"],
+    "Reasons": ["fewer slices with brain than usual (4; expected 24 to 44)"],
     "Features": {
         "SlicesOfBrain": {"Value": 4.0, "TrainingRange": [24.0, 44.0], "Score": 4.2},
         "Noise": {"Value": 0.02, "TrainingRange": [0.01, 0.04], "Score": 0.4},

@@ -1,13 +1,13 @@
-"""Is a scan like those that a model was trained on? Told from the scan alone.
+"""Whether a scan is like the scans that a model was trained on.
 
-A network answers every scan, also those of which it knows nothing, and its ensemble may well agree on a wrong
-answer. So a few figures of the scan are compared with the same figures of simulated scans of the training
-subjects: how its intensities are spread over the brain, its noise, how much of a brain it shows, and its
-voxels. Each figure's score is its distance from the middle of the training scans' range, over half of that
-range: up to 1 it is among them. The largest one is the scan's score.
+A network gives a result for every scan, also for one that is unlike its training data. So a few figures of
+the scan are compared with those of simulated scans of the training subjects: the spread of intensities over
+the brain, the noise, how much of the brain is in the scan, and the voxels. The score of a figure is its
+distance from the middle of the training scans' range, divided by half of that range: up to 1 the figure is
+within the range. The largest score of a figure is the score of the scan.
 
-Ranges are taken in place of a mean and a covariance because training scans come from few scanners: their
-figures lie in clumps, not in a Gaussian.
+Ranges are used, not a mean and a covariance, because training scans come from few scanners: their figures
+form clusters, not a Gaussian.
 """
 
 from __future__ import annotations
@@ -34,73 +34,93 @@ SHIPPED = Path(__file__).parents[1] / "models/weights/familiar.json"
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of a scan: the least half range that is taken for it, its format, and words for too much and
-    too little of it.
+    """One figure of a scan.
+
+    Attributes
+    ----------
+    label
+        What it is, for a table.
+    least_half_range
+        Smallest half range that is used for it.
+    digits
+        Decimals that are shown.
+    high, low
+        What it means when the value is above or below the training scans' range.
     """
 
+    label: str
     least_half_range: float
-    shown: str
+    digits: int
     high: str
     low: str
 
+    def shown(self, value: float) -> str:
+        """Return a value as people read it."""
+        return f"{value:.{self.digits}f}"
 
-#: What is compared. Intensities are over the scale of `iqtflow.image.normalisation`, the brain's 80th
-#: percentile.
+
+#: What is compared. Intensities are divided by the scale of `iqtflow.image.normalisation`, the brain's 80th
+#: percentile. "Usual" is what the training scans have.
 FIGURES: dict[str, Figure] = {
     "GreyLevel": Figure(
+        "Median intensity of the brain",
         0.03,
-        "median of the brain {:.2f} of its bright tissue",
-        "grey and white matter differ less than in the training scans",
-        "half of the brain is darker than in the training scans",
+        2,
+        "grey and white matter differ less than usual",
+        "half of the brain is darker than usual",
     ),
     "DarkLevel": Figure(
+        "Intensity of CSF (10th percentile of the brain)",
         0.06,
-        "10th percentile of the brain {:.2f} of its bright tissue",
-        "fluid is not as dark as in the training scans",
-        "more of the brain is dark than in the training scans",
+        2,
+        "CSF is brighter than usual",
+        "more of the brain is dark than usual",
     ),
     "BrightLevel": Figure(
+        "Brightest tissue (98th percentile of the brain)",
         0.06,
-        "98th percentile of the brain {:.2f} of its bright tissue",
-        "part of the brain is brighter than white matter: fluid (another contrast than T1w), contrast "
-        "agent, or shading",
-        "nothing is as bright as white matter is in the training scans",
+        2,
+        "part of the brain is brighter than white matter: bright CSF (not a T1w scan), contrast agent, or "
+        "shading",
+        "white matter is not as bright as usual",
     ),
     "Noise": Figure(
+        "Noise, divided by white matter",
         0.01,
-        "noise {:.3f} of white matter",
-        "noisier than the training scans",
-        "less noisy, or smoother, than the training scans",
+        3,
+        "more noise than usual",
+        "less noise than usual, or a smoothed scan",
     ),
     "BrainVolume": Figure(
+        "Brain volume (ml)",
         200.0,
-        "{:.0f} ml of brain",
-        "more brain than in the training scans: its mask may be wrong",
-        "less brain in the field of view than in the training scans",
+        0,
+        "the brain volume (ml) is larger than usual; the brain mask may be wrong",
+        "the brain volume (ml) in the field of view is smaller than usual",
     ),
     "Coverage": Figure(
+        "Length of the brain along the slice axis (mm)",
         10.0,
-        "brain over {:.0f} mm along the slice axis",
-        "the brain is longer along the slice axis than in the training scans",
-        "the slices cover less of the brain than in the training scans",
+        0,
+        "the brain is longer than usual along the slice axis (mm)",
+        "the slices cover less of the brain (mm) than usual",
     ),
     "SlicesOfBrain": Figure(
-        4.0,
-        "{:.0f} slices with brain",
-        "more slices than in the training scans",
-        "fewer slices than in the training scans",
+        "Slices with brain", 4.0, 0, "more slices with brain than usual", "fewer slices with brain than usual"
     ),
     "PixelMm": Figure(
+        "Pixel size in plane (mm)",
         0.25,
-        "{:.2f} mm in plane",
-        "coarser in plane than the training scans",
-        "finer in plane than the training scans",
+        2,
+        "the pixels in plane (mm) are larger than usual",
+        "the pixels in plane (mm) are smaller than usual",
     ),
     "SpacingRatio": Figure(
+        "Slice spacing, divided by k pixels",
         0.18,
-        "slices {:.2f} times as far apart, in pixels, as the model's k",
-        "slices further apart, for their plane, than in the training scans",
-        "slices closer, for their plane, than in the training scans",
+        2,
+        "the slices are further apart than usual for this pixel size and k",
+        "the slices are closer together than usual for this pixel size and k",
     ),
 }
 
@@ -118,9 +138,9 @@ class Familiarity:
     scores, values
         By figure.
     reasons
-        Words for each figure above the threshold, the worst first.
+        A sentence for each figure above the threshold, the largest score first.
     reference
-        The ranges that it was compared with.
+        The ranges of the training scans.
     """
 
     score: float
@@ -139,8 +159,8 @@ class Familiarity:
         """One line for people."""
         words = "; ".join(self.reasons[:3])
         return (
-            f"Out of distribution (score {self.score:.1f}, threshold {self.threshold:.1f}): {words}. The "
-            "model knows no such scans; look at its estimate with doubt."
+            f"Out of distribution (score {self.score:.1f}, threshold {self.threshold:.1f}): {words}. This "
+            "scan differs from the training data. Check each finding on the original scan."
         )
 
     def as_sidecar(self) -> dict[str, Any]:
@@ -288,12 +308,12 @@ def compare(
         low, high = reference["ranges"][name]
         if scores[name] > threshold:
             figure = FIGURES[name]
-            value = figure.shown.format(values[name])
             words = figure.high if values[name] > high else figure.low
-            reasons.append(f"{words} ({value}; training {low:.4g} to {high:.4g})")
+            value, least, most = map(figure.shown, (values[name], low, high))
+            reasons.append(f"{words} ({value}; expected {least} to {most})")
     score = max(scores.values())
     if not brain_found:
-        reasons.insert(0, "no brain was found in it")
+        reasons.insert(0, "no brain was found")
         score = max(score, 10 * threshold)
     return Familiarity(score, threshold, scores, dict(values), tuple(reasons), reference)
 

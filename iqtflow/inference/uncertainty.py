@@ -1,5 +1,5 @@
-"""What a ``desc-iqtstd`` map is the standard deviation of, in words: how it came about, how well it held on
-people never seen, and what it cannot show.
+"""Words for the standard deviation map ``desc-iqtstd``: how it was made, how it was tested, and what it does
+not show.
 """
 
 from __future__ import annotations
@@ -7,64 +7,63 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-#: How a map can come about: predicted by the networks, learned on the errors that they made on training
-#: people (Kendall & Gal 2017, arXiv:1703.04977); the networks of an ensemble compared with each other; the
-#: estimate compared with that of the mirrored scan.
+#: How a map was made. ``predicted``: the networks predict their error, learned from their errors on training
+#: subjects (Kendall & Gal 2017, arXiv:1703.04977). ``ensemble``: the networks are compared with each other.
+#: ``mirrored``: the enhanced volume is compared with that of the mirrored scan.
 KINDS = ("predicted", "ensemble", "mirrored")
 
 _DESCRIPTIONS = {
-    "predicted": "Standard deviation of the error that is to be expected, voxel by voxel, as learned from "
-    "the errors made on training people; of several networks, their disagreement is part of it.",
-    "ensemble": "Standard deviation over the networks of the ensemble: how far they disagree, which is not "
+    "predicted": "Predicted error (standard deviation) of the enhanced volume in each voxel, learned from "
+    "the errors on training subjects. If the model has several networks, their disagreement is included.",
+    "ensemble": "Standard deviation over the networks of the ensemble. It shows how much they disagree, not "
     "how large the error is.",
-    "mirrored": "Standard deviation of the estimate and that of the left-right mirrored scan: how far the "
-    "two disagree, which is not how large the error is.",
+    "mirrored": "Standard deviation of the enhanced volumes of the scan and of the left-right mirrored scan. "
+    "It shows how much the two disagree, not how large the error is.",
 }
 
+_NO_PROOF = "A low value is no proof that the enhanced volume is right."
 _NEVER_SHOWN = (
-    "what training has never shown (lesions, implants, contrast agents, other scanners), what the scan does "
-    "not contain (detail between the slices that anatomy does not foretell), motion and artefacts of the "
-    "scan itself. A low value is no proof that the estimate is right."
+    "lesions, implants, contrast agents and other scanners that were not in the training data, detail "
+    f"between the slices, motion and artefacts of the scan. {_NO_PROOF}"
 )
-_NOT_TWO_THIRDS = "One standard deviation is not a range that the truth lies in two times out of three."
+_GAP = "A lesion between two slices, or much thinner than a slice, leaves no trace in the scan"
+_NOT_TWO_THIRDS = "Do not expect the true value within one standard deviation in 68 % of the voxels."
 
-#: What a map of each kind leaves out; stands under every uncertainty map.
+#: What a map of each kind does not show. These sentences stand under every map.
 NOT_COVERED: dict[str, tuple[str, ...]] = {
     "predicted": (
-        "The map tells how large errors usually are, on people like those of training and in scans simulated "
-        "from theirs; no real low-field scan has a truth to hold it against. It does not "
-        "cover motion and artefacts of the scan itself, nor what training has never shown: "
-        "lesions, implants, contrast agents, other scanners. There it can be low where the error is large. "
-        "A low value is no proof that the estimate is right.",
-        "A lesion in a gap, or much thinner than a slice, leaves no trace: the map then says how sure the "
-        "estimate would usually be, were there none.",
-        "It holds for single voxels. Errors of neighbours go together, so that a fold can be wrong as a "
-        "whole, and a volume or a thickness by more than errors that cancel out.",
+        "The map shows how large errors usually are. It was learned and tested on simulated scans; the true "
+        "error of a real low-field scan is not known. The map does not cover motion and artefacts of the "
+        "scan, or anything that was not in the training data: lesions, implants, contrast agents, other "
+        f"scanners. There it can be low although the error is large. {_NO_PROOF}",
+        f"{_GAP}. The map then shows the error as if there were no lesion.",
+        "The map is valid for single voxels. Errors of neighbouring voxels are related: a whole fold can be "
+        "wrong, and a volume or a thickness can be wrong by more than the single voxels suggest.",
     ),
     "ensemble": (
-        "The map shows where the networks disagree. It does not show errors that all of them share: "
+        "The map shows where the networks disagree. It does not show errors that all networks make: "
         + _NEVER_SHOWN,
-        "A lesion in a gap, or much thinner than a slice, leaves no trace that networks could disagree on.",
+        f"{_GAP}, so the networks do not disagree there.",
         _NOT_TWO_THIRDS,
     ),
     "mirrored": (
-        "The map shows where the estimate and that of the mirrored scan disagree. One network made both, and "
-        "errors that they share do not show: " + _NEVER_SHOWN,
-        "A lesion in a gap, or much thinner than a slice, leaves no trace on either side.",
+        "The map shows where the enhanced volumes of the scan and of the mirrored scan disagree. One network "
+        "made both. The map does not show errors that are in both: " + _NEVER_SHOWN,
+        f"{_GAP}, so the two do not disagree there.",
         _NOT_TWO_THIRDS,
     ),
 }
 
 
 def kind_of_model(card: Mapping[str, Any], *, mirror: bool = False) -> str | None:
-    """Return the kind of map that a model writes, by its card; None when it writes none.
+    """Return the kind of map that a model writes; None when it writes none.
 
     Parameters
     ----------
     card
         The model's card.
     mirror
-        Whether the estimate is averaged with that of the mirrored scan.
+        Whether the result is averaged with that of the mirrored scan.
     """
     if card.get("predicts_error", card["network"]["kwargs"].get("uncertainty")):
         return "predicted"
@@ -74,7 +73,7 @@ def kind_of_model(card: Mapping[str, Any], *, mirror: bool = False) -> str | Non
 
 
 def kind_of_scan(details: Mapping[str, Any]) -> str:
-    """Return the kind of a map by the details that came with it; older files do not state it."""
+    """Return the kind of a map from the details of its scan; older files do not state it."""
     stated = details.get("Uncertainty")
     kind = stated.get("Kind") if isinstance(stated, Mapping) else None
     if kind in KINDS:
@@ -84,15 +83,15 @@ def kind_of_scan(details: Mapping[str, Any]) -> str:
 
 
 def measured(card: Mapping[str, Any], kind: str) -> dict[str, Any] | None:
-    """Return how well maps of this kind held on people that the model has never seen, for a sidecar.
+    """Return how maps of this kind compare with the true error in unseen subjects, for a sidecar.
 
     Returns
     -------
     dict or None
         ``Subjects``, and their means of root mean square error over that of the standard deviation
         (``ErrorOverStd``) and of the share of voxels within one standard deviation (``Within1Std``);
-        ``ErrorOverStdWhereSmallest`` in the bin of the smallest standard deviations, the voxels that seem
-        sure. None when the card does not say, or says it of maps of another kind.
+        ``ErrorOverStdWhereSmallest`` is for the voxels with the smallest standard deviation. None when the
+        card does not have it, or has it for maps of another kind.
     """
     found = (card.get("figures") or {}).get("reliability")
     if not found or kind != kind_of_model(card):
@@ -116,8 +115,8 @@ def as_sidecar(card: Mapping[str, Any], kind: str | None, *, mirror: bool = Fals
     kind
         One of `KINDS`; None when there is no map.
     mirror
-        Whether the estimate is averaged with that of the mirrored scan: then a predicted error was not
-        measured as it is.
+        Whether the result is averaged with that of the mirrored scan. Predicted errors were not tested
+        with this.
     """
     if kind is None:
         return None
@@ -130,26 +129,26 @@ def as_sidecar(card: Mapping[str, Any], kind: str | None, *, mirror: bool = Fals
 
 
 def description(card: Mapping[str, Any], kind: str, *, mirror: bool = False) -> str:
-    """Return what the map is, with its units and how well such maps held, for the map's own sidecar."""
+    """Return what the map is, its units and how it was tested, for the sidecar of the map."""
     held = "" if mirror else measured_words(measured(card, kind))
     what = _describe(kind, mirror=mirror)
     return " ".join(filter(None, (what, "In the units of the enhanced volume.", held)))
 
 
 def _describe(kind: str, *, mirror: bool) -> str:
-    also = " How far the estimate differs from that of the mirrored scan is part of it, too."
+    also = " The difference from the enhanced volume of the mirrored scan is included."
     return _DESCRIPTIONS[kind] + (also if kind == "predicted" and mirror else "")
 
 
 def measured_words(found: Mapping[str, Any] | None) -> str:
-    """Put `measured` into a sentence; nothing when it is not known."""
+    """Return the result of `measured` as a sentence; empty when it is not known."""
     if not found:
         return ""
-    people = "1 person" if found["Subjects"] == 1 else f"{found['Subjects']} people"
+    subjects = "1 unseen subject" if found["Subjects"] == 1 else f"{found['Subjects']} unseen subjects"
     smallest = found.get("ErrorOverStdWhereSmallest")
-    end = f", and {smallest:.1f} times it in the voxels where it was smallest" if smallest else ""
+    end = f" ({smallest:.1f} times where it is smallest)" if smallest else ""
     return (
-        f"In scans simulated from those of {people} never seen in training, the error (root mean square) was "
+        f"In simulated scans of {subjects}, the true error (root mean square) was "
         f"{found['ErrorOverStd']:.2f} times this standard deviation{end}; "
-        f"{100 * found['Within1Std']:.0f} % of voxels were within one."
+        f"{100 * found['Within1Std']:.0f} % of the voxels were within one standard deviation."
     )

@@ -73,19 +73,19 @@ def changed(person, change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("bright fluid", "brighter than white matter: fluid"),
-        ("pure noise", "noisier"),
-        ("noise", "noisier"),
-        ("flat contrast", "differ less"),
-        ("four slices", "the slices cover less of the brain"),
-        ("coarse pixels", "coarser in plane"),
-        ("wrong factor", "slices closer, for their plane"),
+        ("bright fluid", FIGURES["BrightLevel"].high),
+        ("pure noise", FIGURES["Noise"].high),
+        ("noise", FIGURES["Noise"].high),
+        ("flat contrast", FIGURES["GreyLevel"].high),
+        ("four slices", FIGURES["Coverage"].low),
+        ("coarse pixels", FIGURES["PixelMm"].high),
+        ("wrong factor", FIGURES["SpacingRatio"].low),
     ],
 )
 def test_what_is_unlike_the_training_is_flagged_with_its_reason(people, reference, change, words):
     found = compare(changed(people[0], change), reference)
     assert found.unfamiliar
-    assert any(words in reason for reason in found.reasons), found.reasons
+    assert any(f"{words} (" in reason for reason in found.reasons), found.reasons
     assert f"score {found.score:.1f}" in found.sentence()
     sidecar = json.loads(json.dumps(found.as_sidecar()))
     assert sidecar["Flagged"] is True
@@ -107,7 +107,7 @@ def test_noise_is_measured_as_drawn(people):
 def test_a_scan_without_a_brain_is_unfamiliar_whatever_its_figures(people, reference):
     found = compare(measure(*people[0]), reference, brain_found=False)
     assert found.unfamiliar
-    assert found.reasons[0] == "no brain was found in it"
+    assert "no brain" in found.reasons[0]
 
 
 def test_the_threshold_lets_people_of_the_evaluation_pass(reference):
@@ -144,8 +144,8 @@ def test_every_model_that_ships_has_ranges():
 @pytest.mark.parametrize(
     ("scan", "name", "words"),
     [
-        ("sub-lfD1/anat/sub-lfD1_T1w.nii.gz", "iqt-k8", "the slices cover less of the brain"),
-        ("sub-lfD2/anat/sub-lfD2_T2w.nii.gz", "iqt-k8", "brighter than white matter: fluid"),
+        ("sub-lfD1/anat/sub-lfD1_T1w.nii.gz", "iqt-k8", FIGURES["Coverage"].low),
+        ("sub-lfD2/anat/sub-lfD2_T2w.nii.gz", "iqt-k8", FIGURES["BrightLevel"].high),
     ],
 )
 def test_four_slices_at_low_field_and_another_contrast_are_flagged(real_data, scan, name, words):
@@ -157,9 +157,3 @@ def test_four_slices_at_low_field_and_another_contrast_are_flagged(real_data, sc
     found = compare(values, find_reference(card))
     assert found.unfamiliar
     assert any(words in reason for reason in found.reasons)
-
-
-def test_the_page_has_words_for_every_figure():
-    from iqtflow.reports.assemble.familiar import _FIGURES
-
-    assert set(_FIGURES) == set(FIGURES)

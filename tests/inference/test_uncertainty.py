@@ -94,9 +94,9 @@ def test_figures_of_the_card_are_told_with_maps_of_the_kind_that_they_were_measu
         "ErrorOverStdWhereSmallest": pytest.approx(2, abs=0.2),
     }
     said = description(predicting, "predicted")
-    assert "scans simulated from those of 3 people never seen" in said and "where it was smallest" in said
+    assert "3 unseen subjects" in said and "smallest" in said
     mirrored = description(predicting, "predicted", mirror=True)
-    assert "never seen" not in mirrored and "mirrored scan is part of it" in mirrored
+    assert "unseen" not in mirrored and "mirrored scan" in mirrored
     assert measured(card(figures=figures), "mirrored") is None, "measured without mirrored averaging"
     assert measured(card(uncertainty=True, figures={}), "predicted") is None
     assert "Measured" not in as_sidecar(card(uncertainty=True), "predicted")
@@ -110,8 +110,8 @@ def test_figures_of_the_card_are_told_with_maps_of_the_kind_that_they_were_measu
             "predicted",
             [
                 "How large an error is to be expected here (standard deviation), learned on training people",
-                "those of 11 people never seen in training, the error (root mean square) was 0.97",
-                "72 % of voxels were within one",
+                "11 unseen subjects, the true error (root mean square) was 0.97",
+                "72 % of the voxels",
                 "A lesion can be wrong without any colour",
                 *NOT_COVERED["predicted"],
             ],
@@ -152,7 +152,7 @@ def scan(tmp_path) -> Scan:
     return Scan(path, "1", None, {"sub": "1"}, "T1w", {}, None, tmp_path / "in")
 
 
-@pytest.mark.parametrize(("kind", "words"), [("predicted", "to be expected"), (None, None)])
+@pytest.mark.parametrize(("kind", "words"), [("predicted", "Predicted error"), (None, None)])
 def test_a_dry_run_and_a_sidecar_know_the_map_of_a_single_network(tmp_path, scan, kind, words):
     from iqtflow.workflows.app import participant
     from iqtflow.workflows.app.plan import outputs_of

@@ -141,7 +141,7 @@ def test_an_unfamiliar_scan_says_why_and_is_marked_on_the_index(volumes, tmp_pat
         "Warnings": ["Out of distribution (score 4.2): doubt it."],
     }
     found = Page(write_subject_page(tmp_path, "01", [scan]))
-    assert found.says("fewer slices than in the training scans (4 slices with brain; training 24 to 44)")
+    assert found.says("fewer slices with brain than usual (4; expected 24 to 44)")
     assert found.says("Slices with brain 4 24 to 44 4.2")
     assert not found.says("Warning. Out of distribution"), "said once"
     assert Page(write_index_page(tmp_path)).says("unlike the training scans")

@@ -6,23 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from iqtflow.inference.ood import FIGURES
 from iqtflow.inference.uncertainty import kind_of_scan, measured_words
 from iqtflow.reports.assemble.facts import plain
 
 #: How `iqtflow.inference.ood` begins its warning; the page has a place of its own for what it says.
 WARNING_BEGINS = "Out of distribution"
-
-_FIGURES = {
-    "GreyLevel": "Median of the brain, over its bright tissue",
-    "DarkLevel": "10th percentile of the brain, over its bright tissue",
-    "BrightLevel": "98th percentile of the brain, over its bright tissue",
-    "Noise": "Noise, over white matter",
-    "BrainVolume": "Brain (ml)",
-    "Coverage": "Brain along the slice axis (mm)",
-    "SlicesOfBrain": "Slices with brain",
-    "PixelMm": "Pixel in plane (mm)",
-    "SpacingRatio": "Slice spacing, over k pixels",
-}
 
 
 @dataclass(frozen=True)
@@ -144,12 +133,10 @@ def _score(feature: Any) -> float:
 
 
 def _row(name: str, feature: Any) -> tuple[str, str, str, str]:
-    if not isinstance(feature, Mapping):
-        return _FIGURES.get(name, name), plain(feature), "", ""
-    span = feature.get("TrainingRange") or ()
-    return (
-        _FIGURES.get(name, name),
-        plain(feature.get("Value", "")),
-        " to ".join(plain(v) for v in span),
-        plain(feature.get("Score", "")),
-    )
+    figure = FIGURES.get(name)
+    label, show = (name, plain) if figure is None else (figure.label, figure.shown)
+    try:
+        span = " to ".join(show(float(v)) for v in feature["TrainingRange"])
+        return label, show(float(feature["Value"])), span, plain(feature["Score"])
+    except (TypeError, KeyError, ValueError):  # a sidecar that somebody has edited
+        return label, plain(feature), "", ""
