@@ -71,7 +71,7 @@ def _measure(kind: str, folder: Path) -> dict[str, float]:
         out.mkdir()
         _draw_with_nilearn(folder, out)
     else:
-        from iqtflow.reports import write_subject_page
+        from iqtflow.reports.assemble.subject import write_subject_page
 
         record = json.loads((folder / f"{kind}.json").read_text())
         write_subject_page(out, "mni", [record])

@@ -15,7 +15,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from iqtflow.reports import write_pages
+from iqtflow.reports.assemble.index import write_pages
 
 __all__ = ["ReportPrepared", "ReportSubject", "write_pages"]
 

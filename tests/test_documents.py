@@ -110,12 +110,12 @@ def test_examples_in_docstrings_are_right():
     """Public functions show how they are called; each example is run as it stands."""
     attempted = 0
     for name in (
-        "snr",
-        "geometry",
-        "slice_profile",
-        "metrics",
-        "argument_types",
-        "models",
+        "simulation.snr_prior",
+        "image.geometry",
+        "simulation.slice_profile",
+        "evaluation.metrics",
+        "cli.types",
+        "models.model_file",
     ):
         result = doctest.testmod(importlib.import_module(f"iqtflow.{name}"), optionflags=doctest.ELLIPSIS)
         assert result.failed == 0, f"iqtflow.{name}"

@@ -33,7 +33,8 @@ from iqtflow.inference.uncertainty import (
     measured,
 )
 from iqtflow.models.model_file import find_model, read_card, save_model, stamp_figures
-from iqtflow.reports import write_group_page, write_subject_page
+from iqtflow.reports.assemble.group import write_group_page
+from iqtflow.reports.assemble.subject import write_subject_page
 
 RENDER = Path(__file__).parents[2] / "docs/model-cards/render.py"
 AFFINE = make_affine((1.6, 1.6, 1.6))

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from report_phantoms import K, Page, make_record
 
-from iqtflow.reports import rebuild, write_group_page, write_index_page, write_pages, write_subject_page
-from iqtflow.reports.assemble.group import rank_examples
+from iqtflow.reports.assemble.group import rank_examples, write_group_page
+from iqtflow.reports.assemble.index import write_index_page, write_pages
+from iqtflow.reports.assemble.rebuild import rebuild
+from iqtflow.reports.assemble.subject import write_subject_page
 from iqtflow.utils.errors import InputError
 from iqtflow.utils.files import write_text
 
@@ -232,5 +234,5 @@ def test_the_page_does_not_depend_on_whether_its_volumes_are_stored_yet(tmp_path
 
 
 def test_writing_pages_never_loads_torch():
-    code = "import iqtflow.interfaces.report, iqtflow.reports, sys; sys.exit('torch' in sys.modules)"
+    code = "import iqtflow.interfaces.report, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

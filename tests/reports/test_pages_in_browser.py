@@ -11,7 +11,9 @@ import chromium
 import pytest
 from report_phantoms import UNFAMILIAR, K, make_prepared_record, make_record
 
-from iqtflow.reports import write_group_page, write_index_page, write_subject_page
+from iqtflow.reports.assemble.group import write_group_page
+from iqtflow.reports.assemble.index import write_index_page
+from iqtflow.reports.assemble.subject import write_subject_page
 
 PAGES = ("sub-01.html", "sub-02.html", "index.html", "group.html")
 #: A page is as wide as the screen, not wider; nothing in it sticks out of the screen either, but what

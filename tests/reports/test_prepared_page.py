@@ -13,8 +13,10 @@ from PIL import Image
 from report_phantoms import DRAWN, FAMILIAR, UNFAMILIAR, Page, make_prepared_record, make_record
 
 from iqtflow.bids.sidecars import write_dataset_description
-from iqtflow.reports import rebuild, write_index_page, write_subject_page
 from iqtflow.reports.assemble.familiar import judge
+from iqtflow.reports.assemble.index import write_index_page
+from iqtflow.reports.assemble.rebuild import rebuild
+from iqtflow.reports.assemble.subject import write_subject_page
 from iqtflow.reports.draw import pictures
 from iqtflow.simulation.snr_prior import DEFAULT_PRIOR, PUBLISHED
 from iqtflow.utils.errors import InputError

@@ -14,8 +14,10 @@ from report_phantoms import K, Page, make_record, save
 from scipy import ndimage
 
 from iqtflow.image.geometry import thin_affine
-from iqtflow.reports import write_group_page, write_index_page, write_subject_page
+from iqtflow.reports.assemble.group import write_group_page
+from iqtflow.reports.assemble.index import write_index_page
 from iqtflow.reports.assemble.page import NOTICE
+from iqtflow.reports.assemble.subject import write_subject_page
 from iqtflow.reports.draw.checks import measure
 from iqtflow.reports.draw.details import busiest_place
 from iqtflow.reports.draw.views import PLANES, Volumes, cut, load_volumes

@@ -26,8 +26,11 @@ from iqtflow.utils.streams import PatientStream, cannot_be_kept
 #: Names under which libraries and this package are imported.
 STRAY = ("numpy", "scipy", "nibabel", "torch", "nipype", "json", "random", "socket", "multiprocessing")
 COMMANDS = [
-    "cli",
-    *(f"commands.{name}" for name in ["enhance", "simulate", "segment", "calibrate", "train", "evaluate"]),
+    "cli.main",
+    *(
+        f"cli.commands.{name}"
+        for name in ["enhance", "simulate", "segment", "calibrate", "train", "evaluate"]
+    ),
 ]
 
 

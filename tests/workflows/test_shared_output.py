@@ -53,14 +53,14 @@ def test_the_description_is_whole_and_nothing_unfinished_is_left(shared):
 
 
 def write_one(out: str, label: str) -> None:
-    from iqtflow.reports import write_pages
+    from iqtflow.reports.assemble.index import write_pages
 
     write_pages(out, [{"subject": label, "input": f"/in/{label}", "status": "skipped", "message": "why"}])
 
 
 def test_no_subject_is_lost_from_the_index_however_jobs_meet(tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["iqtflow.reports"])
+    context.set_forkserver_preload(["iqtflow.reports.assemble.index"])
     labels = [f"{i:02d}" for i in range(24)]
     with context.Pool(8) as pool:
         pool.starmap(write_one, [(os.fspath(tmp_path), label) for label in labels], chunksize=1)

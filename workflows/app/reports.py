@@ -15,8 +15,9 @@ def write_reports(settings: Settings) -> int:
     UsageError
         There is nothing to make pages of.
     """
-    from iqtflow.reports import rebuild, write_index_page, write_subject_page
-    from iqtflow.reports.assemble.rebuild import find_records
+    from iqtflow.reports.assemble.index import write_index_page
+    from iqtflow.reports.assemble.rebuild import find_records, rebuild
+    from iqtflow.reports.assemble.subject import write_subject_page
 
     output, labels = settings.paths.output_dir, settings.run.participant_labels
     try:
