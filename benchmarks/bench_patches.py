@@ -89,8 +89,7 @@ def measure(kind: str, folder: Path, subjects: int, seconds: float) -> dict[str,
     """Read for some seconds, once everything has been read."""
     from iqtflow.training.library import read_library
     from iqtflow.training.pairs import PairSampler, read_pairs
-    from iqtflow.training.samplers import Degradation, DrawSampler
-    from iqtflow.training.stored import StoredSampler
+    from iqtflow.training.samplers import Degradation, DrawSampler, StoredSampler
 
     end = "pairs.npy" if kind == "explicit" else "patches.safetensors"
     paths = [folder / f"sub-{i}_{end}" for i in range(subjects)]

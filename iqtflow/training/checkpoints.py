@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written whole or not at all, and continued by the same training only."""
+"""Checkpoints of a training: complete or not written at all; only the same training continues from them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ from iqtflow.utils.files import write_atomically, write_text
 
 #: Files in the folder of checkpoints.
 BEST, LAST, SETTINGS, CURVES, LOG = "best.ckpt", "last.ckpt", "settings.json", "curves.csv", "training.log"
-
-
-_MARK = b"iqtflow-sha256:"  # ends a checkpoint, before the SHA-256 of all that precedes it
-#: What Lightning and we take up from a checkpoint, and its types.
+_MARK = b"iqtflow-sha256:"  # at the end of a checkpoint, before the SHA-256 of its content
+#: Parts of a checkpoint that Lightning and this package read, and their types.
 _PARTS = {
     "state_dict": dict,
     "optimizer_states": list,
@@ -36,17 +34,16 @@ _RECORD = ("curves", "non_finite", "interruptions", "seconds")
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes a checkpoint with its digest beside its final place, waits until it is on the disk, and renames
-    it.
+    """Writes a checkpoint and its digest under a temporary name in the same folder, then renames it.
 
-    Lightning's own writer fills a file in the system's folder for temporary files first: where that is
-    another file system, the file appears under its final name piece by piece, and a kill leaves half of one.
+    Lightning's own writer uses the system's temporary folder. If that is another file system, a kill can
+    leave an incomplete file under the final name.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint; OutputError when the disk is full or the folder is gone."""
+        """Write a checkpoint; OutputError when the disk is full or the folder is missing."""
         content = io.BytesIO()
         torch.save(checkpoint, content)
         content.write(_MARK + hashlib.sha256(content.getbuffer()).hexdigest().encode())
@@ -55,7 +52,7 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | os.PathLike, map_location: Any = None, weights_only: Any = None
     ) -> dict[str, Any]:
-        """Read a checkpoint, which runs no code."""
+        """Read a checkpoint; no code in it is run."""
         return read_checkpoint(path)
 
     def remove_checkpoint(self, path: str | os.PathLike) -> None:
@@ -64,32 +61,32 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def guard(path: str | os.PathLike, write: Callable[[], Any]) -> None:
-    """Write something; OutputError names the file when that fails, and says that nothing is lost.
+    """Call `write`; where it fails, name the file and say how to continue.
 
     Raises
     ------
     OutputError
-        The disk or a quota is full, or the folder is gone or read-only.
+        The disk or a quota is full, or the folder is missing or read-only.
     """
     try:
         write()
     except OutputError as fault:
         raise OutputError(
             path,
-            found=f"a disk that took no more ({fault.found})",
-            expected="a place for the checkpoint",
-            next_step="Free some space, or make the folder writable: the same command goes on from the last "
-            "whole checkpoint.",
+            found=f"a full disk, or a folder that cannot be written ({fault.found})",
+            expected="space for the checkpoint",
+            next_step="Free some space, or make the folder writable. Then run the same command again: it "
+            "continues from the last complete checkpoint.",
         ) from fault
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a checkpoint on the CPU; one of an older version, without a digest, too.
+    """Read a checkpoint on the CPU; also one of an older version, without a digest.
 
     Raises
     ------
     InputError
-        It is missing, damaged or altered, is no checkpoint of a training, or holds weights that are not
+        It is missing, damaged or altered, is not a checkpoint of iqtflow, or holds weights that are not
         finite.
     """
     try:
@@ -120,11 +117,11 @@ def require_fit(path: str | os.PathLike, checkpoint: Mapping[str, Any], state: M
     Parameters
     ----------
     path
-        The checkpoint, for the message.
+        File of the checkpoint, for the message.
     checkpoint
-        From `read_checkpoint`.
+        Its content, from `read_checkpoint`.
     state
-        State dictionary of the module that is to be trained.
+        State dictionary of the module that is trained.
 
     Raises
     ------
@@ -149,32 +146,32 @@ def _is_finite(values: Any) -> bool:
 
 
 def _refuse(path: str | os.PathLike, found: str) -> InputError:
-    # Without the last checkpoint a training begins again; without the best one it does not come to its end.
+    # Without last.ckpt a training begins again; without best.ckpt it cannot be completed.
     delete = "its folder" if Path(path).name == BEST else Path(path).name
     return InputError(
         path,
         found=found,
-        expected="a whole checkpoint of iqtflow",
+        expected="a complete checkpoint of iqtflow",
         next_step=f"Restore it from a copy, or delete {delete} to begin again.",
     )
 
 
 def claim(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Make a folder this training's, or make sure that it is; remove what an earlier kill left half-written.
+    """Mark a folder as that of a training, or check that it is; delete incomplete files of a killed run.
 
     Parameters
     ----------
     folder
         Folder of checkpoints.
     identity
-        All that decides the weights, JSON-ready.
+        All settings that decide the weights, JSON-ready.
 
     Raises
     ------
     InputError
-        It holds checkpoints of another training (what differs is named), or files that are no training's.
+        The folder holds checkpoints of another training (the settings that differ are named), or other files.
     OutputError
-        It cannot be written.
+        The folder cannot be written.
     """
     note = folder / SETTINGS
     text = json.dumps(identity, indent=1, sort_keys=True)
@@ -185,17 +182,17 @@ def claim(folder: Path, identity: Mapping[str, Any]) -> None:
             raise InputError(
                 folder,
                 found=f"checkpoints of another training ({'; '.join(changed)})",
-                expected="checkpoints of this one, or none",
-                next_step="Restore the settings, or choose another work directory or model name.",
+                expected="checkpoints of this training, or none",
+                next_step="Use the old settings, or choose another work directory or model name.",
             )
     else:
         foreign = [name for name in (BEST, LAST, CURVES) if os.path.lexists(folder / name)]
         if foreign:
             raise InputError(
                 folder / foreign[0],
-                found=f"a file in a folder without {SETTINGS}, which would be replaced",
-                expected="a folder of this training, or a new one",
-                next_step="Choose another folder for the checkpoints, or move this file away.",
+                found=f"a file that training would replace, and no {SETTINGS} in its folder",
+                expected="the folder of this training, or a new one",
+                next_step="Choose another folder for the checkpoints, or move this file.",
             )
         guard(note, lambda: write_text(note, text))
     for partial in folder.glob(".*.partial"):
@@ -209,7 +206,7 @@ def _read_note(note: Path) -> Any:
         raise InputError(
             note,
             found=f"{type(fault).__name__}: {fault}",
-            expected="the settings of the training whose checkpoints these are",
+            expected="the settings of the training that wrote these checkpoints",
             next_step="Delete the folder to begin again.",
         ) from fault
 

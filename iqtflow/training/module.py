@@ -1,4 +1,4 @@
-"""The optimisation problem as PyTorch Lightning wants it told, and what is said about it on the way."""
+"""One training as a PyTorch Lightning module: batches, optimiser, checkpoints, training curves, log lines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning
 import torch
@@ -19,14 +19,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from iqtflow.models.registry import build_network
 from iqtflow.training.checkpoints import CURVES, guard
+from iqtflow.training.losses import brain_weight, losses
+from iqtflow.training.plan import TrainingPlan
 from iqtflow.training.samplers import simulate_batch
 from iqtflow.utils.errors import InputError, IQTFlowError
 from iqtflow.utils.files import write_text
 
-if TYPE_CHECKING:
-    from iqtflow.training.trainer import TrainingPlan
-
-NON_FINITE_LIMIT = 20  #: steps whose loss or gradient is not finite after which training stops
+NON_FINITE_LIMIT = 20  #: training stops after more steps than this with a loss or gradient that is not finite
 COLUMNS = ("step", "train_loss", "val_loss", "learning_rate", "seconds")  #: of the training curves
 
 
@@ -36,15 +35,15 @@ class TrainingModule(lightning.LightningModule):
     Parameters
     ----------
     plan
-        What decides the weights.
+        All settings that decide the weights.
     train, validation
         Samplers of batches: ``batch(number, rank=..., world=...)``.
     report
-        Receives lines of text, on the first process only.
+        Function that receives lines of text, on the first process only.
     introduction
-        Completed by the expected time of an epoch, the first line of a run.
+        Start of the first line; the expected time of an epoch is added.
     workers
-        Processes that prepare batches.
+        Number of processes that prepare batches.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class TrainingModule(lightning.LightningModule):
         workers: int = 0,
     ) -> None:
         super().__init__()
-        # Manual: a step is taken only when its gradient is finite, on all processes or on none.
+        # Manual: a step is taken only if its gradient is finite on all processes.
         self.automatic_optimization = False
         self.plan, self.samplers, self.workers = plan, (train, validation), workers
         self.introduction, self._report = introduction, report
@@ -99,13 +98,12 @@ class TrainingModule(lightning.LightningModule):
         }
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of the epoch that is due."""
+        """Batches of the current epoch."""
         per_epoch = self.plan.steps_per_epoch
-
         return self._loader(self.samplers[0], lambda: self.current_epoch * per_epoch, self._steps_due)
 
     def _steps_due(self) -> int:
-        """Steps of the epoch that begins."""
+        """Steps of the current epoch; the last one may be shorter."""
         return max(min(self.plan.steps_per_epoch, self.plan.total_steps - self.global_step), 1)
 
     def val_dataloader(self) -> DataLoader:
@@ -123,13 +121,13 @@ class TrainingModule(lightning.LightningModule):
         )
 
     def on_train_epoch_start(self) -> None:
-        """Make sure that the libraries are still there: a file that is gone would end in a crash."""
+        """Check that the libraries still exist; a missing file would crash the process."""
         for sampler in self.samplers:
             check_sources(sampler)
-        self.trainer.val_check_batch = self._steps_due()  # the last epoch may be shorter
+        self.trainer.val_check_batch = self._steps_due()
 
     def training_step(self, batch: dict[str, Any], index: int) -> None:
-        """Take one step of the optimiser, unless loss or gradient are not finite."""
+        """Take one step of the optimiser, if loss and gradient are finite."""
         begin = time.monotonic()
         optimiser = self.optimizers()
         self._keep_statistics()
@@ -159,7 +157,7 @@ class TrainingModule(lightning.LightningModule):
         self.log("val_loss", loss, on_epoch=True, sync_dist=self.trainer.world_size > 1, batch_size=1)
 
     def on_validation_epoch_end(self) -> None:
-        """Add a row to the curves, and say how it goes."""
+        """Add a row to the training curves, and report it."""
         now = self.seconds_before + time.monotonic() - self._began
         mean = self._sum / max(self._count, 1)
         if self.trainer.world_size > 1:
@@ -185,7 +183,7 @@ class TrainingModule(lightning.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what is needed to go on as if nothing had happened."""
+        """Store the training curves and counters."""
         checkpoint["iqtflow"] = {
             "curves": self.curves,
             "non_finite": self.non_finite,
@@ -194,26 +192,28 @@ class TrainingModule(lightning.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it up again."""
-        saved = checkpoint["iqtflow"]
-        self.curves, self.non_finite = list(saved["curves"]), saved["non_finite"]
-        self.seconds_before, self.interruptions = saved["seconds"], saved["interruptions"] + 1
+        """Restore the training curves and counters."""
+        self._restore(checkpoint["iqtflow"])
+        self.interruptions += 1
         self.say(f"resuming after step {checkpoint['global_step']}")
 
     def take_over(self, checkpoint: dict[str, Any]) -> bool:
-        """Take over the record of a training that had come to its end; return whether it had."""
+        """Return whether the training of a checkpoint was complete; restore its curves and counters then."""
         saved = checkpoint["iqtflow"]
-        losses = [math.inf if math.isnan(row["val_loss"]) else row["val_loss"] for row in saved["curves"]]
-        waited = len(losses) - 1 - losses.index(min(losses)) if losses else 0
+        told = [math.inf if math.isnan(row["val_loss"]) else row["val_loss"] for row in saved["curves"]]
+        waited = len(told) - 1 - told.index(min(told)) if told else 0
         ended = checkpoint["global_step"] >= self.plan.total_steps
         ended |= 0 < self.plan.patience <= waited
         if ended:
-            self.curves, self.non_finite = list(saved["curves"]), saved["non_finite"]
-            self.seconds_before, self.interruptions = saved["seconds"], saved["interruptions"]
+            self._restore(saved)
         return ended
 
+    def _restore(self, saved: dict[str, Any]) -> None:
+        self.curves, self.non_finite = list(saved["curves"]), saved["non_finite"]
+        self.seconds_before, self.interruptions = saved["seconds"], saved["interruptions"]
+
     def say(self, line: str) -> None:
-        """Report a line, once, without tearing a progress bar apart."""
+        """Report a line, on the first process only, above the progress bar."""
         if not self.trainer.is_global_zero:
             return
         bar = self.trainer.progress_bar_callback
@@ -222,7 +222,7 @@ class TrainingModule(lightning.LightningModule):
         self._report(line)
 
     def train(self, mode: bool = True) -> TrainingModule:  # noqa: FBT001, FBT002 (as PyTorch has it)
-        """As PyTorch's; an estimate that is to stay has its batch normalisation stay as well."""
+        """Switch to training mode, but not the frozen network when only the predicted error is trained."""
         super().train(mode)
         if self.plan.only_uncertainty:
             self.network.eval()
@@ -233,8 +233,8 @@ class TrainingModule(lightning.LightningModule):
         if head is None:
             raise InputError(
                 f"network {self.plan.network}",
-                found="no error head, a module of this name that predicts the error's variance",
-                expected="one, since only the uncertainty is to be learned",
+                found="no module error_head, which predicts the variance of the error",
+                expected="one, since only the predicted error is trained",
                 next_step="Choose one of iqtflow's networks.",
             )
         self.network.requires_grad_(requires_grad=False)
@@ -243,39 +243,19 @@ class TrainingModule(lightning.LightningModule):
 
     @property
     def judged(self) -> nn.Module:
-        """The network that is validated and kept: the average, where there is one."""
+        """The network that is validated and saved: the moving average of the weights, if there is one."""
         return self.network if self.average is None else self.average.module
 
     def _losses(self, network: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is minimised, and what is told and chooses the best weights.
-
-        The second channel of a network's output, if there is one, is the logarithm of its error's variance,
-        and learned by the likelihood of a Gaussian error (Kendall and Gal 2017, eq. 8). The estimate is
-        learned, and its best weights are chosen, as if there were none.
-        """
+        """What is minimised, and what is reported."""
         low, high = simulate_batch(batch)
         output = network(low.to(memory_format=torch.channels_last_3d)).float()
-        estimate, log_variance = output[:, :1], output[:, 1:]
-        weight = self._weight(batch, high)
-        error = estimate - high
-        loss = (weight * (error.abs() if self.plan.loss == "l1" else error.square())).mean()
-        if log_variance.shape[1] == 0:
-            return loss, loss
-        squared = error.detach().square()
-        surprise = (weight * (log_variance + squared * torch.exp(-log_variance))).mean() / 2
-        return (surprise, surprise) if self.plan.only_uncertainty else (loss + surprise, loss)
-
-    def _weight(self, batch: dict[str, Any], like: torch.Tensor) -> torch.Tensor:
-        """Weight of each voxel in the loss, 1 on average over the brain; pairs that were stored know none."""
-        if self.plan.background_weight == 1 or "brain" not in batch:
-            return torch.ones((), device=like.device)
-        brain = batch["brain"].float() / 255
-        weight = brain + self.plan.background_weight * (1 - brain)
-        # Losses are then means over the brain, whatever part of a batch it fills.
-        return weight / weight.mean().clamp(min=1e-3)
+        weight = brain_weight(batch.get("brain"), self.plan.background_weight, high.device)
+        kind, only = self.plan.loss, self.plan.only_uncertainty
+        return losses(output, high, weight, loss=kind, only_uncertainty=only)
 
     def _keep_statistics(self) -> None:
-        """Remember the running statistics of batch normalisation: one bad batch would spoil them for good."""
+        """Keep a copy of batch normalisation's running statistics: one bad batch would spoil them."""
         running = self._running()
         if len(self._kept) != len(running) or (running and self._kept[0].device != running[0].device):
             self._kept = [value.clone() for value in running]
@@ -290,15 +270,15 @@ class TrainingModule(lightning.LightningModule):
             value.copy_(kept)
         self.non_finite += 1
         if self.non_finite > NON_FINITE_LIMIT:
-            losses = [row["val_loss"] for row in self.curves]
-            kept = f"The best weights (validation loss {min(losses):.6f}) are" if losses else "No weights are"
+            best = min((row["val_loss"] for row in self.curves), default=None)
+            kept = "No weights" if best is None else f"The best weights (validation loss {best:.6f})"
             raise IQTFlowError(
                 f"training stopped: {self.non_finite} steps with a loss or gradient that is not finite. "
-                f"{kept} kept; lower the learning rate, or check the training images for extreme values."
+                f"{kept} are kept; lower the learning rate, or check the training images for extreme values."
             )
 
     def _introduce(self, step_seconds: float) -> None:
-        """Complete the first line by what a step takes: the first, on a GPU the third, when it is warm."""
+        """Report the first line with the expected time: from the first step, on a GPU from the third."""
         if self.device.type == "cuda" and self.global_step < 3:
             return
         # Validation is the forward half of a step, about a third of it.
@@ -310,7 +290,7 @@ class TrainingModule(lightning.LightningModule):
 
 
 class _Decay:
-    """How an average of weights takes up new ones."""
+    """Update rule of the moving average of the weights."""
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
@@ -321,7 +301,7 @@ class _Decay:
 
 
 class CurvesOnDisk(Callback):
-    """Writes the curves after each epoch, for who wants to look."""
+    """Writes the training curves to a file after each epoch."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / CURVES
@@ -342,12 +322,12 @@ def curves_as_csv(curves: Sequence[dict[str, float]]) -> str:
 
 
 def check_sources(sampler: Any) -> None:
-    """Make sure that the files which a sampler has mapped are still whole.
+    """Make sure that the memory-mapped files of a sampler are still complete.
 
     Raises
     ------
     InputError
-        One is gone, was replaced or was cut short: reading on would end in a crash, or in other data.
+        A file is missing, was replaced or was cut short.
     """
     for source in getattr(sampler, "sources", ()):
         try:
@@ -360,12 +340,12 @@ def check_sources(sampler: Any) -> None:
                 source.path,
                 found=f"{found} while it was being trained on",
                 expected=f"the library of sub-{source.subject}, {source.size} bytes",
-                next_step="Put it back: the same command goes on from the last checkpoint.",
+                next_step="Put it back, and run the same command again to continue.",
             )
 
 
 def duration(seconds: float) -> str:
-    """Return a time in words, to two digits or so."""
+    """Return a time in words, with about two digits."""
     for unit, length in (("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
@@ -373,7 +353,7 @@ def duration(seconds: float) -> str:
 
 
 class _Batches(Dataset):
-    """Batches by their numbers; one process's part of each."""
+    """One process's part of each batch, by the batch's number."""
 
     def __init__(self, sampler: Any, rank: int, world: int) -> None:
         self.sampler, self.rank, self.world = sampler, rank, world
@@ -383,7 +363,7 @@ class _Batches(Dataset):
 
 
 class _Numbers(Sampler):
-    """Numbers of the batches of an epoch, which are known when it begins."""
+    """Numbers of the batches of an epoch; they are computed when the epoch begins."""
 
     def __init__(self, first: Callable[[], int], count: Callable[[], int]) -> None:
         self.first, self.count = first, count

@@ -1,9 +1,9 @@
-"""The paper's explicit patch library: all pairs of patches of the grid, or a random part, written out.
+"""The paper's explicit patch library: all pairs of patches of the grid, or a random part, stored as pairs.
 
-One ``.npy`` file for each subject holds the pairs, draw after draw, each pair in one piece; numpy alone can
-read it: ``numpy.load(file, mmap_mode="r")["low"]``. A JSON file of the same name says what they are. The file
-repeats every voxel many times: the patch library with its memory-mapped volumes
-(`iqtflow.training.library`) takes a fraction of the disk, and is the default. This one reads faster.
+Each subject has one ``.npy`` file with the pairs of all draws in order. NumPy alone can read it:
+``numpy.load(file, mmap_mode="r")["low"]``. A JSON file of the same name describes it. The file repeats every
+voxel many times, but it is read faster. The default library (`iqtflow.training.library`) stores volumes and
+takes a fraction of the disk space.
 """
 
 from __future__ import annotations
@@ -21,8 +21,16 @@ import torch
 
 from iqtflow.simulation.snr_prior import SNRPrior
 from iqtflow.training.library import PATCH, PatchLibrary
-from iqtflow.training.samplers import require_patch, require_sources
-from iqtflow.training.stored import align, check_draws, cut_pair, mirror_pair
+from iqtflow.training.samplers import (
+    align,
+    check_draws,
+    cut_pair,
+    made_otherwise,
+    mirrored,
+    require_patch,
+    require_prior,
+    require_sources,
+)
 from iqtflow.utils.errors import InputError
 from iqtflow.utils.files import read_text, require_regular, write_atomically, write_text
 from iqtflow.utils.outputs import signed
@@ -40,10 +48,10 @@ class PairFile:
     rows : ndarray, shape (n, bytes of a pair), uint8
         Low-field patch, then high-field patch, float16.
     counts
-        Number of pairs of each draw, in the order in which they lie in the file.
+        Number of pairs of each draw, in the order of the file.
     subject, k, patch, prior, path, size, fingerprint
-        As in `iqtflow.training.library.PatchLibrary`; `patch` is the edge of the high-field patches,
-        `prior` that of the draws.
+        As in `iqtflow.training.library.PatchLibrary`. `patch` is the edge of the high-field patches in
+        voxels, `prior` the SNR prior of the draws.
     """
 
     rows: np.ndarray
@@ -71,22 +79,22 @@ def write_pairs(
     seed: int = 0,
     patch: int = PATCH,
 ) -> int:
-    """Write the pairs of a subject's first draws; memory does not grow with their number.
+    """Write the pairs of a subject's first draws; the memory that this takes does not depend on their number.
 
     Parameters
     ----------
     path
-        A ``.npy`` file; the JSON file is written beside it, first.
+        A ``.npy`` file. The JSON file is written beside it, first.
     library
-        With at least `n_draws` stored draws.
+        Patch library with at least `n_draws` stored draws.
     n_draws
-        Draws to take pairs from.
+        Number of draws to take pairs from.
     fraction
-        Share of the grid's patches that is kept, chosen at random for each draw.
+        Share of the grid's patches that is kept, drawn at random for each draw.
     seed
-        Chooses them.
+        Seed of this choice.
     patch
-        Edge of the high-field patch.
+        Edge of the high-field patch in voxels.
 
     Returns
     -------
@@ -96,7 +104,7 @@ def write_pairs(
     Raises
     ------
     InputError
-        Too few draws are stored, or no pair is left.
+        Too few draws are stored.
     OutputError
         The file cannot be written.
     """
@@ -144,7 +152,7 @@ def write_pairs(
 
 
 def read_pairs(path: str | os.PathLike) -> PairFile:
-    """Open a subject's pairs; they stay on disk until they are read.
+    """Open a subject's pairs; a pair is read from the disk when it is needed.
 
     Raises
     ------
@@ -186,23 +194,19 @@ def read_pairs(path: str | os.PathLike) -> PairFile:
 
 
 def pair_dtype(k: int, patch: int = PATCH) -> np.dtype:
-    """Record of one pair: ``low`` (P, P, P / k) and ``high`` (P, P, P), float16, over the intensity scale."""
+    """Data type of one pair: ``low`` (P, P, P / k), ``high`` (P, P, P), float16, over the intensity scale."""
     return np.dtype([("low", "<f2", (patch, patch, patch // k)), ("high", "<f2", (patch, patch, patch))])
 
 
 class PairSampler:
-    """Reads shuffled pairs from explicit libraries: every pair once, then every pair again in another order.
+    """Reads shuffled pairs from explicit libraries: each pair once, then each pair again in another order.
 
     Parameters
     ----------
     files
         From `read_pairs`.
-    k
-        Up-scaling factor, which has to be theirs.
-    n_draws
-        N: pairs of how many draws of each subject are read, from the first.
-    batch_size, seed, patch, mirror, prior
-        As for `iqtflow.training.stored.StoredSampler`.
+    k, n_draws, batch_size, seed, patch, mirror, prior
+        As for `iqtflow.training.samplers.StoredSampler`.
 
     Raises
     ------
@@ -230,13 +234,13 @@ class PairSampler:
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
 
     def batch(self, number: int, *, rank: int = 0, world: int = 1) -> dict[str, torch.Tensor]:
-        """Return batch `number`, or of its pairs those that process `rank` of `world` takes.
+        """Return batch `number`, or the part of it for process `rank` of `world`.
 
         Returns
         -------
         dict
-            ``low`` (b, 1, P, P, P / k) and ``high`` (b, 1, P, P, P), float16, over the draw's intensity scale
-            already; ``scale`` (b) holds ones.
+            ``low`` (b, 1, P, P, P / k) and ``high`` (b, 1, P, P, P), float16, divided by the intensity scale;
+            ``scale`` (b) holds ones.
         """
         total = int(self.ends[-1])
         places = number * self.batch_size + np.arange(rank, self.batch_size, world)
@@ -250,10 +254,8 @@ class PairSampler:
         low, high = pairs["low"], pairs["high"]
         if self.mirror:
             rngs = [np.random.default_rng([self.seed, int(place), 1]) for place in places]
-            mirrored = [
-                mirror_pair((one, other), rng) for one, other, rng in zip(low, high, rngs, strict=True)
-            ]
-            low, high = (np.stack(side) for side in zip(*mirrored, strict=True))
+            both = [mirrored(pair, rng) for *pair, rng in zip(low, high, rngs, strict=True)]
+            low, high = (np.stack(side) for side in zip(*both, strict=True))
         pair = {"low": torch.from_numpy(low)[:, None], "high": torch.from_numpy(high)[:, None]}
         return {**pair, "scale": torch.ones(len(low))}
 
@@ -266,25 +268,12 @@ class PairSampler:
 
 
 def _check(file: PairFile, *, k: int, n_draws: int, patch: int, prior: SNRPrior | None) -> None:
-    wanted = None if prior is None else [list(prior.mean), [list(row) for row in prior.covariance]]
-    made = [file.prior.get("mean"), file.prior.get("covariance")]
-    found = expected = None
     if len(file.counts) < n_draws:
-        found, expected = f"pairs of {len(file.counts)} draw(s)", f"at least {n_draws}"
-    elif (file.k, file.patch) != (k, patch):
-        found, expected = f"k = {file.k}, patches of {file.patch}", f"k = {k}, patches of {patch} voxels"
-    elif wanted is not None and file.prior and made != wanted:
-        found, expected = (
-            f"draws from the SNR prior {file.prior.get('name')} {made}",
-            f"{prior.name} {wanted}",
-        )
-    if found:
-        raise InputError(
-            file.path,
-            found=found,
-            expected=expected,
-            next_step="Run the participant level again with these settings.",
-        )
+        raise made_otherwise(file, f"pairs of {len(file.counts)} draw(s)", f"at least {n_draws}")
+    if (file.k, file.patch) != (k, patch):
+        found = f"k = {file.k}, patches of {file.patch} voxels"
+        raise made_otherwise(file, found, f"k = {k}, patches of {patch} voxels")
+    require_prior(file, file.prior, prior)
 
 
 def _header_of(path: str | os.PathLike) -> Path:

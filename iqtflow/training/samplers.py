@@ -1,10 +1,12 @@
-"""Batches of training pairs with fresh draws of the simulator: N = infinity in the terms of the paper's Table
-2.
+"""Batches of training pairs: simulated anew for every batch, or cut from stored simulated scans.
 
-A batch is made in two halves. `DrawSampler.batch` (CPU, NumPy) chooses subject, slice axis, patch and the
-random parameters; it is a function of the seed and the batch's number alone, so that a resumed training sees
-the batches that it would have seen, and that several processes share out one batch. `simulate_batch` (torch,
-on the training device) does the arithmetic of Algorithm 1 on the batch.
+`DrawSampler` simulates each batch anew (N = infinity in Table 2 of Lin et al. 2019). It works in two halves.
+`DrawSampler.batch` (CPU, NumPy) draws subject, slice axis, patch and random parameters. `simulate_batch`
+(torch, on the training device) does the arithmetic of Algorithm 1. `StoredSampler` cuts pairs from N stored
+simulated scans of each subject.
+
+Every batch depends on the seed and its number only. A resumed training therefore sees the same batches as an
+uninterrupted one, and several processes can share one batch.
 """
 
 from __future__ import annotations
@@ -23,44 +25,43 @@ from iqtflow.simulation.artifacts import Extras, require_range
 from iqtflow.simulation.forward_model import add_noise, contrast_ratios, decimate, recontrast
 from iqtflow.simulation.slice_profile import decimation_matrix
 from iqtflow.simulation.snr_prior import PUBLISHED, SNRPrior
-from iqtflow.training.library import PATCH, PatchLibrary
+from iqtflow.training.library import PATCH, PatchLibrary, StoredDraw
 from iqtflow.utils.errors import InputError
 
 
 @dataclass(frozen=True)
 class Degradation:
-    """What happens to a high-field patch on its way to low field. The defaults are the paper's setting.
+    """Range of the simulator's random parameters. The defaults are those of the paper.
 
     Attributes
     ----------
     prior
-        Distribution of tissue SNR.
+        Distribution of the tissues' SNR.
     thickness_fraction
-        Range of slice thickness over slice spacing; (0.75, 0.75) is the paper's thickness 3k/4 voxels, gap
-        k/4.
+        Range of slice thickness over slice spacing. (0.75, 0.75) is the paper's thickness of 3k/4 voxels with
+        a gap of k/4.
     snr_scale
-        Range of a factor on both tissues' SNR: (0.5, 1) also covers scans with up to twice the noise.
-        Contrast is left alone.
+        Range of a factor on the SNR of both tissues. (0.5, 1) also covers scans with up to twice the noise.
+        The contrast does not change.
     bias_amplitude
-        Largest log-amplitude of a smooth multiplicative field on input and target alike (the coil's shading
-        is kept, not corrected).
+        Largest log-amplitude of a bias field. Low-field and high-field patch get the same one, so the network
+        learns to keep it.
     mirror
         Mirror patches along random axes and swap the two in-plane axes.
     zoom
-        Range of a factor on the voxel size of the high-field image, which half of the patches are resampled
-        to: brains of other sizes in voxels, and from 1 on sharper voxels than the scanner's.
+        Range of a factor on the voxel size. Half of the patches are resampled by it.
     spacing_jitter
-        Largest relative change of the slice spacing against the plane, for half of the patches, too.
+        Largest relative change of the slice spacing against the in-plane voxel size, for the same half.
     contrast_jitter
-        Largest relative change of grey over white matter beyond what the prior draws.
+        Largest relative change of grey over white matter, beside the SNR that the prior draws.
     stripes
-        Largest relative change of intensity of every other slice, for a quarter of the patches: interleaved
-        slices that saturate each other.
+        Largest relative change of every other slice, for a quarter of the patches: interleaved slices that
+        saturate each other.
 
     Raises
     ------
     InputError
-        A range has its higher number first, or a number is beyond what can be simulated.
+        A range has its higher number first, or a number is outside the limits of the simulator.
     """
 
     prior: SNRPrior = field(default_factory=lambda: PUBLISHED["ibadan-0.36T"])
@@ -75,36 +76,36 @@ class Degradation:
 
     @property
     def widens(self) -> bool:
-        """Whether anything is drawn beyond the first five settings."""
+        """Whether one of the last four settings is on."""
         return self.zoom != (1.0, 1.0) or any((self.spacing_jitter, self.contrast_jitter, self.stripes))
 
     def __post_init__(self) -> None:
         require_range("thickness fraction", self.thickness_fraction, 0.01, 1)
         require_range("SNR scale", self.snr_scale, *SNR_SCALE_LIMITS)
-        Extras(bias_amplitude=self.bias_amplitude)  # which knows its limit
+        Extras(bias_amplitude=self.bias_amplitude)  # checks its own limit
         require_range("zoom", self.zoom, 0.25, 4)
         for name in ("spacing_jitter", "contrast_jitter", "stripes"):
             require_range(name.replace("_", " "), (0.0, getattr(self, name)), 0, 1)
 
 
 class DrawSampler:
-    """Chooses what goes into each batch.
+    """Draws the content of each batch; every batch is simulated anew.
 
     Parameters
     ----------
     libraries
-        Patch libraries; each subject is equally likely.
+        Patch libraries. Each subject is equally likely.
     k
-        Up-scaling factor.
+        Upsampling factor.
     batch_size
         Patches in a batch.
     degradation
-        Distribution of the simulator's parameters.
+        Range of the simulator's parameters.
     seed
-        Together with a batch's number it decides everything in the batch.
+        Seed and number of a batch together decide all of it.
     patch
-        Edge of the high-field patch in voxels, a multiple of k; the paper's is 32. Larger ones lie about the
-        same places, and within the stored volume where they fit.
+        Edge of the high-field patch in voxels, a multiple of k; 32 in the paper. A larger patch has the same
+        centre, and is moved inside the stored volume where it fits.
     """
 
     def __init__(
@@ -122,15 +123,14 @@ class DrawSampler:
         self.margin = k * int(np.ceil(8 / k))  # 3 sigma of the thickest profile, in whole slices
 
     def batch(self, number: int, *, rank: int = 0, world: int = 1) -> dict[str, Any]:
-        """Return batch `number`, or of its patches those that process `rank` of `world` takes.
+        """Return batch `number`, or the part of it for process `rank` of `world`.
 
         Returns
         -------
         dict
-            ``intensity`` (b, 1, P, P, P + 2 margin), float16, ``tissue`` (b, 2, P, P, P + 2 margin) of WM and
-            GM, uint8, as they are stored, ``brain`` (b, 1, P, P, P), uint8, 255 inside; one row of parameters
-            for each patch (``matrix``,
-            ``ratios``, ``scale``, ``bias``); and what the noise of the whole batch follows from.
+            ``intensity`` (b, 1, P, P, P + 2 margin), float16; ``tissue`` (b, 2, P, P, P + 2 margin), WM and
+            GM, uint8; ``brain`` (b, 1, P, P, P), uint8, 255 inside; one row of parameters for each patch
+            (``matrix``, ``ratios``, ``scale``, ``bias``); and the seed of the noise of the whole batch.
         """
         items = [
             self._item(np.random.default_rng([self.seed, number, i]))
@@ -149,14 +149,12 @@ class DrawSampler:
         axis = axes[rng.integers(len(axes))]
         corner = place_patch(library, rng, self.patch)
         d = self.degradation
-        # A generator of its own: what is off changes nothing in the others' draws.
+        # A second generator: switching a wide setting on leaves the other draws as they are.
         extra = np.random.default_rng(rng.integers(2**62)) if d.widens else None
         zooms = np.ones(3) if extra is None else _draw_zooms(d, extra)
         slab = self._slab(library, corner, axis, zooms)
         if d.mirror:
-            swap, *flips = rng.random(4) < 0.5
-            axes = [a for a in range(3) if flips[a]]
-            slab = [np.flip(part.swapaxes(0, 1) if swap else part, axes) for part in slab]
+            slab = mirrored(slab, rng)
         alpha = d.prior.sample(rng)
         loudness = rng.uniform(*d.snr_scale)
         grey = 1.0 if extra is None else np.exp(np.log1p(d.contrast_jitter) * extra.uniform(-1, 1))
@@ -186,8 +184,8 @@ class DrawSampler:
     def _slab(
         self, library: PatchLibrary, corner: np.ndarray, axis: int, zooms: np.ndarray
     ) -> list[np.ndarray]:
-        """Cut intensity, WM, GM and brain (P, P, P + 2 margin) about a corner, slices last, as they are
-        stored; or resample them to voxels `zooms` times as large, about the same centre.
+        """Cut intensity, WM, GM and brain, each (P, P, P + 2 margin), slices last; resampled about the same
+        centre where voxels are `zooms` times as large.
         """
         low = corner.copy()
         size = np.full(3, self.patch)
@@ -198,29 +196,130 @@ class DrawSampler:
             return [np.moveaxis(cut(volume, low, size), axis, 2) for volume in volumes]
         zooms = np.insert(zooms[:2], axis, zooms[2])
         wide = np.ceil(size * zooms).astype(int) + 6
-        room = np.array(library.intensity.shape) - wide
-        begin = low + (size - wide) // 2
-        begin = np.where(room >= 0, np.clip(begin, 0, room), room // 2)
+        begin = _inside(low + (size - wide) // 2, np.array(library.intensity.shape) - wide)
         matrices = [
             resampling_matrix(int(n), int(m), float(z)) for n, m, z in zip(wide, size, zooms, strict=True)
         ]
         return [np.moveaxis(_resample(cut(v, begin, wide), matrices), axis, 2) for v in volumes]
 
 
+class StoredSampler:
+    """Cuts pairs of patches from the first N stored simulated scans of each subject.
+
+    Parameters
+    ----------
+    libraries
+        Patch libraries with stored scans. Each subject, each of its scans and each of its patches is equally
+        likely.
+    k
+        Upsampling factor; it must be that of the stored scans.
+    n_draws
+        N: stored scans that are used of each subject, from the first.
+    batch_size, seed, patch
+        As for `DrawSampler`.
+    mirror
+        Mirror pairs along random axes and swap the two in-plane axes.
+    prior
+        SNR prior that the scans must come from; None accepts any.
+
+    Raises
+    ------
+    InputError
+        A library has too few stored scans, or scans of another factor or prior.
+    """
+
+    def __init__(
+        self,
+        libraries: Sequence[PatchLibrary],
+        *,
+        k: int,
+        n_draws: int,
+        batch_size: int,
+        seed: int,
+        patch: int = PATCH,
+        mirror: bool = False,
+        prior: SNRPrior | None = None,
+    ) -> None:
+        self.sources = require_sources(libraries)
+        for library in self.sources:
+            check_draws(library, k=k, n_draws=n_draws, prior=prior)
+        self.k, self.n_draws, self.batch_size, self.seed = k, n_draws, batch_size, seed
+        self.patch, self.mirror = require_patch(patch, k), mirror
+
+    def batch(self, number: int, *, rank: int = 0, world: int = 1) -> dict[str, torch.Tensor]:
+        """Return batch `number`, or the part of it for process `rank` of `world`.
+
+        Returns
+        -------
+        dict
+            ``low`` (b, 1, P, P, P / k) and ``high`` (b, 1, P, P, P), float16 as stored, and ``scale`` (b),
+            the intensity scale of each scan.
+        """
+        pairs, scales = [], []
+        for i in range(rank, self.batch_size, world):
+            rng = np.random.default_rng([self.seed, number, i])
+            library = self.sources[rng.integers(len(self.sources))]
+            draw = library.draws[int(rng.random() * self.n_draws)]  # the places are the same for any N
+            pair = cut_pair(library, draw, place_patch(library, rng, self.patch), self.patch)
+            scales.append(draw.scale)
+            pairs.append([np.ascontiguousarray(p) for p in mirrored(pair, rng)] if self.mirror else pair)
+        low, high = (np.stack(side)[:, None] for side in zip(*pairs, strict=True))
+        scale = torch.tensor(scales, dtype=torch.float32)
+        return {"low": torch.from_numpy(low), "high": torch.from_numpy(high), "scale": scale}
+
+
+def check_draws(library: PatchLibrary, *, k: int, n_draws: int, prior: SNRPrior | None = None) -> None:
+    """Make sure that a library holds the stored scans that a training needs.
+
+    Raises
+    ------
+    InputError
+        It has too few, or they are of another factor or another SNR prior.
+    """
+    if len(library.draws) < n_draws or library.origin is None:
+        raise InputError(
+            library.path,
+            found=f"{len(library.draws)} stored draw(s)",
+            expected=f"at least {n_draws}",
+            next_step=f"Run the participant level with --draws {n_draws}, or train with fewer draws.",
+        )
+    if library.k != k:
+        raise made_otherwise(library, f"draws of k = {library.k}", f"k = {k}")
+    for draw in library.draws[:n_draws]:
+        require_prior(library, draw.record.get("SNRPrior") or {}, prior)
+
+
+def require_prior(source: Any, made: dict[str, Any], prior: SNRPrior | None) -> None:
+    """Make sure that stored scans come from an SNR prior; older files do not state theirs."""
+    if prior is None or not made:
+        return
+    wanted = [list(prior.mean), [list(row) for row in prior.covariance]]
+    found = [made.get("mean"), made.get("covariance")]
+    if found != wanted:
+        words = f"draws from the SNR prior {made.get('name')} {found}"
+        raise made_otherwise(source, words, f"{prior.name} {wanted}")
+
+
+def made_otherwise(source: Any, found: str, expected: str) -> InputError:
+    """Return the error for a library that was made with other settings."""
+    again = "Run the participant level again with these settings."
+    return InputError(source.path, found=found, expected=expected, next_step=again)
+
+
 def _draw_zooms(degradation: Degradation, rng: np.random.Generator) -> np.ndarray:
     """Voxel size over the library's: in the plane (twice), along the slice axis."""
     zoom, jitter = np.log(degradation.zoom), np.log1p(degradation.spacing_jitter)
     drawn, plane, slices = rng.random(), rng.uniform(*zoom), rng.uniform(-jitter, jitter)
-    # In steps, so that the matrices are few enough to be kept.
+    # Rounded, so that few resampling matrices are needed and can be kept.
     return np.ones(3) if drawn < 0.5 else np.round(np.exp([plane, plane, plane + slices]) * 50) / 50
 
 
 @lru_cache(maxsize=4096)
 def resampling_matrix(n_in: int, n_out: int, zoom: float) -> np.ndarray:
-    """Linear map of `n_in` samples to `n_out` samples `zoom` times as far apart, about the same centre.
+    """Linear map of `n_in` samples to `n_out` samples that are `zoom` times as far apart, same centre.
 
-    Lanczos' kernel of two lobes, as wide as the coarser of the two grids: what the new grid cannot hold is
-    filtered out.
+    Lanczos kernel of two lobes, as wide as the coarser of the two grids, so that frequencies above the new
+    grid's limit are filtered out.
 
     Returns
     -------
@@ -236,9 +335,9 @@ def resampling_matrix(n_in: int, n_out: int, zoom: float) -> np.ndarray:
 
 
 def _resample(part: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
-    """Apply one matrix along each axis, and keep the type and its range."""
+    """Apply one matrix along each axis; keep the data type and its range."""
     out = part.astype(np.float32)
-    for matrix in matrices:  # each turn moves the first axis to the end
+    for matrix in matrices:  # each product moves the first axis to the end
         out = np.tensordot(out, matrix, axes=(0, 1))
     if part.dtype == np.uint8:
         return np.clip(np.rint(out), 0, 255).astype(np.uint8)
@@ -246,21 +345,24 @@ def _resample(part: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def place_patch(library: PatchLibrary, rng: np.random.Generator, patch: int) -> np.ndarray:
-    """Choose a patch of the index, moved by up to a quarter of 32 voxels; return its corner in the stored
-    volume, shape (3,).
+    """Draw a patch of the index, shifted by up to 8 voxels; return its corner in the stored volume, (3,).
 
-    A patch of another edge lies about the same centre, and is moved inside the volume if it fits there.
+    A patch of another edge than 32 has the same centre, and is moved inside the volume where it fits.
     """
     corner = library.corners[rng.integers(len(library.corners))] + rng.integers(-PATCH // 4, PATCH // 4, 3)
     if patch != PATCH:
         corner += (PATCH - patch) // 2
-        room = np.array(library.intensity.shape) - patch
-        corner = np.where(room >= 0, np.clip(corner, 0, room), room // 2)
+        corner = _inside(corner, np.array(library.intensity.shape) - patch)
     return corner
 
 
+def _inside(corner: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """Move a corner into a volume that leaves `room` along each axis; centre it where there is none."""
+    return np.where(room >= 0, np.clip(corner, 0, room), room // 2)
+
+
 def cut(volume: np.ndarray, low: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Cut a box of this size from a volume; zeros beyond the volume. A view where it lies within."""
+    """Cut a box of this size from a volume; zeros outside the volume. A view where the box lies inside."""
     inside, target = [], []
     for begin, length, n in zip(low, size, volume.shape, strict=True):
         first, last = max(begin, 0), max(min(begin + length, n), 0)
@@ -274,8 +376,45 @@ def cut(volume: np.ndarray, low: np.ndarray, size: np.ndarray) -> np.ndarray:
     return out
 
 
+def align(library: PatchLibrary, draw: StoredDraw, corner: np.ndarray, patch: int) -> np.ndarray:
+    """Move a corner (in the stored volume) down to the border of a slice, and inside the scan; return it on
+    the image's grid, (3,).
+    """
+    place = corner + np.array(library.origin)
+    k, axis = library.k, draw.axis
+    least = -(-library.origin[axis] // k) * k
+    end = min(library.origin[axis] + library.intensity.shape[axis], draw.volume.shape[axis] * k)
+    most = max((end - patch) // k * k, least)
+    place[axis] = np.clip(place[axis] // k * k, least, most)
+    return place
+
+
+def cut_pair(
+    library: PatchLibrary, draw: StoredDraw, corner: np.ndarray, patch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a low-field patch (P, P, P / k) and the high-field patch of the same place (P, P, P), slices last,
+    as stored.
+    """
+    place = align(library, draw, corner, patch)
+    size = np.full(3, patch)
+    high = cut(library.intensity, place - np.array(library.origin), size)
+    place[draw.axis] //= library.k
+    size[draw.axis] //= library.k
+    low = cut(draw.volume, place, size)
+    return np.moveaxis(low, draw.axis, 2), np.moveaxis(high, draw.axis, 2)
+
+
+def mirrored(patches: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    """Swap the in-plane axes of patches and mirror them along each axis, each with probability 1/2, all
+    patches alike.
+    """
+    swap, *flips = rng.random(4) < 0.5
+    axes = [a for a in range(3) if flips[a]]
+    return [np.flip(patch.swapaxes(0, 1) if swap else patch, axes) for patch in patches]
+
+
 def require_sources(sources: Sequence[Any]) -> list[Any]:
-    """Return the sources of patches as a list; InputError when there are none."""
+    """Return the sources of patches as a list; InputError when there is none."""
     if not sources:
         raise InputError(
             "patch libraries",
@@ -287,7 +426,7 @@ def require_sources(sources: Sequence[Any]) -> list[Any]:
 
 
 def require_patch(patch: int, k: int) -> int:
-    """Return the edge of the patches; InputError when slices do not fill it."""
+    """Return the edge of the patches; InputError when it is not a multiple of k."""
     if patch < 1 or patch % k:
         raise InputError(
             "patch size",
@@ -306,17 +445,17 @@ def simulate_batch(
     Parameters
     ----------
     batch
-        From `DrawSampler.batch`, on any device; or with ``low`` and ``high``, pairs that need no more.
+        From one of the samplers, on any device. A batch with ``low`` and ``high`` is only scaled.
     distribution
-        Of the noise, see `iqtflow.simulation.forward_model.add_noise`.
+        Distribution of the noise, see `iqtflow.simulation.forward_model.add_noise`.
 
     Returns
     -------
     low : tensor, shape (b, 1, P, P, P / k), float32
     high : tensor, shape (b, 1, P, P, P), float32
-        Both over the draw's intensity scale.
+        Both divided by the intensity scale.
     """
-    with torch.autocast(batch["scale"].device.type, enabled=False):  # half precision is for the network
+    with torch.autocast(batch["scale"].device.type, enabled=False):  # half precision is for the network only
         return _simulate(batch, distribution)
 
 
@@ -334,7 +473,7 @@ def _simulate(batch: dict[str, Any], distribution: str) -> tuple[torch.Tensor, t
     clean = recontrast(thick[:, 0], thick[:, 1], thick[:, 2], wm, gm)
     generator = torch.Generator(device=intensity.device).manual_seed(batch["noise_seed"])
     rank, world = batch["rank"], batch["world"]
-    if world > 1:  # the noise is that of the whole batch, whoever makes which part of it
+    if world > 1:  # the noise of the whole batch, of which each process takes its part
         clean, sigma = (_spread(values, rank, world) for values in (clean, sigma))
     noisy = add_noise(clean, sigma, generator, distribution=distribution)[rank::world]
     high = intensity[..., margin : margin + patch]
@@ -342,15 +481,15 @@ def _simulate(batch: dict[str, Any], distribution: str) -> tuple[torch.Tensor, t
 
 
 def _spread(values: torch.Tensor, rank: int, world: int) -> torch.Tensor:
-    """Put one process's rows where they are in the whole batch."""
+    """Put the rows of one process at their places in the whole batch."""
     whole = values.new_zeros((world * values.shape[0], *values.shape[1:]))
     whole[rank::world] = values
     return whole
 
 
 def _bias_field(slopes: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Exponential of a linear ramp (b, w, h, D): over one patch a coil's shading is as good as linear (Sled
-    et al. 1998).
+    """Exponential of a linear ramp (b, w, h, D). A bias field is close to linear over one patch (Sled et al.
+    1998).
     """
     field = torch.zeros((slopes.shape[0], *shape), device=slopes.device)
     for axis, n in enumerate(shape):

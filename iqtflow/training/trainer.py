@@ -1,142 +1,51 @@
-"""Training of one network (one member of an ensemble), with PyTorch Lightning's loop.
+"""Training of one network (one member of an ensemble) with PyTorch Lightning.
 
-A batch is a function of the seed and of its number, and a checkpoint is written after each epoch under a
-temporary name and renamed. So a training that was killed at any instant goes on from the last finished epoch
-and, on a CPU, ends with the weights of an uninterrupted one.
+A batch depends on the seed and its number only. A checkpoint is written after each epoch under a temporary
+name, then renamed. A training that was killed at any time therefore continues from the last complete epoch.
+On a CPU its weights are then those of an uninterrupted training.
 
-Several devices share out each batch: `batch_size` is that of all of them together, and the patches of a batch
-and their noise are the same whatever their number. Gradients are averaged over devices; batch normalisation
-is not: each device normalises by its own part of the batch, since collecting the statistics of 60 layers
-twice a step would take longer than the step. Give each device 8 patches or more.
+Several devices share each batch: `batch_size` is their sum, and the patches of a batch and their noise do not
+depend on the number of devices. Gradients are averaged over devices. Batch normalisation is not: each device
+normalises its own part of the batch, since exchanging the statistics of 60 layers twice a step takes longer
+than the step. Give each device 8 patches or more.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 
-from iqtflow.training.checkpoints import BEST, LAST, claim, read_checkpoint, require_fit
-from iqtflow.training.library import PATCH, PatchLibrary
-from iqtflow.training.module import TrainingModule
-from iqtflow.training.pairs import PairFile, PairSampler
-from iqtflow.training.samplers import Degradation, DrawSampler
-from iqtflow.training.stored import StoredSampler
-from iqtflow.training.training_setup import (
-    count_workers,
-    is_first_process,
-    make_callbacks,
-    make_logger,
-    make_plugins,
+from iqtflow.training.checkpoints import (
+    BEST,
+    LAST,
+    AtomicCheckpointIO,
+    claim,
+    read_checkpoint,
+    require_fit,
 )
+from iqtflow.training.library import PatchLibrary
+from iqtflow.training.module import CurvesOnDisk, TrainingModule
+from iqtflow.training.pairs import PairFile, PairSampler
+from iqtflow.training.plan import FRESH, TrainingPlan
+from iqtflow.training.samplers import Degradation, DrawSampler, StoredSampler
 from iqtflow.utils.errors import InputError, UsageError
 
-FRESH = "fresh"  #: draws: anew for every batch
 Source = PatchLibrary | PairFile
 
-ERROR_HEAD = "error_head."  #: what names of weights begin with that predict a network's error
+ERROR_HEAD = "error_head."  #: start of the names of weights that predict the error
 _VALIDATION_SEED = 0xE7A1
-#: Settings that came later: cards and checkpoints without them are those of their defaults.
-_LATER = ("optimiser", "warmup", "clip", "averaging", "background_weight", "precision")
-_STREAM = 2  #: version of what a seed and a batch's number give; checkpoints of another are not continued
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """Everything that decides the weights. The defaults are the paper's (section 3.1), but for the residual
-    connection and fresh draws.
-
-    Attributes
-    ----------
-    network, network_settings
-        Name and keyword arguments for `iqtflow.models.registry.build_network`; ``k`` is among the latter.
-    batch_size
-        Patches in a step.
-    learning_rate
-        Of Adam, at the first step.
-    schedule
-        "decay": Keras' time-based decay ``lr / (1 + 1e-6 step)``, the paper's; "cosine": down to zero at the
-        last step.
-    loss
-        "mse" (the paper's) or "l1".
-    steps
-        Steps at most; None leaves it to `max_epochs`.
-    steps_per_epoch, max_epochs
-        Steps between validations, and their largest number.
-    patience
-        Epochs without a better validation loss before training stops; 0 never stops early.
-    seed
-        Of initialisation and of every draw.
-    degradation
-        Distribution of the simulator's parameters. Of stored draws all but `mirror` and `prior` were settled
-        when they were made; `prior` has to be theirs.
-    start_from
-        Name and SHA-256 of the model whose weights training begins with; None begins with Glorot's.
-    only_uncertainty
-        Keep the estimate of the weights that training begins with, and learn its error alone. Losses are then
-        those of the error: mean negative logarithm of its Gaussian likelihood, but for a constant.
-    draws
-        "fresh": every batch is simulated anew; N: the first N stored draws of each subject (Table 2).
-    patch_size
-        Edge of the high-field patches in voxels. Larger ones show the network more of what surrounds a
-        voxel, for the same libraries.
-    validation_batches
-        Batches that a validation takes.
-    optimiser
-        "adam" (the paper's), or "adamw": with betas .9 and .99 and a weight decay of 1e-4.
-    warmup
-        Steps over which the learning rate rises from zero.
-    clip
-        Largest norm of the gradient; 0 leaves it alone.
-    averaging
-        Decay of an exponential moving average of the weights, which is what is validated and kept; 0 for
-        none. The average over n steps begins with a decay of (n + 1) / (n + 10).
-    background_weight
-        Weight of voxels outside the brain in the loss; 1 is the paper's. Validation weighs alike.
-    precision
-        "float32", or "bfloat16" for the convolutions. CUDA always takes the latter.
-    """
-
-    network: str = "aniso-unet"
-    network_settings: dict[str, Any] = field(
-        default_factory=lambda: {"k": 4, "filters": 16, "shrink": 2, "residual": True}
-    )
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    schedule: str = "decay"
-    loss: str = "mse"
-    steps: int | None = None
-    steps_per_epoch: int = 100
-    max_epochs: int = 30
-    patience: int = 5
-    seed: int = 0
-    degradation: Degradation = field(default_factory=Degradation)
-    start_from: str | None = None
-    only_uncertainty: bool = False
-    draws: int | str = FRESH
-    patch_size: int = PATCH
-    validation_batches: int = 12
-    optimiser: str = "adam"
-    warmup: int = 0
-    clip: float = 0.0
-    averaging: float = 0.0
-    background_weight: float = 1.0
-    precision: str = "float32"
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of a training that is not stopped early."""
-        return self.steps if self.steps is not None else self.max_epochs * self.steps_per_epoch
+_STREAM = 2  #: version of the batches that a seed gives; checkpoints of another version are not continued
 
 
 @dataclass(frozen=True)
@@ -163,47 +72,49 @@ def train_member(
     progress: bool = False,
     tensorboard: str | os.PathLike | None = None,
 ) -> TrainedMember | None:
-    """Train one network, or go on with a training that was interrupted.
+    """Train one network, or continue a training that was interrupted.
 
     Parameters
     ----------
     train, validation
-        Libraries of two disjoint sets of subjects: patch libraries, or explicit ones of pairs.
+        Patch libraries, or libraries of pairs, of two sets of subjects without overlap.
     plan
-        What decides the weights.
+        All settings that decide the weights.
     checkpoint_dir
-        Folder of the checkpoints. It must outlive an interruption. Changing `steps`, `max_epochs` or
-        `patience` between runs is allowed (train longer); any other change is refused.
+        Folder of the checkpoints; keep it until the training is complete. `steps`, `max_epochs` and
+        `patience` may change between runs, to train longer; other changes are refused.
     start
-        Weights to begin with, of the network that the plan describes; `TrainingPlan.start_from` names them.
+        Weights to start from, of the network in the plan; `TrainingPlan.start_from` names their model.
     device
-        "cpu" or "cuda". Mixed precision (bfloat16) is used on CUDA only.
+        "cpu" or "cuda".
     devices, num_nodes
-        Devices (on the CPU: processes) of each computer, and computers. All run this same call: Lightning
-        starts the processes of one computer, SLURM's ``srun`` those of several.
+        Devices (on the CPU: processes) of each computer, and number of computers. All processes make this
+        same call. Lightning starts those of one computer, SLURM's ``srun`` those of several.
     num_threads
-        Threads of one process on the CPU.
+        CPU threads of each process.
     report
-        Receives lines of text: one at the start, one for each epoch.
+        Function that receives lines of text: one at the start, one for each epoch.
     progress
         Show a progress bar.
     tensorboard
-        Folder for TensorBoard, if any.
+        Folder for TensorBoard's files; None: none are written.
 
     Returns
     -------
     TrainedMember or None
-        The weights of the best validation loss; None on all processes but the first.
+        The weights with the best validation loss; None on all processes except the first.
 
     Raises
     ------
     InputError
-        A subject is on both sides of the split, libraries do not suit the plan, one vanished, or the
-        checkpoints are of other settings.
+        A subject is in both sets, a library does not fit the plan or is missing, or the checkpoints were
+        made with other settings.
+    UsageError
+        The devices cannot share a batch in equal parts, or TensorBoard is not installed.
     OutputError
-        A checkpoint cannot be written; the last one is whole.
+        A checkpoint cannot be written; the last complete one is kept.
     IQTFlowError
-        Loss or gradient were not finite too often; the best weights so far stay in `checkpoint_dir`.
+        Loss or gradient were not finite too often; the best weights are kept in `checkpoint_dir`.
     """
     _check(train, validation, plan, devices * num_nodes)
     torch.set_num_threads(num_threads)
@@ -226,14 +137,14 @@ def train_member(
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        # Advice about worker processes, progress bars and the like.
+        # Lightning's advice about worker processes, progress bars and the like.
         warnings.filterwarnings("ignore", module="lightning")
         trainer = lightning.Trainer(
             accelerator="gpu" if device == "cuda" else "cpu",
             devices=devices,
             num_nodes=num_nodes,
             strategy="ddp" if devices * num_nodes > 1 else "auto",
-            use_distributed_sampler=False,  # batches are shared out by the samplers
+            use_distributed_sampler=False,  # our samplers share the batches
             precision=precision,
             benchmark=device == "cuda",
             max_steps=plan.total_steps,
@@ -252,7 +163,7 @@ def train_member(
             require_fit(resume, begun, module.state_dict())
         steps = begun["global_step"] if begun else 0
         began = time.monotonic()
-        # Lightning would add an epoch to a training that had been stopped early.
+        # Lightning would add an epoch to a training that was stopped early.
         if begun is None or not module.take_over(begun):
             del begun
             trainer.fit(module, ckpt_path=resume if resume.exists() else None, weights_only=True)
@@ -271,7 +182,7 @@ def train_member(
         "precision": "bf16-mixed" if half else "float32",
         "training_subjects": _subjects(train),
         "validation_subjects": _subjects(validation),
-        "plan": plan_as_dict(plan),
+        "plan": plan.as_dict(),
     }
     return TrainedMember(_best_state(folder, module), facts, module.curves)
 
@@ -279,66 +190,52 @@ def train_member(
 def make_sampler(
     sources: Sequence[Any], plan: TrainingPlan, *, seed: int
 ) -> DrawSampler | StoredSampler | PairSampler:
-    """Return what makes the batches of a plan from these sources.
+    """Return the sampler that makes the batches of a plan from these libraries.
 
     Raises
     ------
     InputError
-        Sources are of two kinds, or do not suit the plan.
+        The libraries are of two kinds, or do not fit the plan.
     """
     if len({type(source) for source in sources}) > 1:
         raise InputError(
             "patch libraries",
-            found="libraries of volumes beside libraries of pairs",
+            found="libraries of volumes and libraries of pairs",
             expected="one kind",
             next_step="Give .safetensors files, or .npy files.",
         )
     same: dict[str, Any] = {"batch_size": plan.batch_size, "seed": seed, "patch": plan.patch_size}
     same["k"] = plan.network_settings["k"]
     pairs = any(isinstance(source, PairFile) for source in sources)
-    if plan.draws == FRESH and not pairs:
-        return DrawSampler(sources, degradation=plan.degradation, **same)
-    neutral = Degradation(prior=plan.degradation.prior, mirror=plan.degradation.mirror)
-    if plan.draws == FRESH or plan.degradation != neutral:
+    degradation = plan.degradation
+    if plan.draws == FRESH and pairs:
         raise InputError(
             "draws",
-            found="fresh ones, from pairs that were drawn before"
-            if plan.draws == FRESH
-            else "thickness, SNR or shading to be drawn, with stored draws",
-            expected="a number of stored draws" if plan.draws == FRESH else "settings of the draws as stored",
-            next_step="Choose --draws N."
-            if plan.draws == FRESH
-            else "Leave these settings out, or choose --draws fresh.",
+            found="fresh draws, with libraries of pairs, which are drawn already",
+            expected="a number of stored draws",
+            next_step="Choose --draws N.",
+        )
+    if plan.draws == FRESH:
+        return DrawSampler(sources, degradation=degradation, **same)
+    if degradation != Degradation(prior=degradation.prior, mirror=degradation.mirror):
+        raise InputError(
+            "draws",
+            found="settings of the simulator, with stored draws, which are simulated already",
+            expected="stored draws as they are",
+            next_step="Leave these settings out, or choose --draws fresh.",
         )
     make = PairSampler if pairs else StoredSampler
-    return make(
-        sources,
-        n_draws=int(plan.draws),
-        mirror=plan.degradation.mirror,
-        prior=plan.degradation.prior,
-        **same,
-    )
+    same |= {"n_draws": int(plan.draws), "mirror": degradation.mirror, "prior": degradation.prior}
+    return make(sources, **same)
 
 
 def begin_with(network: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Give a network weights; either may lack an error head, which then begins anew, or is left."""
+    """Load weights into a network; an error head that the weights lack keeps its own, one that the network
+    lacks is ignored.
+    """
     own = {name: value for name, value in network.state_dict().items() if name.startswith(ERROR_HEAD)}
     kept = {name: value for name, value in weights.items() if name in own or not name.startswith(ERROR_HEAD)}
     network.load_state_dict({**own, **kept})
-
-
-def plan_as_dict(plan: TrainingPlan) -> dict[str, Any]:
-    """The plan as JSON-ready fields; a start from Glorot's weights and a training of all of them, the usual
-    ones, go without saying.
-    """
-    fields = json.loads(json.dumps(dataclasses.asdict(plan)))
-    usual = {"start_from": None, "only_uncertainty": False}
-    usual |= {name: getattr(TrainingPlan, name) for name in _LATER}
-    degradation = fields["degradation"]
-    for name, value in json.loads(json.dumps(dataclasses.asdict(Degradation()))).items():
-        if name in ("zoom", "spacing_jitter", "contrast_jitter", "stripes") and degradation[name] == value:
-            del degradation[name]
-    return {key: value for key, value in fields.items() if key not in usual or value != usual[key]}
 
 
 def _check(train: Sequence[Source], validation: Sequence[Source], plan: TrainingPlan, processes: int) -> None:
@@ -364,8 +261,8 @@ def _subjects(sources: Sequence[Source]) -> list[str]:
 
 
 def _identity(train: Sequence[Source], validation: Sequence[Source], plan: TrainingPlan) -> dict[str, Any]:
-    """All that decides the weights, but for how long is trained."""
-    identity = plan_as_dict(dataclasses.replace(plan, steps=None, max_epochs=0, patience=0))
+    """All settings that decide the weights, except the length of the training."""
+    identity = dataclasses.replace(plan, steps=None, max_epochs=0, patience=0).as_dict()
     for part, sources in (("train", train), ("validation", validation)):
         identity[part] = {source.path.name: source.fingerprint for source in sources}
     return {**identity, "stream": _STREAM}
@@ -380,13 +277,13 @@ def _introduce(
     devices: int,
     num_threads: int,
 ) -> str:
-    """First line of a run: where, what, on whom, from which draws."""
+    """First line of a run: device, network, subjects, draws."""
     plan = module.plan
     settings = ", ".join(f"{key} = {value}" for key, value in plan.network_settings.items())
     parameters = sum(p.numel() for p in module.network.parameters())
     where = f"{device} ({num_threads} threads)" if device == "cpu" else torch.cuda.get_device_name()
     start = f", starting from {plan.start_from.split(' (')[0]}" if plan.start_from else ""
-    start += ", whose estimate stays: only its error is learned" if plan.only_uncertainty else ""
+    start += ", training only its predicted error" if plan.only_uncertainty else ""
     draws = "fresh draws" if plan.draws == FRESH else f"{plan.draws} stored draw(s) of each"
     return (
         f"{f'{devices} x ' if devices > 1 else ''}{where}, "
@@ -404,3 +301,83 @@ def _best_state(folder: Path, module: TrainingModule) -> dict[str, torch.Tensor]
     module.load_state_dict(best["state_dict"])
     kept = module.judged.state_dict()
     return {name: value.detach().cpu().contiguous() for name, value in kept.items()}
+
+
+def make_callbacks(folder: Path, *, patience: int, progress: bool) -> list[Callback]:
+    """Return Lightning's callbacks: curves and checkpoints after each epoch, early stopping, progress bar."""
+    # The best weights first: the last checkpoint stores their score.
+    kept = {"enable_version_counter": False, "save_top_k": 1}
+    callbacks: list[Callback] = [
+        CurvesOnDisk(folder),
+        ModelCheckpoint(folder, filename=Path(BEST).stem, monitor="val_loss", **kept),
+        ModelCheckpoint(folder, filename=Path(LAST).stem, monitor=None, **kept),
+    ]
+    if patience:
+        # After validation only: a continued training first passes the end of an epoch, and has no loss yet.
+        when = {"check_finite": False, "check_on_train_epoch_end": False}
+        callbacks.append(_Patience("val_loss", patience=patience, mode="min", **when))
+    if progress:
+        callbacks.append(TQDMProgressBar())
+    return callbacks
+
+
+class _Patience(EarlyStopping):
+    """Early stopping with the patience of this run, not the one in the checkpoint."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the count, but not the limit."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+
+def make_plugins() -> list[Any]:
+    """Return our writer of checkpoints, and Lightning's way to find the processes."""
+    from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
+
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if _started_by_srun():
+        # A restarted job continues from the last epoch by itself; no extra checkpoint is needed.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    elif SLURMEnvironment.detect():
+        # One process inside a job: the job's number of tasks does not apply.
+        plugins.append(LightningEnvironment())
+    return plugins
+
+
+def _started_by_srun() -> bool:
+    """Whether SLURM has started one process for each device."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+
+
+def is_first_process() -> bool:
+    """Whether this is the first process; Lightning is not set up yet."""
+    if _started_by_srun():
+        return int(os.environ.get("SLURM_PROCID", 0)) == 0
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
+
+
+def make_logger(tensorboard: str | os.PathLike | None) -> Any:
+    """Return a TensorBoard logger for a folder; False for None.
+
+    Raises
+    ------
+    UsageError
+        TensorBoard is not installed.
+    """
+    if tensorboard is None:
+        return False
+    try:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        return TensorBoardLogger(Path(tensorboard).absolute(), name="", version="")
+    except ModuleNotFoundError as fault:
+        raise UsageError(
+            "--tensorboard",
+            found="no TensorBoard",
+            expected="the package tensorboard",
+            next_step='Install it (pip install "iqtflow[tensorboard]"), or leave the option out.',
+        ) from fault
+
+
+def count_workers() -> int:
+    """Number of processes that prepare batches for a GPU."""
+    return max(min(8, (os.cpu_count() or 1) - 1), 0)

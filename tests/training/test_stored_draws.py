@@ -13,9 +13,9 @@ from iqtflow.image.geometry import cubic_upsample
 from iqtflow.simulation.snr_prior import PUBLISHED
 from iqtflow.training.library import PATCH, read_library
 from iqtflow.training.pairs import PairSampler, read_pairs, write_pairs
-from iqtflow.training.samplers import DrawSampler, simulate_batch
-from iqtflow.training.stored import StoredSampler, cut_pair
-from iqtflow.training.trainer import Degradation, TrainingPlan, make_sampler
+from iqtflow.training.plan import TrainingPlan
+from iqtflow.training.samplers import Degradation, DrawSampler, StoredSampler, cut_pair, simulate_batch
+from iqtflow.training.trainer import make_sampler
 from iqtflow.utils.errors import InputError
 
 PRIOR = PUBLISHED["ibadan-0.36T"]

@@ -17,8 +17,9 @@ from iqtflow.image.normalisation import intensity_scale
 from iqtflow.models.model_file import load_model
 from iqtflow.simulation.snr_prior import PUBLISHED
 from iqtflow.training.library import PATCH, GridSettings, foreground_corners, read_library, write_library
+from iqtflow.training.plan import TrainingPlan
 from iqtflow.training.samplers import Degradation, DrawSampler, simulate_batch
-from iqtflow.training.trainer import TrainingPlan, train_member
+from iqtflow.training.trainer import train_member
 from iqtflow.utils.errors import InputError
 
 

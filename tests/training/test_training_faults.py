@@ -21,7 +21,8 @@ from training_phantoms import TINY, train_command, write_libraries
 
 from iqtflow.cli.commands.train import main as train
 from iqtflow.training.library import read_library
-from iqtflow.training.trainer import TrainingPlan, train_member
+from iqtflow.training.plan import TrainingPlan
+from iqtflow.training.trainer import train_member
 from iqtflow.utils.errors import EXIT_CANTCREAT, InputError, IQTFlowError
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -140,7 +141,7 @@ def test_a_full_disk_is_named_and_costs_nothing(libraries, undisturbed, tmp_path
     full = start(short, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     _, errors = full.communicate(timeout=300)
     assert full.returncode == EXIT_CANTCREAT, errors
-    assert ".ckpt: found a disk that took no more" in errors and "Free some space" in errors
+    assert ".ckpt: found a full disk" in errors and "Free some space" in errors
     assert last.read_bytes() == whole
     assert train(short) == 0
     assert same(load_file(tmp_path / "model.safetensors"), undisturbed)

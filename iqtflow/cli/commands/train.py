@@ -275,8 +275,9 @@ def _train(options: argparse.Namespace) -> None:
     from iqtflow.simulation.snr_prior import read_prior
     from iqtflow.training.checkpoints import LOG
     from iqtflow.training.module import curves_as_csv
+    from iqtflow.training.plan import TrainingPlan
     from iqtflow.training.samplers import Degradation
-    from iqtflow.training.trainer import ERROR_HEAD, TrainingPlan, train_member
+    from iqtflow.training.trainer import ERROR_HEAD, train_member
     from iqtflow.utils.files import write_atomically
 
     if options.device == "cuda" and not torch.cuda.is_available():

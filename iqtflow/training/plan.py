@@ -1,0 +1,119 @@
+"""All settings that decide the weights of a network."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from iqtflow.training.library import PATCH
+from iqtflow.training.samplers import Degradation
+
+FRESH = "fresh"  #: value of `TrainingPlan.draws`: every batch is simulated anew
+#: Settings that came later. Cards and checkpoints leave them out at their defaults, as older versions did.
+_LATER = (
+    *("start_from", "only_uncertainty", "optimiser", "warmup", "clip", "averaging"),
+    *("background_weight", "precision"),
+)
+_LATER_DEGRADATION = ("zoom", "spacing_jitter", "contrast_jitter", "stripes")
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """All settings that decide the weights. The defaults are the paper's (section 3.1), except for the
+    residual connection and for draws that are made anew for every batch.
+
+    Attributes
+    ----------
+    network, network_settings
+        Name and keyword arguments for `iqtflow.models.registry.build_network`; ``k`` is one of them.
+    batch_size
+        Patches in a step.
+    learning_rate
+        Learning rate at the first step.
+    schedule
+        "decay": ``lr / (1 + 1e-6 step)``, Keras' decay, as in the paper; "cosine": down to zero at the last
+        step.
+    loss
+        "mse" (the paper's) or "l1".
+    steps
+        Largest number of steps; None: `max_epochs` decides.
+    steps_per_epoch, max_epochs
+        Steps between two validations, and the largest number of validations.
+    patience
+        Training stops after so many epochs without a better validation loss; 0: it never stops early.
+    seed
+        Seed of initialisation and of every draw.
+    degradation
+        Range of the simulator's parameters. For stored draws only `mirror` applies, and `prior` must be the
+        prior that they were drawn from.
+    start_from
+        Name and SHA-256 of the model that training starts from; None: it starts from random weights.
+    only_uncertainty
+        Train only the predicted error of the model in `start_from`; the enhanced volume stays the same. The
+        loss is then the mean negative logarithm of the error's Gaussian likelihood, without its constant.
+    draws
+        "fresh": every batch is simulated anew; N: the first N stored draws of each subject (Table 2).
+    patch_size
+        Edge of the high-field patches in voxels. The network sees more around each voxel of a larger patch.
+    validation_batches
+        Batches in a validation.
+    optimiser
+        "adam" (the paper's), or "adamw" with betas of .9 and .99 and a weight decay of 1e-4.
+    warmup
+        Steps over which the learning rate rises from zero.
+    clip
+        Largest norm of the gradient; 0: no limit.
+    averaging
+        Decay of an exponential moving average of the weights; 0: no average. The average is validated and
+        saved. At step n the decay is at most (n + 1) / (n + 10).
+    background_weight
+        Weight in the loss of voxels outside the brain, also in validation; 1 in the paper.
+    precision
+        Precision of the convolutions, "float32" or "bfloat16". CUDA always uses bfloat16.
+    """
+
+    network: str = "aniso-unet"
+    network_settings: dict[str, Any] = field(
+        default_factory=lambda: {"k": 4, "filters": 16, "shrink": 2, "residual": True}
+    )
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    schedule: str = "decay"
+    loss: str = "mse"
+    steps: int | None = None
+    steps_per_epoch: int = 100
+    max_epochs: int = 30
+    patience: int = 5
+    seed: int = 0
+    degradation: Degradation = field(default_factory=Degradation)
+    start_from: str | None = None
+    only_uncertainty: bool = False
+    draws: int | str = FRESH
+    patch_size: int = PATCH
+    validation_batches: int = 12
+    optimiser: str = "adam"
+    warmup: int = 0
+    clip: float = 0.0
+    averaging: float = 0.0
+    background_weight: float = 1.0
+    precision: str = "float32"
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of a training that does not stop early."""
+        return self.steps if self.steps is not None else self.max_epochs * self.steps_per_epoch
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON-ready fields, without later settings that are at their defaults."""
+        fields = json.loads(json.dumps(dataclasses.asdict(self)))
+        for part, usual, later in (
+            (fields, TrainingPlan, _LATER),
+            (fields["degradation"], Degradation, _LATER_DEGRADATION),
+        ):
+            for name in later:
+                default = getattr(usual, name)
+                if part[name] == (list(default) if isinstance(default, tuple) else default):
+                    del part[name]
+        return fields
