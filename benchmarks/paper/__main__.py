@@ -23,8 +23,9 @@ from pathlib import Path
 from benchmarks.paper.cost import estimate, format_estimate, free_gb
 from benchmarks.paper.design import Design, read_design
 from benchmarks.paper.run import Place, prepare, run_cell, settle_split
-from iqtflow.utils.errors import EXIT_OK, EXIT_SUBJECT_FAILED, run_command
-from iqtflow.utils.resources import resolve_device
+from iqtflow.utils.command import run_command
+from iqtflow.utils.errors import EXIT_OK, EXIT_SUBJECT_FAILED
+from iqtflow.utils.gpus import resolve_device
 
 
 def build_parser() -> argparse.ArgumentParser:

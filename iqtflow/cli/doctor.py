@@ -28,7 +28,8 @@ from iqtflow.segmentation.spm.job import place_priors, run_m_code
 from iqtflow.segmentation.spm.script import UnifiedSegmentationSettings, self_test_script
 from iqtflow.utils.environment import place_sockets, temporary_folder
 from iqtflow.utils.errors import InputError, IQTFlowError, UsageError
-from iqtflow.utils.resources import available_memory_gb, resolve_device
+from iqtflow.utils.gpus import resolve_device
+from iqtflow.utils.system import available_memory_gb
 
 OK, NOTE, FAULT = "ok", "note", "FAULT"
 

@@ -22,9 +22,10 @@ from iqtflow.cli.places import (
     default_work_dir,
 )
 from iqtflow.config import SECTIONS, Settings
+from iqtflow.utils.command import run_command
 from iqtflow.utils.environment import place_sockets, working_in
-from iqtflow.utils.errors import UsageError, printable, run_command
-from iqtflow.utils.resources import resolve_device
+from iqtflow.utils.errors import UsageError, printable
+from iqtflow.utils.gpus import resolve_device
 from iqtflow.workflows.app.collect import check_engines, keep_inputs, look_over
 
 

@@ -12,7 +12,7 @@ from iqtflow.cli.options import enhance, general, resources, segmentation, selec
 from iqtflow.cli.options.checks import convert_values, refuse_options
 from iqtflow.cli.parser_parts import DESCRIPTION, EPILOG, Formatter
 from iqtflow.config import LEVELS, SECTIONS, default_of, read_sections
-from iqtflow.utils.resources import available_cpus, available_memory_gb
+from iqtflow.utils.system import available_cpus, available_memory_gb
 
 #: The groups of options, in the order in which help shows them.
 GROUPS = (general, selection, enhance, segmentation, train, resources)

@@ -1,4 +1,4 @@
-"""Reading and writing volumes: plain errors, nothing half written, the same bytes for the same data."""
+"""Read and write volumes and JSON files. Files are written whole, and the same data give the same bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_volume(
     path
         A NIfTI file.
     like
-        When given, the image has to be on this image's grid.
+        If given, the image must be on this image's grid.
 
     Returns
     -------
@@ -38,20 +38,16 @@ def read_volume(
     Raises
     ------
     InputError
-        Unreadable, not three-dimensional, not finite, or on another grid.
+        The file is unreadable, not three-dimensional, not finite, or on another grid.
     """
     image = open_nifti(path)
-    try:
-        with np.errstate(all="ignore"):
-            data = np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
-    except UNREADABLE as fault:
-        raise unreadable(path, fault) from fault
+    data = read_voxels(path, image)
     if not np.isfinite(data).all():
         raise InputError(
             path,
             found=f"{np.count_nonzero(~np.isfinite(data))} voxels that are not finite",
             expected="finite intensities",
-            next_step="Convert the scan again, or replace these voxels.",
+            next_step="Convert the image again, or replace these voxels.",
         )
     if like is not None and (
         data.shape != like.shape[:3] or not np.allclose(image.affine, like.affine, atol=1e-3)
@@ -66,8 +62,17 @@ def read_volume(
     return in_memory(image, data), data
 
 
+def read_voxels(path: str | os.PathLike, image: nib.Nifti1Image) -> np.ndarray:
+    """Return the scaled voxels (w, h, d) of an image from `open_nifti` as float32, which may be infinite."""
+    try:
+        with np.errstate(all="ignore"):  # values beyond 32 bits become infinite
+            return np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
+    except UNREADABLE as fault:
+        raise unreadable(path, fault) from fault
+
+
 def in_memory(image: nib.Nifti1Image, data: np.ndarray) -> nib.Nifti1Image:
-    """Return an image with other voxels (float32) in the place of its own; header and notes stay."""
+    """Return an image with other voxels (float32); header and notes stay."""
     made = type(image)(data, image.affine, image.header, extra=image.extra)
     made.set_data_dtype(np.float32)
     made.set_filename(image.get_filename())
@@ -82,8 +87,7 @@ def write_volume(
     like: nib.Nifti1Image | None = None,
     maker: str = "iqtflow",
 ) -> Path:
-    """Write a volume as NIfTI; it appears under its name when it is complete, and the same data give the same
-    bytes.
+    """Write a volume as NIfTI.
 
     Parameters
     ----------
@@ -94,9 +98,9 @@ def write_volume(
     affine : ndarray, shape (4, 4)
         Voxel indices to world mm.
     like
-        Image whose sform and qform, with their codes (scanner, aligned, ...), the new one takes over.
+        Image whose sform and qform, with their codes (scanner, aligned, ...), the new image takes.
     maker
-        Command that makes it, for the header.
+        Command that makes the file, for the header.
 
     Raises
     ------
@@ -109,7 +113,7 @@ def write_volume(
 
 
 def write_image(path: str | os.PathLike, image: nib.Nifti1Image, *, maker: str = "iqtflow") -> Path:
-    """Write an image: the one way for all of them. The same image gives the same bytes.
+    """Write an image; all images are written here.
 
     Parameters
     ----------
@@ -118,12 +122,12 @@ def write_image(path: str | os.PathLike, image: nib.Nifti1Image, *, maker: str =
     image
         With finite voxels.
     maker
-        Command that makes it, for the header (`iqtflow.utils.outputs`).
+        Command that makes the file, for the header.
 
     Raises
     ------
     InputError
-        A voxel is not finite: nothing is written.
+        A voxel is not finite. Nothing is written.
     OutputError
         The file cannot be written.
     """
@@ -135,12 +139,12 @@ def write_image(path: str | os.PathLike, image: nib.Nifti1Image, *, maker: str =
 
 
 def require_finite(path: str | os.PathLike, image: nib.Nifti1Image) -> None:
-    """Make sure that an image that is to be written has finite voxels only.
+    """Check that all voxels of a result are finite, before it is written to `path`.
 
     Raises
     ------
     InputError
-        Says how many are not, and where the first one is.
+        It states how many are not, and where the first one is.
     """
     wrong = ~np.isfinite(np.asanyarray(image.dataobj))
     if wrong.any():
@@ -149,14 +153,12 @@ def require_finite(path: str | os.PathLike, image: nib.Nifti1Image) -> None:
             path,
             found=f"a result with {np.count_nonzero(wrong)} voxels that are not finite, the first at {first}",
             expected="finite voxels; this file was not written",
-            next_step="Look for extreme intensities in the inputs. If they are as they should be, choose "
-            "another model, or --precision float32.",
+            next_step="Look for extreme intensities in the inputs. If there are none, choose another model, "
+            "or --precision float32.",
         )
 
 
 def write_json(path: str | os.PathLike, fields: dict[str, Any], *, maker: str | None = None) -> Path:
-    """Write fields as indented JSON, atomically; with the command that makes it, for
-    `iqtflow.utils.outputs`.
-    """
+    """Write fields as indented JSON, with the command that makes the file if given."""
     text = json.dumps(fields if maker is None else signed(maker, fields), indent=2) + "\n"
     return write_atomically(path, lambda stream: stream.write(text.encode()))

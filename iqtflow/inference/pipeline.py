@@ -45,7 +45,7 @@ from iqtflow.inference.white_matter import correct_white_matter, usual_ratios
 from iqtflow.models.model_file import Model, list_shipped, load_model
 from iqtflow.segmentation.brainmask import BrainMask, find_brain_mask
 from iqtflow.utils.errors import InputError
-from iqtflow.utils.memory import peak_memory_gb
+from iqtflow.utils.system import peak_memory_gb
 
 #: What the numbers in an enhanced volume mean.
 INTENSITIES = (

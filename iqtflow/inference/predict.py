@@ -19,7 +19,7 @@ import torch
 
 from iqtflow.inference.sliding_window import Plan, choose_plan, count_channels, patch_tile, through_tiles
 from iqtflow.models.model_file import Model
-from iqtflow.utils.memory import free_memory_gb
+from iqtflow.utils.system import free_memory_gb
 
 PRECISIONS = ("float32", "bfloat16")
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from iqtflow.image.normalisation import NAME as NORMALISATION
 from iqtflow.utils.errors import InputError, IQTFlowError
 from iqtflow.utils.files import require_regular
-from iqtflow.utils.memory import free_memory_gb
+from iqtflow.utils.system import free_memory_gb
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,4 @@
-"""Files whose content a data-management tool has not fetched yet: git-annex (DataLad) and Git LFS."""
+"""Pointers of git-annex (DataLad) and Git LFS: files whose content has not been fetched."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import shlex
 import stat
 from pathlib import Path
 
-_LARGEST = 32_768  # both tools' pointers are shorter, and take nothing longer for a pointer
+_LARGEST = 32_768  # bytes; pointers of both tools are shorter
 
 
 def how_to_fetch(path: str | os.PathLike) -> str | None:
-    """Return what to do to fetch a file's content, as a sentence; None where the content is there.
+    """Return how to fetch a file's content, as a sentence; None if the content is there.
 
-    A file of git-annex is a link into ``.git/annex/objects``, which leads nowhere without the content, or
-    (unlocked, repository version 8) a line of text ``/annex/objects/KEY``. One of Git LFS begins with the
-    specification's address.
+    A pointer of git-annex is a broken link into ``.git/annex/objects`` or (unlocked, repository version 8) a
+    line of text ``/annex/objects/KEY``. One of Git LFS begins with the address of its specification.
 
     Parameters
     ----------
@@ -28,7 +27,7 @@ def how_to_fetch(path: str | os.PathLike) -> str | None:
         return _datalad(path) if is_annex else None
     try:
         found = path.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST:  # a pipe would be waited for
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST:  # opening a pipe would wait
             return None
         with open(path, "rb") as stream:
             start = stream.read(200)

@@ -1,7 +1,7 @@
-"""What surrounds a process: user, home, current and temporary folder, and programs that it starts.
+"""Settings of the process: user name, home, current and temporary folder, command lines of child processes.
 
-Under ``docker run -u 12345:12345`` nobody has a name for this number, and the home directory may be missing
-or read-only. PyTorch asks for the name of the user, Matplotlib writes into the home; both have variables.
+Under ``docker run -u 12345:12345`` the user has no name, and the home folder may be missing or read-only.
+PyTorch needs a user name, and Matplotlib writes into the home. Environment variables replace both.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from pathlib import Path
 
 from iqtflow.utils.errors import UsageError
 
-#: Where `getpass.getuser` looks before it asks the system.
+#: Variables that `getpass.getuser` reads before it asks the system.
 NAMES = ("LOGNAME", "USER", "LNAME", "USERNAME")
 #: Variables and folders of the XDG standard, in which Matplotlib keeps settings and fonts.
 _FOLDERS = {"XDG_CONFIG_HOME": ".config", "XDG_CACHE_HOME": ".cache"}
-#: Variables that hold paths; programs are started in other folders.
+#: Variables with paths. They are made absolute, because programs are started in other folders.
 _PATHS = ("TMPDIR", "SPM_HOME", "SPM_PATH", "SPM_DIR", "SPMSTANDALONE_HOME", "MCR_HOME")
-#: Where sockets of processes that speak to each other can lie when $TMPDIR is too long for one.
+#: Folders for sockets if the path of $TMPDIR is too long.
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
-#: The kernel takes 107 bytes for a socket's path, of which multiprocessing's own names are 32.
+#: Bytes. The path of a socket has at most 107; multiprocessing's own names take 32 of them.
 LONGEST_FOLDER = 75
 
 
 def settle_environment(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Name the user, and give Matplotlib a folder, where the system has neither; let any name be printed.
+    """Set a user name and a folder for Matplotlib if there is none; make every file name printable.
 
-    Child processes inherit both; what the user has set stays, but for the backend of Matplotlib.
+    Child processes inherit the settings. Variables of the user stay, except Matplotlib's backend.
 
     Parameters
     ----------
     environ
-        Variables to read and to add to.
+        Environment variables, changed in place.
 
     Raises
     ------
     UsageError
-        The current folder is gone, or there is no temporary folder.
+        The current folder was deleted.
     """
-    for stream in (sys.stdout, sys.stderr):  # a file's name need not be text in the terminal's encoding
+    for stream in (sys.stdout, sys.stderr):  # a file name can be invalid in the terminal's encoding
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -55,12 +55,12 @@ def settle_environment(environ: MutableMapping[str, str] = os.environ) -> None:
     except OSError as fault:
         raise UsageError(
             "the current folder",
-            found="one that has been deleted",
+            found="a folder that was deleted",
             expected="a folder that exists",
             next_step="Change to another folder (cd) and run again.",
         ) from fault
     _make_absolute(environ, here)
-    environ["MPLBACKEND"] = "Agg"  # figures go to files only; Jupyter's backend, say, need not be there
+    environ["MPLBACKEND"] = "Agg"  # figures go to files; another backend may not be installed
     known = _account()
     if known is None and not any(environ.get(name) for name in NAMES):
         environ["LOGNAME"] = environ["USER"] = f"uid{os.getuid()}"
@@ -72,12 +72,12 @@ def settle_environment(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def place_sockets() -> Path:
-    """Give multiprocessing a folder for its sockets whose path is short enough; returns it.
+    """Give multiprocessing a folder with a short path for its sockets; return the folder.
 
     Raises
     ------
     UsageError
-        There is none.
+        There is no such folder.
     """
     own = temporary_folder()
     if _is_short(own):
@@ -87,7 +87,7 @@ def place_sockets() -> Path:
             before = tempfile.tempdir
             tempfile.tempdir = os.fspath(folder)
             try:
-                util.get_temp_dir()  # remembered for this process; only its user can look into it
+                util.get_temp_dir()  # multiprocessing remembers it; only this user can open it
                 return folder
             except OSError:
                 continue
@@ -107,43 +107,43 @@ def temporary_folder() -> Path:
     Raises
     ------
     UsageError
-        There is none that can be written.
+        No such folder is writable.
     """
     try:
         return Path(tempfile.gettempdir())
     except OSError as fault:
         raise UsageError(
             os.environ.get("TMPDIR", "/tmp"),
-            found="no temporary folder that can be written",
+            found="no writable temporary folder",
             expected="one with room for intermediate files",
-            next_step="Set TMPDIR to a folder that can be written.",
+            next_step="Set TMPDIR to a writable folder.",
         ) from fault
 
 
 @contextmanager
 def working_in(folder: str | os.PathLike) -> Iterator[None]:
-    """Work in a folder, and go back where that is still possible."""
+    """Change to a folder, and back afterwards if possible."""
     before = os.getcwd()
     os.chdir(folder)
     try:
         yield
     finally:
-        with suppress(OSError):  # deleted meanwhile, or not to be entered by this user
+        with suppress(OSError):  # deleted meanwhile, or closed to this user
             os.chdir(before)
 
 
 def command_line(module: str) -> list[str]:
-    """Return the beginning of the command line of a child that runs a module's `main`.
+    """Return the beginning of the command line of a child process that runs a module's `main`.
 
-    The interpreter is the one that runs us, not whichever comes first on PATH, and the current folder is no
-    place for libraries (`iqtflow.utils.launch`).
+    It uses the same Python, and imports nothing from the current folder (`iqtflow.utils.launch`).
     """
     return [sys.executable, os.fspath(Path(__file__).with_name("launch.py")), module]
 
 
 def _make_absolute(environ: MutableMapping[str, str], here: str) -> None:
-    """Make paths absolute; an empty part of PYTHONPATH, left by ``export PYTHONPATH=$PYTHONPATH:...``, would
-    be the current folder.
+    """Make paths absolute, and drop empty parts of PYTHONPATH, which mean the current folder.
+
+    ``export PYTHONPATH=$PYTHONPATH:...`` leaves such a part.
     """
     if environ.get("PYTHONPATH"):
         parts = [os.path.join(here, part) for part in environ["PYTHONPATH"].split(os.pathsep) if part]
@@ -165,7 +165,7 @@ def _account() -> pwd.struct_passwd | None:
 
 
 def _can_keep_settings(environ: MutableMapping[str, str], home: str) -> bool:
-    """Return whether Matplotlib's own folders can be written, or made."""
+    """Return whether Matplotlib can write to its own folders."""
     places = [environ.get(name) or (home and f"{home}/{folder}") for name, folder in _FOLDERS.items()]
     return all(place and _writable(Path(place, "matplotlib")) for place in places)
 

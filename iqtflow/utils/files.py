@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Write files whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from iqtflow.utils.errors import OutputError, UsageError, require_parent
+from iqtflow.utils.errors import OutputError, UsageError
 
-#: Errors that say that a disk, or a user's share of it, is full.
+#: Errors of a full disk or quota.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-#: Age in seconds at which an unfinished file of another machine has been left behind for certain.
+#: An unfinished file of another machine is removed at this age (s).
 OLD_S = 86_400.0
 
-#: What a file system answers that cannot sync this kind of file: not a fault of the disk.
+#: Errors of file systems that cannot sync. The disk is fine.
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 _HOST = re.sub(r"\W", "", socket.gethostname())[:40] or "host"
 
 
 def write_atomically(path: str | os.PathLike, fill: Callable[[BinaryIO], Any]) -> Path:
-    """Write a file under a name of its own, and give it its final name when it is complete and on the disk.
+    """Write a file under a temporary name; rename it when it is complete and on the disk.
 
-    Jobs that write the same file at a time do no harm: the last one wins, whole. A power cut leaves the old
-    file or the new one: content, name and new folders are synced, the content before the file gets its name.
+    Several jobs may write the same file at the same time: the last one wins. After a power cut there is the
+    old file or the new one, because the content is synced before the file is renamed, and the folders after.
 
     Parameters
     ----------
@@ -51,8 +51,8 @@ def write_atomically(path: str | os.PathLike, fill: Callable[[BinaryIO], Any]) -
     """
     folders = _folders_to_sync(Path(path).absolute())
     path = require_parent(path)
-    # In the same folder, where renaming is atomic. Host and process tell who may clean up after a power cut.
-    # Of a long name a part is enough: with all the rest it would be too long for the file system.
+    # In the same folder, where renaming is atomic. Host and process are in the name for `remove_leftovers`.
+    # A long name is cut, because the file system limits the length of the whole.
     partial = path.with_name(f".{path.name[:32]}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:12]}.partial")
     try:
         with open(partial, "xb") as stream:  # not mkstemp, whose files only their owner may read
@@ -67,13 +67,41 @@ def write_atomically(path: str | os.PathLike, fill: Callable[[BinaryIO], Any]) -
             raise
         raise cannot_write(path, fault) from fault
     finally:
-        with suppress(OSError):  # the disk may be gone; what went wrong first is what is told
+        with suppress(OSError):  # the disk may be gone; the first error is the one to report
             partial.unlink(missing_ok=True)
     return path
 
 
+def require_parent(path: str | os.PathLike) -> Path:
+    """Return the absolute `path` after making its folder.
+
+    Raises
+    ------
+    OutputError
+        The folder cannot be made or is not writable.
+    """
+    path = Path(path).absolute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise OutputError(
+            path.parent,
+            found=f"a folder that cannot be made ({fault.strerror})",
+            expected="a writable folder",
+            next_step="Choose another output, or check the path and its permissions.",
+        ) from fault
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(
+            path.parent,
+            found="a read-only folder",
+            expected="a writable folder",
+            next_step="Choose another output, or change its permissions.",
+        )
+    return path
+
+
 def cannot_write(path: str | os.PathLike, fault: OSError) -> OutputError:
-    """Return the error that says why a file cannot be written, and what to do."""
+    """Return the error for a file that cannot be written."""
     if isinstance(fault, IsADirectoryError):
         return OutputError(
             path,
@@ -93,27 +121,27 @@ def cannot_write(path: str | os.PathLike, fault: OSError) -> OutputError:
 
 
 def require_name(value: str, what: str) -> str:
-    """Return a name that becomes part of a path, or refuse it: a name never leads to another folder.
+    """Return a name that becomes part of a path, or refuse it if it could lead to another folder.
 
     Parameters
     ----------
     value
         The name.
     what
-        Option or setting that it comes from, for the message.
+        Option or setting, for the message.
 
     Raises
     ------
     UsageError
-        It has other characters than letters, digits and ``. _ + -``, begins with none of the first two, or is
-        longer than 100 characters.
+        It has characters other than letters, digits and ``. _ + -``, does not begin with a letter or digit,
+        or is longer than 100 characters.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}", value):
         raise UsageError(
             what,
             found=repr(value),
             expected="a name: letters, digits and . _ + -, at most 100, a letter or digit first",
-            next_step="Choose another name. Folders are chosen by other options.",
+            next_step="Choose another name, without a folder.",
         )
     return value
 
@@ -124,26 +152,26 @@ def write_text(path: str | os.PathLike, text: str) -> Path:
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """Read a text file (UTF-8, with a byte-order mark or not). What is no file is not waited for.
+    """Read a text file (UTF-8, with or without a byte-order mark).
 
     Raises
     ------
     OSError
         It cannot be read.
     ValueError
-        It is a named pipe or a device, which may never end; or no text in UTF-8.
+        It is a named pipe or a device, or is not UTF-8.
     """
     require_regular(path)
     return Path(path).read_text(encoding="utf-8-sig")
 
 
 def require_regular(path: str | os.PathLike) -> None:
-    """Make sure that what is there is a file before it is opened: a named pipe is waited for without end.
+    """Check that a path is a regular file. Opening a named pipe would wait for ever.
 
     Raises
     ------
     OSError
-        It is not there.
+        It does not exist.
     ValueError
         It is a folder, a pipe or a device.
     """
@@ -153,9 +181,9 @@ def require_regular(path: str | os.PathLike) -> None:
 
 
 def remove_leftovers(folder: str | os.PathLike) -> int:
-    """Remove unfinished files of processes that were killed while they wrote; return how many there were.
+    """Remove unfinished files of killed processes; return their number.
 
-    Files of living processes of this machine stay, and those of other machines, until they are a day old.
+    Files of running processes stay. Files of other machines stay for a day.
     """
     removed = 0
     for place, _, names in os.walk(os.fspath(folder)):
@@ -175,13 +203,13 @@ def _is_left_behind(path: Path, host: str, pid: int) -> bool:
             os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except OSError:  # gone by now, or another user's
+    except OSError:  # already removed, or another user's process
         pass
     return False
 
 
 def _folders_to_sync(path: Path) -> list[Path]:
-    """The file's folder, and above it those that hold a folder that has to be made."""
+    """Return the file's folder, and the folders above it in which a folder has to be made."""
     folders = [path.parent]
     while not folders[-1].exists() and folders[-1] != folders[-1].parent:
         folders.append(folders[-1].parent)
@@ -191,7 +219,7 @@ def _folders_to_sync(path: Path) -> list[Path]:
 def _sync_folder(folder: Path) -> None:
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # a folder that may be written, but not read
+    except OSError:  # a folder that can be written, but not read
         return
     try:
         _sync(handle)

@@ -1,8 +1,11 @@
-"""One GPU for one job: which cards there are, and a lock for each, machine-wide.
+"""CPU or GPU: where networks run, and a lock for each GPU so that two jobs never share one.
 
-CUDA lets any number of processes onto one card, where two networks run out of memory. No scheduler on a
-single machine gives out cards (nipype counts jobs, not cards), and two runs know nothing of each other. So a
-process that is about to use CUDA takes a card's lock first, and sees no other card.
+CUDA lets any number of processes use one GPU, and two networks there run out of memory. nipype counts jobs,
+not GPUs, and two runs on one machine know nothing of each other. So a process locks a GPU before it uses
+CUDA, and sees no other GPU.
+
+The parent process never imports torch, which would cost every worker a second and hundreds of megabytes. A
+child process tests whether CUDA works.
 """
 
 from __future__ import annotations
@@ -13,33 +16,100 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from iqtflow.utils.errors import OutputError, UsageError
 
+DEVICES = ("auto", "cpu", "cuda")  #: what the command line accepts
+
+#: Files of NVIDIA's driver, on Linux and under Windows Subsystem for Linux.
+_DRIVER_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
+
+_ASK_TORCH = """
+import sys
+sys.path[:] = [folder for folder in sys.path if folder]  # no torch.py of the current folder
+import torch
+if not torch.backends.cuda.is_built():
+    print("no: this PyTorch is built without CUDA")
+elif not torch.cuda.is_available():
+    print("no: PyTorch finds no usable GPU (see CUDA_VISIBLE_DEVICES and the driver's version)")
+else:
+    torch.zeros(1, device="cuda")
+    print("yes:", torch.cuda.get_device_name())
+"""
+
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-#: Overrides the folder of the locks; processes that share cards have to share it.
+#: Environment variable for the folder of the locks. Processes that share GPUs must share it.
 LOCK_DIR = "IQTFLOW_LOCK_DIR"
-#: Seconds between two looks for a free card.
+#: Seconds between two attempts to lock a GPU.
 POLL_S = 0.5
 
 
+@dataclass(frozen=True)
+class Device:
+    """Where networks run: `name` is "cpu" or "cuda", `reason` says why."""
+
+    name: str
+    reason: str
+
+
+def resolve_device(requested: str, *, elsewhere: bool = False) -> Device:
+    """Decide where networks run. If "cuda" is asked for and does not work, that is an error.
+
+    Parameters
+    ----------
+    requested
+        One of :data:`DEVICES`; "auto" takes a GPU that works, and the CPU otherwise.
+    elsewhere
+        Networks run as jobs on other machines. Then "cuda" is not tested here (each job tests it, and fails
+        without a GPU), and "auto" is the CPU.
+
+    Returns
+    -------
+    Device
+
+    Raises
+    ------
+    UsageError
+        "cuda" was asked for, and does not work here.
+    """
+    if requested == "cpu":
+        return Device("cpu", "asked for")
+    if elsewhere:
+        if requested == "cuda":
+            return Device("cuda", "asked for; every job on the cluster gets a GPU")
+        return Device("cpu", "--device cuda takes the cluster's GPUs")
+    works, reason = _ask_cuda()
+    if works:
+        return Device("cuda", reason)
+    if requested == "cuda":
+        raise UsageError(
+            "--device cuda",
+            found=reason,
+            expected="an NVIDIA GPU that PyTorch can use",
+            next_step="Start a container with --gpus all (Docker) or --nv (Apptainer); or use --device cpu.",
+        )
+    return Device("cpu", reason)
+
+
 def visible_gpus(environ: Mapping[str, str] | None = None) -> list[str]:
-    """Return the cards that a process may use, under names that ``CUDA_VISIBLE_DEVICES`` takes.
+    """Return the GPUs that a process may use, by names that ``CUDA_VISIBLE_DEVICES`` accepts.
 
     Parameters
     ----------
     environ
-        Environment; the process's own when None. Its ``CUDA_VISIBLE_DEVICES`` (set by SLURM, say) is obeyed.
+        Environment; that of this process if None. ``CUDA_VISIBLE_DEVICES`` (set by SLURM, for example) is
+        respected.
 
     Returns
     -------
     list of str
-        UUIDs where nvidia-smi tells them: one card has one, whatever its number in a container or job. Empty
-        when there is no card.
+        UUIDs if nvidia-smi lists them: they stay the same in containers and jobs. Empty without a GPU.
     """
     environ = os.environ if environ is None else environ
     cards = _ask_driver()
@@ -49,7 +119,7 @@ def visible_gpus(environ: Mapping[str, str] | None = None) -> list[str]:
     for name in environ[VISIBLE].split(","):
         name = name.strip()
         if not name or name.startswith("-"):
-            break  # as CUDA does: what follows an invalid entry is not visible
+            break  # as in CUDA: entries after an invalid one are not visible
         allowed.append(cards[int(name)] if name.isdecimal() and int(name) < len(cards) else name)
     return list(dict.fromkeys(allowed))
 
@@ -62,16 +132,16 @@ def claim_gpu(
     lock_dir: str | os.PathLike | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Iterator[str]:
-    """Wait for free cards and hold them; in the meantime this process and its children see no other ones.
+    """Wait for free GPUs and lock them. Until the end this process and its children see no others.
 
-    Has to be entered before CUDA is initialised, which reads ``CUDA_VISIBLE_DEVICES`` once.
+    Call it before CUDA is initialised, which reads ``CUDA_VISIBLE_DEVICES`` once.
 
     Parameters
     ----------
     count
-        Cards that are wanted; never some of them while others wait for those.
+        Number of GPUs. While it waits for all of them, it locks none.
     gpus
-        Cards to choose from; `visible_gpus` when None. Where the driver tells of none, the first is assumed.
+        GPUs to choose from; `visible_gpus` if None. If the driver lists none, the first is assumed.
     lock_dir
         Folder of the lock files.
     report
@@ -80,18 +150,18 @@ def claim_gpu(
     Yields
     ------
     str
-        Name of the card, or names with commas between them.
+        Name of the GPU, or several names separated by commas.
 
     Raises
     ------
     UsageError
-        There are fewer cards.
+        There are fewer GPUs.
     OutputError
         The locks cannot be written.
 
     Notes
     -----
-    The lock is the kernel's (flock), so that it ends with the process, however that ends.
+    The kernel (flock) releases a lock when the process ends, also when it is killed.
     """
     names = list(gpus if gpus is not None else visible_gpus()) or ["0"]
     folder = _lock_folder(lock_dir)
@@ -128,8 +198,8 @@ def claim_gpu(
 def device_claimed(
     device: str, report: Callable[[str], None] | None = None, *, count: int = 1
 ) -> Iterator[str]:
-    """Hold cards for as long as "cuda" is used; nothing is to be held for "cpu"."""
-    # A process that a distributed training has started uses a card that the first one holds.
+    """Lock GPUs while "cuda" is used; lock nothing for "cpu"."""
+    # A process of a distributed training uses a GPU that the first process has locked.
     if device != "cuda" or "LOCAL_RANK" in os.environ:
         yield device
         return
@@ -151,7 +221,7 @@ def _ask_driver() -> list[str]:
 
 
 def _lock_folder(chosen: str | os.PathLike | None) -> Path:
-    """Folder of the locks: one for all users, and not a job's private temporary folder."""
+    """Return the folder of the locks, the same for all users and jobs."""
     shared = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp", "iqtflow-locks")
     folder = Path(chosen or os.environ.get(LOCK_DIR) or shared)
     try:
@@ -169,7 +239,7 @@ def _lock_folder(chosen: str | os.PathLike | None) -> Path:
 
 
 def _try_locks(names: Sequence[str], folder: Path, count: int) -> dict[str, int]:
-    """Take the locks of so many cards; of none when there are not enough: who waits holds nothing."""
+    """Lock `count` GPUs, or none if there are not enough."""
     held: dict[str, int] = {}
     for name in names:
         handle = _try_lock(folder / f"gpu-{re.sub(r'[^A-Za-z0-9.-]', '_', name)}.lock")
@@ -183,9 +253,9 @@ def _try_locks(names: Sequence[str], folder: Path, count: int) -> dict[str, int]
 
 
 def _try_lock(path: Path) -> int | None:
-    """Return the handle of a lock file that nobody else holds, None when somebody does."""
+    """Return the handle of a lock file, None if another process holds the lock."""
     try:
-        # Without O_CREAT: for files of other users in folders like /tmp the kernel refuses it.
+        # Without O_CREAT, which the kernel refuses for files of other users in folders like /tmp.
         handle = os.open(path, os.O_RDWR)
     except FileNotFoundError:
         try:
@@ -199,3 +269,22 @@ def _try_lock(path: Path) -> int | None:
         os.close(handle)
         return None
     return handle
+
+
+def _ask_cuda() -> tuple[bool, str]:
+    """Return whether CUDA works for PyTorch, and a phrase about it."""
+    if not shutil.which("nvidia-smi") and not any(Path(file).exists() for file in _DRIVER_FILES):
+        return False, "no NVIDIA driver found"
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False, "PyTorch did not answer within two minutes"
+    lines = (
+        answer.stdout.strip().splitlines() or answer.stderr.strip().splitlines() or ["no answer from PyTorch"]
+    )
+    verdict, _, detail = lines[-1].partition(": ")
+    if answer.returncode == 0 and verdict == "yes":
+        return True, detail
+    return False, detail or verdict

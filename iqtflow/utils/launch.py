@@ -1,8 +1,8 @@
 """Start a command of this package in a process of its own: ``launch.py iqtflow.cli.commands.enhance ...``.
 
-``python -m`` and ``python -c`` look for libraries in the current folder first: a file called ``numpy.py``
-there would be run. A file that is started looks in its own folder, which is taken out here (Python 3.11 has
-``-P`` for it, 3.10 has nothing).
+``python -m`` and ``python -c`` import from the current folder first: a file ``numpy.py`` there would run. A
+script imports from its own folder first, and this one removes that folder from the path. (Python 3.11 has the
+option ``-P`` for this, 3.10 has not.)
 """
 
 import sys

@@ -1,13 +1,11 @@
-"""What a command may write, known before its work begins: never over an input, nor over another's file.
+"""Check, before the work begins, which files a command may write.
 
-The rule, for all commands: a command replaces an existing file only when it made the file itself and nobody
-has changed the file since, as far as the file can tell. To replace any other file takes ``--overwrite``. An
-input is never replaced.
+A command replaces an existing file only if it made the file itself and nobody has changed the file since. Any
+other file is replaced only with ``--overwrite``. An input is never replaced.
 
-What a command made is known by the file itself. Images (field ``descrip`` of the header) and JSON files
-(``GeneratedBy``) name the command and hold a digest of all else in the file; models hold a digest in their
-card. Tables, pictures and ``.npy`` files hold no digest and are known by their form: what somebody has
-changed in one of them is lost.
+Images (field ``descrip`` of the header) and JSON files (``GeneratedBy``) name the command that made them and
+hold a digest of the rest of the file. Models hold a digest in their card. Tables, pictures and ``.npy`` files
+have no digest and are recognised by their form, so changes in them are lost.
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ MODEL_DIGEST = "content_sha256"  #: field of a model's card: the digest of its o
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
-    """Add ``--overwrite``, and state the rule in the help."""
+    """Add ``--overwrite``. Its help states the rule."""
     parser.add_argument(
         "--overwrite",
         action="store_true",
@@ -57,7 +55,7 @@ def check_outputs(
     inputs: Iterable[str | os.PathLike | None] = (),
     overwrite: bool = False,
 ) -> None:
-    """Make sure that a command may write all its files, and can, before its work begins.
+    """Check that a command may and can write all its files, before its work begins.
 
     Parameters
     ----------
@@ -66,7 +64,7 @@ def check_outputs(
     outputs
         For each option the file to write (None: not asked for), and the endings that are written.
     inputs
-        Every file that the command reads; those that do not exist are somebody else's fault.
+        Every file that the command reads, whether it exists or not.
     overwrite
         Replace files that the command did not make.
 
@@ -79,8 +77,7 @@ def check_outputs(
         Its folder cannot be made or written.
     """
     asked = {option: (Path(path), ends) for option, (path, ends) in outputs.items() if path is not None}
-    read = [Path(path) for path in inputs if path is not None]
-    seen: dict[str, Path] = {}
+    seen = {f"the input {path}": Path(path) for path in inputs if path is not None}
     for option, (path, endings) in asked.items():
         what = f"{option} {path}"
         if not path.name.endswith(endings) or path.name in endings:
@@ -90,30 +87,22 @@ def check_outputs(
                 expected=f"a name that ends in {' or '.join(endings)}",
                 next_step="Choose a name with this ending.",
             )
-        for source in read:
-            if same_file(path, source):
-                raise UsageError(
-                    what,
-                    found=f"the input {source}",
-                    expected="a file of its own: an input is never replaced",
-                    next_step=f"Choose another name for {option}.",
-                )
         for other, place in seen.items():
             if same_file(path, place):
                 raise UsageError(
                     what,
-                    found=f"the same file as {other}",
-                    expected="a file of its own for each output",
+                    found=other,
+                    expected="a file of its own; an input is never replaced",
                     next_step=f"Choose another name for {option}.",
                 )
-        seen[option] = path
+        seen[f"the same file as {option}"] = path
         _require_writable(path)
         if os.path.lexists(path):
             _require_replaceable(prog, option, path, overwrite=overwrite)
 
 
 def same_file(one: Path, other: Path) -> bool:
-    """Return whether two paths, which need not exist, lead to one file, links of both kinds followed."""
+    """Return whether two paths lead to one file, also through links. They need not exist."""
     if os.path.realpath(one) == os.path.realpath(other):
         return True
     try:
@@ -123,7 +112,7 @@ def same_file(one: Path, other: Path) -> bool:
 
 
 def _require_writable(path: Path) -> None:
-    """Make sure that a file can be written in a folder that is there, or that can be made."""
+    """Check that a file can be written in its folder, which may have to be made."""
     folder = path.absolute().parent
     try:
         while not os.path.lexists(folder):
@@ -161,14 +150,14 @@ def _require_replaceable(prog: str, option: str, path: Path, *, overwrite: bool)
     if not overwrite and not is_made_by(prog, path):
         raise UsageError(
             f"{option} {path}",
-            found=f"a file that exists, and that {prog} did not make, or that was changed since",
+            found=f"an existing file that {prog} did not make, or that was changed since",
             expected=f"a new name, or a file that {prog} made",
             next_step=f"Choose another name for {option}, or add --overwrite to replace this file.",
         )
 
 
 def is_made_by(prog: str, path: Path) -> bool:
-    """Return whether a command made a file and nobody has changed it since; False where nobody can tell."""
+    """Return whether a command made a file and nobody has changed it since; False if that is unknown."""
     try:
         if path.name.endswith(IMAGE):
             return _is_marked_image(prog, path)
@@ -179,13 +168,13 @@ def is_made_by(prog: str, path: Path) -> bool:
             return _is_whole_model(path)
         with open(path, "rb") as stream:
             return _FORMS[path.suffix].replace(b"PROG", prog.encode()) in stream.read(1024)
-    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, zlib.error):
         return False
-    except (zlib.error, RecursionError, MemoryError):
+    except (RecursionError, MemoryError):
         return False
 
 
-#: What the first bytes of other kinds of files hold.
+#: Bytes near the beginning of other kinds of files.
 _FORMS = {
     ".png": b"Software\0PROG",
     ".csv": b"step,train_loss,val_loss,learning_rate,seconds\n",
@@ -194,19 +183,19 @@ _FORMS = {
 
 
 def signed(prog: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a JSON file with the name of the command that makes it, and their digest."""
+    """Return the fields of a JSON file with the command that makes it and their digest."""
     fields = {key: value for key, value in fields.items() if key != "GeneratedBy"}
     return {**fields, "GeneratedBy": _maker(prog, fields)}
 
 
 def _maker(prog: str, fields: Mapping[str, Any]) -> list[dict[str, str]]:
-    # Written as BIDS has it. The version is not part of it: a new one may replace what an older one made.
+    # In the form of BIDS. Without the version, so that a new version may replace files of an older one.
     text = json.dumps(fields, sort_keys=True)
     return [{"Name": prog, "ContentSHA256": hashlib.sha256(text.encode()).hexdigest()}]
 
 
 def marked_image(prog: str, image: nib.Nifti1Image) -> memoryview:
-    """Return the bytes of an image; ``descrip`` holds the command that makes it, and a digest of the rest."""
+    """Return the bytes of an image. ``descrip`` holds the command that makes it and a digest of the rest."""
     stream = io.BytesIO()
     image.to_stream(stream)
     content = stream.getbuffer()
@@ -244,8 +233,8 @@ def _is_whole_model(path: Path) -> bool:
     return "format" in card and card.get(MODEL_DIGEST) in (None, model_digest(tensors, card))
 
 
-_MARK_BYTES = 80  # of the field
-_MARK_AT = {348: 148, 540: 240}  # where it begins, by the size of the header: NIfTI-1, NIfTI-2
+_MARK_BYTES = 80  # length of the field descrip
+_MARK_AT = {348: 148, 540: 240}  # its first byte, by the size of the header: NIfTI-1, NIfTI-2
 
 
 def _is_marked_image(prog: str, path: Path) -> bool:

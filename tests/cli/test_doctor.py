@@ -174,7 +174,7 @@ def test_a_real_spm_passes():
 
 
 def test_a_gpu_that_is_asked_for_and_not_there_is_a_fault_that_names_the_containers_option(tmp_path):
-    from iqtflow.utils.resources import resolve_device
+    from iqtflow.utils.gpus import resolve_device
 
     if resolve_device("auto").name == "cuda":
         pytest.skip("this machine has a GPU")

@@ -14,7 +14,6 @@ from iqtflow.image.geometry import cubic_upsample
 from iqtflow.inference.predict import enhance_volume
 from iqtflow.inference.sliding_window import choose_tile, predict_memory_gb
 from iqtflow.models.model_file import Model
-from iqtflow.utils.memory import free_memory_gb, peak_memory_gb
 
 torch.set_num_threads(1)
 
@@ -164,47 +163,3 @@ def test_any_number_of_voxels_is_served(shape):
     result = enhance_volume(np.ones(shape, np.float32), make_model(trained=0.0), scale=1.0)
     assert result.mean.shape == (*shape[:2], 4 * shape[2])
     np.testing.assert_allclose(result.mean, 1, atol=1e-3)
-
-
-def write(path: Path, text: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{text}\n")
-
-
-@pytest.mark.parametrize("group", ["/", "/slurm/job_7/step_0"])
-def test_memory_is_what_the_control_group_leaves(tmp_path, group):
-    """64 GB in the machine, 10 GB allowed to a job, 6 of them taken, 1 of those as file cache: 5 GB left."""
-    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
-    write(proc / "meminfo", f"MemTotal: 99999999 kB\nMemAvailable: {64_000_000_000 // 1024} kB")
-    write(proc / "self" / "cgroup", f"0::{group}")
-    folder = groups / group.lstrip("/")
-    holder = folder.parent if group != "/" else folder
-    write(holder / "memory.max", 10_000_000_000)
-    write(holder / "memory.current", 6_000_000_000)
-    write(holder / "memory.stat", "anon 5000000000\ninactive_file 1000000000")
-    if folder != holder:
-        write(folder / "memory.max", "max")
-        write(folder / "memory.current", 1)
-    assert free_memory_gb(proc=proc, cgroups=groups) == pytest.approx(5.0)
-
-
-def test_memory_of_an_old_kernels_control_group(tmp_path):
-    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
-    write(proc / "meminfo", f"MemAvailable: {64_000_000_000 // 1024} kB")
-    write(proc / "self" / "cgroup", "3:cpu:/a\n4:memory:/docker/abc")
-    for name, value in (("limit_in_bytes", 4_000_000_000), ("usage_in_bytes", 1_000_000_000)):
-        write(groups / "memory" / f"memory.{name}", value)  # a container sees its own group at the root
-    write(groups / "memory" / "memory.stat", "cache 5\ntotal_inactive_file 500000000")
-    assert free_memory_gb(proc=proc, cgroups=groups) == pytest.approx(3.5)
-
-
-def test_without_control_groups_the_machine_decides(tmp_path):
-    write(tmp_path / "meminfo", f"MemAvailable: {8_000_000_000 // 1024} kB")
-    assert free_memory_gb(proc=tmp_path, cgroups=tmp_path / "none") == pytest.approx(8.0)
-
-
-def test_peak_memory_grows_with_what_is_held():
-    before = peak_memory_gb()
-    held = np.ones(200_000_000, np.float64)  # 1.6 GB: more than what earlier tests may have held at most
-    assert peak_memory_gb() - before > 0.2
-    assert held[-1] == 1

@@ -26,7 +26,7 @@ from iqtflow.models.model_file import (
 )
 from iqtflow.models.registry import build_network
 from iqtflow.utils.errors import InputError, UsageError
-from iqtflow.utils.memory import peak_memory_gb
+from iqtflow.utils.system import peak_memory_gb
 
 torch.set_num_threads(1)  # threads that wait for each other on a busy machine take minutes for milliseconds
 

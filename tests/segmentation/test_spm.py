@@ -30,7 +30,7 @@ from iqtflow.segmentation.spm.job import (
 from iqtflow.segmentation.spm.script import DEFAULT_TISSUES, UnifiedSegmentationSettings, job_script
 from iqtflow.segmentation.spm.segment import brain_from_tissues, segment_with_spm
 from iqtflow.utils.errors import InputError, OutputError
-from iqtflow.utils.memory import peak_memory_gb
+from iqtflow.utils.system import peak_memory_gb
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ from training_phantoms import train_command, write_libraries
 
 from iqtflow.bids.validation import _ask_validator
 from iqtflow.utils import environment
+from iqtflow.utils.command import PatientStream, lost_output
 from iqtflow.utils.environment import LONGEST_FOLDER, command_line, place_sockets, settle_environment
 from iqtflow.utils.errors import EXIT_CANTCREAT, EXIT_USAGE, UsageError
-from iqtflow.utils.resources import _ASK_TORCH
-from iqtflow.utils.streams import PatientStream, cannot_be_kept
+from iqtflow.utils.gpus import _ASK_TORCH
 
 #: Names under which libraries and this package are imported.
 STRAY = ("numpy", "scipy", "nibabel", "torch", "nipype", "json", "random", "socket", "multiprocessing")
@@ -304,7 +304,7 @@ def test_a_closed_stream_is_open_in_child_processes_too():
     """Else a pipe between the processes takes its place, and is closed with it."""
     child = "import os; [os.fstat(n) for n in range(3)]"
     program = (
-        "import subprocess, sys; from iqtflow.utils.streams import patient_streams\n"
+        "import subprocess, sys; from iqtflow.utils.command import patient_streams\n"
         f"with patient_streams(): sys.exit(subprocess.call([sys.executable, '-c', {child!r}]))"
     )
     closed = shlex.join([sys.executable, "-c", program]) + " <&- >&- 2>&-"
@@ -330,7 +330,7 @@ def test_a_stream_knows_a_full_disk_from_a_pipe_that_closed():
         stream = PatientStream(full)
         stream.write("x" * 100_000)
         stream.flush()
-        assert cannot_be_kept(stream).strerror == os.strerror(28)
+        assert lost_output(stream).strerror == os.strerror(28)
 
 
 @pytest.mark.parametrize("module", COMMANDS)
@@ -344,7 +344,7 @@ def test_a_deleted_current_folder_is_told_in_a_sentence(module, tmp_path):
     )  # fmt: skip
     assert done.returncode == EXIT_USAGE, done.stderr
     (line,) = done.stderr.splitlines()
-    assert "the current folder: found one that has been deleted" in line and "cd" in line
+    assert "the current folder" in line and "deleted" in line and "(cd)" in line
 
 
 def test_a_long_temporary_folder_is_replaced_for_sockets_by_a_short_one_of_its_own(monkeypatch, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from iqtflow.utils import gpus, resources
+from iqtflow.utils import gpus
 from iqtflow.utils.errors import UsageError
-from iqtflow.utils.gpus import claim_gpu, visible_gpus
+from iqtflow.utils.gpus import claim_gpu, resolve_device, visible_gpus
 
+HAS_DRIVER = shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()
 HOLD = """
 import sys, time
 from iqtflow.utils.gpus import claim_gpu
@@ -108,7 +110,7 @@ def test_locks_may_be_taken_by_all_users(tmp_path):
 @pytest.mark.parametrize("command", ["enhance", "train"])
 def test_a_command_without_a_usable_gpu_fails_and_computes_nothing(tmp_path, command):
     """Where PyTorch finds a GPU this cannot be tried."""
-    if resources.resolve_device("auto").name == "cuda":
+    if resolve_device("auto").name == "cuda":
         pytest.skip("there is a GPU")
     scan = tmp_path / "scan.nii.gz"
     scan.touch()
@@ -129,13 +131,34 @@ def test_a_command_without_a_usable_gpu_fails_and_computes_nothing(tmp_path, com
     assert not list(tmp_path.glob("out*"))
 
 
-def test_a_gpu_that_is_asked_for_and_not_there_is_an_error_at_once():
-    if resources.resolve_device("auto").name == "cuda":
-        pytest.skip("there is a GPU")
-    with pytest.raises(UsageError, match=r"--gpus all.*--nv"):
-        resources.resolve_device("cuda")
+@pytest.mark.skipif(HAS_DRIVER, reason="there is an NVIDIA driver")
+def test_a_gpu_that_is_asked_for_and_not_there_is_an_error_with_a_next_step():
+    with pytest.raises(UsageError, match=r"no NVIDIA driver.*--gpus all.*--nv"):
+        resolve_device("cuda")
+    for requested in ("auto", "cpu"):
+        assert resolve_device(requested).name == "cpu"
+    assert "NVIDIA driver" in resolve_device("auto").reason
 
 
-def test_a_cluster_is_not_asked_for_its_gpus_from_here():
-    assert resources.resolve_device("cuda", elsewhere=True).name == "cuda"
-    assert resources.resolve_device("auto", elsewhere=True).name == "cpu"
+def test_a_driver_without_a_usable_gpu_is_no_gpu(tmp_path, monkeypatch):
+    """As on a node whose GPU was not reserved: the driver's tool is there, PyTorch finds no device."""
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UsageError, match="PyTorch"):
+        resolve_device("cuda")
+    assert resolve_device("auto").name == "cpu"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not Path("/dev/nvidia0").exists(), reason="no NVIDIA GPU")
+def test_a_gpu_is_found_and_named():
+    device = resolve_device("auto")
+    assert device.name == "cuda"
+    assert device.reason
+
+
+def test_for_a_cluster_the_gpus_of_this_machine_do_not_matter():
+    assert resolve_device("cuda", elsewhere=True).name == "cuda"
+    assert resolve_device("auto", elsewhere=True).name == "cpu"

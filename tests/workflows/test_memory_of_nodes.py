@@ -107,7 +107,7 @@ def test_a_step_takes_no_more_than_it_states(tmp_path, step):
         "assert main(['T1w.nii.gz', '--engine', 'derivatives', '--wm-map', 'WM.nii.gz', '--gm-map',"
         " 'GM.nii.gz', '--csf-map', 'CSF.nii.gz', '--out-prefix', 'x']) == 0;"
     )
-    told = "from iqtflow.utils.memory import peak_memory_gb; print(peak_memory_gb())"
+    told = "from iqtflow.utils.system import peak_memory_gb; print(peak_memory_gb())"
     done = subprocess.run(
         [sys.executable, "-c", (extract if step == "EXTRACT" else maps) + told],
         cwd=tmp_path,

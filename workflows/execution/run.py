@@ -25,7 +25,7 @@ from iqtflow.utils.errors import (
     exit_code_of_failures,
 )
 from iqtflow.utils.gpus import visible_gpus
-from iqtflow.utils.memory import tells_of_memory, too_little_memory
+from iqtflow.utils.system import tells_of_memory, too_little_memory
 from iqtflow.workflows.execution.local import LocalProcesses
 from iqtflow.workflows.execution.lock import claimed, make_own
 from iqtflow.workflows.execution.nipype_config import configure_nipype

@@ -17,7 +17,7 @@ from traceback import format_exception
 
 from nipype.pipeline.engine import Node
 
-from iqtflow.utils.streams import patient_streams
+from iqtflow.utils.command import patient_streams
 from iqtflow.workflows.execution.cache import seal
 from iqtflow.workflows.execution.nipype_config import apply_in_worker
 

@@ -9,7 +9,8 @@ import argparse
 import os
 from pathlib import Path
 
-from iqtflow.utils.errors import InputError, run_command
+from iqtflow.utils.command import run_command
+from iqtflow.utils.errors import InputError
 from iqtflow.utils.files import read_text
 from iqtflow.utils.outputs import FIGURE, JSON, add_overwrite, check_outputs
 

@@ -15,8 +15,9 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from iqtflow.utils.command import run_command
 from iqtflow.utils.environment import command_line
-from iqtflow.utils.errors import IQTFlowError, UsageError, run_command
+from iqtflow.utils.errors import IQTFlowError, UsageError
 from iqtflow.utils.files import write_text
 from iqtflow.utils.outputs import is_made_by
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from iqtflow.cli.types import positive, workers
 from iqtflow.reports.run_summary import describe_enhancement
-from iqtflow.utils.errors import InputError, run_command
+from iqtflow.utils.command import run_command
+from iqtflow.utils.errors import InputError
 from iqtflow.utils.gpus import device_claimed
-from iqtflow.utils.memory import USUAL_GB, WITH_TORCH_GB
 from iqtflow.utils.outputs import IMAGE, JSON, add_overwrite, check_outputs
+from iqtflow.utils.system import USUAL_GB, WITH_TORCH_GB
 
 PROG = "iqtflow-enhance"
 PRECISIONS, TILINGS = ("auto", "float32", "bfloat16"), ("auto", "whole", "tiles", "paper")

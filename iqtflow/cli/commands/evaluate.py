@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from iqtflow.utils.errors import run_command
+from iqtflow.utils.command import run_command
 from iqtflow.utils.outputs import JSON, add_overwrite, check_outputs
 
 PROG = "iqtflow-evaluate"

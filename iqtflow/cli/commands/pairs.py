@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from iqtflow.cli.types import fraction, whole_number
-from iqtflow.utils.errors import run_command
+from iqtflow.utils.command import run_command
 from iqtflow.utils.outputs import JSON, PAIRS, add_overwrite, check_outputs
 
 PROG = "iqtflow-pairs"

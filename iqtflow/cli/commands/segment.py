@@ -12,7 +12,9 @@ from iqtflow.cli.types import positive, prefix, whole_number, workers
 from iqtflow.config import ENGINES
 from iqtflow.segmentation.precomputed import ReadyMaps, find_ready_maps
 from iqtflow.segmentation.select import EngineChoice, choose_engine
-from iqtflow.utils.errors import InputError, UsageError, require_parent, run_command
+from iqtflow.utils.command import run_command
+from iqtflow.utils.errors import InputError, UsageError
+from iqtflow.utils.files import require_parent
 from iqtflow.utils.outputs import IMAGE, JSON, add_overwrite, check_outputs
 
 if TYPE_CHECKING:

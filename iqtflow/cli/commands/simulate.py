@@ -12,7 +12,8 @@ from typing import Any
 
 from iqtflow.cli.types import between, whole_number
 from iqtflow.config import IMPERFECTIONS, SNR_LIMITS
-from iqtflow.utils.errors import InputError, UsageError, run_command
+from iqtflow.utils.command import run_command
+from iqtflow.utils.errors import InputError, UsageError
 from iqtflow.utils.outputs import IMAGE, JSON, add_overwrite, check_outputs
 
 PROG = "iqtflow-simulate"

@@ -15,11 +15,12 @@ from iqtflow.cli.types import draws as number_of_draws
 from iqtflow.cli.types import network_option, workers
 from iqtflow.config import UNCERTAINTIES
 from iqtflow.models.trust import allow_network
-from iqtflow.utils.errors import InputError, UsageError, run_command
+from iqtflow.utils.command import run_command
+from iqtflow.utils.errors import InputError, UsageError
 from iqtflow.utils.files import read_text
 from iqtflow.utils.gpus import device_claimed
-from iqtflow.utils.memory import WITH_TORCH_GB
 from iqtflow.utils.outputs import MODEL, TABLE, add_overwrite, check_outputs
+from iqtflow.utils.system import WITH_TORCH_GB
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from typing import Any
 from iqtflow.cli.parser_parts import flag, option
 from iqtflow.cli.types import megabytes, positive, workers
 from iqtflow.config import RunSettings
-from iqtflow.utils.resources import DEVICES
+from iqtflow.utils.gpus import DEVICES
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
