@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from document_judges import check, check_example, check_toml, plain
-from documents import KNOWN, SHELLS, Command, Sandbox, list_pages, read_blocks, read_commands
+from documents import KNOWN, ROOT, SHELLS, Command, Sandbox, list_pages, read_blocks, read_commands
 from pretend_spm import make_program, make_spm
 
 from iqtflow.utils.errors import UsageError
@@ -109,16 +109,10 @@ def test_examples_in_other_languages_are_right(page, tmp_path, monkeypatch):
 def test_examples_in_docstrings_are_right():
     """Public functions show how they are called; each example is run as it stands."""
     attempted = 0
-    for name in (
-        "simulation.snr_prior",
-        "image.geometry",
-        "simulation.slice_profile",
-        "evaluation.metrics",
-        "cli.types",
-        "models.model_file",
-    ):
-        result = doctest.testmod(importlib.import_module(f"iqtflow.{name}"), optionflags=doctest.ELLIPSIS)
-        assert result.failed == 0, f"iqtflow.{name}"
+    for path in sorted(path for path in (ROOT / "iqtflow").rglob("*.py") if ">>> " in path.read_text()):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        result = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS)
+        assert result.failed == 0, module
         attempted += result.attempted
     assert attempted >= 12
 

@@ -151,7 +151,7 @@ def _uncertainty(found: dict[str, Any], kind: str | None) -> str:
         lines.append(f"| {i + 1} | {row['std']:.2f} | {row['error']:.2f} | {span} |")
     lines.append(
         "\nThis holds for people and scans like those of training: see "
-        "[limits](../limits.md#what-numbers-taken-from-the-output-mean)."
+        "[limits](../limits.md#how-to-read-numbers-from-the-output)."
     )
     return "\n".join(lines)
 
