@@ -148,6 +148,16 @@ class TrainSettings:
     model_name: str | None = None  #: of ``models/NAME.safetensors``; None names it after k
 
     @property
+    def stored_draws(self) -> int:
+        """Simulated scans that are stored for each high-field scan; at least one, to evaluate on."""
+        return 1 if self.draws == "fresh" else self.draws
+
+    @property
+    def output_model(self) -> str:
+        """Name of the model that is trained."""
+        return self.model_name or f"iqt-k{self.upsampling_factor}"
+
+    @property
     def patch_edge(self) -> int:
         """Edge of high-field patches in voxels: the paper's 32, or the next that suits factors of 3."""
         return self.patch_size or (48 if self.upsampling_factor % 3 == 0 else 32)

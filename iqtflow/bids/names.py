@@ -1,12 +1,14 @@
-"""Names of what is written. All entity names are here."""
+"""Names of all files that are written, and the entities of BIDS that they are made of."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from iqtflow.bids.scan import Scan
+from iqtflow.config import Settings
 
 #: What an image file's name may end in.
 EXTENSIONS = (".nii", ".nii.gz")
@@ -17,10 +19,8 @@ ENTITY_ORDER = (
     "run", "mod", "echo", "flip", "inv", "mt", "part", "proc", "hemi", "space", "split", "recording", "chunk",
     "seg", "res", "den", "label", "desc",
 )  # fmt: skip
-
-
-#: Bytes of a scan's name, without extension, that leave room for what the names of results and figures add
-#: to it, up to the 255 that file systems take.
+#: Longest name of a scan (bytes, without extension). Names of results and figures add to it, and file systems
+#: take 255 bytes.
 LONGEST_NAME = 215
 
 
@@ -68,6 +68,109 @@ def label_of(node: str) -> str:
     return node.replace("__", "+")
 
 
+#: What a run writes for a scan, by what it is: arguments of `derivative_name`. ``{number}`` counts the
+#: simulated scans from 1.
+SCAN_OUTPUTS: dict[str, dict[str, str]] = {
+    "enhanced": {"desc": "iqt"},
+    "std": {"desc": "iqtstd"},
+    "wm": {"label": "WM", "suffix": "probseg"},
+    "gm": {"label": "GM", "suffix": "probseg"},
+    "csf": {"label": "CSF", "suffix": "probseg"},
+    "mask": {"desc": "brain", "suffix": "mask"},
+    "draw": {"desc": "sim{number:02d}"},
+    "library": {"folder": "patches", "suffix": "patches", "extension": ".safetensors"},
+    "pairs": {"folder": "patches", "suffix": "pairs", "extension": ".npy"},
+    "pairs_header": {"folder": "patches", "suffix": "pairs", "extension": ".json"},
+    "measurement": {"folder": "calibration", "extension": "_snr.json"},
+}
+#: What else a run writes, by what it is: paths under the root of the derivatives.
+RUN_OUTPUTS = {
+    "description": "dataset_description.json",
+    "ignored": ".bidsignore",
+    "index": "index.html",
+    "page": "sub-{subject}.html",
+    "page_summary": "sub-{subject}/figures/sub-{subject}_desc-report.json",
+    "citation": "logs/CITATION.md",
+    "references": "logs/CITATION.bib",
+    "paragraphs": "logs/citation",
+    "prior": "calibration/prior.json",
+    "prior_figure": "calibration/prior.png",
+    "split": "models/split.json",
+    "model": "models/{model}.safetensors",
+    "curves": "models/{model}_member-{member}_curves.csv",
+    "scores": "models/{model}_summary.json",
+    "example": "models/{model}_evaluation/{stem}_desc-{desc}_T1w.nii.gz",
+    "metrics": "group_metrics.tsv",
+    "metrics_dictionary": "group_metrics.json",
+    "group_page": "group.html",
+}
+#: Tissue maps and brain mask, keys of `SCAN_OUTPUTS`.
+MAPS = ("wm", "gm", "csf", "mask")
+
+
+def output_name(what: str, scan: Scan | None = None, **given: str | int) -> Path:
+    """Return the path of an output, relative to the root of the derivatives.
+
+    Parameters
+    ----------
+    what
+        A key of `SCAN_OUTPUTS` or `RUN_OUTPUTS`.
+    scan
+        The scan that it is made from; only for `SCAN_OUTPUTS`.
+    **given
+        The fields in braces, such as ``number=1`` or ``model="iqt-k4"``.
+
+    Returns
+    -------
+    Path
+        Relative path.
+
+    Examples
+    --------
+    >>> output_name("model", model="iqt-k4").as_posix()
+    'models/iqt-k4.safetensors'
+    """
+    if scan is None:
+        return Path(RUN_OUTPUTS[what].format(**given))
+    return derivative_name(scan, **{key: value.format(**given) for key, value in SCAN_OUTPUTS[what].items()})
+
+
+def scan_outputs(scan: Scan, settings: Settings) -> list[Path]:
+    """Return what a run writes for every scan that it processes; sidecars of images not included.
+
+    Parameters
+    ----------
+    scan
+        The scan.
+    settings
+        All settings of the run.
+
+    Returns
+    -------
+    list of Path
+        Relative to the root of the derivatives.
+    """
+    train = settings.train
+    if settings.run.mode == "enhance":
+        return [output_name("enhanced", scan)]
+    if settings.run.mode == "calibrate":
+        return [output_name("measurement", scan)]
+    pairs = ("pairs", "pairs_header") if train.patch_library == "pairs" else ()
+    return [
+        *(output_name(kind, scan) for kind in MAPS),
+        *(output_name("draw", scan, number=i) for i in range(1, train.stored_draws + 1)),
+        *(output_name(kind, scan) for kind in ("library", *pairs)),
+    ]
+
+
+def with_sidecars(names: Iterable[Path]) -> list[Path]:
+    """Return names of outputs, each image followed by its JSON sidecar."""
+    found = []
+    for name in names:
+        found += [name, sidecar_name(name)] if name.name.endswith(EXTENSIONS) else [name]
+    return found
+
+
 def derivative_name(
     scan: Scan,
     *,
@@ -75,6 +178,7 @@ def derivative_name(
     label: str | None = None,
     suffix: str | None = None,
     extension: str = ".nii.gz",
+    folder: str | None = None,
 ) -> Path:
     """Name a derivative of a scan.
 
@@ -88,6 +192,8 @@ def derivative_name(
         None keeps the scan's.
     extension
         With its dot.
+    folder
+        Folder that holds it, relative to the root; None for the scan's own.
 
     Returns
     -------
@@ -108,17 +214,13 @@ def derivative_name(
     ordered = sorted(entities.items(), key=lambda item: ENTITY_ORDER.index(item[0]))
     name = "_".join([*(f"{key}-{value}" for key, value in ordered), suffix or scan.suffix])
     folders = [f"sub-{scan.subject}", *([f"ses-{scan.session}"] if scan.session else []), "anat"]
-    return Path(*folders, name + extension)
+    return Path(*([folder] if folder else folders), name + extension)
 
 
-def library_name(scan: Scan, *, suffix: str = "patches", extension: str = ".safetensors") -> Path:
-    """Path of a scan's patch library under the root of the derivatives."""
-    return Path("patches", derivative_name(scan, suffix=suffix, extension=extension).name)
-
-
-def measurement_name(scan: Scan) -> Path:
-    """Path of the measured tissue SNR of a scan under the root of the derivatives."""
-    return Path("calibration", derivative_name(scan, extension="").name + "_snr.json")
+def stem_name(scan: Scan) -> Path:
+    """Return the beginning of the paths of all derivatives beside each other, up to their ``_desc-``."""
+    path = output_name("enhanced", scan)
+    return path.with_name(path.name.partition("_desc-iqt")[0])
 
 
 def scan_seed(scan: Scan, seed: int) -> int:

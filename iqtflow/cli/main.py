@@ -26,7 +26,7 @@ from iqtflow.utils.command import run_command
 from iqtflow.utils.environment import place_sockets, working_in
 from iqtflow.utils.errors import UsageError, printable
 from iqtflow.utils.gpus import resolve_device
-from iqtflow.workflows.app.collect import check_engines, keep_inputs, look_over
+from iqtflow.workflows.app.collect import check_engines, list_inputs, look_over
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,30 +54,25 @@ def _run(argv: Sequence[str] | None) -> int:
     options = parse(argv)
     if options.doctor:
         return examine(options)
-    settings, reason = settle(options)
-    # A nipype.cfg has no say, be it in the current folder, where nipype looks, or in the user's home.
+    settings, (listing, reason) = settle(options)
+    # Ignore any nipype.cfg: nipype looks for one in the current folder and in the user's home.
     os.environ["NIPYPE_CONFIG_DIR"] = os.devnull
-    # Only now: --help and a mistyped option should not have to wait for nipype.
+    # Imported here, because nipype takes seconds to load and --help does not need it. The current folder may
+    # be deleted or closed to this user, or hold files with the names of libraries.
     with working_in(os.sep):
+        from iqtflow.workflows.app.base import run_workflow, write_boilerplate, write_reports
+        from iqtflow.workflows.app.plan import print_plan
+
         if options.dry_run:
-            from iqtflow.workflows.app.plan import print_plan
-
-            return print_plan(settings)
+            return print_plan(settings, listing)
         if options.reports_only:
-            from iqtflow.workflows.app.reports import write_reports
-
             return write_reports(settings)
         if options.boilerplate_only:
-            from iqtflow.workflows.app.base import write_boilerplate
-
-            return write_boilerplate(settings)
+            return write_boilerplate(settings, listing)
     prepare(settings, clean=options.clean_workdir)
     announce(settings, reason)
-    with working_in(os.sep):
-        from iqtflow.workflows.app.base import run_workflow
-    # Where the command was typed may be deleted, or closed to this user, and holds files of anyone.
     with working_in(settings.paths.work_dir):
-        return run_workflow(settings)
+        return run_workflow(settings, listing)
 
 
 def prepare(settings: Settings, *, clean: bool) -> None:
@@ -99,7 +94,7 @@ def prepare(settings: Settings, *, clean: bool) -> None:
     check_own(settings.paths.work_dir)
 
 
-def settle(options: argparse.Namespace) -> tuple[Settings, str]:
+def settle(options: argparse.Namespace) -> tuple[Settings, tuple[Listing, str]]:
     """Turn parsed arguments into settings, after all checks that need no image to be opened.
 
     Parameters
@@ -111,8 +106,8 @@ def settle(options: argparse.Namespace) -> tuple[Settings, str]:
     -------
     settings : Settings
         With absolute paths and a resolved device.
-    reason : str
-        Why this device.
+    found : tuple of Listing and str
+        The scans of the run, and why this device was chosen.
 
     Raises
     ------
@@ -160,7 +155,7 @@ def settle(options: argparse.Namespace) -> tuple[Settings, str]:
         print(f"iqtflow: note: {note}", flush=True)
     check_settings(settings)
     try:
-        listing = keep_inputs(settings)
+        listing = list_inputs(settings)
     except UsageError:
         if not inputs.skip_validation:  # a name that is no name of BIDS may be why nothing was found
             look_over(settings, Listing([], []))
@@ -178,7 +173,7 @@ def settle(options: argparse.Namespace) -> tuple[Settings, str]:
     else:
         check_writable(output_dir)
         check_writable(work_dir, mode=0o755)
-    return settings, device.reason
+    return settings, (listing, device.reason)
 
 
 def examine(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Where a run writes, and under which names: looked at before the work, so that nothing of anyone is lost."""
+"""Checks of the folders and files that a run writes to, before it begins: no other file may be lost."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from iqtflow.bids import Listing, Scan, check_owner, derivative_name
-from iqtflow.bids.names import can_have_page, library_name, measurement_name, sidecar_name
+from iqtflow.bids import Listing, check_owner
+from iqtflow.bids.names import can_have_page, output_name, scan_outputs, with_sidecars
 from iqtflow.config import Settings, read_sections
-from iqtflow.reports.citation import CITATION, PARAGRAPHS
 from iqtflow.utils.errors import OutputError, UsageError
 
 
@@ -99,7 +98,7 @@ def check_names(settings: Settings, listing: Listing, *, pages_only: bool = Fals
     if not os.path.isdir(root):
         return
     names = list(_names(settings, listing, pages_only=pages_only))
-    for folder in sorted({PARAGRAPHS, *(parent for name in names for parent in name.parents)}):
+    for folder in sorted({output_name("paragraphs"), *(parent for name in names for parent in name.parents)}):
         if os.path.lexists(root / folder) and not os.path.isdir(root / folder):
             raise _taken(root / folder, "no folder", "a folder of this name, or nothing")
     there = []
@@ -112,7 +111,7 @@ def check_names(settings: Settings, listing: Listing, *, pages_only: bool = Fals
             raise _taken(root / name, "a folder", "a file that iqtflow made, or nothing")
         there.append(name)
     # Only now: another job of the same array may just have begun, and describes the folder first.
-    own = any((root / name).is_file() for name in ("dataset_description.json", ".bidsignore"))
+    own = any((root / output_name(what)).is_file() for what in ("description", "ignored"))
     if there and not own and not _has_written(settings):
         raise _taken(
             root / there[0],
@@ -120,23 +119,6 @@ def check_names(settings: Settings, listing: Listing, *, pages_only: bool = Fals
             "dataset_description.json)",
             "an empty folder, or earlier output of iqtflow",
         )
-
-
-def stored_names(scan: Scan, settings: Settings) -> list[Path]:
-    """Files that a run stores for every scan that goes well, relative to the root of the derivatives."""
-    if settings.run.mode == "calibrate":
-        return [measurement_name(scan)]
-    if settings.run.mode == "enhance":
-        images = [derivative_name(scan, desc="iqt")]
-    else:
-        draws = 1 if settings.train.draws == "fresh" else settings.train.draws
-        images = [
-            *(derivative_name(scan, label=label, suffix="probseg") for label in ("WM", "GM", "CSF")),
-            derivative_name(scan, desc="brain", suffix="mask"),
-            *(derivative_name(scan, desc=f"sim{i:02d}") for i in range(1, draws + 1)),
-        ]
-    libraries = [] if settings.run.mode == "enhance" else [library_name(scan)]
-    return [*images, *map(sidecar_name, images), *libraries]
 
 
 def check_writable(folder: Path, *, mode: int = 0o777) -> None:
@@ -191,32 +173,24 @@ def _has_written(settings: Settings) -> bool:
 
 
 def _names(settings: Settings, listing: Listing, *, pages_only: bool) -> Iterator[Path]:
-    """Yield the names under which a run writes, relative to the root of the derivatives."""
-    from iqtflow.reports.assemble.summaries import summary_path  # pages take half a second to load
-
+    """Yield what a run writes, relative to the root of the derivatives."""
     run = settings.run
     if not pages_only:
-        yield from (Path(".bidsignore"), CITATION, CITATION.with_suffix(".bib"))
+        yield from map(output_name, ("ignored", "citation", "references"))
     if "participant" in run.levels and not pages_only:
         for scan in listing.scans:
-            yield from stored_names(scan, settings)
-            if run.mode == "enhance":
-                std = derivative_name(scan, desc="iqtstd")
-                yield from (std, sidecar_name(std))
-            elif settings.train.patch_library == "pairs" and run.mode == "train":
-                for extension in (".npy", ".json"):
-                    yield library_name(scan, suffix="pairs", extension=extension)
+            std = [output_name("std", scan)] if run.mode == "enhance" else []
+            yield from with_sidecars([*scan_outputs(scan, settings), *std])
     if "participant" in run.levels and run.mode != "calibrate":
-        yield Path("index.html")
+        yield output_name("index")
         labels = {scan.subject for scan in listing.scans} | {left.subject for left in listing.left_out}
         for label in filter(can_have_page, sorted(labels)):
-            yield from (Path(f"sub-{label}.html"), summary_path(Path(), label))
+            yield from (output_name(what, subject=label) for what in ("page", "page_summary"))
     if "group" in run.levels and run.mode == "calibrate":
-        yield from (Path("calibration", name) for name in ("prior.json", "prior.png"))
+        yield from map(output_name, ("prior", "prior_figure"))
     elif "group" in run.levels and run.mode == "train":
-        model = settings.train.model_name or f"iqt-k{settings.train.upsampling_factor}"
-        yield from (Path("models", model + ending) for ending in (".safetensors", "_summary.json"))
-        yield from (Path("group.html"), Path("group_metrics.tsv"))
+        model = settings.train.output_model
+        yield from (output_name(what, model=model) for what in ("model", "scores", "group_page", "metrics"))
 
 
 def _taken(path: Path, found: str, expected: str) -> UsageError:

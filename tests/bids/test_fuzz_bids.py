@@ -153,17 +153,15 @@ def run(*arguments: str) -> tuple[int, str]:
 
 def planned(arguments: list[str]) -> tuple[list[Path], list[str], list]:
     """Files that the graph would write, names of its parts, and what the listing found."""
-    from iqtflow.workflows.app.base import workflow_prefix
-    from iqtflow.workflows.app.participant import build_enhance_graph
+    from iqtflow.workflows.app.graphs import build_participant_graph
+    from iqtflow.workflows.app.participant import other_records
     from iqtflow.workflows.app.plan import choose_scans
 
     with contextlib.redirect_stdout(io.StringIO()):
         chosen, _ = cli.settle(parse([*arguments, "--device", "cpu"]))
     listing = list_inputs(chosen)
-    plan = choose_scans(listing.scans, chosen)
-    graph = build_enhance_graph(
-        plan.chosen, chosen, name=workflow_prefix(chosen), skipped=plan.skipped, left_out=listing.left_out
-    )
+    plan = choose_scans(listing, chosen)
+    graph = build_participant_graph(plan.chosen, chosen, name="graph", others=other_records(plan))
     written, parts = [], []
     for part in graph._graph:
         parts.append(part.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -195,16 +196,16 @@ def test_the_group_level_goes_on_after_a_file_was_left_out(mixed, tmp_path, caps
 
 
 def test_subjects_that_differ_by_a_plus_sign_have_folders_of_their_own_everywhere(bids_tree, tmp_path):
-    from iqtflow.workflows.app.participant import build_enhance_graph
-    from iqtflow.workflows.app.snr_prior import build_calibrate_graph
+    from iqtflow.workflows.app.graphs import build_participant_graph
     from iqtflow.workflows.execution.progress import step_of
 
     labels = ["01", "01+a", "01a", "01++"]
     root = bids_tree(*(f"sub-{label}/anat/sub-{label}_T1w.nii.gz" for label in labels))
     settings, _ = cli.settle(parse([str(root), str(tmp_path / "out"), "participant", "--device", "cpu"]))
     scans = find_scans(root)
-    for build in (build_enhance_graph, build_calibrate_graph):
-        graph = build(scans, settings, name="graph")
+    for mode in ("enhance", "calibrate"):
+        run = dataclasses.replace(settings.run, mode=mode)
+        graph = build_participant_graph(scans, dataclasses.replace(settings, run=run), name="graph")
         names = [part.name for part in graph._graph if part.name.startswith("sub_")]
         assert len(set(names)) == len(labels)
         told = {step_of(f"{name}.enhance").subject for name in names}

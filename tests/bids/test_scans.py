@@ -329,12 +329,10 @@ def test_a_byte_order_mark_is_no_fault(bids_tree):
 def test_text_for_a_boolean_never_says_that_the_skull_is_gone(bids_tree, tmp_path, mode, stated, told):
     from iqtflow.cli import main as cli
     from iqtflow.cli.parser import parse
-    from iqtflow.workflows.app.participant import build_prepare_graph
-    from iqtflow.workflows.app.snr_prior import build_calibrate_graph
+    from iqtflow.workflows.app.graphs import build_participant_graph
 
     root = bids_tree(T1W, sidecars={"T1w.json": {"SkullStripped": stated}})
     arguments = [str(root), str(tmp_path / "out"), "participant", "--mode", mode, "--segmentation", "ants"]
     settings, _ = cli.settle(parse([*arguments, "--device", "cpu"]))
-    build = build_prepare_graph if mode == "train" else build_calibrate_graph
-    graph = build(find_scans(root), settings, name="graph")
+    graph = build_participant_graph(find_scans(root), settings, name="graph")
     assert graph.get_node("sub_01_T1w.inputnode").inputs.skull_stripped == told

@@ -278,13 +278,12 @@ def test_a_folder_of_somebody_else_is_not_emptied(clinic, tmp_path, capsys):
 
 
 def test_the_seed_and_the_resources_of_the_command_line_reach_the_graph(clinic, tmp_path):
-    from iqtflow.workflows.app.collect import find_inputs
-    from iqtflow.workflows.app.participant import build_enhance_graph
+    from iqtflow.workflows.app.graphs import build_participant_graph
     from iqtflow.workflows.app.plan import choose_scans
 
     arguments = [str(clinic), str(tmp_path / "out"), "participant", "--random-seed", "7", "--nprocs", "2"]
-    settings, _ = cli.settle(parse([*arguments, "--device", "cpu", "--participant-label", "01"]))
-    graph = build_enhance_graph(choose_scans(find_inputs(settings), settings).chosen, settings, name="all")
+    settings, (listing, _) = cli.settle(parse([*arguments, "--device", "cpu", "--participant-label", "01"]))
+    graph = build_participant_graph(choose_scans(listing, settings).chosen, settings, name="all")
     sink = graph.get_node("sub_01_acq_axial_T1w.sink_enhanced")
     assert sink.inputs.metadata["RandomSeed"] == 7
     assert sink.inputs.base_directory == str(tmp_path / "out")

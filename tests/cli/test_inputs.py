@@ -111,11 +111,9 @@ def test_the_filter_file_reaches_the_run(bids_tree, tmp_path, monkeypatch):
             *("--participant-label", "01", "--skip-bids-validation"),
         ]
     )
-    settings, _ = cli.settle(options)
-    from iqtflow.workflows.app.collect import find_inputs
-
+    settings, (listing, _) = cli.settle(options)
     assert settings.inputs.filter_file == tmp_path / "filters.json"
-    assert names(find_inputs(settings)) == ["sub-01_ses-pre_acq-axial_run-2"]
+    assert names(listing.scans) == ["sub-01_ses-pre_acq-axial_run-2"]
 
 
 def test_filters_that_leave_nothing_are_blamed(bids_tree):
@@ -239,8 +237,7 @@ def test_a_description_that_datalad_has_not_fetched_is_asked_for(tmp_path, unloc
 
 
 def test_subjects_of_hcp_whose_files_have_one_name_stay_apart_in_a_graph(tmp_path):
-    from iqtflow.workflows.app.participant import build_enhance_graph
-    from iqtflow.workflows.app.snr_prior import build_calibrate_graph
+    from iqtflow.workflows.app.graphs import build_participant_graph
 
     for label in ("100307", "100408"):
         path = tmp_path / f"HCP/{label}/T1w/T1w_acpc_dc_restore_brain.nii.gz"
@@ -248,7 +245,7 @@ def test_subjects_of_hcp_whose_files_have_one_name_stay_apart_in_a_graph(tmp_pat
     options = ["participant", "--device", "cpu"]
     settings, _ = cli.settle(parse([str(tmp_path / "HCP"), str(tmp_path / "out"), *options]))
     scans = find_scans(tmp_path / "HCP")
-    graph = build_enhance_graph(scans, settings, name="enhance")
+    graph = build_participant_graph(scans, settings, name="enhance")
     given = graph.get_node("sub_100408_T1w.inputnode").inputs
     assert given.in_file == str(tmp_path / "HCP/100408/T1w/T1w_acpc_dc_restore_brain.nii.gz")
     sink = graph.get_node("sub_100307_T1w.sink_enhanced").inputs
@@ -256,7 +253,7 @@ def test_subjects_of_hcp_whose_files_have_one_name_stay_apart_in_a_graph(tmp_pat
     assert sink.metadata["Sources"] == ["bids:raw:100307/T1w/T1w_acpc_dc_restore_brain.nii.gz"]
     options += ["--mode", "calibrate", "--segmentation", "ants"]
     settings, _ = cli.settle(parse([str(tmp_path / "HCP"), str(tmp_path / "out"), *options]))
-    graph = build_calibrate_graph(scans, settings, name="calibrate")
+    graph = build_participant_graph(scans, settings, name="calibrate")
     given = graph.get_node("sub_100307_T1w.inputnode").inputs
     assert (given.label, given.skull_stripped) == ("sub-100307_T1w", "yes")
 

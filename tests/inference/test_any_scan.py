@@ -131,7 +131,7 @@ def test_a_contrast_that_no_model_knows_is_refused_for_the_whole_data_set(tmp_pa
     from iqtflow.bids import Scan
     from iqtflow.config import EnhanceSettings, PathSettings, Settings
     from iqtflow.utils.errors import UsageError
-    from iqtflow.workflows.app.participant import choose_model_file
+    from iqtflow.workflows.app.graphs import choose_model_file
 
     paths = PathSettings(bids_dir=tmp_path, output_dir=tmp_path / "out", work_dir=tmp_path / "work")
     choice = EnhanceSettings(contrast=contrast, model=str(models[4]) if given else None)

@@ -155,7 +155,7 @@ def scan(tmp_path) -> Scan:
 
 @pytest.mark.parametrize(("kind", "words"), [("predicted", "Predicted error"), (None, None)])
 def test_a_dry_run_and_a_sidecar_know_the_map_of_a_single_network(tmp_path, scan, kind, words):
-    from iqtflow.workflows.app import participant
+    from iqtflow.workflows.app.graphs import build_participant_graph
     from iqtflow.workflows.app.plan import outputs_of
 
     fields = {"k": 4, "contrast": "T1w", "geometry": "slab-centred", "context": "whole"}
@@ -166,7 +166,7 @@ def test_a_dry_run_and_a_sidecar_know_the_map_of_a_single_network(tmp_path, scan
     settings = Settings(paths=paths, enhance=EnhanceSettings(model=str(model)))
     names = [path.name for path in outputs_of(scan, settings)]
     assert ("sub-1_desc-iqtstd_T1w.nii.gz" in names) == (kind is not None)
-    graph = participant.build_enhance_graph([scan], settings, name="g")
+    graph = build_participant_graph([scan], settings, name="g")
     (sink,) = [node for node in graph._get_all_nodes() if node.name == "sink_std"]
     said = sink.inputs.metadata.get("Description")
     assert words in said if words else said is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -149,9 +150,9 @@ def test_a_model_that_exists_is_judged_on_people_that_it_has_never_seen(trained,
     turned = tmp_path / "turned.json"
     turned.write_text(json.dumps({**split, "train": split["evaluation"], "evaluation": split["train"]}))
     further = group(*prepared, tmp_path / "further", "--start-from", model, "--split", turned)
-    assert further.returncode == 2 and "among the people that trained tiny" in further.stderr
+    assert further.returncode == 2 and "among the subjects that trained tiny" in further.stderr
     everybody = group(*prepared, tmp_path / "work", *judge)
-    assert everybody.returncode == 2 and "among the people that trained tiny" in everybody.stderr
+    assert everybody.returncode == 2 and "among the subjects that trained tiny" in everybody.stderr
     judged = group(*prepared, tmp_path / "work", *judge, "--split", out / "models/split.json")
     assert judged.returncode == 0, judged.stdout + judged.stderr
     after = (out / "group_metrics.tsv").read_text().splitlines()
@@ -184,7 +185,7 @@ def test_two_visits_of_an_evaluation_subject_have_files_of_their_own(tmp_path):
         (tmp_path / f"{stem}_desc-sim01_T1w.json").write_text('{"SkullStripped": "false"}')
         (tmp_path / f"{stem}_patches.safetensors").touch()
         low = tmp_path / f"{stem}_desc-sim01_T1w.nii.gz"
-        evaluation.append(EvaluationScan(stem[4:6], low, low.with_name(f"{low.name[:-7]}.json"), low, low))
+        evaluation.append(EvaluationScan(stem[4:6], stem, low, low, low))
     graph = build_train_graph({}, evaluation, settings, split={}, model_name="m")
     written = [node.inputs.name for node in graph._graph if node.name.startswith("sink_")]
     assert len(set(written)) == len(written)
@@ -192,8 +193,10 @@ def test_two_visits_of_an_evaluation_subject_have_files_of_their_own(tmp_path):
         assert f"models/m_evaluation/{stem}_desc-iqt_T1w.nii.gz" in written
     assert graph.get_node("evaluate_01_ses_a.inputnode").inputs.skull_stripped == "auto", "a text is no yes"
 
-    (tmp_path / "patches").mkdir()
+    patches = paths.output_dir / "patches"
+    patches.mkdir(parents=True)
     for file in tmp_path.glob("*_patches.safetensors"):
-        file.rename(tmp_path / "patches" / file.name)
-    found = find_libraries(tmp_path, ["01"], sessions=["b"])
+        file.rename(patches / file.name)
+    of_b = dataclasses.replace(settings, run=RunSettings(mode="train", session_labels=("b",)))
+    found = find_libraries(of_b, ["01"])
     assert [file.name for file in found] == ["sub-01_ses-b_patches.safetensors"]

@@ -18,7 +18,7 @@ from phantoms import make_brain
 from iqtflow.bids import find_scans
 from iqtflow.config import EnhanceSettings, PathSettings, RunSettings, Settings
 from iqtflow.inference import footprint
-from iqtflow.workflows.execution.memory import count_voxels, enhancing_gb, state_memory
+from iqtflow.workflows.app.memory import count_voxels, enhancing_gb, state_memory
 from iqtflow.workflows.prepare import init_prepare_wf
 
 

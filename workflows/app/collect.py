@@ -1,30 +1,17 @@
-"""The scans that settings ask for, what is wrong with them as BIDS, and what makes their tissue maps."""
+"""The scans of a run: which they are, their headers, faults of the data set, and what makes tissue maps."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+import nibabel as nib
 
 from iqtflow.bids import Listing, Scan, list_scans
 from iqtflow.config import Settings
+from iqtflow.image.nifti_file import peek_nifti
 from iqtflow.segmentation.select import EngineChoice, check_engine, engine_for
-
-#: What the command line has found, for the run right after it.
-_kept: dict[tuple, Listing] = {}
-
-
-def keep_inputs(settings: Settings) -> Listing:
-    """List the scans of a run, and keep them for the next call of `list_inputs` with such settings: a large
-    data set takes seconds to look through.
-    """
-    _kept.clear()  # what an earlier command in this process has kept is not to be believed
-    listing = list_inputs(settings)
-    _kept[_key(settings)] = listing
-    return listing
-
-
-def find_inputs(settings: Settings, subjects: Iterable[str] | None = None) -> list[Scan]:
-    """Find the scans of a run: `list_inputs` without what it leaves out."""
-    return list_inputs(settings, subjects).scans
 
 
 def list_inputs(settings: Settings, subjects: Iterable[str] | None = None) -> Listing:
@@ -35,17 +22,20 @@ def list_inputs(settings: Settings, subjects: Iterable[str] | None = None) -> Li
     settings
         All settings.
     subjects
-        Labels that are wanted in the place of those in the settings.
+        Labels of subjects; None takes those of the settings.
+
+    Returns
+    -------
+    Listing
+        Scans, and files that are left out.
 
     Raises
     ------
     UsageError
-        As `iqtflow.bids.list_scans`, or the filter file cannot be worked with.
+        There are no scans (see `iqtflow.bids.list_scans`), or the filter file is not valid.
     """
     from iqtflow.bids.index import read_filters
 
-    if subjects is None and (kept := _kept.pop(_key(settings), None)) is not None:
-        return kept
     run, inputs = settings.run, settings.inputs
     contrast = settings.enhance.contrast if run.mode == "enhance" else "T1w"
     return list_scans(
@@ -58,10 +48,26 @@ def list_inputs(settings: Settings, subjects: Iterable[str] | None = None) -> Li
     )
 
 
-def _key(settings: Settings) -> tuple:
-    run = settings.run
-    labels = (run.participant_labels, run.session_labels)
-    return settings.paths.bids_dir, run.mode, labels, settings.enhance.contrast, settings.inputs
+def peek(path: str | os.PathLike) -> nib.Nifti1Image:
+    """Return an image whose header is read and checked, and whose voxels are not. Do not change it.
+
+    The header is read once, and again when the file has changed: planning needs it several times.
+
+    Raises
+    ------
+    InputError
+        The header is not valid; see `iqtflow.image.validate.check_scan`.
+    """
+    try:
+        changed = os.stat(path).st_mtime_ns
+    except OSError:
+        changed = 0  # `peek_nifti` reports it
+    return _peek(os.fspath(path), changed)
+
+
+@lru_cache(maxsize=100_000)
+def _peek(path: str, _: int) -> nib.Nifti1Image:
+    return peek_nifti(path)
 
 
 def engine_of(scan: Scan, settings: Settings) -> EngineChoice:
@@ -70,7 +76,7 @@ def engine_of(scan: Scan, settings: Settings) -> EngineChoice:
 
 
 def check_engines(scans: Sequence[Scan], settings: Settings) -> str:
-    """Make sure that there is an engine for scans, and describe it, as
+    """Check that there is an engine for scans, and describe it, as
     `iqtflow.segmentation.select.check_engine`.
     """
     paths = [scan.path for scan in scans]
@@ -78,12 +84,12 @@ def check_engines(scans: Sequence[Scan], settings: Settings) -> str:
 
 
 def look_over(settings: Settings, listing: Listing) -> None:
-    """Say in a few lines what is wrong with the data set as BIDS, and what the run does with such files.
+    """Print what is not valid BIDS in the data set, and what the run does with such files.
 
     Raises
     ------
     UsageError
-        What describes it as a whole cannot be read: it may be anything.
+        ``dataset_description.json`` cannot be read.
     """
     from iqtflow.bids.hcp import is_hcp
     from iqtflow.bids.validation import summarise, validate

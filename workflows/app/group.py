@@ -1,57 +1,72 @@
-"""The application's group level of training: an ensemble is trained on the patch libraries, judged on people
-that it has never seen, and written.
+"""The group level of training: train an ensemble on the patch libraries, evaluate it on unseen subjects, and
+store it. With ``--evaluate-model``, a model that exists is evaluated and nothing is trained.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nipype.pipeline.engine import Workflow
 
-from iqtflow.bids import derivative_name
-from iqtflow.bids.names import node_name
+from iqtflow.bids.names import node_name, output_name, sidecar_name, stem_name
 from iqtflow.config import Settings, TrainSettings
 from iqtflow.image.metadata import read_fields, skull_stripped
 from iqtflow.inference.footprint import CUDA_GB, training_gb
-from iqtflow.models.model_file import read_card
+from iqtflow.models.model_file import find_model, known_subjects, read_card
 from iqtflow.training.split import SPLIT_PARTS, keep_split, read_split
 from iqtflow.utils.errors import EXIT_OK, UsageError
 from iqtflow.utils.files import require_name
-from iqtflow.workflows.app.collect import find_inputs
-from iqtflow.workflows.app.evaluate_existing import (
-    check_judged,
-    check_unknown,
-    people_to_judge_on,
-    prepared,
-    trained,
-)
+from iqtflow.workflows.app.collect import list_inputs
+from iqtflow.workflows.app.graphs import sink_node
 from iqtflow.workflows.execution.lock import make_own
 from iqtflow.workflows.execution.run import find_lost, report_failures, run_graph
+
+#: Folder of the patch libraries in the output folder.
+PATCHES = "patches"
 
 
 @dataclass(frozen=True)
 class EvaluationScan:
-    """A simulated low-field scan of an evaluation subject and its truth."""
+    """A simulated low-field scan of an evaluation subject, and the high-field scan that it was made from.
+
+    Attributes
+    ----------
+    subject
+        Label without ``sub-``.
+    stem
+        Beginning of the names of its derivatives; no other scan has the same.
+    low_field
+        Simulated scan.
+    truth, mask
+        High-field scan, and brain mask on its grid.
+    """
 
     subject: str
+    stem: str
     low_field: Path
-    sidecar: Path
     truth: Path
     mask: Path
 
     @property
-    def stem(self) -> str:
-        """Beginning of the names of what is made of it; no other scan has the same."""
-        return self.low_field.name.partition("_desc-sim01_")[0]
+    def sidecar(self) -> Path:
+        """JSON file of the simulated scan."""
+        return sidecar_name(self.low_field)
 
 
-def run_group(settings: Settings, logs: Path) -> int:
-    """Train, evaluate and write the model, its figures and its page; returns the exit code.
+def run_group(settings: Settings, *, name: str) -> int:
+    """Train, evaluate and store the model, its scores and its page; return the exit code.
+
+    Parameters
+    ----------
+    settings
+        All settings.
+    name
+        Name of the top workflow.
 
     Raises
     ------
@@ -60,60 +75,46 @@ def run_group(settings: Settings, logs: Path) -> int:
     """
     from iqtflow.evaluation.uncertainty_calibration import reliability_phrase
     from iqtflow.reports.assemble.training import write_training_page
-    from iqtflow.workflows.app.base import workflow_prefix
 
-    split = settle_split(settings) if settings.train.evaluate_model is None else people_to_judge_on(settings)
-    output = settings.paths.output_dir
-    kind = "pairs.npy" if settings.train.patch_library == "pairs" else "patches.safetensors"
+    train, output = settings.train, settings.paths.output_dir
+    split = settle_split(settings)
     evaluation = find_evaluation(settings, split["evaluation"])
     libraries: dict[str, list[Path]] = {}
-    if settings.train.evaluate_model is None:
-        sessions = settings.run.session_labels
-        libraries = {
-            part: find_libraries(output, split[part], kind=kind, sessions=sessions)
-            for part in ("train", "validation")
-        }
-    name = settings.train.model_name or f"iqt-k{settings.train.upsampling_factor}"
-    if settings.train.evaluate_model is not None:
-        card = check_judged(settings.train.evaluate_model, evaluation, settings)
-        name = settings.train.model_name or require_name(card["name"], "name in the model's card")
-    elif settings.train.start_from is not None:
-        check_unknown(read_card(settings.train.start_from), split["evaluation"], option="--start-from")
-    workflow = build_train_graph(
-        libraries,
-        evaluation,
-        settings,
-        split=split,
-        model_name=name,
-        name=f"{workflow_prefix(settings)}_group",
-    )
-    failures = run_graph(workflow, settings, logs)
+    model = train.output_model
+    if train.evaluate_model is not None:
+        card = check_existing(train.evaluate_model, evaluation, settings)
+        model = train.model_name or require_name(card["name"], "name in the model's card")
+    else:
+        libraries = {part: find_libraries(settings, split[part]) for part in ("train", "validation")}
+        if train.start_from is not None:
+            check_unseen(read_card(train.start_from), split["evaluation"], option="--start-from")
+    workflow = build_train_graph(libraries, evaluation, settings, split=split, model_name=model, name=name)
+    failures = run_graph(workflow, settings)
     if failures:
         return report_failures(failures)
-    judged = ("group_metrics.tsv", f"models/{name}_summary.json") if evaluation else ()
-    lost = find_lost(output, [f"models/{name}.safetensors", *judged])
+    stored, scores, metrics = (
+        output_name("model", model=model), output_name("scores", model=model), output_name("metrics")
+    )  # fmt: skip
+    lost = find_lost(output, [stored, *((metrics, scores) if evaluation else ())])
     if lost is not None:
         raise lost
     if evaluation:
-        summary = json.loads((output / "models" / f"{name}_summary.json").read_text(encoding="utf-8"))
-        print(f"iqtflow: {tell_figures(summary)}", flush=True)
+        summary = json.loads((output / scores).read_text(encoding="utf-8"))
+        print(f"iqtflow: {describe_scores(summary)}", flush=True)
         if "reliability" in summary:
             print(f"iqtflow: uncertainty: {reliability_phrase(summary['reliability'])}", flush=True)
-    print(
-        f"iqtflow: model {output / 'models' / name}.safetensors; figures {output / 'group_metrics.tsv'}",
-        flush=True,
-    )
-    # Last: a page that cannot be written costs nothing of the rest.
+    print(f"iqtflow: model {output / stored}; figures {output / metrics}", flush=True)
+    # Last: a page that cannot be written costs no other result.
     scans = [
         {"subject": e.subject, "truth": e.truth, "input": e.low_field, "mask": e.mask} for e in evaluation
     ]
-    page = write_training_page(output, name, scans=scans)
-    print(f"iqtflow: page {page}", flush=True)
+    print(f"iqtflow: page {write_training_page(output, model, scans=scans)}", flush=True)
     return EXIT_OK
 
 
 def settle_split(settings: Settings) -> dict[str, tuple[str, ...]]:
-    """Return the split that was given; else the one that an earlier run stored; else draw one and store it.
+    """Return the split of the subjects: the one given, else the one that an earlier run stored, else a new
+    one, which is stored. To evaluate an existing model without a split given, take all prepared subjects.
 
     Raises
     ------
@@ -122,8 +123,10 @@ def settle_split(settings: Settings) -> dict[str, tuple[str, ...]]:
     """
     if settings.train.split is not None:
         return read_split(settings.train.split)
-    labels = prepared(settings)
-    path = settings.paths.output_dir / "models" / "split.json"
+    labels = prepared_subjects(settings)
+    if settings.train.evaluate_model is not None:
+        return {**dict.fromkeys(SPLIT_PARTS, ()), "evaluation": tuple(labels)}
+    path = settings.paths.output_dir / output_name("split")
     stored = path.exists()
     split = keep_split(path, labels, seed=settings.run.seed, ratio=settings.train.split_ratio)
     sizes = ", ".join(f"{len(split[part])} {part}" for part in SPLIT_PARTS)
@@ -134,7 +137,14 @@ def settle_split(settings: Settings) -> dict[str, tuple[str, ...]]:
     return split
 
 
-def tell_figures(summary: Mapping[str, Any]) -> str:
+def prepared_subjects(settings: Settings) -> list[str]:
+    """Return the labels, of those asked for, that the participant level has prepared."""
+    folder, wanted = settings.paths.output_dir / PATCHES, settings.run.participant_labels
+    found = {path.name.split("_")[0].removeprefix("sub-") for path in folder.glob("sub-*")}
+    return sorted(found & set(wanted) if wanted else found)
+
+
+def describe_scores(summary: Mapping[str, Any]) -> str:
     """Return a summary of the evaluation as a phrase."""
     parts = []
     for name, label, unit in (("psnr", "PSNR", " dB"), ("mssim", "MSSIM", "")):
@@ -143,67 +153,56 @@ def tell_figures(summary: Mapping[str, Any]) -> str:
         p = f", Wilcoxon n = {test['n']}, p = {test['p']:.2g}" if test else ""
         mean, spline = (f"{scores['mean']:.{digits}f}{unit}" for scores in (ours, theirs))
         parts.append(f"{label} {mean} (cubic spline {spline}{p})")
-    return f"on {summary['n']} people that it has never seen: {'; '.join(parts)}"
+    subjects = "subject" if summary["n"] == 1 else "subjects"
+    return f"on {summary['n']} unseen {subjects}: {'; '.join(parts)}"
 
 
-def find_libraries(
-    output_dir: Path,
-    subjects: Sequence[str],
-    *,
-    kind: str = "patches.safetensors",
-    sessions: Sequence[str] = (),
-) -> list[Path]:
-    """Return the patch libraries of subjects, sorted; UsageError names subjects that have none.
+def find_libraries(settings: Settings, subjects: Sequence[str]) -> list[Path]:
+    """Return the patch libraries of subjects, of the sessions asked for, sorted by subject.
 
-    Parameters
-    ----------
-    output_dir
-        Root of the derivatives.
-    subjects
-        Labels.
-    kind
-        What the files' names end in.
-    sessions
-        Labels of the sessions wanted; none means all.
+    Raises
+    ------
+    UsageError
+        A subject has none.
     """
-    wanted = {f"ses-{label}" for label in sessions}
+    folder = settings.paths.output_dir / PATCHES
+    sessions = {f"ses-{label}" for label in settings.run.session_labels}
+    ending = "pairs.npy" if settings.train.patch_library == "pairs" else "patches.safetensors"
     found = {
         label: sorted(
-            file
-            for file in {
-                *(output_dir / "patches").glob(f"sub-{label}_*{kind}"),
-                *(output_dir / "patches").glob(f"sub-{label}_{kind}"),
-            }
-            if not wanted or wanted & set(file.name.split("_"))
+            path
+            for pattern in (f"sub-{label}_*_{ending}", f"sub-{label}_{ending}")
+            for path in folder.glob(pattern)
+            if not sessions or sessions & set(path.name.split("_"))
         )
         for label in subjects
     }
     missing = [f"sub-{label}" for label, files in found.items() if not files]
     if missing:
         raise UsageError(
-            output_dir / "patches",
-            found=f"no patch library (..._{kind}) of {', '.join(missing)}",
+            folder,
+            found=f"no patch library (..._{ending}) of {', '.join(missing)}",
             expected="one for each subject of the split",
             next_step="Run the participant level with --mode train and the same options on these subjects.",
         )
-    return [file for label in subjects for file in found[label]]
+    return [path for label in subjects for path in found[label]]
 
 
 def find_evaluation(settings: Settings, subjects: Sequence[str]) -> list[EvaluationScan]:
-    """Return the simulated scans of the evaluation subjects; UsageError names subjects that have none."""
+    """Return the simulated scans of the evaluation subjects.
+
+    Raises
+    ------
+    UsageError
+        A subject has none.
+    """
     if not subjects:
         return []
     output, found = settings.paths.output_dir, []
-    for scan in find_inputs(settings, subjects):
-        low = output / derivative_name(scan, desc="sim01")
-        item = EvaluationScan(
-            scan.subject,
-            low,
-            low.with_name(low.name.replace(".nii.gz", ".json")),
-            scan.path,
-            output / derivative_name(scan, desc="brain", suffix="mask"),
-        )
-        if all(p.exists() for p in (item.low_field, item.sidecar, item.mask)):
+    for scan in list_inputs(settings, subjects).scans:
+        low, mask = output / output_name("draw", scan, number=1), output / output_name("mask", scan)
+        item = EvaluationScan(scan.subject, stem_name(scan).name, low, scan.path, mask)
+        if all(path.exists() for path in (low, item.sidecar, mask)):
             found.append(item)
     missing = sorted({f"sub-{label}" for label in subjects} - {f"sub-{item.subject}" for item in found})
     if missing:
@@ -214,6 +213,66 @@ def find_evaluation(settings: Settings, subjects: Sequence[str]) -> list[Evaluat
             next_step="Run the participant level with --mode train on these subjects first.",
         )
     return found
+
+
+def check_existing(
+    model: str | os.PathLike, evaluation: Sequence[EvaluationScan], settings: Settings
+) -> dict[str, Any]:
+    """Return the card of a model that is to be evaluated on subjects that it was not trained on.
+
+    Raises
+    ------
+    InputError
+        The model cannot be read.
+    UsageError
+        There is no evaluation subject, the model was trained on one of them, or it is for another upsampling
+        factor.
+    """
+    card = read_card(model)
+    if not evaluation:
+        raise UsageError(
+            "--evaluate-model",
+            found="no evaluation subject in the split",
+            expected="at least one",
+            next_step='Name subjects that the model was not trained on in the list "evaluation" of --split.',
+        )
+    if card["k"] != settings.train.upsampling_factor:
+        raise UsageError(
+            "--evaluate-model",
+            found=f"{card['name']}, a model for k = {card['k']}",
+            expected=f"one for k = {settings.train.upsampling_factor}, as the simulated scans",
+            next_step=f"Give -k {card['k']}, at participant level too.",
+        )
+    check_unseen(card, [scan.subject for scan in evaluation], option="--evaluate-model")
+    return card
+
+
+def check_unseen(card: Mapping[str, Any], evaluation: Iterable[str], *, option: str) -> None:
+    """Check that a model was not trained on the subjects that it is to be evaluated on.
+
+    Parameters
+    ----------
+    card
+        Card of the model, or of the model that training begins with.
+    evaluation
+        Labels of the evaluation subjects.
+    option
+        The option that names the model.
+
+    Raises
+    ------
+    UsageError
+        It was trained on one of them.
+    """
+    both = ", ".join(f"sub-{label}" for label in sorted(known_subjects(card).intersection(evaluation)))
+    if both:
+        raise UsageError(
+            option,
+            found=f"{both} among the subjects that trained {card['name']}",
+            expected="evaluation subjects that it was not trained on",
+            next_step='Name others in the list "evaluation" of --split. If only the labels are the same, '
+            "rename your subjects.",
+        )
 
 
 def build_train_graph(
@@ -246,28 +305,24 @@ def build_train_graph(
     from nipype.pipeline.engine import Node
 
     from iqtflow.interfaces.evaluate import SummariseMetrics
-    from iqtflow.interfaces.sink import SinkDerivative
     from iqtflow.interfaces.train import StampFigures
     from iqtflow.workflows.evaluate import init_evaluate_wf
 
     run, train = settings.run, settings.train
 
-    def sink(label: str, path: str) -> Node:
-        return Node(
-            SinkDerivative(base_directory=os.fspath(settings.paths.output_dir), name=path),
-            name=f"sink_{label}",
-        )
+    def sink(what: str, label: str = "", **given: str | int) -> Node:
+        return sink_node(f"{what}{label}", settings, output_name(what, model=model_name, **given))
 
     if train.evaluate_model is not None:
-        training, n_members = trained(train.evaluate_model), 0
+        training, n_members = _trained(train.evaluate_model), 0
     else:
         training = _to_train(settings, libraries, split=split, model_name=model_name)
         n_members = train.ensemble
     workflow = Workflow(name=name)
     for member in range(1, n_members + 1):
-        curves = sink(f"curves{member}", f"models/{model_name}_member-{member}_curves.csv")
+        curves = sink("curves", str(member), member=member)
         workflow.connect(training, f"outputnode.curves{member}", curves, "in_file")
-    model = sink("model", f"models/{model_name}.safetensors")
+    model = sink("model")
     if not evaluation:
         workflow.connect(training, "outputnode.model", model, "in_file")
         return workflow
@@ -275,8 +330,9 @@ def build_train_graph(
     scores = Node(Merge(len(evaluation)), name="scores")
     members = n_members if n_members > 1 else 0  # a single network is the model
     for i, scan in enumerate(evaluation, start=1):
+        label = node_name(scan.stem.removeprefix("sub-"))
         evaluate = init_evaluate_wf(
-            name=f"evaluate_{node_name(scan.stem.removeprefix('sub-'))}",
+            name=f"evaluate_{label}",
             members=members,
             device=run.device,
             omp_nthreads=run.omp_nthreads,
@@ -296,10 +352,7 @@ def build_train_graph(
             ]
         )
         for field, desc in (("enhanced", "iqt"), ("spline", "spline")):
-            example = sink(
-                f"{desc}_{node_name(scan.stem.removeprefix('sub-'))}",
-                f"models/{model_name}_evaluation/{scan.stem}_desc-{desc}_T1w.nii.gz",
-            )
+            example = sink("example", f"_{desc}_{label}", stem=scan.stem, desc=desc)
             workflow.connect(evaluate, f"outputnode.{field}", example, "in_file")
     summarise = Node(SummariseMetrics(), name="summarise")
     stamp = Node(StampFigures(), name="stamp")
@@ -309,11 +362,23 @@ def build_train_graph(
             (summarise, stamp, [("summary_file", "summary_file")]),
             (training, stamp, [("outputnode.model", "in_file")]),
             (stamp, model, [("out_file", "in_file")]),
-            (summarise, sink("metrics", "group_metrics.tsv"), [("out_file", "in_file")]),
-            (summarise, sink("dictionary", "group_metrics.json"), [("dictionary_file", "in_file")]),
-            (summarise, sink("summary", f"models/{model_name}_summary.json"), [("summary_file", "in_file")]),
+            (summarise, sink("metrics"), [("out_file", "in_file")]),
+            (summarise, sink("metrics_dictionary"), [("dictionary_file", "in_file")]),
+            (summarise, sink("scores"), [("summary_file", "in_file")]),
         ]
     )
+    return workflow
+
+
+def _trained(model: str) -> Workflow:
+    """Return a graph without a training node; its output is a model that exists."""
+    from nipype.interfaces.utility import IdentityInterface
+    from nipype.pipeline.engine import Node
+
+    outputnode = Node(IdentityInterface(["model"]), name="outputnode")
+    outputnode.inputs.model = os.fspath(find_model(model)[0])
+    workflow = Workflow(name="train")
+    workflow.add_nodes([outputnode])
     return workflow
 
 

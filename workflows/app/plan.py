@@ -1,4 +1,4 @@
-"""What a run would do with each scan, told by headers and settings alone."""
+"""What a run does with each scan, decided from headers and settings alone."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from iqtflow.bids import LeftOut, Scan, derivative_name
-from iqtflow.bids.names import library_name, measurement_name
+from iqtflow.bids import LeftOut, Listing, Scan
+from iqtflow.bids.names import output_name, scan_outputs
 from iqtflow.config import Settings
 from iqtflow.image.geometry import SliceGeometry, find_slice_geometry
 from iqtflow.image.validate import check_scan
 from iqtflow.inference.uncertainty import kind_of_model
 from iqtflow.utils.errors import EXIT_OK, EXIT_SUBJECT_FAILED, IQTFlowError, printable
-from iqtflow.workflows.app.collect import check_engines, engine_of, list_inputs
-from iqtflow.workflows.app.participant import card_of, choose_model_file
-from iqtflow.workflows.execution.headers import peek
+from iqtflow.workflows.app.collect import check_engines, engine_of, peek
+from iqtflow.workflows.app.graphs import card_of, choose_model_file
 
 AXES = "ijk"
 
@@ -28,44 +27,56 @@ class Plan:
     Attributes
     ----------
     chosen
-        To be processed. One that cannot be read is among them: the graph says what is wrong with it.
+        To be processed. Scans that cannot be read are among them: the graph reports what is wrong.
     skipped
         Not to be processed, each with the reason.
+    left_out
+        Files that look like scans and cannot be processed.
     """
 
     chosen: tuple[Scan, ...]
     skipped: tuple[tuple[Scan, str], ...]
+    left_out: tuple[LeftOut, ...]
 
 
-def choose_scans(scans: Sequence[Scan], settings: Settings) -> Plan:
-    """Tell thick-slice scans from near-isotropic ones, by the header alone."""
+def choose_scans(listing: Listing, settings: Settings) -> Plan:
+    """Choose the scans to process: thick-slice or near-isotropic ones, as the mode needs.
+
+    Parameters
+    ----------
+    listing
+        What was found in the data set.
+    settings
+        All settings.
+    """
     chosen, skipped = [], []
-    for scan in scans:
+    for scan in listing.scans:
         try:
-            geometry = _geometry(scan)
-        except Exception:  # whatever it is, the conform node says it properly and fails this scan alone
-            chosen.append(scan)
-            continue
-        why = _why_not(geometry, settings)
+            why = _why_not(_geometry(scan), settings)
+        except Exception:  # the conform node reports it, and fails this scan alone
+            why = None
         if why:
             skipped.append((scan, why))
         else:
             chosen.append(scan)
-    return Plan(tuple(chosen), tuple(skipped))
+    return Plan(tuple(chosen), tuple(skipped), tuple(listing.left_out))
 
 
-def print_plan(settings: Settings) -> int:
-    """Print what a run with these settings would do, and do nothing of it; return what it would end with."""
+def print_plan(settings: Settings, listing: Listing) -> int:
+    """Print what a run with these settings would do, without doing it; return its exit code as far as the
+    headers tell.
+    """
     print("iqtflow: dry run; nothing is computed, nothing is written")
     code = EXIT_OK
     for level in settings.run.levels:
-        code = max(code, _print_group(settings) if level == "group" else _print_participants(settings))
+        if level == "group":
+            _print_group(settings)
+        else:
+            code = _print_participants(choose_scans(listing, settings), settings)
     return code
 
 
-def _print_participants(settings: Settings) -> int:
-    scans, left_out = list_inputs(settings)
-    plan = choose_scans(scans, settings)
+def _print_participants(plan: Plan, settings: Settings) -> int:
     if plan.chosen and settings.run.mode != "enhance":
         engine = check_engines(plan.chosen, settings)
         print(f"iqtflow: tissue maps: {engine}")
@@ -90,13 +101,13 @@ def _print_participants(settings: Settings) -> int:
             print(f"  writes    {name}")
     for scan, why in plan.skipped:
         print(f"{scan.path}\n  skipped   {why}")
-    for left in left_out:
+    for left in plan.left_out:
         print(f"{printable(left.path)}\n  left out  {left.reason}")
     print(
         f"iqtflow: {len(plan.chosen) - doomed} to process, {len(plan.skipped)} to skip, {doomed} that will "
-        f"fail{count_left_out(left_out)}; results would go to {settings.paths.output_dir}"
+        f"fail{count_left_out(plan.left_out)}; results would go to {settings.paths.output_dir}"
     )
-    return EXIT_SUBJECT_FAILED if doomed or left_out else EXIT_OK
+    return EXIT_SUBJECT_FAILED if doomed or plan.left_out else EXIT_OK
 
 
 def count_left_out(left_out: Sequence[LeftOut]) -> str:
@@ -104,48 +115,28 @@ def count_left_out(left_out: Sequence[LeftOut]) -> str:
     return f", {len(left_out)} left out" if left_out else ""
 
 
-def _print_group(settings: Settings) -> int:
-    output = settings.paths.output_dir
+def _print_group(settings: Settings) -> None:
+    output, train = settings.paths.output_dir, settings.train
     if settings.run.mode == "calibrate":
-        print(
-            f"iqtflow: group level fits a prior to the measured scans; it writes {output}/calibration/prior.*"
-        )
+        prior = output / output_name("prior").with_suffix(".*")
+        print(f"iqtflow: group level fits a prior to the measured scans; it writes {prior}")
     elif settings.run.mode == "train":
-        train = settings.train
-        name = train.model_name or f"iqt-k{train.upsampling_factor}"
         print(
             f"iqtflow: group level trains {train.ensemble} x {train.network}, k = "
             f"{train.upsampling_factor}, on the libraries of the split "
-            f"{train.split or 'in models/split.json'}; it writes {output}/models/{name}.safetensors "
-            "and group.html"
+            f"{train.split or 'in ' + os.fspath(output_name('split'))}; it writes "
+            f"{output / output_name('model', model=train.output_model)} and {output_name('group_page')}"
         )
-    return EXIT_OK
-
-
-def main_output(scan: Scan, settings: Settings) -> Path:
-    """Return the output that tells whether a scan has been processed, under the root of the derivatives."""
-    if settings.run.mode == "enhance":
-        return derivative_name(scan, desc="iqt")
-    if settings.run.mode == "calibrate":
-        return measurement_name(scan)
-    return library_name(scan)
 
 
 def outputs_of(scan: Scan, settings: Settings) -> list[Path]:
-    """Return the images and tables that a scan gives rise to, under the root of the derivatives."""
-    first = main_output(scan, settings)
+    """Return the images and tables that a scan gives rise to, relative to the root of the derivatives."""
+    names = scan_outputs(scan, settings)
     if settings.run.mode == "enhance":
-        kind = kind_of_model(_card(scan, settings)[0], mirror=settings.enhance.mirror)
-        return [first, *([] if kind is None else [derivative_name(scan, desc="iqtstd")])]
-    if settings.run.mode == "calibrate":
-        return [first]
-    draws = 1 if settings.train.draws == "fresh" else settings.train.draws
-    return [
-        *(derivative_name(scan, label=label, suffix="probseg") for label in ("WM", "GM", "CSF")),
-        derivative_name(scan, desc="brain", suffix="mask"),
-        *(derivative_name(scan, desc=f"sim{i:02d}") for i in range(1, draws + 1)),
-        first,
-    ]
+        card = _card(scan, settings)[0]
+        if kind_of_model(card, mirror=settings.enhance.mirror) is not None:
+            names.append(output_name("std", scan))
+    return names
 
 
 def describe_geometry(geometry: SliceGeometry) -> str:
@@ -186,11 +177,8 @@ def _means(scan: Scan, settings: Settings) -> str:
         card, file = _card(scan, settings)
         return f"model     {card['name']}, k = {card['k']}, {file}"
     engine = engine_of(scan, settings)
-    return (
-        f"engine    {engine.engine} ({engine.reason}), k = {settings.train.upsampling_factor}"
-        if (settings.run.mode == "train")
-        else f"engine    {engine.engine} ({engine.reason})"
-    )
+    factor = f", k = {settings.train.upsampling_factor}" if settings.run.mode == "train" else ""
+    return f"engine    {engine.engine} ({engine.reason}){factor}"
 
 
 def _card(scan: Scan, settings: Settings) -> tuple[dict, str]:

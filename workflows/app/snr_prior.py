@@ -1,4 +1,4 @@
-"""The application's calibration: scans measured one by one (participant level), a prior fitted (group)."""
+"""The group level of calibration: a prior of the SNR, fitted to all scans that were measured."""
 
 from __future__ import annotations
 
@@ -9,53 +9,12 @@ from pathlib import Path
 
 from nipype.pipeline.engine import Workflow
 
-from iqtflow.bids import Scan
-from iqtflow.bids.names import measurement_name
+from iqtflow.bids.names import output_name
 from iqtflow.config import Settings
 from iqtflow.utils.errors import EXIT_OK, UsageError
+from iqtflow.workflows.app.graphs import sink_node
+from iqtflow.workflows.calibrate import init_fit_prior_wf
 from iqtflow.workflows.execution.run import find_lost, report_failures, run_graph
-
-#: Folder under the derivatives, which validators are told to leave alone.
-FOLDER = "calibration"
-ENDING = "_snr.json"
-
-
-def build_calibrate_graph(scans: Sequence[Scan], settings: Settings, *, name: str) -> Workflow:
-    """Build the graph that measures the tissue SNR of low-field scans and stores it, one JSON file for each.
-
-    Parameters
-    ----------
-    scans
-        Low-field scans.
-    settings
-        All settings.
-    name
-        Name of the workflow.
-    """
-    from iqtflow.image.metadata import skull_stripped
-    from iqtflow.workflows.app.collect import engine_of
-    from iqtflow.workflows.app.participant import workflow_name
-    from iqtflow.workflows.calibrate import init_calibrate_wf
-    from iqtflow.workflows.execution.memory import state_memory
-
-    workflow = Workflow(name=name)
-    for scan in scans:
-        one = init_calibrate_wf(
-            name=workflow_name(scan),
-            engine=engine_of(scan, settings),
-            sampling_mm=settings.segmentation.sampling_mm,
-            derivatives_dir=settings.segmentation.derivatives,
-            seed=settings.run.seed,
-            omp_nthreads=settings.run.omp_nthreads,
-        )
-        state_memory(one, scan)
-        given = one.get_node("inputnode").inputs
-        given.in_file, given.sidecar = os.fspath(scan.path), dict(scan.sidecar)
-        given.label, given.source = scan.name, scan.uri
-        given.skull_stripped = skull_stripped(scan.sidecar)
-        one.connect(one.get_node("outputnode"), "snr", _sink(settings, measurement_name(scan)), "in_file")
-        workflow.add_nodes([one])
-    return workflow
 
 
 def build_fit_graph(measurements: Sequence[Path], settings: Settings, *, name: str) -> Workflow:
@@ -70,40 +29,45 @@ def build_fit_graph(measurements: Sequence[Path], settings: Settings, *, name: s
     name
         Name of the workflow.
     """
-    from iqtflow.workflows.calibrate import init_fit_prior_wf
-
     workflow = init_fit_prior_wf(name=name)
     workflow.get_node("inputnode").inputs.measurements = [os.fspath(path) for path in measurements]
-    for field, file in (("prior", "prior.json"), ("figure", "prior.png")):
-        sink = _sink(settings, Path(FOLDER, file), name=f"sink_{field}")
+    for field, name in (("prior", "prior"), ("figure", "prior_figure")):
+        sink = sink_node(field, settings, output_name(name))
         workflow.connect(workflow.get_node("outputnode"), field, sink, "in_file")
     return workflow
 
 
-def run_group(settings: Settings, logs: Path) -> int:
-    """Fit the prior, say what it is and what is to be known about it; returns the exit code.
+def run_group(settings: Settings, *, name: str) -> int:
+    """Fit the prior and print it with its notes; return the exit code.
+
+    Parameters
+    ----------
+    settings
+        All settings.
+    name
+        Name of the top workflow.
 
     Raises
     ------
     UsageError
         The participant level has measured no scan (of a subject asked for).
     """
-    from iqtflow.workflows.app.base import workflow_prefix
-
-    folder = settings.paths.output_dir / FOLDER
-    measurements = find_measurements(folder, settings.run.participant_labels, settings.run.session_labels)
-    workflow = build_fit_graph(measurements, settings, name=f"{workflow_prefix(settings)}_group")
-    failures = run_graph(workflow, settings, logs)
+    output = settings.paths.output_dir
+    prior, figure = output_name("prior"), output_name("prior_figure")
+    measurements = find_measurements(
+        output / prior.parent, settings.run.participant_labels, settings.run.session_labels
+    )
+    failures = run_graph(build_fit_graph(measurements, settings, name=name), settings)
     if failures:
         return report_failures(failures)
-    lost = find_lost(settings.paths.output_dir, [Path(FOLDER, "prior.json"), Path(FOLDER, "prior.png")])
+    lost = find_lost(output, [prior, figure])
     if lost is not None:
         raise lost
-    prior = json.loads((folder / "prior.json").read_text(encoding="utf-8"))
-    mean = prior["mean"]
-    print(f"iqtflow: prior {folder / 'prior.json'}, for --snr-prior; picture {folder / 'prior.png'}")
-    print(f"  mean SNR WM {mean[0]:.1f}, GM {mean[1]:.1f}; {prior['source']}")
-    for note in prior["notes"]:
+    fitted = json.loads((output / prior).read_text(encoding="utf-8"))
+    mean = fitted["mean"]
+    print(f"iqtflow: prior {output / prior}, for --snr-prior; picture {output / figure}")
+    print(f"  mean SNR WM {mean[0]:.1f}, GM {mean[1]:.1f}; {fitted['source']}")
+    for note in fitted["notes"]:
         print(f"  note: {note}", flush=True)
     return EXIT_OK
 
@@ -116,7 +80,7 @@ def find_measurements(folder: Path, subjects: Sequence[str] = (), sessions: Sequ
     UsageError
         There is none, or none of a subject or session asked for.
     """
-    found = sorted(folder.glob(f"*{ENDING}"))
+    found = sorted(folder.glob("*_snr.json"))
     for entity, labels in (("sub", subjects), ("ses", sessions)):
         wanted = {f"{entity}-{label}" for label in labels}
         if wanted:
@@ -129,19 +93,10 @@ def find_measurements(folder: Path, subjects: Sequence[str] = (), sessions: Sequ
     return found
 
 
-def _sink(settings: Settings, path: Path, *, name: str = "sink"):
-    from nipype.pipeline.engine import Node
-
-    from iqtflow.interfaces.sink import SinkDerivative
-
-    sink = SinkDerivative(base_directory=os.fspath(settings.paths.output_dir), name=os.fspath(path))
-    return Node(sink, name=name, mem_gb=0.3)
-
-
 def _nothing_measured(folder: Path, found: str) -> UsageError:
     return UsageError(
         folder,
         found=found,
-        expected=f"files *{ENDING} of the participant level",
+        expected="files *_snr.json of the participant level",
         next_step="Run --mode calibrate at participant level on low-field scans first.",
     )

@@ -1,7 +1,7 @@
 """Nodes in processes of this machine, one process for each node.
 
-A process that dies (a machine short of memory kills the largest) fails its own node and no other, whatever it
-allocated is given back, and everything that it started ends with it: each has a process group of its own.
+If a process is killed, for example because memory runs out, only its own node fails. Its memory is freed, and
+everything that it started ends with it: each process has a process group of its own.
 """
 
 from __future__ import annotations
@@ -10,24 +10,39 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, util
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from traceback import format_exception
 from types import ModuleType
 
 from nipype.pipeline.engine import Node
 
+from iqtflow.utils.command import patient_streams
 from iqtflow.utils.environment import place_sockets, working_in
-from iqtflow.workflows.execution.worker import run_node
+from iqtflow.workflows.execution.cache import seal
+from iqtflow.workflows.execution.nipype_config import apply_in_worker
 
-#: What the fork server imports before it forks the first process.
-PRELOAD = ("iqtflow.workflows.execution.worker", "iqtflow.workflows.execution.preload")
-#: Seconds between a polite and an impolite end.
+#: What the fork server imports before it starts the first process; the processes then need not import it.
+PRELOAD = (
+    __name__,
+    "matplotlib",
+    "nibabel",
+    "nipype.interfaces.utility",
+    "scipy.ndimage",
+    *(
+        f"iqtflow.interfaces.{name}"
+        for name in ("conform", "enhance", "patches", "report", "segmentation", "simulate", "sink", "train")
+    ),
+    "iqtflow.reports.assemble.subject",
+)
+#: Seconds between the request to end (SIGTERM) and the kill (SIGKILL).
 GRACE_S = 5.0
-#: A process that has sent its answer ends at once, or is made to.
+#: Seconds that a process may take to end after it has sent its answer.
 GOODBYE_S = 10.0
 
 _SIGNALS = {number.value: number.name for number in signal.Signals}
@@ -37,7 +52,7 @@ class LocalProcesses:
     """Executor for `iqtflow.workflows.execution.scheduler.SchedulerPlugin`."""
 
     def __init__(self) -> None:
-        # Forked from a small process that holds no lock, no thread and no scan, and knows the imports.
+        # New processes are copies of a small server process without locks, threads or scans in memory.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(PRELOAD))
         self._running: dict[Node, tuple[BaseProcess, Connection]] = {}
@@ -45,11 +60,11 @@ class LocalProcesses:
     def submit(self, node: Node) -> None:
         """Start a process for a node."""
         ours, theirs = self._context.Pipe(duplex=False)
-        # Environment and folder as they are now: the fork server has those of its own beginning.
+        # The environment and the folder of now: the server has those of its own start.
         given = (node, theirs, dict(os.environ), os.getcwd())
         process = self._context.Process(target=run_node, args=given, name=node.fullname)
         place_sockets()
-        with working_in(util.get_temp_dir()):  # where it starts is where Python looks for libraries first
+        with working_in(util.get_temp_dir()):  # Python looks for libraries in the server's folder first
             forkserver.ensure_running()
         with _without_main():
             process.start()
@@ -80,9 +95,39 @@ class LocalProcesses:
             answer.close()
 
 
+def run_node(node: Node, answer: Connection, environ: dict[str, str], folder: str) -> None:
+    """Run a node in an environment and a folder; send its traceback, or None when it went well."""
+    os.setpgid(0, 0)
+    with suppress(OSError):  # the folder may be gone; a node works in its own
+        os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environ)
+    apply_in_worker()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # at Ctrl-C the parent ends all of this group
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with patient_streams():
+        try:
+            node.run()
+            seal(node)
+            traceback = None
+        except BaseException:
+            traceback = format_exception(*sys.exc_info())
+    answer.send(traceback)
+    answer.close()
+
+
+def _end_with_parent() -> None:
+    """End this process and all that it started when its parent has died."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.killpg(0, signal.SIGKILL)
+
+
 @contextmanager
 def _without_main() -> Iterator[None]:
-    """Keep new processes from importing the program that starts them once more: no node needs it."""
+    """Keep new processes from importing the main program again: no node needs it."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -97,7 +142,7 @@ def _read(process: BaseProcess, answer: Connection) -> list[str] | None:
         return answer.recv()
     except (EOFError, OSError):
         process.join()
-        _signal_group(process, signal.SIGKILL)  # what it started lives on without it, holding memory or a GPU
+        _signal_group(process, signal.SIGKILL)  # else its children run on and hold memory or a GPU
         return [_how_it_died(process.exitcode)]
     finally:
         answer.close()

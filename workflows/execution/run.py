@@ -60,19 +60,18 @@ class Failure:
     crashed: bool = True
 
 
-def configure_engine(settings: Settings) -> Path:
-    """Set nipype's global configuration for this run; return the folder that receives crash files."""
+def configure_engine(settings: Settings) -> None:
+    """Set nipype's global configuration for this run. Crash files go to a folder of this run's own."""
     name = f"{time.strftime('%Y%m%d-%H%M%S')}_{uuid.uuid4().hex[:8]}"
     logs = settings.paths.output_dir / "logs" / name
-    # nipype prints the whole trace of a step that failed as an error. It is in the crash file, and the last
-    # lines on the terminal say why and where; on the way, a line is enough.
+    # nipype logs the whole traceback of a failed node. It is also in the crash file, which the last lines on
+    # the terminal name.
     level = ("CRITICAL", "INFO", "DEBUG")[min(settings.run.verbose, 2)]
     configure_nipype(crash_dir=os.fspath(logs), level=level, monitor=settings.run.resource_monitor)
-    return logs
 
 
-def run_graph(workflow: Workflow, settings: Settings, logs: Path) -> list[Failure]:
-    """Run a graph to its end; nodes that fail take only what depends on them along.
+def run_graph(workflow: Workflow, settings: Settings) -> list[Failure]:
+    """Run a graph to its end. If a node fails, only the nodes that need its results are not run.
 
     Parameters
     ----------
@@ -80,8 +79,6 @@ def run_graph(workflow: Workflow, settings: Settings, logs: Path) -> list[Failur
         The graph; its ``base_dir`` is set here.
     settings
         Resources.
-    logs
-        From `configure_engine`.
 
     Returns
     -------

@@ -13,7 +13,7 @@ from iqtflow.config import Settings
 from iqtflow.image.geometry import voxel_sizes
 from iqtflow.inference import footprint
 from iqtflow.inference.footprint import UNKNOWN_VOXELS, Footprint
-from iqtflow.workflows.execution.headers import peek
+from iqtflow.workflows.app.collect import peek
 
 #: Share of a node's memory that one pass of a network may take; as in `iqtflow.workflows.enhance`.
 PASS_SHARE = 0.8
