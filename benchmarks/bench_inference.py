@@ -136,7 +136,7 @@ def measure(folder: Path, way: str, name: str) -> dict[str, float | str]:
     import torch
 
     from iqtflow.evaluation.metrics import psnr
-    from iqtflow.image.normalisation import intensity_scale
+    from iqtflow.image.intensity import intensity_scale
     from iqtflow.inference.predict import enhance_volume
     from iqtflow.models.model_file import load_model
     from iqtflow.utils.system import peak_memory_gb

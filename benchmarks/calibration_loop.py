@@ -16,8 +16,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 
-from iqtflow.image.geometry import voxel_sizes
 from iqtflow.image.nifti import read_volume
 from iqtflow.image.nifti_file import open_nifti
 from iqtflow.segmentation.atropos import segment_tissues

@@ -1,4 +1,4 @@
-"""Checking a scan before minutes are spent on it, as a node."""
+"""Check a scan before minutes of computing, as a node."""
 
 from __future__ import annotations
 
@@ -15,21 +15,18 @@ from nipype.interfaces.base import (
 
 
 class _ConformInputSpec(BaseInterfaceInputSpec):
-    in_file = File(mandatory=True, desc="scan; may be missing or broken, which is what this node finds out")
-    sidecar = traits.Dict(desc="BIDS metadata of the scan, all levels of inheritance merged")
+    in_file = File(mandatory=True, desc="scan to check; it may be missing or damaged")
+    sidecar = traits.Dict(desc="BIDS metadata of the scan, with inherited fields")
 
 
 class _ConformOutputSpec(TraitedSpec):
-    out_file = File(
-        exists=True,
-        desc="the scan itself, now known to be one finite three-dimensional volume with an orientation",
-    )
+    out_file = File(exists=True, desc="the scan itself, after the check")
     sidecar_file = File(exists=True, desc="the metadata as one JSON file")
 
 
 class ConformScan(SimpleInterface):
-    """Fail early, naming file, value found, value expected and next step, when a scan cannot be worked
-    with.
+    """Fail early if a scan cannot be processed. The message names file, value found, value expected and next
+    step.
     """
 
     input_spec = _ConformInputSpec

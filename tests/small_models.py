@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from iqtflow.image.normalisation import NAME
+from iqtflow.image.intensity import NORMALISATION
 from iqtflow.models.model_file import Model, save_model
 from iqtflow.models.registry import build_network
 
@@ -25,7 +25,7 @@ def write_model(path: Path, *, n_members: int = 1, contrast: str = "T1w", k: int
         "k": k,
         "contrast": contrast,
         "network": {"name": "aniso-unet", "kwargs": settings},
-        "normalisation": {"name": NAME},
+        "normalisation": {"name": NORMALISATION},
         "geometry": "slab-centred",
         "context": "whole",
     }

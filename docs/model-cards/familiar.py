@@ -21,9 +21,9 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 
-from iqtflow.image.geometry import voxel_sizes
-from iqtflow.image.normalisation import intensity_scale
+from iqtflow.image.intensity import intensity_scale
 from iqtflow.inference.ood import SHIPPED, make_reference, measure_scan
 from iqtflow.inference.predict import enhance_volume
 from iqtflow.inference.white_matter import white_matter_ratio

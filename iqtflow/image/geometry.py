@@ -1,11 +1,10 @@
-"""The one geometry: which axis holds the slices, how far apart they are, and where each slice sits.
+"""Slice axis, slice spacing, and positions of thick and thin slices.
 
-Every place that relates a thick-slice grid to a thin one (simulator, cubic-spline baseline, residual
-connection of the networks, affine of the output) calls this file, because two conventions that differ by half
-a voxel cost 6 dB between them.
+The simulator, the cubic spline, the residual connection of the networks and the affine of the output all use
+this file. Two conventions that differ by half a voxel would cost 6 dB.
 
-Convention ("slab-centred"): thick slice ``i`` stands for thin slices ``k i ... k i + k - 1`` and sits at
-their centre, thin index ``k i + (k - 1) / 2``.
+Convention ("slab-centred"): thick slice ``i`` covers thin slices ``k i ... k i + k - 1``. Its centre has the
+thin index ``k i + (k - 1) / 2``.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from iqtflow.image.metadata import length_mm
 from iqtflow.utils.errors import InputError
 
-#: Spacing over in-plane voxel size below which a scan has nothing to gain along the slice axis.
+#: Below this ratio of slice spacing to in-plane voxel size, a scan cannot gain along the slice axis.
 NEAR_ISOTROPIC_RATIO = 1.5
 
-#: Largest ``|log2(ratio / k)|`` at which a network sees the scan's own in-plane grid; past it the plane is
-#: resampled to spacing / k.
-#: Half an octave is the anisotropy that training data (up to 1 : 1.33 voxels on any axis) contain.
+#: Up to this ``|log2(ratio / k)|`` the in-plane grid of the scan is kept; beyond it the plane is resampled to
+#: spacing / k. Training data contain half an octave of anisotropy (up to 1 : 1.33 voxels on any axis).
 IN_PLANE_TOLERANCE_OCTAVES = 0.5
 
 AXIS_NAMES = ("i", "j", "k")  #: BIDS names of the array axes
@@ -38,7 +37,7 @@ THICKEST = 1.5
 
 @dataclass(frozen=True)
 class SliceGeometry:
-    """Where the slices of a scan are.
+    """Slice axis, spacing and thickness of a scan.
 
     Attributes
     ----------
@@ -47,7 +46,7 @@ class SliceGeometry:
     spacing_mm
         Distance between the centres of neighbouring slices, from the affine.
     thickness_mm
-        Slice thickness; equal to the spacing when nothing says otherwise.
+        Slice thickness; the spacing if the sidecar does not state it.
     gap_mm
         ``spacing_mm - thickness_mm``, never below 0 (overlapping slices have no gap).
     inplane_mm
@@ -55,9 +54,9 @@ class SliceGeometry:
     ratio
         Spacing over the geometric mean of the in-plane voxel sizes.
     source
-        Where spacing and thickness come from, as a phrase for people.
+        Where spacing and thickness come from.
     notes
-        What the sidecar says and the header contradicts, as sentences.
+        Contradictions between sidecar and header, as sentences.
     """
 
     axis: int
@@ -71,38 +70,35 @@ class SliceGeometry:
 
     @property
     def near_isotropic(self) -> bool:
-        """True when the slices are hardly thicker than the plane is fine (see `NEAR_ISOTROPIC_RATIO`)."""
+        """True if `ratio` is below `NEAR_ISOTROPIC_RATIO`."""
         return self.ratio < NEAR_ISOTROPIC_RATIO
 
 
 @dataclass(frozen=True)
 class Upsampling:
-    """How a scan meets a network: factor `k`, and the in-plane voxel size to resample to (None keeps the
-    scan's own).
-    """
+    """Upsampling factor `k`, and the in-plane voxel size to resample to (None: keep the grid)."""
 
     k: int
     inplane_mm: float | None
     note: str
 
 
-def voxel_sizes(affine: np.ndarray) -> np.ndarray:
-    """Edge lengths (mm) of a voxel along the three array axes of a (4, 4) affine.
+def slice_axis(affine: np.ndarray) -> int:
+    """Return the array axis along which slices are stacked: the one with the largest voxel edge.
 
     Examples
     --------
-    >>> voxel_sizes(np.diag([-0.9, 0.9, 7.2, 1])).tolist()
-    [0.9, 0.9, 7.2]
+    >>> slice_axis(np.diag([-0.9, 7.2, 0.9, 1]))
+    1
     """
-    return np.linalg.norm(np.asarray(affine, dtype=float)[:3, :3], axis=0)
+    return int(np.argmax(voxel_sizes(affine)))
 
 
 def find_slice_geometry(image: nib.Nifti1Image, sidecar: Mapping[str, Any] | None = None) -> SliceGeometry:
     """Find slice axis, spacing, thickness and gap of a scan.
 
-    The axis with the largest voxel edge holds the slices. The spacing is the header's (it defines where
-    voxels are in the world); the thickness is the sidecar's ``SliceThickness`` when there is one, since NIfTI
-    does not store it.
+    The spacing comes from the header, which places the voxels in the world. The thickness comes from
+    ``SliceThickness`` in the sidecar, if stated: NIfTI does not store it.
 
     Parameters
     ----------
@@ -121,8 +117,7 @@ def find_slice_geometry(image: nib.Nifti1Image, sidecar: Mapping[str, Any] | Non
         ``SliceThickness`` or ``SpacingBetweenSlices`` is not a positive number.
     """
     sidecar = sidecar or {}
-    sizes = voxel_sizes(image.affine)
-    axis = int(np.argmax(sizes))
+    sizes, axis = voxel_sizes(image.affine), slice_axis(image.affine)
     spacing = float(sizes[axis])
     first, second = (float(s) for i, s in enumerate(sizes) if i != axis)
     inplane = (first, second)
@@ -134,53 +129,42 @@ def find_slice_geometry(image: nib.Nifti1Image, sidecar: Mapping[str, Any] | Non
         if abs(stated - spacing) <= 0.02 * spacing:
             source += " (SpacingBetweenSlices in the sidecar agrees)"
         else:
-            source += (
-                f" (SpacingBetweenSlices in the sidecar says {stated:.4g} mm: not used, the header "
-                "places the voxels)"
-            )
+            source += f" (SpacingBetweenSlices in the sidecar is {stated:.4g} mm: not used)"
             notes.append(
-                f"SpacingBetweenSlices is {stated:g} mm in {json_file}, and {spacing:.4g} mm in the NIfTI "
-                "header: the header's is used."
+                f"SpacingBetweenSlices is {stated:g} mm in {json_file}, but {spacing:.4g} mm in the NIfTI "
+                "header: the header is used."
             )
     thickness = _positive_number(sidecar, "SliceThickness")
     if thickness is not None and thickness > THICKEST * spacing:
         notes.append(
-            f"SliceThickness is {thickness:g} mm in {json_file}, and slices are {spacing:.4g} mm apart in "
+            f"SliceThickness is {thickness:g} mm in {json_file}, but slices are {spacing:.4g} mm apart in "
             "the NIfTI header: the thickness is not used."
         )
         thickness = None
     if thickness is None:
         thickness = spacing
-        source += "; thickness not stated, taken as the spacing"
+        source += "; thickness not stated, set to the spacing"
     else:
         source += f"; thickness {thickness:.4g} mm from SliceThickness in the sidecar"
     gap = max(spacing - thickness, 0.0)
-    return SliceGeometry(
-        axis,
-        spacing,
-        thickness,
-        gap,
-        inplane,
-        spacing / float(np.sqrt(inplane[0] * inplane[1])),
-        source,
-        tuple(notes),
-    )
+    ratio = spacing / float(np.sqrt(inplane[0] * inplane[1]))
+    return SliceGeometry(axis, spacing, thickness, gap, inplane, ratio, source, tuple(notes))
 
 
 def choose_upsampling(geometry: SliceGeometry, available_k: Sequence[int]) -> Upsampling:
-    """Choose the up-scaling factor for a scan among those that models exist for.
+    """Choose the upsampling factor for a scan.
 
     Parameters
     ----------
     geometry
         Geometry of the scan.
     available_k
-        Factors of the models at hand.
+        Factors of the available models.
 
     Returns
     -------
     Upsampling
-        The factor nearest to the scan's ratio in octaves; with an in-plane voxel size when ratio and factor
+        The factor nearest to the scan's ratio in octaves. It has an in-plane voxel size if ratio and factor
         differ by more than `IN_PLANE_TOLERANCE_OCTAVES`.
     """
     octaves, _, k = min((abs(np.log2(geometry.ratio / k)), -k, k) for k in available_k)
@@ -207,11 +191,11 @@ def slices_back(data: np.ndarray, affine: np.ndarray, axis: int) -> tuple[np.nda
 
 
 def thick_affine(affine: np.ndarray, k: float) -> np.ndarray:
-    """Affine of the thick-slice grid that stands for a thin-slice grid, slices last (slab-centred).
+    """Affine of the thick-slice grid of a thin-slice grid, slices last (slab-centred).
 
     Examples
     --------
-    The first slice of four voxels of 1 mm is centred 1.5 mm past the first voxel:
+    The centre of a slice of four voxels of 1 mm is 1.5 mm from the first voxel:
 
     >>> thick_affine(np.eye(4), 4)[2].tolist()
     [0.0, 0.0, 4.0, 1.5]
@@ -223,7 +207,7 @@ def thick_affine(affine: np.ndarray, k: float) -> np.ndarray:
 
 
 def thin_affine(affine: np.ndarray, k: int) -> np.ndarray:
-    """Affine of the thin-slice grid behind a thick-slice grid, slices last; undoes `thick_affine`."""
+    """Affine of the thin-slice grid of a thick-slice grid, slices last; undoes `thick_affine`."""
     out = np.array(affine, dtype=float)
     out[:3, 2] /= k
     out[:3, 3] -= out[:3, 2] * (k - 1) / 2
@@ -232,15 +216,15 @@ def thin_affine(affine: np.ndarray, k: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def spline_matrix(n_slices: int, k: int) -> np.ndarray:
-    """Cubic B-spline interpolation from ``n_slices`` thick slices to ``k n_slices`` thin ones, as a matrix.
+    """Matrix of cubic B-spline interpolation from ``n_slices`` thick to ``k n_slices`` thin slices.
 
-    Interpolation is linear in the data, so one matrix serves the baseline (NumPy) and the residual connection
-    (torch). Beyond the outermost centres the edge value goes on.
+    The baseline (NumPy) and the residual connection (torch) use the same matrix. Beyond the outermost centres
+    the edge value is repeated.
 
     Returns
     -------
     ndarray, shape (k n_slices, n_slices), float64
-        Rows sum to 1. Read-only, since it is shared.
+        Rows sum to 1. Read-only, because it is cached.
     """
     if n_slices == 1:
         matrix = np.ones((k, 1))
@@ -252,14 +236,14 @@ def spline_matrix(n_slices: int, k: int) -> np.ndarray:
 
 
 def cubic_upsample(data: np.ndarray, k: int) -> np.ndarray:
-    """Interpolate thick slices to thin ones by cubic B-splines: the baseline that no network may lose to.
+    """Interpolate thick slices to thin ones by cubic B-splines, the baseline for networks.
 
     Parameters
     ----------
     data : ndarray, shape (w, h, d)
         Slices last.
     k
-        Up-scaling factor.
+        Upsampling factor.
 
     Returns
     -------
@@ -274,11 +258,10 @@ def cubic_upsample(data: np.ndarray, k: int) -> np.ndarray:
 
 
 def resample_inplane(data: np.ndarray, affine: np.ndarray, target_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """Resample the plane of a slices-last volume to square voxels of edge `target_mm`; the centre of the
-    field of view stays.
+    """Resample the plane of a slices-last volume to square voxels of edge `target_mm`.
 
-    Cubic B-splines; before down-sampling a Gaussian whose FWHM is the new voxel (in quadrature) suppresses
-    aliasing.
+    Cubic B-splines. Before down-sampling, a Gaussian whose FWHM is the new voxel (in quadrature) suppresses
+    aliasing. The centre of the field of view stays in place.
     """
     data, affine = np.asarray(data, dtype=np.float32), np.array(affine, dtype=float)
     for axis in (0, 1):
@@ -299,9 +282,7 @@ def resample_inplane(data: np.ndarray, affine: np.ndarray, target_mm: float) -> 
 
 
 def _sample_axis(coefficients: np.ndarray, axis: int, where: np.ndarray) -> np.ndarray:
-    """Evaluate cubic B-spline coefficients along one axis at the positions `where` (edge value beyond the
-    ends).
-    """
+    """Evaluate cubic B-spline coefficients along one axis at `where`; beyond the ends, the edge value."""
     n = coefficients.shape[axis]
     where = np.clip(where, 0, n - 1)
     base = np.floor(where).astype(int)
@@ -317,7 +298,7 @@ def _sample_axis(coefficients: np.ndarray, axis: int, where: np.ndarray) -> np.n
     out: np.ndarray = np.zeros((), coefficients.dtype)
     for shift, weight in zip((-1, 0, 1, 2), weights, strict=True):
         index = base + shift
-        # Mirror about the outermost nodes, as the prefilter's boundary does.
+        # Mirror about the outermost nodes, like the prefilter.
         index = np.abs(index)
         index = np.where(index > n - 1, 2 * (n - 1) - index, index)
         out = out + np.take(coefficients, index, axis=axis) * weight.reshape(shape).astype(coefficients.dtype)
@@ -334,8 +315,7 @@ def _positive_number(sidecar: Mapping[str, Any], key: str) -> float | None:
     value = sidecar.get(key)
     if value is None:
         return None
-    length = length_mm(value)
-    if length is None:
+    if (length := length_mm(value)) is None:
         raise InputError(
             f"sidecar field {key}",
             found=repr(value),

@@ -1,4 +1,11 @@
-"""Intensities as scans come with them: air that is not at 0, wild voxels, and slices without any."""
+"""Intensities of scans: their scale, air that is not at 0, outlying voxels, and empty slices.
+
+The intensities of a scan have no unit, and the network must see the same numbers for the same tissue in
+training and in use. They are divided by the 80th percentile of the brain. White matter is the brightest
+tissue of a T1w brain and fills about 40 % of it, so this is the middle of white matter. The scale needs no
+segmentation, is exactly proportional to the scan's units, and hardly changes when the brain mask includes a
+little skull (a few per cent of bright fat) or dark fluid.
+"""
 
 from __future__ import annotations
 
@@ -8,61 +15,96 @@ import numpy as np
 
 from iqtflow.utils.errors import InputError
 
-#: Air that is further below 0 than this share of the range up to the bright tissue is no noise.
+NORMALISATION = "brain-p80"  #: stored with a model; a model trained with another rule is refused
+PERCENTILE = 80.0
+
+# Shares below are of the range from air to bright tissue, unless stated otherwise.
+#: Noise does not reach further below 0 than this.
 AIR_BELOW_ZERO = 0.02
-#: A value in more than this share of the voxels is what a program filled a volume up with.
+#: A value in more than this share of the voxels was filled in by a program.
 FILLED = 0.01
-#: Above this share of the other voxels between air and 0, tissue is below 0, too: air is no filling.
+#: If more than this share of the other voxels is between air and 0, tissue is below 0, and air is no filling.
 TISSUE_BELOW_ZERO = 0.25
-#: Air whose mean is this many times its spread (standard deviation) was moved away from 0 by an offset. Noise
-#: of one magnitude coil has 1.9; of the sum of squares of n coils about 2 sqrt(n), 16 for 64 of them
+#: Air has an offset if its mean is more than this many of its standard deviations. For noise of one magnitude
+#: coil this is 1.9; for the sum of squares of n coils about 2 sqrt(n), 16 for 64 coils.
 AIR_IN_SPREADS = 17.0
-#: (and is above 0 by this share of the range up to the bright tissue, so that it matters).
+#: A smaller offset of air is ignored.
 AIR_ABOVE_ZERO = 0.05
-#: Median, median absolute deviation and standard deviation of Rayleigh noise whose two components have 1.
+#: Median, median absolute deviation and standard deviation of Rayleigh noise with components of 1.
 RAYLEIGH_MEDIAN, RAYLEIGH_MAD, RAYLEIGH_STD = 1.177, 0.448, 0.655
-#: In an inverted image, air is within this share of the range from its brightest voxels.
+#: In an inverted image, air is this close to the brightest voxels.
 INVERTED = 0.2
-#: No tissue, fat or vessel is further above the bright tissue than so many times the range from air to it ...
+#: Outliers are further above bright tissue than this. Tissue, fat and vessels are not.
 WILD_ABOVE = 10.0
-#: ... and no undershoot of a filter is further below air.
+#: Outliers are further below air than this. The undershoot of a filter is not.
 WILD_BELOW = 2.0
-#: Wild voxels in more than this share of the volume are damage, and no single errors.
+#: Outliers in more than this share of the voxels mean a damaged file.
 WILD_SHARE = 1e-4
-#: A magnitude image has nothing as far below 0 as this share of its bright tissue.
+#: A magnitude image does not reach as far below 0 as this share of its bright tissue.
 SIGNED = 0.5
-#: A slice at the end of a volume was lost if more than this share of its neighbour is tissue ...
+#: A slice at the end was lost if more than this share of the next slice is tissue ...
 LOST_AT_END = 0.1
-#: (in an image whose air has noise: of less than this share of a slice is 0) ...
+#: ... and less than this share of the next slice is 0 (air has noise) ...
 LEAST_ERASED = 0.3
-#: ... which is brighter than this share of the brightest voxels (their 99th percentile).
+#: ... where tissue is brighter than this share of the 99th percentile.
 TISSUE = 0.15
 
 
+def intensity_scale(values: np.ndarray) -> float:
+    """Return the intensity that becomes 1 for the network.
+
+    Parameters
+    ----------
+    values : ndarray, any shape
+        Intensities of brain voxels of the thick-slice scan.
+
+    Returns
+    -------
+    float
+        Positive; in the scan's units. Network input is ``scan / scale``, the enhanced volume is ``network
+        output * scale``.
+
+    Raises
+    ------
+    InputError
+        There are no brain voxels, or their 80th percentile is not positive.
+    """
+    values = np.asarray(values)
+    scale = float(np.percentile(values, PERCENTILE)) if values.size else float("nan")
+    if not np.isfinite(scale) or scale <= 0:
+        raise InputError(
+            "brain intensities",
+            found=f"{values.size} brain voxels, 80th percentile {scale:g}",
+            expected="a positive 80th percentile over the brain",
+            next_step="Check the scan and its brain mask; intensities must be magnitudes (>= 0).",
+        )
+    return scale
+
+
 def settle_intensities(path: str | os.PathLike, data: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Bring air to 0, where magnitude images have it.
+    """Correct intensities so that air is near 0, as in magnitude images.
 
     Parameters
     ----------
     path
         The file, for messages.
     data : ndarray of float32, shape (w, h, d)
-        Intensities, finite, not all the same; left as they are.
+        Intensities, finite, not all the same. Not changed in place.
 
     Returns
     -------
     data : ndarray, shape (w, h, d)
-        A number far below 0 that fills the volume up (-1024, as in CT) is replaced by 0, and so is one far
-        above everything else (65535, from unsigned numbers); an offset that moved air below 0 is added back.
-        The same array where there is nothing to mend.
+        A filling value far below 0 (-1024, as in CT) or far above all others (65535) is replaced by 0. An
+        offset of air is removed. Single outliers get the median of their neighbours. The same array if
+        nothing was changed.
     notes : list of str
-        What was done.
+        What was done, as sentences.
 
     Raises
     ------
     InputError
-        Values reach as far below 0 as above, so that these are no magnitudes; air is brighter than the head;
-        or too many voxels are far beyond all others.
+        Values reach as far below 0 as above it (no magnitudes), air is brighter than the head, or there are
+        too many outliers.
     """
     notes: list[str] = []
     highest = data.max()
@@ -71,9 +113,7 @@ def settle_intensities(path: str | os.PathLike, data: np.ndarray) -> tuple[np.nd
         rest = data[~filled]
         if rest.size and 0 < 2 * rest.max() < highest:
             data = np.where(filled, np.float32(0), data)
-            notes.append(
-                f"{filled.mean():.0%} of the voxels, outside of the head, are {highest:g}: set to 0."
-            )
+            notes.append(f"{filled.mean():.0%} of the voxels, outside the head, are {highest:g}: set to 0.")
     data, wild = _replace_wild(path, data)
     notes += wild
     lowest = float(data.min())
@@ -84,36 +124,35 @@ def settle_intensities(path: str | os.PathLike, data: np.ndarray) -> tuple[np.nd
     bright = float(np.percentile(data, 99.5))
     air = _corner_level(data)
     if lowest in _corner_levels(data) and np.mean(data == lowest) >= FILLED:
-        air = lowest  # fills some corners only
+        air = lowest  # it fills some corners only
     if air < -AIR_BELOW_ZERO * (bright - air):
         bulk = data <= air + 0.01 * abs(air)
         rest = data[~bulk]
         if bright > 0 and np.mean(rest < 0) <= TISSUE_BELOW_ZERO:
             data = np.maximum(data, np.float32(0))
             notes.append(
-                f"{bulk.mean():.0%} of the voxels are {air:g}, far below 0, as air in CT: what is below 0 "
-                "was set to 0."
+                f"{bulk.mean():.0%} of the voxels are {air:g}, far below 0, as air in CT: negative "
+                "intensities were set to 0."
             )
         elif _corner_level(data) == air or bright <= 0:
             data = data - np.float32(air)
             bright -= air
             notes.append(
-                f"Air is at {air:g} instead of 0: {-air:g} was added to all voxels, and intensities of "
-                "outputs are larger by as much."
+                f"Air is at {air:g} instead of 0: {-air:g} was added to all voxels, also in the outputs."
             )
     if np.percentile(data, 0.5) < -SIGNED * bright:
         raise InputError(
             path,
             found=f"intensities from {data.min():g} to {data.max():g}, below 0 as far as above",
             expected="magnitudes (>= 0), air dark and white matter bright",
-            next_step="Check whether the conversion took unsigned numbers for signed ones, or the contrast "
-            "is inverted; give the magnitude image.",
+            next_step="Give the magnitude image. Check whether the contrast is inverted, or the conversion "
+            "read unsigned numbers as signed ones.",
         )
     return data, notes
 
 
 def _replace_wild(path: str | os.PathLike, data: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Give single voxels that are far beyond all others the median of their neighbours."""
+    """Replace single outliers by the median of their neighbours."""
     dark, bright = (float(level) for level in np.percentile(data, (0.5, 99.5)))
     least, most = dark - WILD_BELOW * (bright - dark), bright + WILD_ABOVE * (bright - dark)
     if bright == dark or (data.min() >= least and data.max() <= most):
@@ -130,18 +169,18 @@ def _replace_wild(path: str | os.PathLike, data: np.ndarray) -> tuple[np.ndarray
             path,
             found=found,
             expected=f"intensities from {least:.4g} to {most:.4g}, as in the rest of the volume",
-            next_step="Convert or copy the image again: voxels were damaged on the way.",
+            next_step="Convert or copy the image again: it is damaged.",
         )
     mended = data.copy()
     for place in places:
         around = tuple(slice(max(i - 1, 0), i + 2) for i in place)
         good = data[around][~wild[around]]
         mended[tuple(place)] = np.median(good) if good.size else dark
-    return mended, [f"{found}: set to the median of the voxels around. Check the scan there."]
+    return mended, [f"{found}: set to the median of their neighbours. Check the scan there."]
 
 
 def _refuse_inverted(path: str | os.PathLike, data: np.ndarray) -> None:
-    """Make sure that air is not the brightest part of an image."""
+    """Refuse an image whose air is brighter than the head."""
     dark, bright = (float(level) for level in np.percentile(data, (0.5, 99.5)))
     air = min(_corner_levels(data))
     if air > bright - INVERTED * (bright - dark):
@@ -154,31 +193,31 @@ def _refuse_inverted(path: str | os.PathLike, data: np.ndarray) -> None:
 
 
 def _take_off_pedestal(data: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Subtract an offset that moved air above 0; the floor of the noise stays."""
+    """Subtract an offset of air above 0. The noise floor stays."""
     corners = [corner - np.median(corner) for corner in _corners(data)]
     air, bright = _corner_level(data), float(np.percentile(data, 99.5))
     sigma = float(np.median([np.median(np.abs(corner)) for corner in corners])) / RAYLEIGH_MAD
     spread = RAYLEIGH_STD * sigma
     if air <= max(AIR_ABOVE_ZERO * (bright - air), AIR_IN_SPREADS * spread):
         return data, []
-    if np.mean(data < air - 4 * sigma) > WILD_SHARE:  # something is darker: the corners show tissue
+    if np.mean(data < air - 4 * sigma) > WILD_SHARE:  # something is darker: the corners are not air
         return data, []
     offset = np.float32(air - RAYLEIGH_MEDIAN * sigma)
     return np.maximum(data - offset, np.float32(0)), [
-        f"Air is at {air:g} instead of near 0, with noise of {spread:.3g} only: {offset:g} was taken off "
-        "all voxels, and intensities of outputs are smaller by as much."
+        f"Air is at {air:g} instead of near 0, with noise of only {spread:.3g}: {offset:g} was subtracted "
+        "from all voxels, also in the outputs."
     ]
 
 
 def empty_slices(data: np.ndarray, axis: int) -> list[int]:
-    """Indices of slices that were lost: all of one value, between others or beside one that shows the head.
+    """Return the indices of lost slices: all voxels have one value, and a neighbouring slice shows the head.
 
     Parameters
     ----------
     data : ndarray, shape (w, h, d)
         Intensities.
     axis
-        Along which slices are stacked.
+        Slice axis.
     """
     rows = np.moveaxis(data, axis, 0).reshape(data.shape[axis], -1)
     there = np.flatnonzero(rows.min(axis=1) != rows.max(axis=1))
@@ -193,12 +232,12 @@ def empty_slices(data: np.ndarray, axis: int) -> list[int]:
 
 
 def _shows_head(values: np.ndarray, empty: float, tissue: float) -> bool:
-    """Tell whether a slice shows a good part of the head in noise; beside erased air empty ones are usual."""
+    """Return whether a slice shows the head in noise. Beside erased air, empty slices are usual."""
     return bool(np.mean(values > tissue) > LOST_AT_END and np.mean(values == empty) < LEAST_ERASED)
 
 
 def bridge_slices(data: np.ndarray, axis: int, missing: list[int]) -> np.ndarray:
-    """Fill missing slices from their neighbours, linearly; the same array where none is missing."""
+    """Interpolate missing slices linearly. Returns the same array if none is missing."""
     if not missing:
         return data
     slices = np.moveaxis(data.copy(), axis, 0)
@@ -215,7 +254,7 @@ def bridge_slices(data: np.ndarray, axis: int, missing: list[int]) -> np.ndarray
 
 
 def _corner_level(data: np.ndarray) -> float:
-    """Intensity of the corners of a volume, which are air in a scan of a head."""
+    """Median intensity of the corners of a volume, which are air in a scan of a head."""
     return float(np.median(_corner_levels(data)))
 
 

@@ -1,4 +1,4 @@
-"""Values of BIDS sidecars: one reader for all, so that a text never passes for a number or for a yes."""
+"""Read BIDS sidecars. A text is never taken for a number or for true."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from iqtflow.utils.files import read_text
 
 
 def read_fields(path: str | os.PathLike) -> dict[str, Any]:
-    """Read the fields of a JSON sidecar, as they stand there.
+    """Read the fields of a JSON sidecar, unchanged.
 
     Raises
     ------
     InputError
-        It is no file, has not been fetched, is no JSON in UTF-8, or holds something else than an object.
+        It is not a file, has not been fetched, is not JSON in UTF-8, or is not a JSON object.
     """
     path = Path(path)
     try:
@@ -28,12 +28,12 @@ def read_fields(path: str | os.PathLike) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, not an object")
     except (OSError, ValueError, RecursionError) as fault:
-        way_out = how_to_fetch(path)
+        fetch = how_to_fetch(path)
         raise InputError(
             path,
-            found="content that has not been fetched" if way_out else " ".join(str(fault).split()),
+            found="content that has not been fetched" if fetch else " ".join(str(fault).split()),
             expected='a JSON object such as {"SliceThickness": 5.0}',
-            next_step=way_out or "Correct the file, or delete it.",
+            next_step=fetch or "Correct the file, or delete it.",
         ) from fault
     return content
 
@@ -41,22 +41,22 @@ def read_fields(path: str | os.PathLike) -> dict[str, Any]:
 def settle_values(
     fields: Mapping[str, Any], origin: str | os.PathLike | Mapping[str, str | os.PathLike]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Leave out values that cannot be meant, and say so.
+    """Remove invalid values, with a note for each.
 
     Parameters
     ----------
     fields
-        Of a sidecar, or of several that were merged.
+        Fields of one sidecar, or of several merged.
     origin
-        The JSON file; or of each field, the file that it comes from.
+        The JSON file, or the file of each field.
 
     Returns
     -------
     fields : dict
-        ``SkullStripped`` is a bool, thickness and spacing (mm) and field strength (T) are floats, where they
-        are stated; other fields are as they were.
+        ``SkullStripped``, if stated, is a bool. Thickness and spacing (mm) and field strength (T), if stated,
+        are floats. Other fields are unchanged.
     notes : list of str
-        One sentence for each value that was left out.
+        One sentence for each removed value.
     """
     settled, notes = dict(fields), []
     for key, (read, expected) in _READERS.items():
@@ -74,17 +74,17 @@ def settle_values(
 
 
 def skull_stripped(fields: Mapping[str, Any]) -> str:
-    """Return what a sidecar says of the skull: "yes" (it is gone), "no", or "auto", look at the image."""
+    """Return the option for skull stripping: "yes" (skull removed), "no", or "auto" (find out)."""
     return {True: "yes", False: "no", None: "auto"}[boolean(fields.get("SkullStripped"))]
 
 
 def boolean(value: Any) -> bool | None:
-    """Return true and false as they are, None for all else: the text "false" is not a yes."""
+    """Return True and False unchanged, None for everything else, also for the text "false"."""
     return value if isinstance(value, bool) else None
 
 
 def number(most: float) -> Callable[[Any], float | None]:
-    """Return the reader of numbers above 0 and below `most`; it returns None for all else."""
+    """Return a reader of numbers above 0 and below `most`. It returns None for everything else."""
 
     def read(value: Any) -> float | None:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -96,7 +96,7 @@ def number(most: float) -> Callable[[Any], float | None]:
 
 length_mm = number(1000.0)
 
-#: Fields that are worked with: how to read each, and what is expected.
+#: Fields that are used: reader, and valid values.
 _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "SkullStripped": (boolean, "true or false, without quotes"),
     "SliceThickness": (length_mm, "a number of millimetres above 0, without quotes"),
@@ -106,13 +106,13 @@ _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 
 def read_whole(digits: str) -> int | float:
-    """Convert a whole number of JSON; Python refuses to read one of thousands of digits: it is infinite."""
+    """Convert a whole number of JSON. One of thousands of digits, which Python refuses, becomes infinite."""
     return int(digits) if len(digits) < 1000 else float(digits)
 
 
 def _shortly(value: Any) -> str:
     try:
         text = json.dumps(value)
-    except (TypeError, ValueError, RecursionError):  # not from JSON, or without an end
+    except (TypeError, ValueError, RecursionError):  # not from JSON, or nested without end
         text = f"a {type(value).__name__}"
     return text if len(text) <= 40 else re.sub(r"\s", " ", text[:37]) + "..."

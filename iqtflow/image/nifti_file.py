@@ -1,7 +1,7 @@
-"""Files of NIfTI: what they are, whether they are whole, and what their header says.
+"""Read NIfTI files: kind of file, completeness, and header.
 
-A compressed file is read to its end, where its checksum and its length stand: a bit that flipped on the way
-changes voxels, and nothing else tells.
+A compressed file is read to its end, where its checksum and length are. Only they show a flipped bit in the
+voxels.
 """
 
 from __future__ import annotations
@@ -24,27 +24,25 @@ from iqtflow.utils.datalad import how_to_fetch
 from iqtflow.utils.errors import InputError
 
 Kind = Literal["scan", "map", "priors"]
-#: Headers by the number that each begins with: its own size.
+#: Images by the size of their header, which is its first number.
 _FORMATS = {348: nib.Nifti1Image, 540: nib.Nifti2Image}
-#: What files that are no NIfTI begin with.
+#: First bytes of other kinds of files.
 _OTHERS = (
     (b"PK\x03\x04", "a zip archive"),
     (b"BZh", "a bzip2 file"),
     (b"\x28\xb5\x2f\xfd", "a Zstandard file"),
     (b"\xfd7zXZ\x00", "an xz file"),
-    (b"<", "a page of the web, or XML"),
+    (b"<", "a web page, or XML"),
     (b"{", "JSON"),
     (b"\x89HDF", "an HDF5 (MINC2) file"),
     (b"NRRD", "an NRRD file"),
 )
 
-_quiet = logging.getLogger(
-    "iqtflow.image.nifti_file"
-)  # nibabel's remarks on headers: the checks here say more
+_quiet = logging.getLogger(__name__)  # for nibabel's remarks on headers: the checks here say more
 _quiet.addHandler(logging.NullHandler())
 _quiet.propagate = False
 
-#: What gzip, zlib and nibabel raise for bytes that are not what they should be.
+#: Exceptions of gzip, zlib and nibabel for damaged files.
 UNREADABLE = (
     OSError,
     EOFError,
@@ -59,29 +57,30 @@ UNREADABLE = (
 
 
 def open_nifti(path: str | os.PathLike, *, kind: Kind = "map") -> nib.Nifti1Image:
-    """Open a NIfTI file after reading all of it; the voxels are as they are.
+    """Open a NIfTI file after reading all of it. The voxels are not changed.
 
     Parameters
     ----------
     path
-        ``.nii`` or ``.nii.gz`` file. Of a compressed file every member is decompressed, and its checksum and
-        length are compared; zeros after the last one are padding, and anything else is refused.
+        ``.nii`` or ``.nii.gz`` file. Every member of a compressed file is decompressed, and its checksum and
+        length are compared. Zeros after the last member are padding; anything else there is refused.
     kind
-        ``"scan"``: one volume that is as large as a head, or a good part of it. ``"map"``: one volume of any
-        size. ``"priors"``: several volumes are allowed, too.
+        ``"scan"``: one volume, as large as a head or a good part of it. ``"map"``: one volume of any size.
+        ``"priors"``: one or several volumes.
 
     Returns
     -------
     nibabel.Nifti1Image
-        Voxels are in memory, as stored. ``affine``, sform and qform are settled
-        (`iqtflow.image.orientation.settle_forms`), in mm; ``extra["notes"]`` says what was found.
+        Voxels in memory, as stored. ``affine``, sform and qform are corrected
+        (`iqtflow.image.orientation.settle_forms`), in mm. ``extra["notes"]`` holds sentences for the user.
 
     Raises
     ------
     InputError
-        The file is missing, no regular file, a git-annex or Git LFS pointer without content, cut short,
-        damaged, or not one file of NIfTI; its header contradicts its content, or does not say where the
-        voxels are; it is no volume of several slices, or its voxels are no real numbers.
+        The file is missing, not a regular file, a git-annex or Git LFS pointer without content, truncated,
+        damaged, or not a single-file NIfTI; its header contradicts its content, or has no valid sform or
+        qform (singular, not finite, absurd voxel sizes or field of view); it has a single slice or too many
+        dimensions; or its voxels are not real numbers.
     """
     path = Path(path)
     header, offset, notes = _read_header(path, kind)
@@ -100,54 +99,54 @@ def open_nifti(path: str | os.PathLike, *, kind: Kind = "map") -> nib.Nifti1Imag
     if left:
         raise InputError(
             path,
-            found=f"{described}, and a file that ends {left} bytes too early",
+            found=f"{described}, but the file ends {left} bytes too early",
             expected="all voxels that the header describes",
-            next_step="Copy or convert it again: it is cut short, or its header is wrong.",
+            next_step="Copy or convert it again: it is truncated, or its header is wrong.",
         )
     if more:
         raise InputError(
             path,
-            found=f"{described}, and more data after the last voxel",
+            found=f"{described}, but more data after the last voxel",
             expected="a file that ends with its last voxel",
             next_step="Convert it again: the size or vox_offset in its header is wrong.",
         )
-    slope, inter = header.get_slope_inter()  # None: 0 or not finite, voxels are stored as they are
+    slope, inter = header.get_slope_inter()  # None: 0 or not finite, voxels are not scaled
     scaling = (1.0, 0.0) if slope is None else (slope, inter)
     proxy = nib.arrayproxy.ArrayProxy(
         content, (header.get_data_shape(), header.get_data_dtype(), offset, *scaling), mmap=False
     )
-    made = _FORMATS[int(header["sizeof_hdr"])]
-    image = made(proxy, header.get_best_affine(), header, extra={"notes": notes})
-    image.set_filename(os.fspath(path))
-    return image
+    return _as_image(path, proxy, header, notes)
 
 
 def peek_nifti(path: str | os.PathLike) -> nib.Nifti1Image:
-    """Read the header alone of a NIfTI file: shape and place are those that `open_nifti` finds, the voxels
-    are all 0.
+    """Read only the header of a scan. Shape and affine are those of `open_nifti`; all voxels are 0.
 
     Raises
     ------
     InputError
-        As far as the header tells, as `open_nifti` of a scan.
+        As `open_nifti`, as far as the header shows it.
     """
     path = Path(path)
     header, _, notes = _read_header(path, "scan")
-    made = _FORMATS[int(header["sizeof_hdr"])]
     nothing = np.broadcast_to(np.zeros((), header.get_data_dtype()), header.get_data_shape())
-    image = made(nothing, header.get_best_affine(), header, extra={"notes": notes})
+    return _as_image(path, nothing, header, notes)
+
+
+def _as_image(path: Path, voxels: Any, header: nib.Nifti1Header, notes: list[str]) -> nib.Nifti1Image:
+    made = _FORMATS[int(header["sizeof_hdr"])]
+    image = made(voxels, header.get_best_affine(), header, extra={"notes": notes})
     image.set_filename(os.fspath(path))
     return image
 
 
 def check_content(path: str | os.PathLike) -> None:
-    """Make sure that there is a regular file with content.
+    """Check that a path is a regular file with content.
 
     Raises
     ------
     InputError
-        It is missing, a folder, a pipe or a device, empty, closed to this user, or a pointer to content that
-        a data-management tool has not fetched yet.
+        It is missing, a folder, a pipe or a device, empty, not readable, or a git-annex or Git LFS pointer
+        whose content has not been fetched.
     """
     path = Path(path)
     try:
@@ -161,25 +160,13 @@ def check_content(path: str | os.PathLike) -> None:
             expected="an image in a regular file",
             next_step="Give the path of a .nii or .nii.gz file.",
         )
-    way_out = how_to_fetch(path)
-    if way_out:
-        link = f"a link to {os.readlink(path)}, which is not there" if path.is_symlink() else None
-        raise InputError(
-            path,
-            found=link or "a pointer to content that has not been fetched",
-            expected="an image",
-            next_step=way_out,
-        )
+    broken = f"a link to {os.readlink(path)}, which does not exist" if path.is_symlink() else None
+    if fetch := how_to_fetch(path):
+        found = broken or "a pointer to content that has not been fetched"
+        raise InputError(path, found=found, expected="an image", next_step=fetch)
     if status is None:
-        dangling = path.is_symlink()
-        raise InputError(
-            path,
-            found=f"a link to {os.readlink(path)}, which is not there" if dangling else "nothing",
-            expected="an image",
-            next_step="Check what it links to; in a container, mount that too."
-            if dangling
-            else "Check the path.",
-        )
+        check = "Check the target of the link; in a container, mount it too." if broken else "Check the path."
+        raise InputError(path, found=broken or "nothing", expected="an image", next_step=check)
     if status.st_size == 0:
         raise InputError(
             path, found="an empty file", expected="an image", next_step="Copy or download it again."
@@ -187,7 +174,7 @@ def check_content(path: str | os.PathLike) -> None:
 
 
 def read_content(path: str | os.PathLike) -> bytes:
-    """Return all bytes of a file, decompressed where its name ends in ``.gz``.
+    """Return all bytes of a file, decompressed if its name ends in ``.gz``.
 
     Raises
     ------
@@ -203,19 +190,19 @@ def read_content(path: str | os.PathLike) -> bytes:
 
 
 def unreadable(path: str | os.PathLike, fault: Exception) -> InputError:
-    """Say of a fault of gzip, zlib or nibabel that the file cannot be read."""
-    words = "there is not enough memory for it" if isinstance(fault, MemoryError) else str(fault)
+    """Return the error for a file that gzip, zlib or nibabel cannot read."""
+    words = "not enough memory" if isinstance(fault, MemoryError) else str(fault)
     return InputError(
         path,
         found=f"a file that cannot be read ({' '.join(words.split()) or type(fault).__name__})",
         expected="a complete NIfTI image",
         next_step="Copy or convert it again"
-        + ("; `gzip -t` tells whether it is whole." if os.fspath(path).lower().endswith(".gz") else "."),
+        + ("; `gzip -t` checks the file." if os.fspath(path).lower().endswith(".gz") else "."),
     )
 
 
 def _chunks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
-    """Yield all bytes of a file, at most `size` at a time; of a compressed one decompressed, to its end."""
+    """Yield all bytes of a file, decompressed if it is compressed, at most `size` at a time."""
     with open(path, "rb") as stream:
         if not path.name.lower().endswith(".gz"):
             while chunk := stream.read(size):
@@ -223,25 +210,25 @@ def _chunks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
             return
         member, given, begun, done = zlib.decompressobj(wbits=31), b"", False, False
         while given or (given := stream.read(size)):
-            if done:  # zeros after a member pad it to full blocks
+            if done:  # zeros after a member are padding
                 given = given.lstrip(b"\0")
                 if given:
                     member, done = zlib.decompressobj(wbits=31), False
                     if given[:1] != b"\x1f":
-                        raise zlib.error("something that is no gzip data follows the compressed image")
+                        raise zlib.error("other data follow the compressed image")
                 continue
             begun = True
-            chunk = member.decompress(given, size)  # which compares checksum and length at the end
+            chunk = member.decompress(given, size)  # compares checksum and length at the end
             given = member.unconsumed_tail or member.unused_data
             done = member.eof
             if chunk:
                 yield chunk
         if begun and not done:
-            raise EOFError("the compressed data are cut short")
+            raise EOFError("the compressed data are truncated")
 
 
 def _read_header(path: Path, kind: Kind) -> tuple[nib.Nifti1Header, int, list[str]]:
-    """Read, mend and check the header of a file: also where voxels begin, and what there is to note."""
+    """Read, check and correct the header of a file. Also return the first byte of the voxels, and notes."""
     check_content(path)
     _check_name(path)
     try:
@@ -263,18 +250,18 @@ def _read_header(path: Path, kind: Kind) -> tuple[nib.Nifti1Header, int, list[st
     except UNREADABLE as fault:
         raise unreadable(path, fault) from fault
     _check_shape(path, shape, header.get_data_dtype(), several=kind == "priors")
-    header["vox_offset"] = least  # nibabel prints remarks on others, without the file's name
+    header["vox_offset"] = least  # nibabel prints remarks on other values, without the file name
     notes += settle_forms(path, header, head=kind == "scan")
     slope = float(header["scl_slope"])
     if not np.isfinite(slope):
-        notes.append(f"scl_slope is {slope:g} in the header: voxels are taken as they are stored.")
+        notes.append(f"scl_slope is {slope:g} in the header: voxels are not scaled.")
     return header, offset, notes
 
 
 def _check_fields(
     path: Path, header: nib.Nifti1Header, size: int, *, extended: bool, least: int
 ) -> list[str]:
-    """Make sure that fields have values with a meaning, each by its name; return what there is to note."""
+    """Check the values of fields; return notes."""
 
     def refuse(found: str, expected: str, next_step: str = "Convert the image again.") -> InputError:
         return InputError(path, found=found, expected=expected, next_step=next_step)
@@ -290,7 +277,7 @@ def _check_fields(
             filled -= 1
         raise refuse(
             f"dim[0] = {dim[0]}, and dim[1] to dim[7] = {', '.join(map(str, dim[1:]))}",
-            "the number of dimensions, 3 for a volume, in dim[0]",
+            "the number of dimensions in dim[0], 3 for a volume",
             f"Set dim[0] to {max(filled, 1)} in the header, or convert the image again.",
         )
     code, bits = int(header["datatype"]), int(header["bitpix"])
@@ -305,18 +292,18 @@ def _check_fields(
         raise refuse(
             f"vox_offset {stated:g}{behind}",
             f"a whole number of at least {first}, where the voxels begin",
-            "Convert the image again: its header does not say where the voxels are stored.",
         )
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if np.isfinite(slope) and slope and not np.isfinite(inter):
-        raise refuse(f"scl_inter {inter:g}", "a number, which is added to all voxels (0 if none)")
+        raise refuse(f"scl_inter {inter:g}", "a number to add to all voxels, such as 0")
     if bits != 8 * kind.itemsize:
-        return [f"bitpix is {bits} in the header, and the type of voxels {kind}: bitpix is not used."]
+        return [f"bitpix is {bits} in the header, but the type of voxels is {kind}: bitpix is ignored."]
     return []
 
 
 def _check_shape(path: Path, shape: tuple[int, ...], kind: np.dtype, *, several: bool) -> None:
-    """Make sure that there is one volume of several slices, or there are several, of real numbers."""
+    """Check that there is one volume (or several, if allowed) of several slices, with real numbers."""
+    stack = "Give the whole stack of slices as one image."
     if not shape or min(shape) < 1:
         raise InputError(
             path,
@@ -326,40 +313,32 @@ def _check_shape(path: Path, shape: tuple[int, ...], kind: np.dtype, *, several:
             "image again.",
         )
     if len(shape) < 3 or (not several and any(length > 1 for length in shape[3:])):
-        single = len(shape) > 3 and min(shape[:3]) < 2
-        raise InputError(
-            path,
-            found=f"{len(shape)} dimensions, shape {shape}"
-            + (": one slice, several times over" if single else ""),
-            expected="one three-dimensional volume",
-            next_step="If the last dimension counts slices, convert the DICOM files again (dcm2niix), which "
-            "stacks them; else give a whole stack of slices."
-            if single
-            else "Choose or average the volumes first, and store one volume per file."
-            if len(shape) > 3
-            else "Give the whole stack of slices as one image.",
-        )
+        found, next_step = f"{len(shape)} dimensions, shape {shape}", stack
+        if len(shape) > 3 and min(shape[:3]) < 2:
+            found += ": one slice, several times"
+            next_step = (
+                "If the last dimension counts slices, convert the DICOM files again (dcm2niix), which stacks "
+                "them. Otherwise give the whole stack of slices."
+            )
+        elif len(shape) > 3:
+            next_step = "Choose or average the volumes first, and store one volume per file."
+        raise InputError(path, found=found, expected="one three-dimensional volume", next_step=next_step)
     if min(shape[:3]) < 2:
-        raise InputError(
-            path,
-            found=f"a single slice, shape {shape[:3]}",
-            expected="at least two slices along every axis",
-            next_step="Give the whole stack of slices as one image.",
-        )
+        expected = "at least two slices along every axis"
+        raise InputError(path, found=f"a single slice, shape {shape[:3]}", expected=expected, next_step=stack)
     if kind.kind not in "biuf":
-        what = {"V": "colours (RGB)", "c": "complex numbers"}.get(kind.kind, str(kind))
         raise InputError(
             path,
-            found=f"voxels of type {kind if kind.kind == 'c' else what}",
+            found=f"voxels of type {'colours (RGB)' if kind.kind == 'V' else kind}",
             expected="one real number per voxel",
             next_step="Store the magnitude image."
             if kind.kind == "c"
-            else "Give the scan itself, not a coloured map or a screenshot of it.",
+            else "Give the scan itself, not a colour map or a screenshot of it.",
         )
 
 
 def _check_name(path: Path) -> None:
-    """Make sure that a name and the first bytes agree on what kind of file this is."""
+    """Check that name and first bytes of a file agree."""
     name = path.name.lower()
     try:
         with open(path, "rb") as stream:
@@ -387,15 +366,15 @@ def _check_name(path: Path) -> None:
     raise InputError(
         path,
         found="a compressed (gzip) file" if compressed else what,
-        expected="an uncompressed file, as its name says" if compressed else "a gzip file, as its name says",
+        expected=f"{'an uncompressed' if compressed else 'a gzip'} file, according to its name",
         next_step=f"Rename it to {right}."
         if compressed or nifti
-        else "Copy or convert it again; `gzip -t` tells whether a .gz file is whole.",
+        else "Copy or convert it again; `gzip -t` checks a .gz file.",
     )
 
 
 def _header_size(path: Path, start: bytes) -> tuple[int, str]:
-    """Size and byte order of the header that a file starts with; one of Analyze and of a pair is refused."""
+    """Return size and byte order of the header. Headers of Analyze and of two-file NIfTI are refused."""
     for size, order in ((size, order) for size in _FORMATS for order in ("<", ">")):
         if start[:4] != size.to_bytes(4, "little" if order == "<" else "big"):
             continue
@@ -425,10 +404,10 @@ def _header_size(path: Path, start: bytes) -> tuple[int, str]:
 
 
 def _other(start: bytes) -> str:
-    """What kind of file starts so, as far as it is known."""
+    """Return the kind of a file from its first bytes."""
     if start[128:132] == b"DICM":
         return "a DICOM file"
     for mark, what in _OTHERS:
         if start.lstrip()[: len(mark)] == mark:
             return what
-    return "something that is no NIfTI image"
+    return "no NIfTI image"

@@ -1,7 +1,7 @@
-"""Where an image is in the world: its header says so twice, and everything here reads both.
+"""Place of an image in the world: sform, qform, and the order of its axes.
 
-NIfTI has two forms of the affine, each with a code that says to which space it leads: the sform is any
-matrix, the qform a rotation with the voxel sizes of ``pixdim``. Programs differ in which one they believe.
+NIfTI stores the affine twice, each time with a code for its space. The sform is any matrix; the qform is a
+rotation with the voxel sizes of ``pixdim``. Programs differ in which one they use.
 """
 
 from __future__ import annotations
@@ -11,58 +11,57 @@ import os
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import inv_ornt_aff, ornt_transform
 from nibabel.quaternions import quat2mat
 
-from iqtflow.image.geometry import voxel_sizes
 from iqtflow.utils.errors import InputError
 
-MAX_VOXEL_MM = 30.0  #: no slice of a brain scan is thicker; past it the header's units are wrong
-MIN_VOXEL_MM = 0.05  #: no scanner of living people resolves more
-FIELD_OF_VIEW_MM = (30.0, 1000.0)  #: between a slab of a few slices and more than a head coil holds
+MAX_VOXEL_MM = 30.0  #: slices of brain scans are thinner; above it the header's units are wrong
+MIN_VOXEL_MM = 0.05  #: scanners for living people do not resolve less
+FIELD_OF_VIEW_MM = (30.0, 1000.0)  #: from a slab of a few slices to more than a head coil holds
 
-FARTHEST_MM = 10_000.0  #: no scanner puts a head further from its centre; 32-bit numbers are too coarse there
+FARTHEST_MM = 10_000.0  #: from the centre of the scanner; 32-bit numbers are too coarse beyond it
 
-#: Forms that put no voxel further apart than this, in mm, say the same.
+#: Two forms agree if no voxel is further apart than this, in mm.
 SAME_PLACE_MM = 0.5
-#: Voxel sizes of two forms differ by more than this factor only if one of them is wrong: a linear
-#: registration to a template scales a head by less.
+#: If voxel sizes of two forms differ by more than this factor, one is wrong. A linear registration to a
+#: template scales a head by less.
 LARGEST_SCALING = 1.25
-#: Length of a quaternion beyond 1 that is rounding.
+#: A quaternion may be longer than 1 by this much through rounding.
 QUATERNION_ROUNDING = 1e-2
-#: Factor to mm of the units of length that a header may state.
+#: Units of length in headers: factor to mm, and name.
 _TO_MM = {1: (1000.0, "metres"), 3: (0.001, "microns")}
 _SPACES = {1: "scanner", 2: "aligned", 3: "Talairach", 4: "MNI 152", 5: "template"}
 
 
 def settle_forms(path: str | os.PathLike, header: nib.Nifti1Header, *, head: bool = True) -> list[str]:
-    """Decide which form of the affine is believed, and make the header say so.
+    """Decide which form of the affine is used, and correct the header.
 
-    The sform is, as everywhere, unless it cannot be right and the qform can: it is singular or not finite,
-    or its voxels are of another size than the qform and ``pixdim`` say (`LARGEST_SCALING`), as of a
-    placeholder. A form that is not believed and cannot be right is replaced by the other one; forms that are
-    both possible stay as they are.
+    The sform is used, unless it is wrong and the qform is valid. It is wrong if it is singular or not
+    finite, or if its voxel sizes differ from the qform and ``pixdim`` (`LARGEST_SCALING`), as in a
+    placeholder. A wrong form is replaced by the other one. Two valid forms both stay.
 
     Parameters
     ----------
     path
         The file, for messages.
     header
-        Of a volume. Changed in place: afterwards both forms can be read, each code is 0 or belongs to a form
-        that can be right, ``get_best_affine()`` is the affine to use, and everything is in mm.
-
+        Header of a volume, changed in place. Afterwards both forms are readable, each code is 0 or that of a
+        valid form, ``get_best_affine()`` is the affine to use, and everything is in mm.
     head
-        Whether the image has to be as large as a head, or a good part of it. Of others the size only tells
+        The image must be as large as a head, or a good part of it. For other images the size only decides
         which form is right.
 
     Returns
     -------
     list of str
-        What a user should know, as sentences.
+        Notes for the user, as sentences.
 
     Raises
     ------
     InputError
-        There is no form, neither can be right, or nothing tells which voxel size is.
+        There is no form, both are wrong, or there are two voxel sizes and nothing decides between them.
     """
     notes: list[str] = []
     shape = tuple(header.get_data_shape()[:3])
@@ -73,7 +72,7 @@ def settle_forms(path: str | os.PathLike, header: nib.Nifti1Header, *, head: boo
         raise InputError(
             path,
             found="neither sform nor qform",
-            expected="a header that says where the voxels are",
+            expected="a header with the place of the voxels",
             next_step="Convert the DICOM files again (dcm2niix): without it, left and right are a guess.",
         )
     faults = {name: fault for name, form in given.items() if (fault := fault_of(form, shape))}
@@ -86,7 +85,7 @@ def settle_forms(path: str | os.PathLike, header: nib.Nifti1Header, *, head: boo
         other = "qform" if name == "sform" else "sform"
         notes.append(f"The {name} is not usable ({found}): the {other} is used in its place.")
     good = [name for name in given if name not in faults]
-    taken = _believed(path, given, good, pixdim_mm, notes)
+    taken = _choose_form(path, given, good, pixdim_mm, notes)
     for name in set(given) - set(good if taken == "sform" else [taken]):
         given[name], codes[name] = given[taken], codes[taken]
     _write(header, given, codes)
@@ -96,8 +95,8 @@ def settle_forms(path: str | os.PathLike, header: nib.Nifti1Header, *, head: boo
 
 
 def fault_of(affine: np.ndarray, shape: tuple[int, ...]) -> tuple[str, str, str] | None:
-    """Tell why an affine cannot be that of a head scan of this shape: found, expected, next step; or None."""
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    """Return why an affine is wrong for a head scan of this shape: found, expected, next step; or None."""
+    sizes = voxel_sizes(affine)
     if not _is_affine(affine):
         return (
             "an affine that is singular or not finite",
@@ -136,13 +135,13 @@ def placed_like(data: np.ndarray, affine: np.ndarray, like: nib.Nifti1Image | No
     affine : ndarray, shape (4, 4)
         Voxel indices to world mm, in the space of ``like.affine``.
     like
-        The image that it was made from; each of its forms is carried over by itself. Without one, or without
-        a form in it, both are `affine`, code 1. A qform holds no shear: where that would move a voxel by more
-        than `SAME_PLACE_MM` it is left out (code 0).
+        The image that it was made from. Each of its forms is taken over. If it has none, or is None, both
+        forms are `affine` with code 1. A qform has no shear; if that would move a voxel by more than
+        `SAME_PLACE_MM`, it is left out (code 0).
     """
     forms, codes = {"sform": affine, "qform": affine}, {"sform": 0, "qform": 0}
     if like is not None:
-        step = np.linalg.inv(like.affine) @ affine  # voxels of the new grid to voxels of the other one
+        step = np.linalg.inv(like.affine) @ affine  # voxels of the new grid to voxels of `like`
         for name, form in _read(like.header).items():
             if like.header[f"{name}_code"] > 0 and np.isfinite(form).all():
                 forms[name], codes[name] = form @ step, int(like.header[f"{name}_code"])
@@ -156,18 +155,53 @@ def placed_like(data: np.ndarray, affine: np.ndarray, like: nib.Nifti1Image | No
     return nib.Nifti1Image(data, header.get_best_affine(), header)
 
 
+class ReorientedScan:
+    """A scan with its axes reordered to RAS, and the way back for results.
+
+    Parameters
+    ----------
+    scan
+        From `iqtflow.image.validate.check_scan`.
+    axis
+        Slice axis in the file.
+
+    Attributes
+    ----------
+    data : ndarray, shape (w, h, d), float32
+        Voxels in RAS order.
+    affine : ndarray, shape (4, 4)
+        Voxel indices of `data` to world mm.
+    axis
+        Slice axis of `data`.
+    """
+
+    def __init__(self, scan: nib.Nifti1Image, axis: int) -> None:
+        data = np.asarray(scan.dataobj, dtype=np.float32).reshape(scan.shape[:3])
+        to_ras = nib.io_orientation(scan.affine)
+        self.scan = scan
+        self.data = np.ascontiguousarray(nib.apply_orientation(data, to_ras))
+        self.affine = scan.affine @ inv_ornt_aff(to_ras, data.shape)
+        self.axis = int(to_ras[axis, 0])
+        self._from_ras = ornt_transform([[0, 1], [1, 1], [2, 1]], to_ras)
+
+    def put_back(self, data: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+        """Return an image with axes as in the scan's file, and with its qform and sform."""
+        stored = np.ascontiguousarray(nib.apply_orientation(data, self._from_ras))
+        return placed_like(stored, affine @ inv_ornt_aff(self._from_ras, data.shape), self.scan)
+
+
 def distance_mm(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
-    """Largest distance between where two affines put a voxel of a field of view."""
+    """Return the largest distance (mm) between the places of a voxel by two affines."""
     corners = np.array(list(itertools.product(*((-0.5, n - 0.5) for n in shape[:3]))))
     moved = nib.affines.apply_affine(one, corners) - nib.affines.apply_affine(other, corners)
     return float(np.linalg.norm(moved, axis=1).max())
 
 
 def _is_affine(affine: np.ndarray) -> bool:
-    """Whether an affine is finite and has three independent axes."""
+    """Return whether an affine is finite and has three independent axes."""
     edges = affine[:3, :3]
     with np.errstate(all="ignore"):
-        # Determinant over the product of the edges: 1 when axes are orthogonal, 0 when they share a plane.
+        # Determinant over the product of the edges: 1 for orthogonal axes, 0 for axes in one plane.
         volume = np.linalg.det(edges / np.linalg.norm(edges, axis=0))
     return bool(np.isfinite(affine).all() and abs(volume) > 1e-3)
 
@@ -175,9 +209,8 @@ def _is_affine(affine: np.ndarray) -> bool:
 def _in_mm(
     header: nib.Nifti1Header, shape: tuple[int, ...], notes: list[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Read both forms and the voxel sizes; those in metres or microns are turned into mm."""
-    forms = _read(header)
-    sform, qform = forms["sform"], forms["qform"]
+    """Read both forms and the voxel sizes. Metres and microns become mm."""
+    sform, qform = _read(header).values()
     pixdim = np.abs(np.asarray(header["pixdim"][1:4], dtype=float))
     factor, name = _TO_MM.get(int(header["xyzt_units"]) & 7, (1.0, "mm"))
     header.set_xyzt_units("mm")
@@ -193,7 +226,7 @@ def _in_mm(
 
 
 def _read(header: nib.Nifti1Header) -> dict[str, np.ndarray]:
-    """Both forms as the header has them, whatever their codes; NaN where there is no rotation."""
+    """Read both forms, whatever their codes. Invalid rotations are NaN."""
     sform, qform = np.eye(4), np.eye(4)
     sform[:3] = [np.asarray(header[f"srow_{axis}"], dtype=float) for axis in "xyz"]
     with np.errstate(all="ignore"):
@@ -204,7 +237,7 @@ def _read(header: nib.Nifti1Header) -> dict[str, np.ndarray]:
 
 
 def _rotation(header: nib.Nifti1Header) -> np.ndarray:
-    """Rotation of the qform; NaN where its quaternion is none, though one beyond 1 by rounding is."""
+    """Read the rotation of the qform; NaN if its quaternion is invalid (longer than 1, but for rounding)."""
     b, c, d = (float(header[f"quatern_{axis}"]) for axis in "bcd")
     rest = 1 - (b * b + c * c + d * d)
     if not rest > -QUATERNION_ROUNDING:
@@ -212,14 +245,14 @@ def _rotation(header: nib.Nifti1Header) -> np.ndarray:
     return quat2mat((np.sqrt(max(rest, 0.0)), b, c, d))
 
 
-def _believed(
+def _choose_form(
     path: str | os.PathLike,
     given: dict[str, np.ndarray],
     good: list[str],
     pixdim_mm: np.ndarray,
     notes: list[str],
 ) -> str:
-    """Name the form that is believed; `notes` grow by the reason where it takes one."""
+    """Return the name of the form to use, and add the reason to `notes` if there is a conflict."""
     if good[0] == "qform":
         return "qform"
     sizes = voxel_sizes(given["sform"])
@@ -234,18 +267,18 @@ def _believed(
             notes.append(f"Voxel sizes differ ({stated}): the sform is used.")
         return "sform"
     if "qform" in good:
-        notes.append(f"Voxel sizes differ ({stated}): the qform is used, and replaces the sform in outputs.")
+        notes.append(f"Voxel sizes differ ({stated}): the qform is used and replaces the sform in outputs.")
         return "qform"
     raise InputError(
         path,
         found=f"two voxel sizes: {stated}",
-        expected="one voxel size, or a qform that tells which is right",
-        next_step="Convert the DICOM files again (dcm2niix), or correct the one that is wrong.",
+        expected="one voxel size, or a qform that agrees with one of them",
+        next_step="Convert the DICOM files again (dcm2niix), or correct the wrong one.",
     )
 
 
 def _disagreement(given: dict[str, np.ndarray], codes: dict[str, int], shape: tuple[int, ...]) -> list[str]:
-    """Note that forms put the voxels elsewhere: one sentence, two where left and right are at stake."""
+    """Note that two forms disagree, and whether they disagree about left and right."""
     apart = distance_mm(given["sform"], given["qform"], shape)
     if apart <= SAME_PLACE_MM:
         return []
@@ -257,9 +290,9 @@ def _disagreement(given: dict[str, np.ndarray], codes: dict[str, int], shape: tu
 
 
 def _write(header: nib.Nifti1Header, given: dict[str, np.ndarray], codes: dict[str, int]) -> None:
-    """Write both forms; voxel sizes in ``pixdim`` are the qform's where there is one.
+    """Write both forms. ``pixdim`` holds the voxel sizes of the qform, if there is one.
 
-    A form with the code 0 is written as the other one, for readers that do not look at codes.
+    A form with the code 0 is written as the other one, for programs that ignore the codes.
     """
     best = given["sform"] if codes["sform"] else given["qform"]
     qform = given["qform"] if codes["qform"] else best

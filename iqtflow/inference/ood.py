@@ -59,7 +59,7 @@ class Figure:
         return f"{value:.{self.digits}f}"
 
 
-#: What is compared. Intensities are divided by the scale of `iqtflow.image.normalisation`, the brain's 80th
+#: What is compared. Intensities are divided by the scale of `iqtflow.image.intensity`, the brain's 80th
 #: percentile. "Usual" is what the training scans have.
 FIGURES: dict[str, Figure] = {
     "GreyLevel": Figure(
@@ -217,7 +217,7 @@ def measure_scan(
     InputError
         The mask is empty, or its 80th percentile is not positive.
     """
-    from iqtflow.image.normalisation import PERCENTILE, intensity_scale
+    from iqtflow.image.intensity import PERCENTILE, intensity_scale
 
     values = np.asarray(data)[mask]
     scale = intensity_scale(values)

@@ -17,6 +17,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 import iqtflow
@@ -31,12 +32,10 @@ from iqtflow.image.geometry import (
     slices_back,
     slices_last,
     thin_affine,
-    voxel_sizes,
 )
-from iqtflow.image.intensity import bridge_slices, empty_slices
-from iqtflow.image.laid_scan import LaidScan
+from iqtflow.image.intensity import bridge_slices, empty_slices, intensity_scale
 from iqtflow.image.metadata import settle_values
-from iqtflow.image.normalisation import intensity_scale
+from iqtflow.image.orientation import ReorientedScan
 from iqtflow.inference.ood import compare, find_reference, measure_scan
 from iqtflow.inference.predict import enhance_volume
 from iqtflow.inference.sliding_window import SMALLEST_TILE
@@ -162,7 +161,7 @@ def enhance_image(
             f"SHA-256 {networks.sha256[:12]}); slices along {AXIS_NAMES[geometry.axis]}, {geometry.source}"
         )
 
-    laid = LaidScan(image, geometry.axis)
+    laid = ReorientedScan(image, geometry.axis)
     if skull_stripped is None:
         skull_stripped = sidecar.get("SkullStripped")
     with warnings.catch_warnings(record=True) as caught:

@@ -87,7 +87,7 @@ def enhance_volume(
     model
         From `iqtflow.models.model_file.load_model`.
     scale
-        Intensity that the networks see as 1 (`iqtflow.image.normalisation.intensity_scale`).
+        Intensity that the networks see as 1 (`iqtflow.image.intensity.intensity_scale`).
     device
         "cpu" or "cuda".
     precision

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from iqtflow.image.normalisation import NAME as NORMALISATION
+from iqtflow.image.intensity import NORMALISATION
 from iqtflow.utils.errors import InputError, IQTFlowError
 from iqtflow.utils.files import require_regular
 from iqtflow.utils.system import free_memory_gb

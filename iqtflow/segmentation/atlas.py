@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from nibabel.affines import voxel_sizes
+
+from iqtflow.image.geometry import slice_axis
 
 ATLAS = "ICBM 152 (nilearn)"
 #: Voxel edge of the atlas; slices thicker than this are averaged over so many samples.
@@ -69,8 +72,8 @@ def lay_atlas(ants: Any, brain: np.ndarray, mask: np.ndarray, affine: np.ndarray
     finally:
         ants.config.set_ants_deterministic(on=False, seed_value=None)
     # Thick slices are averages over their thickness; so are their priors.
-    axis = int(np.argmax(np.linalg.norm(affine[:3, :3], axis=0)))
-    n = max(1, round(float(np.linalg.norm(affine[:3, axis])) / ATLAS_MM))
+    axis = slice_axis(affine)
+    n = max(1, round(float(voxel_sizes(affine)[axis]) / ATLAS_MM))
     fine = _image(ants, *_subdivided(mask.shape, affine, axis, n))
     wm, gm, inside = (
         _averaged(
@@ -137,7 +140,7 @@ def _load() -> list[tuple[np.ndarray, np.ndarray]]:
 def _image(ants: Any, data: np.ndarray, affine: np.ndarray) -> Any:
     """Image of ITK, whose world has left and posterior positive."""
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    spacing = voxel_sizes(lps)
     return ants.from_numpy(
         np.ascontiguousarray(data, np.float32),
         origin=tuple(lps[:3, 3].tolist()),

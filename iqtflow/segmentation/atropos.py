@@ -24,6 +24,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 from iqtflow.segmentation.atlas import ATLAS, LEAST_OVERLAP, classify_with_priors, lay_atlas
 from iqtflow.segmentation.brainmask import find_brain_mask
@@ -148,7 +149,7 @@ def segment_tissues(
 
     # Registration on two threads sums its metric in another order each time, and ends elsewhere.
     ants = _import_ants(1 if priors == "atlas" else num_threads)
-    spacing_mm = np.linalg.norm(image.affine[:3, :3], axis=0)
+    spacing_mm = voxel_sizes(image.affine)
     box = _bounding_box(mask)
     brain, box_mask = data[box], mask[box]
 
@@ -225,7 +226,7 @@ def check_plausible(maps: TissueMaps, image: nib.Nifti1Image) -> list[str]:
     Volumes are judged only where the whole brain can be in the field of view (every extent at least 80 mm).
     """
     name = image.get_filename() or "image"
-    spacing_mm = np.linalg.norm(image.affine[:3, :3], axis=0)
+    spacing_mm = voxel_sizes(image.affine)
     voxel_ml = float(np.prod(spacing_mm)) / 1000.0
     tissues = np.stack([maps.csf, maps.gm, maps.wm])
     csf_ml, gm_ml, wm_ml = (tissues.sum(axis=(1, 2, 3), dtype=np.float64) * voxel_ml).tolist()
@@ -332,7 +333,7 @@ def _by_atlas(
     ants: Any, data: np.ndarray, mask: np.ndarray, affine: np.ndarray
 ) -> tuple[np.ndarray | None, dict[str, Any]]:
     """Posteriors (3, w, h, d) by intensity and place, and what to record; None where the atlas is no help."""
-    extent_mm = np.linalg.norm(affine[:3, :3], axis=0) * data.shape
+    extent_mm = voxel_sizes(affine) * data.shape
     if extent_mm.min() < PARTIAL_EXTENT_MM:
         why = f"a field of view of {extent_mm.min():.0f} mm is too little for the atlas"
         return None, {"atlas": None, "remarks": [f"{why}: tissues were told by intensity alone"]}

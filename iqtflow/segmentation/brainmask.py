@@ -19,8 +19,10 @@ from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
+from iqtflow.image.geometry import slice_axis
 from iqtflow.image.intensity import bridge_slices, empty_slices
 
 #: Below this share of the brightest voxels (their 99th percentile) a voxel counts as zero: resampling a
@@ -100,7 +102,7 @@ def find_brain_mask(
     data = np.asarray(data, dtype=np.float32)
     if data.ndim != 3 or not np.isfinite(data).all() or not data.any():
         raise ValueError(f"a brain mask needs a finite, non-empty 3-D volume, not this of shape {data.shape}")
-    axis = int(np.argmax(np.linalg.norm(affine[:3, :3], axis=0)))
+    axis = slice_axis(affine)
     missing = empty_slices(data, axis)
     bridged = bridge_slices(data, axis, missing)
     found = _find(bridged, affine, skull_stripped=skull_stripped, num_threads=num_threads)
@@ -130,7 +132,7 @@ def _find(
 
 def _mask_by_deepbet(data: np.ndarray, affine: np.ndarray, num_threads: int) -> BrainMask:
     """Mask a whole head, or a brain in noise; fall back on the head itself, with a warning."""
-    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing_mm = voxel_sizes(affine)
     axis = int(np.argmin(np.array(data.shape) * spacing_mm))
     slab = data.shape[axis] * spacing_mm[axis] < SLAB_EXTENT_MM
     # deepbet stretches every volume to a cube. The outermost slices of a slab then look like the top and

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from nibabel.affines import voxel_sizes
 from nibabel.orientations import (
     apply_orientation,
     axcodes2ornt,
@@ -21,7 +22,7 @@ from nibabel.orientations import (
     ornt_transform,
 )
 
-from iqtflow.image.geometry import slices_back, slices_last, thick_affine, voxel_sizes
+from iqtflow.image.geometry import slices_back, slices_last, thick_affine
 from iqtflow.simulation.artifacts import Extras, bias_field, blur_in_plane, draw_bias
 from iqtflow.simulation.forward_model import Ratios, add_noise, contrast_ratios, recontrast
 from iqtflow.simulation.slice_profile import apply_profile, profile_matrix

@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from iqtflow.image.normalisation import intensity_scale
+from iqtflow.image.intensity import intensity_scale
 from iqtflow.simulation.slice_profile import decimation_matrix
 from iqtflow.simulation.snr_prior import tissue_mean
 from iqtflow.utils.errors import InputError
@@ -59,7 +59,7 @@ class StoredDraw:
     axis
         Array axis along which slices are stacked.
     scale
-        Intensity that networks see as 1 (`iqtflow.image.normalisation`), in the volume's unit; found when
+        Intensity that networks see as 1 (`iqtflow.image.intensity`), in the volume's unit; found when
         written.
     record
         What was drawn: the simulator's sidecar.

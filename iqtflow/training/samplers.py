@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from iqtflow.config import SNR_SCALE_LIMITS
-from iqtflow.image.normalisation import intensity_scale
+from iqtflow.image.intensity import intensity_scale
 from iqtflow.simulation.artifacts import Extras, require_range
 from iqtflow.simulation.forward_model import add_noise, contrast_ratios, decimate, recontrast
 from iqtflow.simulation.slice_profile import decimation_matrix

@@ -115,7 +115,7 @@ def test_an_ensemble_of_joined_files_has_an_uncertainty_map_that_grows_with_its_
     """The truth is what a fifth network, made like the other four, says: it is off where they disagree."""
     import torch
 
-    from iqtflow.image.normalisation import NAME
+    from iqtflow.image.intensity import NORMALISATION
     from iqtflow.inference.predict import enhance_volume
     from iqtflow.models.model_file import join_models, load_model, save_model
     from iqtflow.models.registry import build_network
@@ -131,7 +131,7 @@ def test_an_ensemble_of_joined_files_has_an_uncertainty_map_that_grows_with_its_
             "k": 4,
             "contrast": "T1w",
             "network": {"name": "aniso-unet", "kwargs": settings},
-            "normalisation": {"name": NAME},
+            "normalisation": {"name": NORMALISATION},
             "geometry": "slab-centred",
             "context": "whole",
         }

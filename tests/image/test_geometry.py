@@ -8,6 +8,7 @@ import pytest
 from conftest import make_affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from iqtflow.image.geometry import (
@@ -21,7 +22,6 @@ from iqtflow.image.geometry import (
     spline_matrix,
     thick_affine,
     thin_affine,
-    voxel_sizes,
 )
 from iqtflow.utils.errors import InputError
 

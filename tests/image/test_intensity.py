@@ -1,4 +1,4 @@
-"""Air belongs at 0 and slices belong in a scan: what is otherwise is mended and said, or refused."""
+"""Offsets of air, outliers and empty slices are corrected and noted, or the scan is refused."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_an_offset_that_moved_air_above_0_is_taken_off(offset):
     data = rician(np.where(head_and_air()[0] > 150, np.float32(1000), np.float32(0)), 20)
     mended, notes = settle_intensities("x", data + np.float32(offset))
     np.testing.assert_allclose(mended, data, atol=2)  # 0.2 % of the tissue
-    assert len(notes) == 1 and "was taken off all voxels" in notes[0]
+    assert len(notes) == 1 and "subtracted from all voxels" in notes[0]
 
 
 @pytest.mark.parametrize("coils", [1, 8, 32])
@@ -140,7 +140,7 @@ def test_an_inverted_image_is_refused_above_0_too(tmp_path, erased):
 def test_a_mask_or_a_map_of_labels_is_no_scan(tmp_path, labels):
     data = np.digitize(head_and_air()[0], [150, 300, 320][: len(labels) - 1]).astype(np.uint8)
     path = write_scan(tmp_path / "x.nii", data, make_affine((3, 3, 8)))
-    with pytest.raises(InputError, match=f"{len(labels)} different values only"):
+    with pytest.raises(InputError, match=f"{len(labels)} different values"):
         check_scan(path)
 
 

@@ -1,4 +1,4 @@
-"""A header places a scan twice: both forms are read, mended and kept, and what is believed is said."""
+"""sform and qform of a header are both read, corrected and kept, and the choice between them is noted."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from conftest import make_affine, make_head
 
 from iqtflow.image.geometry import find_slice_geometry, slices_back, slices_last, thin_affine
-from iqtflow.image.laid_scan import LaidScan
 from iqtflow.image.nifti import write_volume
 from iqtflow.image.nifti_file import open_nifti, peek_nifti
+from iqtflow.image.orientation import ReorientedScan
 from iqtflow.image.validate import check_scan
 from iqtflow.utils.errors import InputError
 
@@ -55,7 +55,7 @@ def corners_mm(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def thinned(scan: nib.Nifti1Image, k: int = 5) -> nib.Nifti1Image:
     """What becomes of a scan's grid when it is enhanced, put back into the file's order."""
     axis = find_slice_geometry(scan).axis
-    laid = LaidScan(scan, axis)
+    laid = ReorientedScan(scan, axis)
     data, affine = slices_last(laid.data, laid.affine, laid.axis)
     thin = np.repeat(data, k, axis=2)
     return laid.put_back(*slices_back(thin, thin_affine(affine, k), laid.axis))
@@ -146,7 +146,9 @@ def test_a_qform_that_cannot_be_is_replaced_by_a_good_sform(tmp_path, fault):
         pytest.param(make_affine(VOXEL_MM) + np.eye(4, k=3) * 1e12, id="far away"),
     ],
 )
-def test_an_sform_that_cannot_be_is_replaced_by_a_good_qform(tmp_path, sform):
+def test_a_wrong_sform_is_replaced_by_a_good_qform_or_refused(tmp_path, sform):
+    with pytest.raises(InputError):
+        check_scan(write(tmp_path / "x.nii", codes=(0, 2), sform=sform))
     path = write(tmp_path / "x.nii", codes=(1, 2), sform=sform)
     scan = check_scan(path)
     assert "The sform is not usable" in scan.extra["notes"][0]

@@ -10,7 +10,7 @@ from conftest import make_affine
 from phantoms import make_brain
 from small_models import write_model
 
-from iqtflow.image.normalisation import intensity_scale
+from iqtflow.image.intensity import intensity_scale
 from iqtflow.inference.pipeline import enhance_image
 from iqtflow.simulation.artifacts import bias_field, draw_bias
 

@@ -7,9 +7,10 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.affines import voxel_sizes
 from phantoms import make_brain
 
-from iqtflow.image.geometry import find_slice_geometry, voxel_sizes
+from iqtflow.image.geometry import find_slice_geometry
 from iqtflow.inference import ood as familiarity
 from iqtflow.inference.ood import FIGURES, compare, find_reference, make_reference, measure_scan
 from iqtflow.models.model_file import list_shipped, read_card

@@ -9,7 +9,7 @@ from phantoms import make_brain
 from small_models import make_model
 
 from iqtflow.evaluation.metrics import psnr
-from iqtflow.image.normalisation import intensity_scale
+from iqtflow.image.intensity import intensity_scale
 from iqtflow.inference.predict import enhance_volume, fast_precision
 from iqtflow.inference.sliding_window import choose_plan
 from iqtflow.models.model_file import load_model

@@ -22,7 +22,7 @@ from iqtflow.config import EnhanceSettings, PathSettings, Settings
 from iqtflow.evaluation.scores import summarise, table
 from iqtflow.evaluation.uncertainty_calibration import in_percent, reliability, summarise_reliability
 from iqtflow.image.geometry import thick_affine
-from iqtflow.image.normalisation import NAME
+from iqtflow.image.intensity import NORMALISATION
 from iqtflow.inference.uncertainty import (
     KINDS,
     NOT_COVERED,
@@ -159,7 +159,7 @@ def test_a_dry_run_and_a_sidecar_know_the_map_of_a_single_network(tmp_path, scan
     from iqtflow.workflows.app.plan import outputs_of
 
     fields = {"k": 4, "contrast": "T1w", "geometry": "slab-centred", "context": "whole"}
-    fields |= {**card(uncertainty=kind == "predicted"), "normalisation": {"name": NAME}}
+    fields |= {**card(uncertainty=kind == "predicted"), "normalisation": {"name": NORMALISATION}}
     weights = {"weight": torch.zeros(2)}  # nobody looks at them
     model = save_model(tmp_path / "m.safetensors", [weights], fields)
     paths = PathSettings(bids_dir=tmp_path, output_dir=tmp_path / "out", work_dir=tmp_path / "work")

@@ -12,7 +12,7 @@ from training_phantoms import SHAPE, simulate, train_command, write_libraries
 from iqtflow.cli.commands.train import main as train
 from iqtflow.evaluation.uncertainty_calibration import reliability
 from iqtflow.image.geometry import slices_last
-from iqtflow.image.normalisation import intensity_scale
+from iqtflow.image.intensity import intensity_scale
 from iqtflow.inference.predict import enhance_volume
 from iqtflow.inference.uncertainty import kind_of_model
 from iqtflow.models.model_file import load_model, read_card

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import load, save
 
-from iqtflow.image.normalisation import NAME
+from iqtflow.image.intensity import NORMALISATION
 from iqtflow.models import model_file as models
 from iqtflow.models.model_file import (
     find_model,
@@ -52,7 +52,7 @@ def make_card(**fields) -> dict:
         "k": 4,
         "contrast": "T1w",
         "network": {"name": "aniso-unet", "kwargs": SETTINGS},
-        "normalisation": {"name": NAME},
+        "normalisation": {"name": NORMALISATION},
         "geometry": "slab-centred",
         "training": {"steps": 0},
         **fields,

@@ -13,7 +13,7 @@ from training_phantoms import SHAPE, TINY, train_command, write_libraries
 
 from iqtflow.cli.commands.train import main as train
 from iqtflow.image.geometry import cubic_upsample
-from iqtflow.image.normalisation import intensity_scale
+from iqtflow.image.intensity import intensity_scale
 from iqtflow.models.model_file import load_model
 from iqtflow.simulation.snr_prior import PUBLISHED
 from iqtflow.training.library import PATCH, GridSettings, foreground_corners, read_library, write_library

@@ -6,11 +6,11 @@ import math
 from functools import lru_cache
 from typing import Any
 
+from nibabel.affines import voxel_sizes
 from nipype.pipeline.engine import Node, Workflow
 
 from iqtflow.bids import Scan
 from iqtflow.config import Settings
-from iqtflow.image.geometry import voxel_sizes
 from iqtflow.inference import footprint
 from iqtflow.inference.footprint import UNKNOWN_VOXELS, Footprint
 from iqtflow.workflows.app.collect import peek

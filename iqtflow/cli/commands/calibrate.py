@@ -57,9 +57,10 @@ def _measure(options: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     import numpy as np
+    from nibabel.affines import voxel_sizes
 
     from iqtflow import __version__
-    from iqtflow.image.geometry import find_slice_geometry, voxel_sizes
+    from iqtflow.image.geometry import find_slice_geometry
     from iqtflow.image.nifti import read_volume, write_json
     from iqtflow.image.validate import check_scan
     from iqtflow.simulation.snr_estimation import measure_snr

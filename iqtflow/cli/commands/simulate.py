@@ -122,9 +122,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _simulate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     import numpy as np
+    from nibabel.affines import voxel_sizes
 
     from iqtflow import __version__
-    from iqtflow.image.geometry import voxel_sizes
     from iqtflow.image.nifti import read_volume, write_json, write_volume
     from iqtflow.image.validate import check_scan
     from iqtflow.simulation.recipe import describe, digest

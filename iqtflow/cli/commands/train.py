@@ -270,7 +270,7 @@ def _run(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     import torch
 
-    from iqtflow.image.normalisation import NAME as NORMALISATION
+    from iqtflow.image.intensity import NORMALISATION
     from iqtflow.models.model_file import save_model
     from iqtflow.models.registry import choose_settings, setting_names
     from iqtflow.simulation.snr_prior import read_prior

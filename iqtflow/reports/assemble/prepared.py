@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from iqtflow.image.geometry import voxel_sizes
+from iqtflow.image.geometry import slice_axis
 from iqtflow.reports.draw import pictures, plots
 from iqtflow.reports.draw.grids import load_array, on_grid
 from iqtflow.reports.draw.sheets import Comparison, PlaneDrawer, Rung, Subject
@@ -221,7 +221,7 @@ def _draw_pictures(
     if loaded is None:
         return DrawPictures(f"{title} (the simulated scan is not there)", ())
     thick, affine = loaded
-    axis = int(np.argmax(voxel_sizes(affine)))
+    axis = slice_axis(affine)
     volumes, convention = subject.volumes, subject.convention
     # Each thick voxel as the block that it stands for: nothing is interpolated that a scanner would not have.
     blocks = on_grid((thick, affine), volumes.affine, volumes.before.shape, kind="nearest")

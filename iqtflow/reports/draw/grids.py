@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from iqtflow.image.geometry import cubic_upsample, slices_back, slices_last, thin_affine, voxel_sizes
+from iqtflow.image.geometry import cubic_upsample, slice_axis, slices_back, slices_last, thin_affine
 from iqtflow.image.nifti_file import open_nifti
 from iqtflow.utils.errors import InputError
 
@@ -95,7 +95,7 @@ def on_grid(
 
 def spline_of(scan: nib.Nifti1Image, affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Interpolate a scan by the baseline's own function where the grids nest, else onto the output's."""
-    axis = int(np.argmax(voxel_sizes(scan.affine)))
+    axis = slice_axis(scan.affine)
     data, last_affine = slices_last(array_of(scan), scan.affine, axis)
     k = shape[axis] // data.shape[2]
     if k >= 1 and tuple(np.delete(shape, axis)) == data.shape[:2]:

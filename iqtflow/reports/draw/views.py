@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 
-from iqtflow.image.geometry import voxel_sizes
 from iqtflow.reports.draw.grids import array_of, canonical, on_grid, spline_of
 from iqtflow.utils.errors import InputError
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy.io import loadmat
 
-from iqtflow.image.geometry import voxel_sizes
 from iqtflow.image.nifti_file import open_nifti, peek_nifti
 from iqtflow.image.validate import check_scan
 from iqtflow.segmentation.atropos import BRAIN_ML
