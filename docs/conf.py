@@ -1,4 +1,4 @@
-"""How the pages are made (``make docs``): warnings are errors; nothing is asked of the network."""
+"""Settings of Sphinx (``make docs``): warnings are errors; the pages need no network."""
 
 from __future__ import annotations
 

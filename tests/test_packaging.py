@@ -1,4 +1,4 @@
-"""What is installed is what the repository holds, and what is stated twice is stated alike."""
+"""The package has all files of the repository, and facts that are stated twice agree."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+from test_rooms import ROOMS
 
 import iqtflow
 
@@ -53,6 +54,14 @@ def test_every_file_that_the_readme_links_to_is_there():
     links = re.findall(r"\]\((?!https?:|#)([^)]+)\)", (ROOT / "README.md").read_text())
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_layout_for_contributors_names_every_room_and_only_files_that_exist():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = set(re.findall(r"`([\w.-]+/[\w./-]*)`", page)) - {"mixed/", "highfield/", "app/", "execution/"}
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    rooms = re.findall(r"^\| `(?:iqtflow/)?(\w+)(?:/|\.py)` ", page.split("**A room")[1], re.MULTILINE)
+    assert rooms[: len(ROOMS)] == list(ROOMS)
 
 
 def test_the_source_distribution_holds_what_tests_and_pages_read():

@@ -1,4 +1,4 @@
-"""``api/index.rst``: all modules of the three floors, found and not listed by hand."""
+"""Writes ``api/index.rst``, the list of all modules."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from pathlib import Path
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
-#: Installed name, heading, and what is said of it.
-FLOORS = (
+#: Installed name, heading and description of each part.
+PARTS = (
     (
         "iqtflow",
         "The science",
-        "On arrays and tensors; nothing here knows of nipype. :mod:`iqtflow.bids` and :mod:`iqtflow.reports`"
-        " are the rooms that know of data sets and pages.",
+        "Functions on arrays and tensors, without nipype. :mod:`iqtflow.bids` handles data sets,"
+        " :mod:`iqtflow.reports` makes the pages.",
     ),
     (
         "iqtflow.interfaces",
         "Interfaces",
-        "Nipype interfaces: each checks its inputs, calls the science, and declares its outputs. Whatever is"
-        " heavy runs in a process of its own.",
+        "Nipype interfaces: each checks its inputs, calls the science, and declares its outputs. Heavy work"
+        " runs in a process of its own.",
     ),
     (
         "iqtflow.workflows",
         "Workflows",
-        "Factories of graphs, ``init_*_wf``. They read no global settings and write nothing outside their"
-        " nodes' folders.",
+        "Functions ``init_*_wf`` that build graphs of interfaces. They read no global settings. Each node"
+        " writes into its own folder only.",
     ),
 )
-#: Of the application, not for import; the page of commands tells how to use them.
+#: Parts of the commands, not for import; the page "Commands" shows how to use them.
 NOT_FOR_IMPORT = (
     "iqtflow.cli.main",
     "iqtflow.cli.commands",
@@ -41,8 +41,8 @@ NOT_FOR_IMPORT = (
 
 
 def list_modules(package: str) -> list[str]:
-    """Public modules of one floor, its packages included and other floors not."""
-    others = {name for name, _, _ in FLOORS} - {package}
+    """List the public modules of one part, with those of its packages, without other parts."""
+    others = {name for name, _, _ in PARTS} - {package}
     found = []
     for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
         name = module.name
@@ -54,7 +54,7 @@ def list_modules(package: str) -> list[str]:
 
 
 def write_index(app: Sphinx, config: Config) -> None:
-    """Write the page before Sphinx looks for pages; leave it alone when nothing has changed."""
+    """Write the page before Sphinx looks for pages, unless nothing has changed."""
     lines = [
         "API",
         "===",
@@ -62,7 +62,7 @@ def write_index(app: Sphinx, config: Config) -> None:
         "Import by full name: ``from iqtflow.interfaces.enhance import EnhanceVolume``.",
         "",
     ]
-    for package, heading, text in FLOORS:
+    for package, heading, text in PARTS:
         lines += [heading, "-" * len(heading), "", text, "", ".. autosummary::", "   :toctree: generated", ""]
         lines += [f"   {name}" for name in list_modules(package)] + [""]
     page = Path(app.srcdir) / "api" / "index.rst"
@@ -73,6 +73,6 @@ def write_index(app: Sphinx, config: Config) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Hook in before the sources are listed."""
+    """Register with Sphinx, before it lists the pages."""
     app.connect("config-inited", write_index)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,4 @@
-"""``{command-help} iqtflow-simulate``: its ``--help``, asked when the pages are made."""
+"""``{command-help} iqtflow-simulate`` inserts the ``--help`` text of a command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sphinx.application import Sphinx
 
 
 class CommandHelp(Directive):
-    """The help text of a command, as a block."""
+    """Directive for the help text of a command, as a block."""
 
     required_arguments = 1
     optional_arguments = 9
@@ -42,6 +42,6 @@ class CommandHelp(Directive):
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Offer the directive to Sphinx."""
+    """Register the directive with Sphinx."""
     app.add_directive("command-help", CommandHelp)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

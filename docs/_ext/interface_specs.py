@@ -1,4 +1,4 @@
-"""Inputs and outputs of nipype's interfaces and workflows, as sections of their docstrings."""
+"""Adds inputs and outputs of nipype interfaces and workflows to their pages."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 from nipype.interfaces.base import BaseInterface, CommandLineInputSpec, TraitedSpec, isdefined
 from sphinx.application import Sphinx
 
-#: Of nipype's own, the same for every interface.
+#: Inputs from nipype itself, the same for every interface.
 COMMON = {*CommandLineInputSpec().copyable_trait_names(), "num_threads"}
-#: Sections of a workflow's docstring that numpydoc does not know.
+#: Sections of a workflow's docstring that numpydoc would drop.
 SECTIONS = ("Workflow Graph", "Inputs", "Outputs")
-#: Those of the docstring that is being read, between the hook before numpydoc's and the one after.
+#: Sections of each docstring, kept from the hook before numpydoc to the hook after it.
 _taken: dict[str, list[str]] = {}
 
 
 def take_sections(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Take what numpydoc would drop out of the docstring; show shapes such as ``(n, *tile)`` as they are."""
+    """Take the sections out that numpydoc would drop; escape the star in shapes such as ``(n, *tile)``."""
     lines[:] = [re.sub(r"(?<=[ (])\*(?=\w+[,)])", r"\\*", line) for line in lines]
     kept: list[str] = []
     taken: list[str] = []
@@ -45,7 +45,7 @@ def add_sections(app: Sphinx, what: str, name: str, obj: Any, options: Any, line
 
 
 def skip_plumbing(app: Sphinx, what: str, name: str, *_: Any) -> bool | None:
-    """Leave out what an interface has for nipype's sake."""
+    """Leave out attributes that only nipype needs."""
     return True if name in {"input_spec", "output_spec", "module"} else None
 
 
@@ -75,7 +75,7 @@ def _describe(spec: type[TraitedSpec], *, inputs: bool) -> Iterator[str]:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Hook into autodoc, before and after numpydoc."""
+    """Register with autodoc, before and after numpydoc."""
     app.connect("autodoc-process-docstring", take_sections, priority=100)
     app.connect("autodoc-process-docstring", add_sections, priority=900)
     app.connect("autodoc-skip-member", skip_plumbing)

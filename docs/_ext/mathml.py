@@ -1,4 +1,4 @@
-"""Equations as MathML, which browsers draw by themselves: no script, no request, pages open offline."""
+"""Equations as MathML: browsers draw it without a script, so the pages work offline."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from sphinx.writers.html5 import HTML5Translator
 
 
 def visit_inline(writer: HTML5Translator, node: nodes.math) -> None:
-    """Write an equation in a line of text."""
+    """Write an equation inside a line of text."""
     writer.body.append(tex2mathml(node.astext()))
     raise nodes.SkipNode
 
 
 def visit_display(writer: HTML5Translator, node: nodes.math_block) -> None:
-    """Write an equation on lines of its own, with its number when it has one."""
+    """Write an equation on its own line, with its number if it has one."""
     number = ""
     if node["number"]:
         number = f'<span class="eqno">({get_node_equation_number(writer, node)})</span>'
@@ -25,6 +25,6 @@ def visit_display(writer: HTML5Translator, node: nodes.math_block) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Offer the renderer to Sphinx (``html_math_renderer = "mathml"``)."""
+    """Register the renderer with Sphinx (``html_math_renderer = "mathml"``)."""
     app.add_html_math_renderer("mathml", (visit_inline, None), (visit_display, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,11 +1,10 @@
-"""What the scans that a model was trained on look like to it: the ranges that the score of unfamiliar scans
-compares with.
+"""Measure a model's training scans, to recognise scans that differ from them.
 
-Simulates scans of the training and validation subjects with the degradation in the model's card, and of the
-evaluation subjects with the paper's setting (thickness 3/4 of the spacing, published SNR), measures all
-(`iqtflow.inference.ood.measure_scan`), and writes ranges and threshold under the model's name. The model also
-enhances the middle of one scan of each evaluation subject, for the range in which the white matter of its
-estimates usually lies (`iqtflow.inference.white_matter`).
+Simulates scans of the training and validation subjects with the settings in the model's card, and of the
+evaluation subjects with the paper's setting (slice thickness 3/4 of the spacing, published SNR). Measures all
+of them (`iqtflow.inference.ood.measure_scan`), and writes ranges and threshold under the model's name. The
+model also enhances the middle of one scan of each evaluation subject, to find the usual range of white matter
+in enhanced volumes (`iqtflow.inference.white_matter`).
 
 Usage: ``python docs/model-cards/familiar.py MODEL BIDS DERIVATIVES [--output FILE]``, where DERIVATIVES is
 what ``iqtflow BIDS DERIVATIVES participant --mode train`` wrote for all subjects.
@@ -37,7 +36,7 @@ MIDDLE = 96  #: edge of the part that is enhanced, in thin voxels
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure all scans and write the ranges."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -45,7 +44,7 @@ def main() -> None:
     parser.add_argument("bids", type=Path)
     parser.add_argument("derivatives", type=Path)
     parser.add_argument("--output", type=Path, default=SHIPPED)
-    parser.add_argument("--keep", type=Path, help="write every scan's figures here, as JSON lines")
+    parser.add_argument("--keep", type=Path, help="write the measures of every scan here, as JSON lines")
     options = parser.parse_args()
     card = read_card(options.model)
     split = card["training"]["split"]
@@ -83,7 +82,7 @@ def main() -> None:
 def scans_of(
     label: str, options: argparse.Namespace, k: int, wide: dict[str, Any] | None
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """Simulated scans of one subject: slice axis, scan, brain mask, voxel sizes."""
+    """Simulate the scans of one subject: slice axis, scan, brain mask, voxel sizes."""
     folder = options.derivatives / f"sub-{label}" / "anat"
     image = nib.load(options.bids / f"sub-{label}" / "anat" / f"sub-{label}_T1w.nii.gz")
     data = np.asarray(image.dataobj, dtype=np.float32)
@@ -93,7 +92,7 @@ def scans_of(
     )
     mask = np.asarray(nib.load(next(folder.glob("*_desc-brain_mask.nii.gz"))).dataobj) > 0
     sizes = voxel_sizes(image.affine)
-    # The skull-stripped brains are softer along their third axis than its voxels say (docs/training.md).
+    # The skull-stripped brains are blurred along their third axis (docs/training.md).
     axes = (0, 1, 2) if "B" in label else (0, 1)
     rng = np.random.default_rng([k, *label.encode()])
     prior = PUBLISHED["ibadan-0.36T"]
@@ -116,7 +115,7 @@ def scans_of(
 
 
 def ratio_of(scan: np.ndarray, mask: np.ndarray, axis: int, model: Model) -> float:
-    """Scan's white matter over the estimate's, in the middle of the brain."""
+    """White matter of the scan / of the enhanced volume, in the middle of the brain."""
     scan, mask = np.moveaxis(scan, axis, 2), np.moveaxis(mask, axis, 2)
     scale = intensity_scale(scan[mask])
     half = (MIDDLE // 2, MIDDLE // 2, MIDDLE // 2 // model.k)

@@ -1,4 +1,4 @@
-"""Write the card of a model: what is in its own file, and its figures by subject. No figure is typed by hand.
+"""Write the card of a model from its file, its table of results, and remarks. No number is typed by hand.
 
 Usage: ``python docs/model-cards/render.py MODEL.safetensors group_metrics.tsv REMARKS.md > CARD.md``
 """
@@ -14,9 +14,9 @@ from typing import Any
 from iqtflow.inference.uncertainty import kind_of_model
 from iqtflow.models.model_file import read_card
 
-#: Gain over its own (shifted) spline that the paper states, in dB of PSNR, by k: Table 1, ANISO U-Net(2).
+#: Gain in PSNR (dB) over the paper's own (shifted) spline, by k: Table 1, ANISO U-Net(2).
 PAPER_GAIN = {4: 31.045 - 20.689, 8: 27.346 - 18.974}
-ROWS = 7  #: of the curve of errors over standard deviations
+ROWS = 7  #: rows of the table of errors against standard deviations
 
 
 def main(model: Path, metrics: Path, remarks: Path) -> None:
@@ -28,30 +28,28 @@ def main(model: Path, metrics: Path, remarks: Path) -> None:
     size = model.stat().st_size / 1e6
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
     print(f"# {card['name']}: k = {card['k']}, {card['contrast']}\n")
-    print("For research only. What it cannot know is in the [README](../../README.md#what-it-cannot-know).\n")
+    print("For research only. Read [what it cannot know](../../README.md#what-it-cannot-know) first.\n")
     for name, value in {
         "file": f"`iqtflow/models/weights/{model.name}`, {size:.1f} MB, half precision, SHA-256 `{digest}`",
         "network": f"{network['name']} {network['kwargs']}, {card['n_members']} network(s)",
-        "input": f"scan / {card['normalisation']['name']} (80th percentile of the brain), slices "
+        "input": f"scan / {card['normalisation']['name']} (80th percentile of the brain); slices are "
         f"{card['geometry']}",
         "training": "; then ".join(_training(facts) for facts in _trainings(member)),
         "simulator": f"SNR prior {degradation['prior']['name']}, slice thickness "
-        f"{degradation['thickness_fraction']} of the "
-        f"spacing, SNR times {degradation['snr_scale']}, shading up to {degradation['bias_amplitude']}, "
-        f"mirroring {degradation['mirror']}; fresh draws for every batch",
-        "data": "OpenNeuro ds002748 (A, CC0; 3 T, skull-stripped) and OpenfMRI ds000011 (B, PDDL-1.0; 3 "
-        "T, whole heads, "
-        "defaced); the field strengths are not stated by the data sets themselves",
+        f"{degradation['thickness_fraction']} of the slice spacing, SNR times {degradation['snr_scale']}, "
+        f"bias field up to {degradation['bias_amplitude']}, mirroring {degradation['mirror']}; fresh draws "
+        "for every batch",
+        "data": "OpenNeuro ds002748 (A, CC0; 3 T, skull-stripped) and OpenfMRI ds000011 (B, PDDL-1.0; 3 T, "
+        "whole heads, defaced); the data sets themselves do not state the field strength",
         **{f"{part} subjects": f"{len(labels)}: {' '.join(labels)}" for part, labels in split.items()},
         "licence of the weights": "Apache-2.0",
     }.items():
         print(f"* **{name}**: {value}")
-    print(f"\n## Figures on {figures['n']} people it has never seen\n")
+    print(f"\n## Results on {figures['n']} unseen subjects\n")
     print(
-        "Scans simulated with the paper's setting (thickness 3/4 of the spacing, SNR drawn for each "
-        "subject from the published "
-        "0.36 T distribution), enhanced by the inference code, compared inside the brain with the "
-        "high-field scan.\n"
+        "The scans were simulated with the paper's setting (slice thickness 3/4 of the slice spacing, SNR of "
+        "each subject drawn from the published 0.36 T distribution), enhanced, and compared with the "
+        "high-field scan inside the brain.\n"
     )
     print(
         "| | cubic spline | this model | gain | smallest gain | better on | Wilcoxon p "
@@ -62,14 +60,14 @@ def main(model: Path, metrics: Path, remarks: Path) -> None:
     gain = figures["psnr"]["gain"]["mean"]
     if card["k"] in PAPER_GAIN:
         print(
-            f"\nThe paper states a gain of {PAPER_GAIN[card['k']]:.1f} dB at k = {card['k']} (fixed SNR, "
-            "0.7 mm data of 30 people, a spline "
-            f"on a grid shifted by (k - 1) / 2 voxels, which costs the spline several dB); here {gain:.1f} "
-            "dB over the spline on the right grid."
+            f"\nThe gain here is {gain:.1f} dB over the spline on the correct grid. The paper states a gain "
+            f"of {PAPER_GAIN[card['k']]:.1f} dB at k = {card['k']}, but with fixed SNR, 0.7 mm data of 30 "
+            "people, and a spline on a grid that is shifted by (k - 1) / 2 voxels, which costs the spline "
+            "several dB."
         )
     print(
-        "\nMSSIM: 3-D, Gaussian sigma 1.5 (Wang 2004). Slice-wise: sigma 2.5, as in the authors' code; "
-        "not comparable.\n"
+        "\nMSSIM: 3-D, Gaussian with sigma 1.5 (Wang 2004). Slice-wise MSSIM: sigma 2.5, as in the authors' "
+        "code. The two cannot be compared.\n"
     )
     print("| subject | PSNR spline | PSNR | gain | MSSIM spline | MSSIM |\n|---|---|---|---|---|---|")
     for label, rows in _by_subject(metrics).items():
@@ -84,7 +82,7 @@ def main(model: Path, metrics: Path, remarks: Path) -> None:
 
 
 def _trainings(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """A training and those before it whose weights it began with, the first one first."""
+    """List a training after the earlier trainings whose weights it started from."""
     before = facts.get("before", {})
     earlier = before.get("members", [before])[0]
     return [*(_trainings(earlier) if earlier else []), facts]
@@ -92,7 +90,7 @@ def _trainings(facts: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _training(facts: dict[str, Any]) -> str:
     plan = facts["plan"]
-    what = "likelihood of the error alone" if plan.get("only_uncertainty") else plan["loss"].upper()
+    what = "only the predicted error (likelihood)" if plan.get("only_uncertainty") else plan["loss"].upper()
     return (
         f"{facts['steps']} steps of {plan['batch_size']} patches, {plan['schedule']} learning rate from "
         f"{plan['learning_rate']:g}, {what}, {facts['seconds']:.0f} s on {facts['device']} "
@@ -117,16 +115,16 @@ def _summary_row(name: str, unit: str, figures: dict[str, Any]) -> str:
 
 
 def _uncertainty(found: dict[str, Any], kind: str | None) -> str:
-    """What the standard deviation map is worth: figures, and every other row or so of the curve."""
+    """Table of the standard deviation against the error, over all voxels and in bins."""
     what = {
-        "predicted": "The model predicts, voxel by voxel, how large its error is to be expected "
-        "(`desc-iqtstd`). Calibrated, the first figure is 1; above, errors are larger than predicted.",
-        "ensemble": "`desc-iqtstd` is how far the networks disagree. It is no size of the error where the "
-        "first figure is not near 1.",
+        "predicted": "`desc-iqtstd` is the predicted error (standard deviation) at each voxel. The first row "
+        "is 1 if the prediction is right, and above 1 if errors are larger than predicted.",
+        "ensemble": "`desc-iqtstd` shows how far the networks disagree. It is not the size of the error if "
+        "the first row is not near 1.",
     }.get(kind or "", "")
     lines = [
-        "## How far to trust its uncertainty\n",
-        f"{what} On the same {found['n']} people, over the brain's voxels:\n",
+        "## Predicted and true error\n" if kind == "predicted" else "## Disagreement and true error\n",
+        f"{what} In the same {found['n']} subjects, over the voxels of the brain:\n",
         "| | mean | smallest | largest |\n|---|---|---|---|",
     ]
     for label, name, form in (
@@ -134,15 +132,15 @@ def _uncertainty(found: dict[str, Any], kind: str | None) -> str:
         ("voxels within 1 standard deviation (Gaussian errors: 68 %)", "within_1_std", ".0%"),
         ("voxels within 2 standard deviations (Gaussian errors: 95 %)", "within_2_std", ".0%"),
         ("Spearman's rho of error and standard deviation, over voxels", "spearman", ".2f"),
-        ("the same, over the bins below", "spearman_bins", ".3f"),
+        ("Spearman's rho over the bins below", "spearman_bins", ".3f"),
     ):
         values = (f"{found[name][key]:{form}}".replace("%", " %") for key in ("mean", "min", "max"))
         lines.append(f"| {label} | {' | '.join(values)} |")
     bins = found["bins"]
     lines += [
-        f"\nVoxels sorted by standard deviation into {len(bins)} bins of equal size; in {found['units']}, "
-        "mean over people.\n",
-        "| bin | standard deviation | error (root mean square) | of the people, smallest to largest "
+        f"\nThe voxels are sorted by standard deviation into {len(bins)} bins of equal size. Values are in "
+        f"{found['units']}, mean over the subjects.\n",
+        "| bin | standard deviation | error (root mean square) | smallest to largest error of a subject "
         "|\n|---|---|---|---|",
     ]
     for i in sorted({round(i * (len(bins) - 1) / (ROWS - 1)) for i in range(ROWS)}):
@@ -150,7 +148,7 @@ def _uncertainty(found: dict[str, Any], kind: str | None) -> str:
         span = f"{row['error_min']:.2f} to {row['error_max']:.2f}"
         lines.append(f"| {i + 1} | {row['std']:.2f} | {row['error']:.2f} | {span} |")
     lines.append(
-        "\nThis holds for people and scans like those of training: see "
+        "\nThis holds for people and scans like those of the training. See "
         "[limits](../limits.md#how-to-read-numbers-from-the-output)."
     )
     return "\n".join(lines)

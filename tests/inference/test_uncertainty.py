@@ -294,10 +294,10 @@ def test_a_models_card_has_the_curve_when_it_was_measured(tmp_path, capsys):
         model = stamp_figures(shipped, tmp_path / f"{name}.safetensors", {**figures, **more})
         render.main(model, tmp_path / "metrics.tsv", tmp_path / "remarks.md")
         cards.append(capsys.readouterr().out)
-    heading = "## How far to trust its uncertainty"
+    heading = "## Predicted and true error"
     assert heading not in cards[0] and heading in cards[1]
     section = cards[1].split(heading)[1].split("## On real scans")[0]
-    assert "On the same 5 people" in section
+    assert "5 subjects" in section
     assert f"{found['error_over_std']['mean']:.2f} |" in section
     rows = [line for line in section.splitlines() if line[2:].split(" ")[0].isdigit()]
     assert [row.split(" | ")[0] for row in rows][::6] == ["| 1", "| 20"] and len(rows) == 7
