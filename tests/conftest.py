@@ -12,8 +12,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-pytest.register_assert_rewrite("spm_fixtures")  # a plugin of some test modules
-
 #: Thick axial slices: 1.2 x 1.2 x 7.2 mm voxels, 192 x 192 x 144 mm, oblique by 10 degrees about x.
 SHAPE = (160, 160, 20)
 VOXEL_MM = (1.2, 1.2, 7.2)

@@ -14,7 +14,6 @@ import pytest
 from conftest import make_affine, write_scan
 from phantoms import Brain, make_brain
 from pretend_spm import make_program, make_spm
-from spm_phantom import SAMPLING_MM, Phantom, make_image, make_phantom
 
 from iqtflow.bids import find_scans
 from iqtflow.cli import main as cli
@@ -24,7 +23,7 @@ from iqtflow.config import SegmentationSettings, read_settings, write_settings
 from iqtflow.interfaces.segmentation import summarise
 from iqtflow.segmentation.precomputed import ReadyMaps, find_ready_maps, read_ready_maps
 from iqtflow.segmentation.select import EngineChoice, check_engine, choose_engine, engine_for
-from iqtflow.segmentation.spm.install import SpmNotFoundError, find_spm
+from iqtflow.segmentation.spm.install import SpmNotFoundError
 from iqtflow.utils.errors import InputError, UsageError
 from iqtflow.workflows.segment import init_segment_node
 
@@ -442,55 +441,3 @@ def test_a_subject_without_the_maps_that_are_insisted_on_fails_alone(prepared, b
     np.testing.assert_array_equal(gm, brain.gm)
     assert (out / "patches/sub-01_patches.safetensors").exists()
     assert not (out / "sub-02/anat").exists()  # its page is there, and says why
-
-
-@pytest.fixture(scope="module")
-def by_spm(tmp_path_factory) -> tuple[Phantom, np.ndarray, object, str]:
-    """Run the node once, with the SPM of this machine, on a stripped brain whose whole head is known."""
-    try:
-        tpm = find_spm().tpm
-    except SpmNotFoundError as fault:
-        pytest.skip(f"no SPM to test with: {fault}")
-    if tpm is None:
-        pytest.skip("standalone SPM whose tissue priors are not unpacked yet")
-    phantom = make_phantom(tpm)
-    folder = tmp_path_factory.mktemp("hcp")
-    brain = phantom.gm + phantom.wm + phantom.csf > 0.5
-    data = phantom.image.get_fdata(dtype=np.float32)
-    phantom.image.to_filename(folder / "T1w_acpc_dc_restore.nii.gz")
-    scan = folder / "T1w_acpc_dc_restore_brain.nii.gz"
-    make_image(np.where(brain, data, 0), phantom.image.affine).to_filename(scan)
-    choice = engine_for(scan, SegmentationSettings())
-    node = init_segment_node(choice, sampling_mm=SAMPLING_MM)
-    node.base_dir = folder / "work"
-    node.inputs.in_file = scan
-    return phantom, brain, choice, node.run().outputs
-
-
-@pytest.mark.spm
-@pytest.mark.slow
-def test_spm_segments_the_whole_head_and_the_maps_end_where_the_image_does(by_spm):
-    phantom, brain, choice, outputs = by_spm
-    assert choice.engine == "spm"
-    gm = nib.load(outputs.gm_file).get_fdata(dtype=np.float32)
-    assert not gm[~brain].any()
-    truth = np.where(brain, phantom.gm, 0)
-    assert 2 * np.minimum(gm, truth).sum() / (gm.sum() + truth.sum()) > 0.8
-    mask = nib.load(outputs.mask_file).get_fdata() > 0
-    assert not (mask & ~brain).any()
-    assert mask.sum() > 0.9 * brain.sum()
-
-
-@pytest.mark.spm
-@pytest.mark.slow
-def test_the_sidecar_of_spms_maps_tells_all_that_they_depend_on(by_spm):
-    _, _, choice, outputs = by_spm
-    record = json.loads(Path(outputs.details_file).read_text())
-    assert record["Engine"] == "SPM unified segmentation"
-    assert record["EngineVersion"] == choice.spm.version
-    assert record["spm_found_by"] == choice.spm.spm_source
-    assert record["sampling_distance_mm"] == SAMPLING_MM
-    assert isinstance(record["tpm_genuine"], bool)
-    assert record["segmented_whole_head"].endswith("T1w_acpc_dc_restore.nii.gz")
-    assert record["skull_stripped"] is True
-    assert record["seconds"]["spm"] > 0

@@ -1,7 +1,7 @@
-"""A run of SPM proves its success or fails plainly; what goes in and what comes out is judged.
+"""SPM without SPM: how it is found, its job, its input, the checks of its maps, and nipype's NewSegment.
 
-No SPM is needed here: where a process has to run, it is a shell script that behaves as Octave does in one way
-or another. The same about a real SPM under a real Octave is in ``test_spm_real.py``.
+Where a process has to run, a shell script behaves like Octave. Tests with a real SPM under a real Octave are
+in ``test_spm_real.py``.
 """
 
 from __future__ import annotations
@@ -14,12 +14,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from nipype import Node, Workflow
+from nipype.interfaces.base import isdefined
+from nipype.interfaces.spm import NewSegment
+from nipype.interfaces.utility import IdentityInterface
+from phantoms import make_brain
 from pretend_spm import SUCCESS, make_program, make_spm
 from scipy.io import savemat
 
 from iqtflow.interfaces.spm import UnifiedSegmentation
 from iqtflow.segmentation.spm.checks import SpmFigures, find_unstripped_sibling, judge, measure
-from iqtflow.segmentation.spm.install import find_spm
+from iqtflow.segmentation.spm.install import SpmNotFoundError, find_spm, read_spm_version, tpm_blob_id
 from iqtflow.segmentation.spm.job import (
     SpmError,
     expected_outputs,
@@ -29,6 +34,12 @@ from iqtflow.segmentation.spm.job import (
 )
 from iqtflow.segmentation.spm.script import DEFAULT_TISSUES, UnifiedSegmentationSettings, job_script
 from iqtflow.segmentation.spm.segment import brain_from_tissues, segment_with_spm
+from iqtflow.segmentation.spm.stripped import (
+    looks_stripped,
+    stripped_settings,
+    write_brain_priors,
+    write_with_background,
+)
 from iqtflow.utils.errors import InputError, OutputError
 from iqtflow.utils.system import peak_memory_gb
 
@@ -57,7 +68,135 @@ def octave(tmp_path: Path):
     return make
 
 
-# The job
+# --- finding SPM ---
+
+
+DOCUMENTED_OPTIONS = ["--no-init-file", "--no-history", "--no-window-system", "--quiet", "--path"]
+
+
+def test_spm_is_found_in_the_documented_order(tmp_path, monkeypatch):
+    make_program(tmp_path / "bin" / "octave-cli", "true")
+    names = ("argument", "SPM_HOME", "SPM_PATH", "SPM_DIR", "opt")
+    folders = {name: make_spm(tmp_path / name) for name in names}
+    monkeypatch.setattr("iqtflow.segmentation.spm.install.SPM_FOLDERS", (folders["opt"],))
+    standalone = tmp_path / "standalone"
+    make_program(standalone / "run_spm12.sh", "true")
+    environ = {name: str(folders[name]) for name in ("SPM_HOME", "SPM_PATH", "SPM_DIR")}
+    environ |= {"PATH": str(tmp_path / "bin"), "SPMSTANDALONE_HOME": str(standalone), "MCR_HOME": "/opt/mcr"}
+
+    found = find_spm(spm_dir=folders["argument"], environ=environ)
+    assert (found.spm_dir, found.spm_source) == (folders["argument"], "argument")
+    for name in ("SPM_HOME", "SPM_PATH", "SPM_DIR"):
+        found = find_spm(environ=environ)
+        assert (found.spm_dir, found.spm_source) == (folders[name], f"${name}")
+        del environ[name]
+    assert find_spm(environ=environ).spm_source == "$SPMSTANDALONE_HOME"
+    del environ["MCR_HOME"]
+    assert find_spm(environ=environ).spm_dir == folders["opt"]
+
+
+def test_octave_is_found_in_the_documented_order(tmp_path):
+    spm = make_spm(tmp_path / "spm")
+    for name in ("octave", "octave-cli", "from-variable", "from-argument"):
+        make_program(tmp_path / "bin" / name, "true")
+    environ = {"PATH": str(tmp_path / "bin"), "OCTAVE_EXEC": "from-variable"}
+
+    def taken(**kwargs) -> str:
+        return find_spm(spm_dir=spm, environ=environ, **kwargs).octave.name
+
+    assert taken(octave="from-argument") == "from-argument"
+    assert taken() == "from-variable"
+    del environ["OCTAVE_EXEC"]
+    assert taken() == "octave-cli"
+    (tmp_path / "bin" / "octave-cli").unlink()
+    assert taken() == "octave"
+    (tmp_path / "bin" / "octave").unlink()
+    with pytest.raises(SpmNotFoundError, match="neither octave-cli nor octave"):
+        taken()
+
+
+def test_octave_runs_without_start_files_history_and_display_and_knows_spm_by_its_path_option(tmp_path):
+    spm = make_spm(tmp_path / "spm")
+    installation = find_spm(spm_dir=spm, octave=make_program(tmp_path / "octave", "true"), environ={})
+    assert list(installation.command[1:]) == [*DOCUMENTED_OPTIONS, str(installation.spm_dir)]
+
+
+def test_a_folder_named_by_hand_is_never_replaced_by_another(tmp_path):
+    good = make_spm(tmp_path / "good")
+    program = make_program(tmp_path / "octave", "true")
+    with pytest.raises(SpmNotFoundError, match="spm_preproc_run"):
+        find_spm(spm_dir=tmp_path, octave=program, environ={"SPM_HOME": str(good)})
+
+
+def test_a_variable_that_leads_nowhere_is_passed_over_and_reported(tmp_path):
+    good = make_spm(tmp_path / "good")
+    program = make_program(tmp_path / "octave", "true")
+    found = find_spm(octave=program, environ={"SPM_HOME": str(tmp_path / "gone"), "SPM_DIR": str(good)})
+    assert found.spm_dir == good
+    assert "$SPM_HOME" in found.skipped[0]
+
+
+def test_spm_not_compiled_for_octave_says_how_to_compile_it(tmp_path):
+    spm = make_spm(tmp_path / "spm", compiled=False)
+    with pytest.raises(SpmNotFoundError, match="PLATFORM=octave"):
+        find_spm(spm_dir=spm, octave=make_program(tmp_path / "octave", "true"), environ={})
+
+
+@pytest.mark.parametrize(
+    ("line", "release", "revision", "version"),
+    [
+        ("% Version 7771 (SPM12) 13-Jan-20", "SPM12", "7771", "SPM12 r7771"),
+        ("% Version 25.01.02 (SPM25) 23-Jan-2025", "SPM25", "25.01.02", "SPM25 25.01.02"),
+        ("% Version 00.00 (SPM26) <date>", "SPM26", "00.00", "SPM26 00.00"),
+        ("% Version dev (SPM12) 01-Mar-2024", "SPM12", "dev", "SPM12 dev"),
+        ("nothing of the kind", "unknown", "unknown", "unknown"),
+    ],
+)
+def test_the_version_is_that_of_contents_m(tmp_path, line, release, revision, version):
+    spm = make_spm(tmp_path / "spm", contents=line)
+    assert read_spm_version(spm) == (release, revision)
+    assert find_spm(spm_dir=spm, octave=make_program(tmp_path / "o", "true"), environ={}).version == version
+
+
+def test_no_process_is_started_to_construct_the_node_or_to_learn_the_version(tmp_path):
+    spm = make_spm(tmp_path / "spm")
+    trap = make_program(tmp_path / "octave", f"touch {tmp_path / 'started'}")
+    node = UnifiedSegmentation(spm_dir=str(spm), octave=str(trap))
+    assert node.version == "SPM12 r7771"
+    assert not (tmp_path / "started").exists()
+
+
+def test_tissue_priors_are_identified_as_git_does(tmp_path):
+    # `printf 'hello\n' | git hash-object --stdin`
+    (tmp_path / "TPM.nii").write_bytes(b"hello\n")
+    (tmp_path / "TPM.nii.gz").write_bytes(gzip.compress(b"hello\n"))
+    assert tpm_blob_id(tmp_path / "TPM.nii") == "ce013625030ba8dba906f756967f9e9ca394464a"
+    assert tpm_blob_id(tmp_path / "TPM.nii.gz") == tpm_blob_id(tmp_path / "TPM.nii")
+
+
+def test_standalone_spm_with_the_matlab_runtime_by_clinicas_variables(tmp_path):
+    home = tmp_path / "standalone"
+    launcher = make_program(home / "run_spm25.sh", "true")
+    inner = make_spm(home / "spm_mcr" / "spm25" / "spm25", contents="% Version 25.01.02 (SPM25) 23-Jan-2025")
+    found = find_spm(environ={"SPMSTANDALONE_HOME": str(home), "MCR_HOME": "/opt/mcr/R2024b"})
+    assert found.command == (str(launcher), "/opt/mcr/R2024b", "script")
+    assert found.compiled
+    assert found.octave is None
+    assert found.tpm == inner / "tpm" / "TPM.nii"
+    assert found.version == "SPM25 25.01.02"
+
+
+def test_standalone_spm_by_nipypes_variables_only_when_forced(tmp_path):
+    launcher = make_program(tmp_path / "run_spm12.sh", "true")
+    spm = make_spm(tmp_path / "spm")
+    program = make_program(tmp_path / "octave", "true")
+    environ = {"SPMMCRCMD": f"{launcher} /opt/mcr/v713 script", "SPM_HOME": str(spm)}
+    assert find_spm(octave=program, environ=environ).spm_source == "$SPM_HOME"
+    forced = find_spm(environ={**environ, "FORCE_SPMMCR": "1"})
+    assert forced.command == (str(launcher), "/opt/mcr/v713", "script")
+
+
+# --- the job ---
 
 
 def test_standalone_spm_runs_the_job_with_its_own_priors(tmp_path, head):
@@ -70,24 +209,16 @@ def test_standalone_spm_runs_the_job_with_its_own_priors(tmp_path, head):
     assert run.tpm == Path("/somewhere/TPM.nii")
 
 
-def test_the_job_calls_unified_segmentation_directly_and_names_nothing_of_the_users():
-    code = job_script(UnifiedSegmentationSettings(), ["TPM1.nii"] * 6)
+def test_the_job_calls_unified_segmentation_with_spm12s_settings_and_plain_names():
+    code = job_script(UnifiedSegmentationSettings(sampling_mm=2.0), ["TPM1.nii"] * 6)
+    assert "job.warp.samp = 2.0;" in code
+    assert [tissue.gaussians for tissue in DEFAULT_TISSUES] == [1, 1, 2, 3, 4, 2]
     assert code.isascii()
     assert "spm_preproc_run(job)" in code
     assert "jobman" not in code  # its failures crash Octave up to 10.1
     assert {line.split("'")[1] for line in code.splitlines() if ".vols" in line} == {"T1.nii,1"}
     for callback in ("crash_dumps_octave_core(false)", "sigterm_dumps_octave_core(false)"):
         assert callback in code
-
-
-def test_the_gaussians_per_class_are_those_of_spm12():
-    assert [tissue.gaussians for tissue in DEFAULT_TISSUES] == [1, 1, 2, 3, 4, 2]
-
-
-def test_the_sampling_distance_is_a_setting_of_the_job():
-    scripts = [job_script(UnifiedSegmentationSettings(sampling_mm=mm), ["TPM1.nii"] * 6) for mm in (2.0, 3.0)]
-    assert "job.warp.samp = 2.0;" in scripts[0]
-    assert "job.warp.samp = 3.0;" in scripts[1]
 
 
 def test_the_child_process_has_one_thread(octave, head, tmp_path):
@@ -185,7 +316,7 @@ def test_an_unwritable_folder_is_noticed_before_anything_is_started(octave, head
     assert not (tmp_path / "started").exists()
 
 
-# What goes in
+# --- the image ---
 
 
 def write(path: Path, data: np.ndarray, voxel_mm: float = 10.0, **header) -> Path:
@@ -250,7 +381,7 @@ def test_the_whole_head_beside_a_stripped_hcp_image_is_preferred(tmp_path):
     assert find_unstripped_sibling(tmp_path / "sub-01_T1w.nii.gz") is None
 
 
-# What comes out
+# --- the maps ---
 
 
 PLAUSIBLE = dict(
@@ -358,16 +489,7 @@ def test_the_brain_mask_is_one_piece_without_holes_and_keeps_brains_that_touch_t
     assert brain_from_tissues(inside[:, :, 25:].astype("float32"))[25, 25, 0]
 
 
-# In the place of nipype's NewSegment
-
-
-def test_inputs_and_outputs_are_those_of_nipypes_newsegment():
-    from nipype.interfaces.spm.preprocess import NewSegmentInputSpec, NewSegmentOutputSpec
-
-    ours = UnifiedSegmentation()
-    assert set(NewSegmentInputSpec().copyable_trait_names()) <= set(ours.inputs.copyable_trait_names())
-    outputs = set(UnifiedSegmentation.output_spec().copyable_trait_names())
-    assert set(NewSegmentOutputSpec().copyable_trait_names()) == outputs
+# --- nipype's NewSegment ---
 
 
 def test_settings_reach_the_job_as_newsegment_users_state_them(octave, head, tmp_path, monkeypatch):
@@ -439,3 +561,157 @@ def test_m_code_that_is_run_leaves_its_log_in_its_folder(octave, tmp_path):
     assert seconds < 30
     # A child's peak begins with what its parent holds when it forks: here a process full of tests.
     assert 0 < peak_gb < 1 + peak_memory_gb()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """Return a folder with two images and priors, by name only: nothing is read here."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("sub-01_T1w.nii", "sub-02_T1w.nii", "TPM.nii"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def tissues(*flags):
+    gaussians = (1, 1, 2, 3)
+    return [(("TPM.nii", i + 1), gaussians[i], *flag) for i, flag in enumerate(flags)]
+
+
+#: Settings as nipype's users write them; the first is the example of NewSegment's own documentation.
+SETTINGS = {
+    "its documentation": {
+        "channel_info": (0.0001, 60, (True, True)),
+        "tissues": tissues(
+            ((True, False), (False, False)),
+            ((True, True), (True, False)),
+            ((False, False), (True, True)),
+            ((False, False), (False, False)),
+        ),
+    },
+    "no settings": {},
+    "two images": {"channel_files": ["sub-01_T1w.nii", "sub-02_T1w.nii"]},
+    "field only": {"channel_info": (0.001, 30, (True, False))},
+    "inverse field": {"write_deformation_fields": [True, False]},
+    "both fields": {"write_deformation_fields": [True, True], "sampling_distance": 2.0},
+    "strong warping": {
+        "warping_regularization": [0, 0.001, 0.5, 0.05, 0.2],
+        "affine_regularization": "eastern",
+    },
+    "one weight": {"warping_regularization": 4.0, "affine_regularization": "none"},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+def test_the_same_settings_promise_the_same_files_in_the_same_outputs(folder, settings):
+    settings = {"channel_files": ["sub-01_T1w.nii"], **settings}
+    theirs, ours = NewSegment(**settings)._list_outputs(), UnifiedSegmentation(**settings)._list_outputs()
+    assert set(theirs) == set(ours)
+    for name, value in theirs.items():
+        assert base_names(ours[name]) == base_names(value), name
+
+
+def base_names(value):
+    return [base_names(v) for v in value] if isinstance(value, list) else Path(value).name
+
+
+def test_every_input_has_the_type_that_newsegment_gives_it(folder):
+    theirs, ours = (
+        {name: type(inputs.trait(name).trait_type) for name in NewSegment().inputs.copyable_trait_names()}
+        for inputs in (NewSegment().inputs, UnifiedSegmentation().inputs)
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("channel_info", (0.001, 60)),
+        ("tissues", [(("TPM.nii", 1), 2, (True, False))]),
+        ("affine_regularization", "martian"),
+        ("write_deformation_fields", [True]),
+        ("channel_files", "gone.nii"),
+    ],
+)
+def test_what_newsegment_refuses_is_refused(folder, name, wrong):
+    for interface in (NewSegment(), UnifiedSegmentation()):
+        with pytest.raises(Exception, match=name):
+            setattr(interface.inputs, name, wrong)
+
+
+def test_a_workflow_written_for_newsegment_connects_to_it_unchanged(folder):
+    """Every output that such a workflow may use is connected, and every input set from another node."""
+    source = Node(IdentityInterface(["image", "distance"]), name="source")
+    sink = Node(IdentityInterface(sorted(NewSegment.output_spec().copyable_trait_names())), name="sink")
+    segment = Node(UnifiedSegmentation(), name="segment")
+    workflow = Workflow("w", base_dir=str(folder))
+    workflow.connect(
+        [
+            (source, segment, [("image", "channel_files"), ("distance", "sampling_distance")]),
+            (segment, sink, [(n, n) for n in sorted(NewSegment.output_spec().copyable_trait_names())]),
+        ]
+    )
+    assert len(workflow.list_node_names()) == 3
+    assert not isdefined(segment.inputs.channel_files)
+
+
+def test_outputs_are_lists_of_lists_by_tissue_as_code_that_indexes_them_expects(folder):
+    outputs = UnifiedSegmentation(channel_files=["sub-01_T1w.nii", "sub-02_T1w.nii"])._list_outputs()
+    assert np.shape(outputs["native_class_images"]) == (5, 2)
+    assert outputs["native_class_images"][1][0].endswith("c2sub-01_T1w.nii")
+
+
+# --- a brain without its skull ---
+
+AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
+
+
+@pytest.fixture
+def stripped() -> nib.Nifti1Image:
+    """Return a brain in zeros, with zeros enclosed in its ventricles."""
+    data = make_brain().intensity
+    data[38:42, 42:46, 38:42] = 0
+    return nib.Nifti1Image(data, AFFINE)
+
+
+def test_a_brain_in_zeros_is_told_from_a_head_in_zeros_and_from_a_brain_in_noise(stripped):
+    present = stripped.get_fdata() != 0
+    assert looks_stripped(present, AFFINE)
+    assert not looks_stripped(present, np.diag([3.5, 3.5, 3.5, 1.0]))  # 5 l: what is left is a head
+    assert not looks_stripped(np.ones_like(present), AFFINE)
+
+
+def test_the_brain_stays_as_it_is_and_the_noise_around_it_is_below_any_tissue(stripped, tmp_path):
+    data = stripped.get_fdata(dtype=np.float32)
+    filled = nib.load(write_with_background(stripped, tmp_path / "a.nii")).get_fdata(dtype=np.float32)
+    brain = data != 0
+    np.testing.assert_array_equal(filled[brain], data[brain])
+    assert 0 < filled[0, 0, 0] < 0.1 * np.median(data[brain])
+    assert filled[~brain].max() < 0.1 * np.median(data[brain])
+
+
+def test_zeros_enclosed_by_brain_stay_missing_data(stripped, tmp_path):
+    filled = nib.load(write_with_background(stripped, tmp_path / "a.nii")).get_fdata()
+    assert not filled[38:42, 42:46, 38:42].any()
+    assert filled[0].all()
+
+
+def test_the_same_brain_gets_the_same_background(stripped, tmp_path):
+    files = [write_with_background(stripped, tmp_path / name) for name in ("a.nii", "b.nii")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_an_image_without_orientation_does_not_gain_one(stripped, tmp_path):
+    bare = nib.Nifti1Image(stripped.get_fdata(dtype=np.float32), None)
+    header = nib.load(write_with_background(bare, tmp_path / "a.nii")).header
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (0, 0)
+
+
+def test_all_that_is_no_brain_becomes_one_class_and_the_four_sum_to_one(tmp_path):
+    six = np.random.default_rng(0).dirichlet(np.ones(6), (4, 5, 6)).astype(np.float32)
+    nib.Nifti1Image(six, AFFINE).to_filename(tmp_path / "TPM.nii")
+    four = nib.load(write_brain_priors(tmp_path / "TPM.nii", tmp_path / "four.nii")).get_fdata(
+        dtype=np.float32
+    )
+    np.testing.assert_allclose(four[..., :3], six[..., :3], atol=1e-6)
+    np.testing.assert_allclose(four[..., 3], six[..., 3:].sum(axis=-1), atol=1e-5)
+    assert len(stripped_settings(tmp_path / "four.nii", sampling_mm=3.0).tissues) == 4
