@@ -82,6 +82,14 @@ class UseGpu(Job):
         return super()._run_interface(runtime)
 
 
+class ShowGpu(Job):
+    """Write what SLURM lets the job see."""
+
+    def _run_interface(self, runtime):
+        self.inputs.text = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
+        return super()._run_interface(runtime)
+
+
 def chain(name: str, n: int = 3, **inputs: object) -> Workflow:
     """A workflow of `n` jobs in a row; `inputs` are those of the second."""
     jobs = [Node(Job(text=f"{name}{i} "), name=f"job{i}", mem_gb=0.1) for i in range(n)]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from clinics import dataset, write_thick_scan
 from conftest import make_affine, write_scan
-from jobs import Job, chain, graph
+from jobs import ShowGpu, chain, graph
 from nipype.pipeline.engine import Node
 from phantoms import make_brain
 
@@ -259,11 +259,3 @@ def test_a_network_is_trained_as_jobs_at_both_levels(tmp_path, plugin_file):
     assert (tmp_path / "out/models/tiny.safetensors").exists()
     assert (tmp_path / "out/group_metrics.tsv").exists()
     assert queue() == []
-
-
-class ShowGpu(Job):
-    """Write what SLURM lets the job see."""
-
-    def _run_interface(self, runtime):
-        self.inputs.text = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
-        return super()._run_interface(runtime)

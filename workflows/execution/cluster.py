@@ -1,50 +1,45 @@
-"""Nodes as jobs of a cluster, through nipype's own plugins: ``--use-plugin FILE.yml``."""
+"""Runs on a cluster, through one of nipype's plugins: ``--use-plugin FILE.yml``."""
 
 from __future__ import annotations
 
 import getpass
-import logging
+import inspect
 import os
-import sys
+import re
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from glob import glob
-from traceback import format_exception
+from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import yaml
 from nipype.pipeline import plugins
 from nipype.pipeline.engine import Node
-from nipype.pipeline.plugins.base import SGELikeBatchManagerBase
+from nipype.pipeline.plugins.base import GraphPluginBase, SGELikeBatchManagerBase
 
-from iqtflow.utils.errors import UsageError
+from iqtflow.utils.errors import Submitted, UsageError
 from iqtflow.utils.files import read_text
-from iqtflow.workflows.execution.cache import seal
-from iqtflow.workflows.execution.scheduler import JobLimit, SchedulerPlugin
+from iqtflow.workflows.execution.cache import DIGESTS, forget, is_sound, seal
+from iqtflow.workflows.execution.scheduler import Crash, GraphRunner, JobLimit, SchedulerPlugin
+from iqtflow.workflows.execution.slurm import (
+    ADVICE,
+    BAD,
+    GOOD,
+    LOGGER,
+    POLL_S,
+    SlurmJobs,
+    add_resources,
+    cancel,
+    is_small,
+    outside_of_a_job,
+    squeue,
+)
 
-LOGGER = logging.getLogger("nipype.workflow")
-
-#: nipype's plugins that submit one job for each node; the scheduler here waits for them.
-NODE_PLUGINS = ("SLURM", "SGE", "PBS", "LSF", "OAR", "Condor")
-#: nipype's plugins that submit the whole graph.
-GRAPH_PLUGINS = ("SLURMGraph", "SGEGraph", "PBSGraph", "CondorDAGMan")
-ALIASES = {"HTCondor": "Condor"}
-#: What asks for a GPU, where there is a usual way.
-GPU_ARGS = {"SLURM": "--gres=gpu:{n}", "SLURMGraph": "--gres=gpu:{n}"}
-#: The argument of each plugin that takes options of its submission command.
-OPTIONS = {
-    "SLURM": "sbatch_args",
-    "SLURMGraph": "sbatch_args",
-    "LSF": "bsub_args",
-    "OAR": "oarsub_args",
-}
-#: Nodes that need no more than this (GB) and one processor write a file or sort a list: not worth a job.
-SMALL_GB = 0.3
-#: Seconds between two looks at the queue.
-POLL_S = 2.0
-#: Seconds for which a queue that does not answer is asked again before its jobs are given up.
-PATIENCE_S = 600.0
+#: Plugins that are tested here: one job for each node, or all jobs submitted at once.
+SLURM, SLURM_GRAPH = "SLURM", "SLURMGraph"
 
 
 @dataclass(frozen=True)
@@ -58,12 +53,12 @@ class ClusterPlan:
     arguments
         For its ``plugin_args``.
     gpu_args
-        Options of the submission command that ask for GPUs; ``{n}`` stands for how many.
+        Options of ``sbatch`` that ask for GPUs; ``{n}`` stands for the number of GPUs.
     """
 
     plugin: str
     arguments: dict[str, Any] = field(default_factory=dict)
-    gpu_args: str = ""
+    gpu_args: str = "--gres=gpu:{n}"
 
 
 def read_plugin_file(path: str | os.PathLike) -> ClusterPlan:
@@ -72,8 +67,7 @@ def read_plugin_file(path: str | os.PathLike) -> ClusterPlan:
     Parameters
     ----------
     path
-        YAML with ``plugin`` (a name), ``plugin_args`` (a mapping, handed to nipype) and ``gpu_args`` (a
-        text).
+        YAML with ``plugin`` (a name), ``plugin_args`` (a mapping, for nipype) and ``gpu_args`` (a text).
 
     Raises
     ------
@@ -83,7 +77,7 @@ def read_plugin_file(path: str | os.PathLike) -> ClusterPlan:
 
     def wrong(found: str, expected: str) -> UsageError:
         return UsageError(
-            path, found=found, expected=expected, next_step="Start from an example in docs/clusters.md."
+            path, found=found, expected=expected, next_step="Start from the example in docs/clusters.md."
         )
 
     try:
@@ -94,26 +88,28 @@ def read_plugin_file(path: str | os.PathLike) -> ClusterPlan:
     if not isinstance(content, dict) or not set(content) <= known:
         extra = sorted(map(str, set(content) - known)) if isinstance(content, dict) else ["no mapping"]
         raise wrong(", ".join(extra), f"the keys {', '.join(sorted(known))}")
-    name = content.get("plugin")
-    name = ALIASES.get(name, name) if isinstance(name, str) else None
-    if name not in NODE_PLUGINS + GRAPH_PLUGINS:
-        here = " (without --use-plugin runs are on this machine, see --nprocs)"
+    name, arguments = content.get("plugin"), content.get("plugin_args") or {}
+    if not isinstance(name, str) or _plugin_class(name) is None:
         raise wrong(
-            f"plugin {content.get('plugin')!r}", f"one of {', '.join(NODE_PLUGINS + GRAPH_PLUGINS)}{here}"
+            f"plugin {name!r}",
+            f"{SLURM}, {SLURM_GRAPH} or another plugin of nipype for clusters (without --use-plugin the run "
+            "uses this machine, see --nprocs)",
         )
-    arguments = content.get("plugin_args") or {}
     if not isinstance(arguments, dict):
         raise wrong(f"plugin_args {arguments!r}", "a mapping")
     for key in ("max_jobs", "poll_s"):
         value = arguments.get(key, 1)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
             raise wrong(f"{key} {value!r} in plugin_args", "a number above 0")
-    for key in (OPTIONS.get(name, "qsub_args"), "template", "jobid_arg"):
+    for key in ("sbatch_args", "template"):
         if not isinstance(arguments.get(key, ""), str):
             raise wrong(f"{key} {arguments[key]!r} in plugin_args", "a text")
-    if not isinstance(content.get("gpu_args", ""), str):
-        raise wrong(f"gpu_args {content['gpu_args']!r}", "a text")
-    return ClusterPlan(name, dict(arguments), str(content.get("gpu_args", GPU_ARGS.get(name, ""))))
+    gpu_args = content.get("gpu_args", ClusterPlan.gpu_args)
+    if not isinstance(gpu_args, str):
+        raise wrong(f"gpu_args {gpu_args!r}", "a text")
+    if "gpu_args" in content and name not in (SLURM, SLURM_GRAPH):
+        raise wrong(f"gpu_args with plugin {name}", f"gpu_args with {SLURM} or {SLURM_GRAPH} only")
+    return ClusterPlan(name, dict(arguments), gpu_args)
 
 
 def cluster_plugin(
@@ -121,8 +117,17 @@ def cluster_plugin(
     *,
     stop_on_first_crash: bool = False,
     status_callback: Callable[[Node, str], None] | None = None,
-) -> Any:
-    """Return the plugin that a file names, guarded against the ways in which a queue loses jobs.
+) -> GraphRunner:
+    """Return what runs a graph with the plugin that a file names.
+
+    Parameters
+    ----------
+    path
+        Plugin file, see `read_plugin_file`.
+    stop_on_first_crash
+        Submit nothing after the first failure; with SLURM only.
+    status_callback
+        Is told of each node that starts or ends; with SLURM only.
 
     Raises
     ------
@@ -130,21 +135,12 @@ def cluster_plugin(
         As for `read_plugin_file`.
     """
     plan = read_plugin_file(path)
-    os.environ.setdefault(
-        "LOGNAME", getpass.getuser()
-    )  # nipype names jobs by it; cron and containers lack it
-    if plan.plugin in GRAPH_PLUGINS:
-        from iqtflow.workflows.execution.cluster_graph import GraphPlugin
-
-        return GraphPlugin(plan)
-    if plan.plugin == "SLURM":
-        from iqtflow.workflows.execution.slurm import SlurmQueue
-
-        queue: SGELikeBatchManagerBase = SlurmQueue(plugin_args=plan.arguments)
-    else:
-        queue = getattr(plugins, f"{plan.plugin}Plugin")(plugin_args=plan.arguments)
+    # nipype names jobs by this variable. Cron and containers do not set it.
+    os.environ.setdefault("LOGNAME", getpass.getuser())
+    if plan.plugin != SLURM:
+        return NipypePlugin(plan)
     return SchedulerPlugin(
-        QueuedJobs(queue, plan),
+        SlurmJobs(plan.arguments, plan.gpu_args),
         JobLimit(float(plan.arguments.get("max_jobs", "inf"))),
         stop_on_first_crash=stop_on_first_crash,
         status_callback=status_callback,
@@ -152,96 +148,134 @@ def cluster_plugin(
     )
 
 
-class QueuedJobs:
-    """Executor for `iqtflow.workflows.execution.scheduler.SchedulerPlugin`: each node is a job in a queue.
+class NipypePlugin(GraphRunner):
+    """Hand a whole graph to a plugin of nipype, and look afterwards which nodes have results.
+
+    The jobs of SLURMGraph are waited for. All other plugins run as nipype runs them.
 
     Parameters
     ----------
-    queue
-        One of nipype's plugins; it writes the scripts, submits them and reads the results.
     plan
-        Where it comes from.
+        The plugin file.
+
+    Attributes
+    ----------
+    crashes : list of Crash
+        Nodes that failed; not those that only lack the results of a failed node.
     """
 
-    def __init__(self, queue: SGELikeBatchManagerBase, plan: ClusterPlan) -> None:
-        self._queue, self._plan = queue, plan
-        self._running: dict[Node, int] = {}
-        self._silent_since: dict[Node, float] = {}
-        self._poll_s = float(plan.arguments.get("poll_s", POLL_S))
+    def __init__(self, plan: ClusterPlan) -> None:
+        super().__init__()
+        self._plan = plan
+        self._mark = f"iqtflow-{uuid.uuid4().hex}"
 
-    def submit(self, node: Node) -> None:
-        """Write a node's script and put it into the queue."""
-        # A job that never starts leaves the result of an earlier run where nipype takes it for its own.
-        for result in glob(os.path.join(node.output_dir(), "result_*.pklz")):
-            os.unlink(result)
-        add_resources(node, self._plan)
-        self._queue._config = node.config
-        self._running[node] = self._queue._submit_job(node, updatehash=False)
+    def run_graph(self, graph: nx.DiGraph, config: Mapping[str, Any]) -> None:
+        """Run all nodes of an expanded graph.
 
-    def wait(self) -> list[tuple[Node, list[str] | None]]:
-        """Look at the queue; return nodes whose jobs have ended."""
-        time.sleep(self._poll_s)
-        ended = []
-        for node, job in list(self._running.items()):
+        Raises
+        ------
+        Submitted
+            The plugin does not wait for its jobs.
+        """
+        nodes, slurm = list(nx.topological_sort(graph)), self._plan.plugin == SLURM_GRAPH
+        arguments = dict(self._plan.arguments)
+        for node in nodes:
+            if slurm:
+                add_resources(node, arguments, self._plan.gpu_args)
+            folder = Path(node.output_dir())
+            # The jobs would use results that changed. Results without digests are of jobs submitted earlier.
+            if (folder / DIGESTS).exists() and not is_sound(folder):
+                forget(folder)
+        if slurm:  # without the second option, jobs that need a failed one wait for ever
+            own = f" --comment={self._mark} --kill-on-invalid-dep=yes"
+            arguments["sbatch_args"] = f"{arguments.get('sbatch_args', '')}{own}"
+        kind = _plugin_class(self._plan.plugin)
+        assert kind is not None, self._plan.plugin
+        states: dict[str, str] = {}
+        fault: Exception | None = None
+        with outside_of_a_job():
             try:
-                result = self._queue._get_result(job)
-            except Exception:
-                silent = time.monotonic() - self._silent_since.setdefault(node, time.monotonic())
-                LOGGER.warning("The queue did not tell about job %s for %.0f s.", job, silent)
-                if silent < PATIENCE_S:
-                    continue
-                result = {"traceback": format_exception(*sys.exc_info())}
-            self._silent_since.pop(node, None)
-            if result is not None:
-                del self._running[node]
-                traceback = result.get("traceback") or _sealed(node)
-                ended.append((node, [traceback] if isinstance(traceback, str) else traceback))
-        return ended
-
-    def close(self) -> None:
-        """Take what is still running or waiting out of the queue."""
-        jobs = list(self._running.values())
-        self._running.clear()
-        if not jobs:
-            return
-        cancel = getattr(self._queue, "cancel", None)
-        if cancel is not None:
-            cancel(jobs)
-        else:
-            print(
-                f"iqtflow: jobs that are still in the queue: {' '.join(map(str, jobs))}; take them out",
-                file=sys.stderr,
+                kind(plugin_args=arguments).run(graph, config)
+            except Exception as raised:
+                if issubclass(kind, GraphPluginBase):  # the jobs could not be submitted
+                    raise
+                fault = raised  # some node failed
+        if slurm:
+            states = self._wait()
+        elif issubclass(kind, GraphPluginBase):
+            raise Submitted(
+                f"{len(nodes)} jobs were submitted by {self._plan.plugin}, which does not wait for them; "
+                "give the same command again when they have ended"
             )
+        self._look(graph, nodes, states, Path(config["execution"]["crashdump_dir"]))
+        if fault is not None and not self.crashes:
+            raise fault
+
+    def _wait(self) -> dict[str, str]:
+        """Wait for the jobs of this graph; return their last states by name. An interruption cancels them."""
+        states: dict[str, str] = {}
+        try:
+            while True:
+                try:
+                    now = self._jobs()
+                except ConnectionError as fault:
+                    LOGGER.warning("SLURM does not answer: %s", fault)
+                else:
+                    states.update({name: state for name, state in now.values()})
+                    if all(state in GOOD | BAD for _, state in now.values()):
+                        return states
+                time.sleep(POLL_S)
+        except BaseException:
+            with suppress(ConnectionError):
+                cancel([number for number, (_, state) in self._jobs().items() if state not in GOOD | BAD])
+            raise
+
+    def _jobs(self) -> dict[str, tuple[str, str]]:
+        """Return name and state of each job of this graph by its number."""
+        ending = f"|{self._mark}"
+        return {
+            number: (told.removesuffix(ending), state)
+            for number, (state, told) in squeue().items()
+            if told.endswith(ending)
+        }
+
+    def _look(self, graph: nx.DiGraph, nodes: list[Node], states: Mapping[str, str], logs: Path) -> None:
+        """Record the nodes that have results, and those that failed."""
+        missing: set[Node] = set()
+        crash_files = {_node_of(path): path for path in sorted(logs.glob("crash-*.txt"))}
+        for number, node in enumerate(nodes):
+            blocked = not missing.isdisjoint(graph.predecessors(node))
+            if not blocked and _is_done(node):
+                seal(node)
+                continue
+            missing.add(node)
+            if blocked:
+                continue
+            file = crash_files.get(node.fullname)
+            if file is not None:
+                text = file.read_text(errors="replace")
+            else:
+                name = re.sub(r"[-.:]", "_", f"j{number}_{node._id}")
+                state = states.get(name, "UNKNOWN")
+                text = f"SlurmJobLost: job {name} ended as {state}: {ADVICE.get(state, 'see its output')}\n"
+            self.crashes.append(Crash(node.fullname, text, file))
 
 
-def _sealed(node: Node) -> list[str] | None:
-    """Note what the job of a node has left; a traceback when its inputs have changed since."""
+def _plugin_class(name: str) -> type | None:
+    """Return nipype's plugin of a name; None when there is none, or none for clusters."""
+    kind = getattr(plugins, f"{name}Plugin", None)
+    clusters = (SGELikeBatchManagerBase, GraphPluginBase)
+    return kind if inspect.isclass(kind) and issubclass(kind, clusters) else None
+
+
+def _is_done(node: Node) -> bool:
     try:
-        seal(node)
+        node._get_hashval()
+        return node.is_cached() == (True, True)
     except Exception:
-        return format_exception(*sys.exc_info())
-    return None
+        return False
 
 
-def add_resources(node: Node, plan: ClusterPlan) -> None:
-    """Tell a node's job what the node states: processors, memory, a GPU."""
-    option = OPTIONS.get(plan.plugin, "qsub_args")
-    words = []
-    if option == "sbatch_args":
-        given = str(plan.arguments.get(option, ""))
-        if "--cpus-per-task" not in given and "-c " not in given:
-            words.append(f"--cpus-per-task={node.n_procs}")
-        if "--mem" not in given:
-            words.append(f"--mem={max(int(1024 * node.mem_gb), 256)}M")
-    if node.is_gpu_node() and plan.gpu_args:
-        words.append(plan.gpu_args.replace("{n}", str(node.n_procs)))
-    if words:
-        # The leading space: SLURMGraph puts its own options right before.
-        node.plugin_args = {**node.plugin_args, option: " " + " ".join(words)}
-
-
-def is_small(node: Node) -> bool:
-    """Return whether a node is not worth a job."""
-    return node.run_without_submitting or (
-        node.mem_gb <= SMALL_GB and node.n_procs == 1 and not node.is_gpu_node()
-    )
+def _node_of(crash_file: Path) -> str:
+    found = re.search(r"^Node: (\S+)", crash_file.read_text(errors="replace"), re.MULTILINE)
+    return found.group(1) if found else ""

@@ -1,9 +1,9 @@
-"""In which order the nodes of a graph run, what need not run again, and what a failure takes along.
+"""The scheduler: it decides when each node of a graph runs, and which nodes need not run again.
 
-nipype's own schedulers cannot lose a worker process (the run then waits for ever, or all running nodes are
-lost with it), give resources to nodes that they find in the cache, and look through the whole graph at every
-turn. This one starts what is ready and fits, through an executor: processes of this machine
-(`iqtflow.workflows.execution.local`) or jobs of a cluster (`iqtflow.workflows.execution.cluster`).
+If nipype's own schedulers lose a worker process, the run waits for ever, or all running nodes fail. They also
+reserve resources for nodes that are cached, and search the whole graph at every step. This scheduler starts
+each node that is ready and fits, through an executor: processes of this machine
+(`iqtflow.workflows.execution.local`) or jobs of SLURM (`iqtflow.workflows.execution.slurm`).
 """
 
 from __future__ import annotations
@@ -94,7 +94,33 @@ class Crash:
     mem_gb: float | None = None
 
 
-class SchedulerPlugin(PluginBase):
+class GraphRunner(PluginBase):
+    """What runs a graph; `nipype.pipeline.engine.Workflow.run` takes it as its plugin.
+
+    Python's garbage collector is on while the graph runs, also inside `collector_off`. nipype expands the
+    graph in the same call, which is faster without the collector.
+
+    Attributes
+    ----------
+    crashes : list of Crash
+        Nodes that failed.
+    """
+
+    def __init__(self, status_callback: Callable[[Node, str], None] | None = None) -> None:
+        super().__init__({"status_callback": status_callback})
+        self.crashes: list[Crash] = []
+
+    def run(self, graph: nx.DiGraph, config: Mapping[str, Any], updatehash: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Run the graph, as nipype calls it."""
+        with collector_on():
+            self.run_graph(graph, config)
+
+    def run_graph(self, graph: nx.DiGraph, config: Mapping[str, Any]) -> None:
+        """Run all nodes of an expanded graph, or as many as failures leave possible."""
+        raise NotImplementedError
+
+
+class SchedulerPlugin(GraphRunner):
     """Run a graph with an executor; `nipype.pipeline.engine.Workflow.run` takes it as its plugin.
 
     Parameters
@@ -127,13 +153,12 @@ class SchedulerPlugin(PluginBase):
         status_callback: Callable[[Node, str], None] | None = None,
         runs_here: Callable[[Node], bool] = lambda node: node.run_without_submitting,
     ) -> None:
-        super().__init__({"status_callback": status_callback})
+        super().__init__(status_callback)
         self._executor, self._limits, self._stop = executor, limits, stop_on_first_crash
         self._runs_here = runs_here
-        self.crashes: list[Crash] = []
         self.executed: list[str] = []
 
-    def run(self, graph: nx.DiGraph, config: Mapping[str, Any], updatehash: bool = False) -> None:  # noqa: FBT001, FBT002
+    def run_graph(self, graph: nx.DiGraph, config: Mapping[str, Any]) -> None:
         """Run all nodes of an expanded graph, or as many as failures leave possible."""
         self._graph = graph
         self._waits_for = {node: set(graph.predecessors(node)) for node in graph}
@@ -144,14 +169,13 @@ class SchedulerPlugin(PluginBase):
         self._cached: set[Node] = set()
         self._running: dict[Node, tuple[int, float, int]] = {}
         try:
-            with collector_on():
-                while self._ready or self._running:
-                    self._start()
-                    if self._stop and self.crashes:
-                        break
-                    if self._running:
-                        for node, traceback in self._executor.wait():
-                            self._end(node, traceback)
+            while self._ready or self._running:
+                self._start()
+                if self._stop and self.crashes:
+                    break
+                if self._running:
+                    for node, traceback in self._executor.wait():
+                        self._end(node, traceback)
         finally:
             self._executor.close()
 
