@@ -1,10 +1,9 @@
-"""Largest resident memory of every step, at several sizes: what `iqtflow.inference.footprint` states,
-measured.
+"""Largest resident memory of every step, at several sizes; `iqtflow.workflows.app.memory` states it.
 
     python benchmarks/bench_memory.py [--edges 64 128 192] [--steps simulate extract ...]
 
-Each step runs in a process of its own over a phantom of edge x edge x edge voxels; the kernel tells the most
-that it has held. The least-squares line through the sizes is printed as base (GB) and bytes for each voxel.
+Each step runs in a process of its own on a phantom of edge x edge x edge voxels; the kernel reports its
+largest memory. The least-squares line through the sizes is printed as base (GB) and bytes for each voxel.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from iqtflow.inference import footprint
+from iqtflow.workflows.app.memory import ENHANCE, FOOTPRINTS
 
 NODE = """
 import sys
@@ -82,7 +81,7 @@ def steps(folder: Path) -> dict[str, Callable[[], list[str]]]:
         ),
         "extract": lambda: node("patches", "ExtractPatches", in_file=scan, subject="01", **maps),
         "measure": lambda: node("calibrate", "MeasureSNR", in_file=scan, label="a", **maps),
-        "ready_made": lambda: command(
+        "derivatives": lambda: command(
             *("segment", "T1w.nii.gz", "--out-prefix", "ready", "--engine", "derivatives"),
             *("--wm-map", "WM.nii.gz", "--gm-map", "GM.nii.gz", "--csf-map", "CSF.nii.gz"),
         ),
@@ -120,7 +119,7 @@ def main() -> None:
     print(f"step        {sizes}   base (GB)  bytes/voxel  stated")
     for step, values in peaks.items():
         slope, base = np.polyfit(voxels, values, 1) if len(values) > 1 else (np.nan, np.nan)
-        stated = getattr(footprint, step.upper(), None)
+        stated = ENHANCE if step == "enhance" else FOOTPRINTS.get(step)
         told = "" if stated is None else " ".join(f"{stated.gb(int(v)):.2f}" for v in voxels)
         measured = "".join(f"{value:8.2f}" for value in values)
         print(f"{step:12}{measured}{base:12.2f}{slope * 1e9:13.0f}  {told}")

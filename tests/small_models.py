@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from iqtflow.image.intensity import NORMALISATION
+from iqtflow.models.card import Card
 from iqtflow.models.model_file import Model, save_model
 from iqtflow.models.registry import build_network
 
@@ -49,4 +50,4 @@ def make_model(
         "n_members": n_members,
         "context": context,
     }
-    return Model(card, members, Path("memory"), "0" * 64)
+    return Model(Card(card), members, Path("memory"), "0" * 64)

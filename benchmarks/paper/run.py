@@ -29,7 +29,7 @@ from iqtflow.bids import find_scans
 from iqtflow.config import format_section
 from iqtflow.image.geometry import find_slice_geometry
 from iqtflow.image.nifti_file import open_nifti
-from iqtflow.models.trust import ALLOWED
+from iqtflow.models.registry import ALLOWED
 from iqtflow.training.split import read_split
 from iqtflow.utils.errors import UsageError
 from iqtflow.utils.files import write_text

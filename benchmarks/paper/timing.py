@@ -33,8 +33,7 @@ def main(train: dict, device: str, threads: int) -> dict[str, float]:
     """
     import torch
 
-    from iqtflow.models.registry import build_network, choose_settings
-    from iqtflow.models.trust import allow_network
+    from iqtflow.models.registry import allow_network, build_network, choose_settings
 
     torch.set_num_threads(threads)
     name, k = train.get("network", "aniso-unet"), train["upsampling_factor"]

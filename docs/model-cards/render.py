@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from iqtflow.inference.uncertainty import kind_of_model
 from iqtflow.models.model_file import read_card
 
 #: Gain in PSNR (dB) over the paper's own (shifted) spline, by k: Table 1, ANISO U-Net(2).
@@ -77,7 +76,7 @@ def main(model: Path, metrics: Path, remarks: Path) -> None:
             f"{spline['mssim']:.3f} | {iqt['mssim']:.3f} |"
         )
     if figures.get("reliability"):
-        print(f"\n{_uncertainty(figures['reliability'], kind_of_model(card))}")
+        print(f"\n{_uncertainty(figures['reliability'], card.uncertainty())}")
     print("\n" + remarks.read_text().strip())
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from iqtflow.models.card import Card
 from iqtflow.utils.errors import InputError
 
 #: Median of the absolute value of a normal variable over its sigma; four values enter a second difference.
@@ -318,16 +319,16 @@ def compare(
     return Familiarity(score, threshold, scores, dict(values), tuple(reasons), reference)
 
 
-def find_reference(card: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def find_reference(card: Card) -> Mapping[str, Any] | None:
     """Return the ranges for a model: those in its card, else those that ship for its name and factor."""
-    if "familiar" in card:
-        return card["familiar"]
+    if card.familiar is not None:
+        return card.familiar
     try:
         shipped = json.loads(SHIPPED.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    entry = shipped.get(card.get("name"))
-    return entry if entry is not None and entry.get("k") == card["k"] else None
+    entry = shipped.get(card.name)
+    return entry if entry is not None and entry.get("k") == card.k else None
 
 
 def _scores(values: Mapping[str, float], ranges: Mapping[str, Sequence[float]]) -> dict[str, float]:

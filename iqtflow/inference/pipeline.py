@@ -25,7 +25,6 @@ from iqtflow.image.geometry import (
     AXIS_NAMES,
     SliceGeometry,
     Upsampling,
-    choose_upsampling,
     cubic_upsample,
     find_slice_geometry,
     resample_inplane,
@@ -38,10 +37,11 @@ from iqtflow.image.metadata import settle_values
 from iqtflow.image.orientation import ReorientedScan
 from iqtflow.inference.ood import compare, find_reference, measure_scan
 from iqtflow.inference.predict import enhance_volume
-from iqtflow.inference.sliding_window import SMALLEST_TILE
-from iqtflow.inference.uncertainty import as_sidecar, kind_of_model
+from iqtflow.inference.uncertainty import as_sidecar
 from iqtflow.inference.white_matter import correct_white_matter, usual_ratios
-from iqtflow.models.model_file import Model, list_shipped, load_model
+from iqtflow.models.card import PAPER_PATCH
+from iqtflow.models.model_file import load_model
+from iqtflow.models.zoo import choose_model
 from iqtflow.segmentation.brainmask import BrainMask, find_brain_mask
 from iqtflow.utils.errors import InputError
 from iqtflow.utils.system import peak_memory_gb
@@ -153,11 +153,12 @@ def enhance_image(
             next_step="There is nothing to gain along the slice axis, and nothing is written; --force "
             "(force=True) enhances it all the same.",
         )
-    networks, upsampling = _choose_model(geometry, model, contrast)
+    path, upsampling = choose_model(geometry, model, contrast)
+    networks = load_model(path)
+    card = networks.card
     if report is not None:
-        count = networks.card["n_members"]
         report(
-            f"device {device}; model {networks.card['name']} (k = {networks.k}, {count} network(s), "
+            f"device {device}; model {card.name} (k = {card.k}, {card.n_members} network(s), "
             f"SHA-256 {networks.sha256[:12]}); slices along {AXIS_NAMES[geometry.axis]}, {geometry.source}"
         )
 
@@ -195,7 +196,7 @@ def enhance_image(
         report=report,
     )
 
-    reference = find_reference(networks.card)
+    reference = find_reference(card)
     white = correct_white_matter(
         data, result.mean, tissue, usual_ratios(reference) if keep_white_matter else None
     )
@@ -224,7 +225,7 @@ def enhance_image(
             brain.mask,
             axis=laid.axis,
             voxel_mm=voxel_sizes(laid.affine).tolist(),
-            k=networks.k,
+            k=card.k,
             pixel_mm=upsampling.inplane_mm,
         )
         familiarity = compare(values, reference, brain_found=brain.method != "head")
@@ -245,15 +246,15 @@ def enhance_image(
         },
         "Upsampling": {"Note": upsampling.note, "ResampledToMm": upsampling.inplane_mm},
         "Model": {
-            "Name": networks.card["name"],
+            "Name": card.name,
             "SHA256": networks.sha256,
-            "Members": networks.card["n_members"],
-            "Contrast": networks.card["contrast"],
+            "Members": card.n_members,
+            "Contrast": card.contrast,
         },
         "BrainMask": {"Method": brain.method},
         "Uncertainty": None
         if result.std is None
-        else as_sidecar(networks.card, kind_of_model(networks.card, mirror=mirror), mirror=mirror),
+        else as_sidecar(card, card.uncertainty(mirror=mirror), mirror=mirror),
         "IntensityScale": scale,
         "WhiteMatter": white.as_sidecar(),
         "OutOfDistribution": None if familiarity is None else familiarity.as_sidecar(),
@@ -272,34 +273,6 @@ def enhance_image(
     }
     mask = laid.put_back(brain.mask.astype(np.uint8), laid.affine)
     return EnhancedScan(mean, std, spline, mask, details)
-
-
-def _choose_model(
-    geometry: SliceGeometry, model: str | os.PathLike | None, contrast: str
-) -> tuple[Model, Upsampling]:
-    """Load the model asked for, or the one whose factor suits the scan; and how the scan meets it."""
-    if model is None:
-        shipped = list_shipped()
-        serving = {info.k: info for info in shipped if info.contrast == contrast}
-        if not serving:
-            known = ", ".join(sorted({info.contrast for info in shipped})) or "none at all"
-            raise InputError(
-                f"model for {contrast}",
-                found=f"none that ships (there is: {known})",
-                expected=f"one that was trained on {contrast} scans",
-                next_step="Give one of your own with --model; networks do not carry over to other contrasts.",
-            )
-        model = serving[choose_upsampling(geometry, sorted(serving)).k].path
-    loaded = load_model(model)
-    if loaded.card["contrast"] != contrast:
-        raise InputError(
-            model,
-            found=f"a model trained on {loaded.card['contrast']} scans",
-            expected=f"one for the scan's contrast, {contrast}",
-            next_step="Networks do not carry over to other contrasts. If the scan is of the model's contrast "
-            "and only its name says otherwise, say so with --contrast.",
-        )
-    return loaded, choose_upsampling(geometry, [loaded.k])
 
 
 def _left_right(slice_axis: int) -> int:
@@ -322,7 +295,7 @@ def _warnings(
     data: np.ndarray, brain: np.ndarray, geometry: SliceGeometry, upsampling: Upsampling
 ) -> list[str]:
     """What a reader of the enhanced volume should know about the scan, as sentences."""
-    found, n_slices, wanted = [], data.shape[2], SMALLEST_TILE // upsampling.k
+    found, n_slices, wanted = [], data.shape[2], PAPER_PATCH // upsampling.k
     if upsampling.inplane_mm is not None:
         found.append(
             f"Slice spacing is {geometry.ratio:.1f} times the in-plane voxel size and the model was trained "

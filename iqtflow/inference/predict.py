@@ -1,9 +1,8 @@
-"""A volume through an ensemble of networks: mean and standard deviation, in a stream.
+"""An ensemble of networks over a volume: mean and standard deviation, computed network by network.
 
-The way through the volume (one pass or tiles) is `iqtflow.inference.sliding_window`'s. On a CPU
-convolutions run in bfloat16
-where the processor multiplies it in hardware, and in float32 elsewhere; either way one patch of the scan is
-first computed in both, and what differs by more than `HALF_TOLERANCE` is not used.
+`iqtflow.inference.sliding_window` decides between one pass and tiles. On a CPU convolutions run in bfloat16
+if the processor has instructions for it, else in float32. bfloat16 is first compared with float32 on one
+patch of the scan; if they differ by more than `HALF_TOLERANCE`, float32 is used.
 """
 
 from __future__ import annotations
@@ -23,13 +22,12 @@ from iqtflow.utils.system import free_memory_gb
 
 PRECISIONS = ("float32", "bfloat16")
 
-#: Share of the free memory that may be taken.
+#: Share of the free memory that may be used.
 MEMORY_SHARE = 0.6
-#: Voxels (in plane) and slices by which a volume is extended on each side: "same" convolutions put zeros
-#: beyond the border, which must not reach the head.
+#: Voxels (in plane) and slices added on each side of a volume: convolutions put zeros outside the border,
+#: which must not reach the head.
 MARGIN = (8, 8, 1)
-#: Mean absolute difference of bfloat16 from float32 on a patch, white matter being 1, beyond which it is not
-#: used.
+#: Largest mean absolute difference of bfloat16 from float32 on a patch, where white matter is 1.
 HALF_TOLERANCE = 0.005
 
 
@@ -40,19 +38,19 @@ class Enhanced:
     Attributes
     ----------
     mean : ndarray, shape (w, h, k d), float32
-        Mean over the networks, in the units of the input; below 0 set to 0.
+        Mean over the networks, in the units of the input; values below 0 are set to 0.
     std : ndarray, shape (w, h, k d), float32, or None
-        Standard deviation of the error that is to be expected: of networks that predict it, the root of the
-        mean of their variances and of the variance of their estimates (law of total variance; as
-        Lakshminarayanan et al. 2017, section 2.4, but with n - 1 in the denominator of the latter). Of others
-        the standard deviation over the networks (n - 1, too); that of the estimate and the mirrored one for
-        a single network with mirrored averaging; None for a single network without.
+        Standard deviation, in the units of the input. For networks that predict their error: square root of
+        the mean of their variances plus the variance of their outputs (law of total variance; as
+        Lakshminarayanan et al. 2017, section 2.4, but with n - 1 for the outputs). For other ensembles:
+        standard deviation of the outputs (n - 1). For a single network with mirrored averaging: standard
+        deviation of its two outputs. Else None.
     details
-        Device, precision, tiling, predicted memory: fields of a sidecar.
+        Device, precision, tiling and predicted memory: fields of a sidecar.
     predicted_gb
-        Memory that it was predicted to take beside what the process held.
+        Predicted memory in GB, in addition to what the process used.
     warnings
-        What a reader should know, as sentences.
+        Sentences for the user.
     """
 
     mean: np.ndarray
@@ -78,7 +76,7 @@ def enhance_volume(
 ) -> Enhanced:
     """Run an ensemble over a volume.
 
-    The same input gives the same bits on the same kind of processor with the same number of threads.
+    The same input gives the same bits on the same type of processor with the same number of threads.
 
     Parameters
     ----------
@@ -87,25 +85,25 @@ def enhance_volume(
     model
         From `iqtflow.models.model_file.load_model`.
     scale
-        Intensity that the networks see as 1 (`iqtflow.image.intensity.intensity_scale`).
+        Intensity that becomes 1 for the networks (`iqtflow.image.intensity.intensity_scale`).
     device
         "cpu" or "cuda".
     precision
-        One of `PRECISIONS`, for the convolutions; `fast_precision` when not given.
+        Precision of the convolutions, one of `PRECISIONS`; None: `fast_precision`.
     num_threads
         CPU threads.
     max_memory_gb
-        Memory that may be taken; never more than `MEMORY_SHARE` of what is free.
+        Memory that may be used, in GB; never more than `MEMORY_SHARE` of the free memory.
     tiling
         One of `iqtflow.inference.sliding_window.TILINGS`.
     mirror_axis
-        Array axis that runs from left to right: each network also sees the volume mirrored along it, and the
-        two estimates are averaged. None: not.
+        Array axis from left to right. Each network also gets the volume mirrored along it, and the two
+        outputs are averaged. None: no mirroring.
     tissue : ndarray of bool, shape (w, h, d), optional
-        Brain. Tiles that touch none of it, and are dark, are air, and left to the spline; without it, all
-        dark ones.
+        Brain mask. Dark tiles without brain are air and get the cubic spline only; without a mask all dark
+        tiles do.
     report
-        Receives one line that says which way is taken, and what memory it needs and finds.
+        Function that receives one line: one pass or tiles, precision, predicted and free memory.
 
     Returns
     -------
@@ -113,8 +111,8 @@ def enhance_volume(
 
     Notes
     -----
-    Mean and variance are updated network by network (Welford 1962, doi:10.2307/1266577), so that the
-    ensemble's size does not show in the memory.
+    Mean and variance are updated network by network (Welford 1962, doi:10.2307/1266577). The memory does not
+    grow with the number of networks.
     """
     torch.set_num_threads(num_threads)
     cuda = device == "cuda"
@@ -144,7 +142,7 @@ def enhance_volume(
         del padded
         mean, std = _mean_and_std(model, volume[None], plan, checked, mirror_axis)
         for result in (mean, std):
-            if result is not None:  # in place: copies of both would be the most that is ever held
+            if result is not None:  # in place: copies of both would be the peak of memory
                 result.mul_(float(np.float32(scale)))
     k = model.k
     crop = (inner[0], inner[1], slice(inner[2].start * k, inner[2].stop * k))
@@ -162,10 +160,11 @@ def enhance_volume(
 
 
 def fast_precision(device: str) -> str:
-    """Return bfloat16 where hardware multiplies it (CUDA; AVX512-BF16 or AMX on a CPU), else float32.
+    """Return bfloat16 if the hardware has instructions for it (CUDA; AVX512-BF16 or AMX on a CPU), else
+    float32.
 
-    Without such instructions a CPU converts back and forth, and is slower than in float32. Decided by the
-    kind of processor, not by a stopwatch: the same machine gives the same bits.
+    A CPU without them is slower in bfloat16 than in float32. The type of processor decides, not a measurement
+    of time, so that the same machine gives the same bits.
     """
     if device == "cuda":
         return "bfloat16"
@@ -211,8 +210,8 @@ def _mean_and_std(
 def _predict(
     network: torch.nn.Module, volume: torch.Tensor, plan: Plan, *, precision: str
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Run one network over a volume as `iqtflow.inference.sliding_window.through_tiles` takes it; returns
-    the estimate and the variance of its error, where the network predicts it, (w, h, k d) each, float32.
+    """Run one network over a volume (see `iqtflow.inference.sliding_window.through_tiles`). Return its
+    estimate and, if it predicts its error, the variance of the error; (w, h, k d) each, float32.
     """
     network = network.to(volume.device, memory_format=torch.channels_last_3d)
     if plan.whole:
@@ -229,8 +228,8 @@ def _predict(
 
 
 def _run(network: torch.nn.Module, tiles: torch.Tensor, precision: str) -> torch.Tensor:
-    """Run a network; a second channel, the logarithm of the variance, becomes the variance, which tiles may
-    average.
+    """Run a network; turn the second channel, the logarithm of the variance, into the variance, so that tiles
+    can be averaged.
     """
     half = precision == "bfloat16"
     with torch.autocast(tiles.device.type, dtype=torch.bfloat16) if half else nullcontext():
@@ -240,7 +239,7 @@ def _run(network: torch.nn.Module, tiles: torch.Tensor, precision: str) -> torch
 
 
 def _check_precision(model: Model, padded: np.ndarray, precision: str, device: str) -> str:
-    """Return the precision, or float32 when a patch of the scan comes out differently in half of it."""
+    """Return the precision; float32 if bfloat16 changes the result on a patch of the scan too much."""
     if precision != "bfloat16":
         return precision
     tile = patch_tile(model)
@@ -258,25 +257,24 @@ def _warnings(
     model: Model, plan: Plan, limit_gb: float, asked: str | None, precision: str
 ) -> tuple[str, ...]:
     found = []
-    if plan.whole and model.card.get("context", "patch") == "patch":
+    if plan.whole and not model.card.whole:
         found.append(
-            "The model was trained on patches and run over the whole volume in one pass, as asked: it knows "
-            "no more context than its patches, and its estimate may be of no use this way (--tiling auto)."
+            "The model was trained on patches, but ran over the whole volume in one pass, as asked. The "
+            "enhanced volume may be wrong. Use --tiling auto."
         )
     if plan.predicted_gb > limit_gb:
         found.append(
-            f"The smallest tiles need {plan.predicted_gb:.2f} GB beside the rest, of {limit_gb:.2f} GB that "
-            "may be taken."
+            f"The smallest tiles need {plan.predicted_gb:.2f} GB of memory, more than the {limit_gb:.2f} GB "
+            "that may be used."
         )
     if asked == "bfloat16" and precision != asked:
-        found.append("A patch of the scan came out differently in bfloat16: float32 was used.")
+        found.append("bfloat16 changed the result on a patch of the scan too much: float32 was used.")
     return tuple(found)
 
 
 def _pad(data: np.ndarray, model: Model) -> tuple[np.ndarray, tuple[slice, ...]]:
-    """Extend by the edge value, by the margin and on to the next multiple; also return where the data are.
-
-    At the far ends go on to a training patch, if there is less.
+    """Pad with the edge value: by the margin, up to the next multiple, and up to the size of a training
+    patch. Also return the place of the data.
     """
     widths, inner = [], []
     for n, margin, multiple, patch in zip(

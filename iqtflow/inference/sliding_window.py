@@ -1,14 +1,14 @@
-"""How a volume is cut for the networks: in one pass, in tiles that blend, or as the paper does; and what
-memory each way takes.
+"""How a volume passes through a network: in one pass, in tiles that are blended, or as in the paper; and the
+memory that each way takes.
 
-A network that learned on patches has seen nothing but padding beyond them. At its deepest level a patch of 32
-voxels is 2 x 2 x 2 large, and every convolution there meets more zeros than tissue; in the middle of a whole
-brain it meets tissue only, and answers with another function. So such a network (``context`` "patch" in the
-model's card) is given tiles of the training patch, blended where they overlap. Measured with an ANISO U-Net
-(k = 4) at the centre of two brains: one pass 20.4 and 19.1 dB, tiles of 128 voxels 22.0 and 21.3, of 64 25.8
-and 26.9, of 32 26.2 and 29.3 (cubic spline 19.1 and 21.1).
+A network that was trained on patches has seen only padding outside them. At its deepest level a patch of 32
+voxels has 2 x 2 x 2 places, and every convolution there sees more zeros than tissue. Inside a whole brain it
+sees only tissue, and gives another result. Such a network (``context`` "patch" in the model's card) therefore
+gets tiles of the size of the training patch, blended where they overlap. Measured with an ANISO U-Net (k = 4)
+at the centre of two brains: one pass 20.4 and 19.1 dB, tiles of 128 voxels 22.0 and 21.3, of 64 25.8 and
+26.9, of 32 26.2 and 29.3 (cubic spline 19.1 and 21.1).
 
-A network of ``context`` "whole" takes the volume in one pass, or in the largest tiles that memory allows.
+A network of ``context`` "whole" takes the volume in one pass, or in the largest tiles that fit in the memory.
 """
 
 from __future__ import annotations
@@ -20,56 +20,53 @@ from dataclasses import dataclass
 import torch
 
 from iqtflow.image.geometry import spline_matrix
-from iqtflow.inference.footprint import pass_bytes
 from iqtflow.models.model_file import Model
 from iqtflow.utils.errors import InputError
 
-#: Ways through a volume. auto: whole if the model's context and the memory allow, else tiles. paper: every
-#: patch of a grid of half a patch's step, air too, with equal weights (Lin et al. 2019, section 3.1).
+#: Choices. auto: one pass if the model's context and the memory allow it, else tiles. paper: all patches of a
+#: grid with a step of half a patch, also those in air, with equal weights (Lin et al. 2019, section 3.1).
 TILINGS = ("auto", "whole", "tiles", "paper")
 
-#: Volumes of the high-resolution grid (float32) that are held beside a pass: a network's output; tiles also
-#: need the sum of their weights. Running means come on top, see `held_volumes`.
+#: Thin-slice volumes (float32) in memory during a pass: the output of a network; tiles also need the sum of
+#: their weights. `held_volumes` adds the running mean and variance.
 VOLUMES_OUTPUT, VOLUMES_TILES = 1, 1
 #: Copies of the padded scan, and memory (GB) for weights in the layout of the convolutions and their scratch.
 COPIES_OF_SCAN, OVERHEAD_GB = 2, 0.05
-#: Copies of the padded scan more where air is left out: where tissue is, and both side by side.
+#: More copies of the padded scan where air is skipped: the tissue mask, and both side by side.
 COPIES_FOR_AIR = 3
-#: Share of a tile that the next one repeats, and sigma of the Gaussian that weighs a tile's voxels, over its
-#: edge. Half of a tile repeated takes three times as long and gains less than 0.1 dB.
+#: Overlap of neighbouring tiles, and sigma of the Gaussian weights of a tile's voxels, both over the tile's
+#: edge. An overlap of a half takes three times as long and gains less than 0.1 dB.
 OVERLAP, BLENDING_SIGMA = 0.25, 0.2
-#: Share of a patch that the paper's next one repeats.
+#: Overlap of neighbouring patches in the paper.
 PAPER_OVERLAP = 0.5
-#: Edge of the patches that networks are trained on, in high-resolution voxels: no tile is smaller.
-SMALLEST_TILE = 32
 #: Tiles that pass through a network together.
 TILES_AT_A_TIME = 8
-#: A tile nowhere brighter than this share of white matter is air (a scan's noise is a few per cent of it).
+#: A tile is air if no voxel is brighter than this share of white matter (noise is a few per cent of it).
 AIR_LEVEL = 0.25
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The way through a volume.
+    """How a volume passes through a network.
 
     Attributes
     ----------
     tile
         Shape of a tile in thick-slice voxels, slices last; that of the volume for one pass.
     step
-        Distance between neighbouring tiles.
+        Distance between neighbouring tiles, in thick-slice voxels.
     at_once
         Tiles in a batch.
     whole
         Whether it is one pass.
     uniform
-        Whether all voxels of a tile weigh the same where tiles overlap.
+        Whether all voxels of a tile have the same weight where tiles overlap.
     skip_air
-        Whether tiles without tissue are left to the spline.
+        Whether tiles without tissue get the cubic spline only.
     predicted_gb
-        Memory that it takes beside what the process holds already.
+        Memory that it takes, in addition to what the process already uses.
     words
-        For people.
+        Description for the user.
     """
 
     tile: tuple[int, ...]
@@ -91,27 +88,31 @@ def choose_plan(
     precision: str = "float32",
     mirrored: bool = False,
 ) -> Plan:
-    """Choose the way through a volume.
+    """Choose how a volume passes through a model's networks.
 
     Parameters
     ----------
     shape
-        Of the padded thick-slice volume, slices last; multiples of what the networks need.
+        Shape of the padded thick-slice volume, slices last; multiples of the network's `min_multiple`.
     model
-        Its context, factor, width and number of members decide.
+        Its context, upsampling factor, width and number of networks decide.
     tiling
         One of `TILINGS`.
     max_memory_gb
-        What may be taken.
+        Memory that may be used.
     precision
-        Of the pass.
+        "float32" or "bfloat16".
     mirrored
-        Whether each network also sees the mirrored scan.
+        Whether each network also gets the mirrored scan.
+
+    Returns
+    -------
+    Plan
 
     Raises
     ------
     InputError
-        One pass is asked for and does not fit.
+        One pass is asked for and does not fit in the memory, or `tiling` is not one of `TILINGS`.
     """
     if tiling not in TILINGS:
         raise InputError(
@@ -121,7 +122,6 @@ def choose_plan(
             next_step="Correct the name.",
         )
     patch, shape = patch_tile(model), tuple(int(n) for n in shape)
-    knows_whole = model.card.get("context", "patch") == "whole"
     skips_air = tiling != "paper"
     held = {
         whole: _volumes_gb(shape, model, whole=whole, mirrored=mirrored, skips_air=skips_air and not whole)
@@ -136,13 +136,13 @@ def choose_plan(
         raise InputError(
             "one pass over the whole volume",
             found=f"{needed:.1f} GB needed, {max_memory_gb:.1f} GB may be taken",
-            expected="a volume that fits",
-            next_step="Let the package choose (--tiling auto), or free memory.",
+            expected="a pass that fits in the memory",
+            next_step="Use --tiling auto, or free memory.",
         )
     edges = " x ".join(map(str, (*shape[:2], shape[2] * model.k)))
-    if tiling == "whole" or (tiling == "auto" and knows_whole and needed <= max_memory_gb):
+    if tiling == "whole" or (tiling == "auto" and model.card.whole and needed <= max_memory_gb):
         return Plan(shape, shape, 1, True, False, False, needed, f"whole volume in one pass ({edges})")
-    if tiling == "auto" and knows_whole:
+    if tiling == "auto" and model.card.whole:
         tile = choose_tile(
             shape, model, max_memory_gb=max(max_memory_gb - held[False], 0), precision=precision
         )
@@ -166,36 +166,33 @@ def choose_plan(
 
 def patch_tile(model: Model) -> tuple[int, int, int]:
     """Return the shape of the training patch in thick-slice voxels, slices last."""
-    edge = model.card.get("patch_size", SMALLEST_TILE)
+    edge = model.card.patch_size
     slices = _round_up(edge // model.k, model.members[0].min_multiple[2])
     return (edge, edge, slices)
 
 
 def predict_memory_gb(shape: Sequence[int], model: Model, *, precision: str = "float32") -> float:
     """Return the memory (GB) that one pass takes over a thick-slice volume of this shape, slices last."""
-    return math.prod(shape) * model.k * pass_bytes(model.card, precision=precision) / 1e9
+    return model.card.pass_gb(math.prod(shape) * model.k, precision=precision)
 
 
 def choose_tile(
     shape: Sequence[int], model: Model, *, max_memory_gb: float, precision: str = "float32"
 ) -> tuple[int, ...]:
-    """Choose the largest tile, of the shape of the volume or less, whose pass stays within a limit.
+    """Choose the largest tile whose pass fits in the memory; the longest edges are halved first.
 
     Parameters
     ----------
-    shape
-        Of the padded thick-slice volume, slices last; multiples of what the networks need.
-    model
-        Decides multiples and memory.
+    shape, model, precision
+        As for `choose_plan`.
     max_memory_gb
-        The limit. A tile as large as a training patch is returned even if that is beyond it.
-    precision
-        Of the pass.
+        Memory that one pass may use. The tile is never smaller than a training patch, even if that needs
+        more.
 
     Returns
     -------
     tuple of int
-        Longest edges, counted in high-resolution voxels, are halved first.
+        Shape in thick-slice voxels, slices last.
     """
     multiple = model.members[0].min_multiple
     smallest = patch_tile(model)
@@ -222,12 +219,12 @@ def through_tiles(
     Parameters
     ----------
     volume : tensor, shape (1, 1 or 2, w, h, d)
-        At least as large as a tile along each axis. A plan that leaves out air wants a second channel: where
-        it is not 0 there is no air, however dark: a large ventricle, a cyst.
+        At least as large as a tile along each axis. A plan that skips air needs the second channel: it is not
+        0 in the brain, which is never air, even where it is dark (a large ventricle, a cyst).
     plan
-        The way.
+        From `choose_plan`.
     k
-        Up-scaling factor.
+        Upsampling factor.
     enhance
         The network: (n, 1, *tile) to (n, channels, w, h, k d).
     channels
@@ -242,10 +239,10 @@ def through_tiles(
     matrix = torch.tensor(spline_matrix(plan.tile[2], k), dtype=torch.float32, device=volume.device)
 
     def enhance_busy(both: torch.Tensor) -> torch.Tensor:
-        """Half of a scan's tiles are air, which holds nothing to enhance: the spline will do for them."""
+        """Half of a scan's tiles are air and need no network; they get the cubic spline."""
         tiles, tissue = both[:, :1], both[:, 1:]
         output = tiles @ matrix.T
-        if channels > 1:  # the variance of the error: of air none
+        if channels > 1:  # the variance of the error is 0 in air
             output = torch.nn.functional.pad(output, (0, 0, 0, 0, 0, 0, 0, channels - 1))
         busy = (tiles.flatten(1).amax(dim=1) > AIR_LEVEL) | tissue.flatten(1).any(dim=1)
         if busy.any():
@@ -257,7 +254,7 @@ def through_tiles(
         weights = torch.ones(1, 1, *shape, device=volume.device)
     else:
         weights = _blending_weights(shape, volume.device)
-    # MONAI rounds the step between tiles down, so half a voxel less of overlap is asked for.
+    # MONAI rounds the step between tiles down; half a voxel less of overlap gives the right step.
     overlap = [max((n - step - 0.5) / n, 0.0) for n, step in zip(plan.tile, plan.step, strict=True)]
     return sliding_window_inference(
         volume,
@@ -270,17 +267,17 @@ def through_tiles(
 
 
 def held_volumes(n_members: int, *, mirrored: bool, channels: int = 1) -> int:
-    """Volumes held while a network runs: means, sum of squares, the output for the unmirrored scan."""
+    """Volumes in memory while a network runs: means, sum of squares, the output for the unmirrored scan."""
     return channels * (n_members > 1) + (n_members > 2) + channels * mirrored
 
 
 def count_channels(network: torch.nn.Module) -> int:
-    """Channels of a network's output: 2 with the variance of its error, else 1."""
+    """Number of output channels of a network: 2 if it predicts the variance of its error, else 1."""
     return 1 if getattr(network, "error_head", None) is None else 2
 
 
 def _volumes_gb(shape: Sequence[int], model: Model, *, whole: bool, mirrored: bool, skips_air: bool) -> float:
-    """Memory of what is held beside a pass."""
+    """Memory (GB) of the volumes in memory during a pass."""
     channels = count_channels(model.members[0])
     extra = held_volumes(len(model.members), mirrored=mirrored, channels=channels)
     count = VOLUMES_OUTPUT * channels + extra + (0 if whole else VOLUMES_TILES)
@@ -289,10 +286,10 @@ def _volumes_gb(shape: Sequence[int], model: Model, *, whole: bool, mirrored: bo
 
 
 def _blending_weights(shape: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Gaussian over a tile's output, (1, 1, w, h, k d).
+    """Gaussian weights of a tile's output, (1, 1, w, h, k d).
 
-    MONAI's own, on the tile's input, would be the same for all k thin slices of a thick one: the weights'
-    steps show as seams between thick slices (at k = 8, steps between slices were 20 % too large there).
+    MONAI's weights are computed on the tile's input. They are the same for all k thin slices of a thick one,
+    and their steps are visible as seams between thick slices (20 % too large a step between slices at k = 8).
     """
     weights = torch.ones(1, 1, *shape, device=device)
     for axis, n in enumerate(shape):

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from iqtflow.models.card import Card
+
 #: How a map was made. ``predicted``: the networks predict their error, learned from their errors on training
 #: subjects (Kendall & Gal 2017, arXiv:1703.04977). ``ensemble``: the networks are compared with each other.
 #: ``mirrored``: the enhanced volume is compared with that of the mirrored scan.
@@ -55,23 +57,6 @@ NOT_COVERED: dict[str, tuple[str, ...]] = {
 }
 
 
-def kind_of_model(card: Mapping[str, Any], *, mirror: bool = False) -> str | None:
-    """Return the kind of map that a model writes; None when it writes none.
-
-    Parameters
-    ----------
-    card
-        The model's card.
-    mirror
-        Whether the result is averaged with that of the mirrored scan.
-    """
-    if card.get("predicts_error", card["network"]["kwargs"].get("uncertainty")):
-        return "predicted"
-    if card["n_members"] > 1:
-        return "ensemble"
-    return "mirrored" if mirror else None
-
-
 def kind_of_scan(details: Mapping[str, Any]) -> str:
     """Return the kind of a map from the details of its scan; older files do not state it."""
     stated = details.get("Uncertainty")
@@ -82,7 +67,7 @@ def kind_of_scan(details: Mapping[str, Any]) -> str:
     return "mirrored" if members == 1 and details.get("MirroredAveraging") else "ensemble"
 
 
-def measured(card: Mapping[str, Any], kind: str) -> dict[str, Any] | None:
+def measured(card: Card, kind: str) -> dict[str, Any] | None:
     """Return how maps of this kind compare with the true error in unseen subjects, for a sidecar.
 
     Returns
@@ -93,8 +78,8 @@ def measured(card: Mapping[str, Any], kind: str) -> dict[str, Any] | None:
         ``ErrorOverStdWhereSmallest`` is for the voxels with the smallest standard deviation. None when the
         card does not have it, or has it for maps of another kind.
     """
-    found = (card.get("figures") or {}).get("reliability")
-    if not found or kind != kind_of_model(card):
+    found = card.reliability
+    if not found or kind != card.uncertainty():
         return None
     surest = found["bins"][0]
     return {
@@ -105,7 +90,7 @@ def measured(card: Mapping[str, Any], kind: str) -> dict[str, Any] | None:
     }
 
 
-def as_sidecar(card: Mapping[str, Any], kind: str | None, *, mirror: bool = False) -> dict[str, Any] | None:
+def as_sidecar(card: Card, kind: str | None, *, mirror: bool = False) -> dict[str, Any] | None:
     """Return the sidecar's field ``Uncertainty``: kind, description, and ``Measured`` where it is known.
 
     Parameters
@@ -128,7 +113,7 @@ def as_sidecar(card: Mapping[str, Any], kind: str | None, *, mirror: bool = Fals
     }
 
 
-def description(card: Mapping[str, Any], kind: str, *, mirror: bool = False) -> str:
+def description(card: Card, kind: str, *, mirror: bool = False) -> str:
     """Return what the map is, its units and how it was tested, for the sidecar of the map."""
     held = "" if mirror else measured_words(measured(card, kind))
     what = _describe(kind, mirror=mirror)

@@ -1,14 +1,14 @@
-"""A model on disk: weights and everything needed to use them, in one safetensors file that runs no code when
-read.
+"""A model file: weights, and all that is needed to use them, in one safetensors file that runs no code.
 
 The tensors are called ``member0/NAME``, ``member1/NAME``, ... for the networks of the ensemble. The metadata
-hold one JSON text under the key ``iqtflow``, the *card*: name, up-scaling factor, network and its settings,
-normalisation, geometry, the simulator's settings, training subjects, figures. (One key, because safetensors
-writes several in random order, and the same model has to give the same bytes.) Weights are stored in half
-precision; running statistics of batch normalisation span too many decades for it and keep single precision.
+hold the *card* (`iqtflow.models.card`), a JSON text under the key ``iqtflow``: name, upsampling factor,
+network and its settings, normalisation, geometry, the simulator's settings, training subjects, figures. There
+is only one key, because safetensors writes several in random order, and the same model must give the same
+bytes. Weights are stored in half precision. Running statistics of batch normalisation keep single precision,
+because their range is too large for half precision.
 
-A maintainer ships a model with `register_shipped`, which copies it into ``iqtflow/models/weights`` and pins
-its SHA-256.
+A maintainer ships a model with `register_shipped`. It copies the model into ``iqtflow/models/weights`` and
+pins its SHA-256.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 import iqtflow
-from iqtflow.models.model_checks import (
+from iqtflow.models.card import (
     FORMAT,
     REQUIRED,
-    build_member,
+    Card,
     check_card,
-    check_finite,
     check_network,
+    fitting,
+    not_whole,
     read_header,
     refuse,
 )
@@ -44,12 +45,12 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-WEIGHTS = Path(__file__).with_name("weights")  #: where models are that ship
+WEIGHTS = Path(__file__).with_name("weights")  #: folder of the models that ship
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model that ships; `sha256` is its file's, pinned by the package, `contrast` a BIDS suffix."""
+    """A model that ships: name, file, upsampling factor, contrast (BIDS suffix), and the file's SHA-256."""
 
     name: str
     path: Path
@@ -60,17 +61,17 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Model:
-    """A model in memory: what its file says about itself, and its networks, ready for use on the CPU."""
+    """A model in memory: its card, its networks on the CPU, its file and the file's SHA-256."""
 
-    card: dict[str, Any]
+    card: Card
     members: list[nn.Module]
     path: Path
     sha256: str
 
     @property
     def k(self) -> int:
-        """Up-scaling factor."""
-        return self.card["k"]
+        """Upsampling factor."""
+        return self.card.k
 
 
 def save_model(
@@ -85,7 +86,12 @@ def save_model(
     members
         State dictionary of each network.
     card
-        Fields of the card; format, number of members and package version are added.
+        Fields of the card; format, number of networks and package version are added.
+
+    Returns
+    -------
+    Path
+        The file.
 
     Raises
     ------
@@ -110,8 +116,7 @@ def load_model(path: str | os.PathLike, *, expected_sha256: str | None = None) -
     path
         A ``.safetensors`` file, or the name of a model that ships.
     expected_sha256
-        What the file has to be, bit for bit. Models that ship are held to the package's own index in any
-        case.
+        SHA-256 that the file must have. For models that ship it is always checked.
 
     Returns
     -------
@@ -120,14 +125,16 @@ def load_model(path: str | os.PathLike, *, expected_sha256: str | None = None) -
     Raises
     ------
     InputError
-        Missing, cut short, altered or foreign file, or a model that this version cannot use.
+        The file is missing, cut short or altered, is not a model of iqtflow, or needs another version.
     """
+    from iqtflow.models.registry import build_network
+
     path, pinned = find_model(path)
     tensors, card, digest = _read(path, expected_sha256=expected_sha256 or pinned, build=True)
     import torch
 
     members = []
-    for i in range(card["n_members"]):
+    for i in range(card.n_members):
         prefix = f"member{i}/"
         state = {
             name.removeprefix(prefix): torch.from_numpy(
@@ -136,12 +143,15 @@ def load_model(path: str | os.PathLike, *, expected_sha256: str | None = None) -
             for name, value in tensors.items()
             if name.startswith(prefix)
         }
-        members.append(build_member(path, card, state))
+        with fitting(path, card):
+            network = build_network(card["network"]["name"], **card["network"]["kwargs"])
+            network.load_state_dict(state)
+        members.append(network.eval().requires_grad_(False))
     return Model(card, members, Path(path).absolute(), digest)
 
 
-def read_card(path: str | os.PathLike) -> dict[str, Any]:
-    """Return a model's card, after the checks of `load_model` that need no network.
+def read_card(path: str | os.PathLike) -> Card:
+    """Return a model's card, after all checks of `load_model` except those of the network.
 
     Raises
     ------
@@ -159,18 +169,18 @@ def join_models(
     name: str,
     training: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Join models into one whose members are all of theirs.
+    """Join models to an ensemble of all their networks.
 
     Parameters
     ----------
     path
         The model to write.
     members
-        Models of one network and one k.
+        Models of the same network and k.
     name
-        Its name.
+        Name of the ensemble.
     training
-        More fields for the card's section on training; that of each member is kept under ``members``.
+        More fields for the card's section on training. The section of each model is kept under ``members``.
 
     Raises
     ------
@@ -188,25 +198,11 @@ def join_models(
         for array_name, value in arrays.items():
             member, rest = array_name.split("/", 1)
             tensors[f"member{count + int(member.removeprefix('member'))}/{rest}"] = value
-        count += card["n_members"]
-    facts = {"members": [card.get("training", {}) for _, card, _ in parts], **(training or {})}
-    # Figures are those of one member alone.
+        count += card.n_members
+    facts = {"members": [card.training for _, card, _ in parts], **(training or {})}
+    # Figures of one member do not hold for the ensemble.
     shared = {key: value for key, value in first.items() if key != "figures" or len(parts) == 1}
     return _write(path, tensors, {**shared, "name": name, "n_members": count, "training": facts})
-
-
-def known_subjects(card: Mapping[str, Any]) -> set[str]:
-    """Return the labels of all who trained a model, or decided when its training ended; also of those who
-    trained the weights that it began with, and so on.
-    """
-    found: set[str] = set()
-    trainings = [card.get("training", {})]
-    while trainings:
-        facts = trainings.pop()
-        for part in ("training_subjects", "validation_subjects"):
-            found.update(facts.get(part, []))
-        trainings += [*facts.get("members", []), *([facts["before"]] if "before" in facts else [])]
-    return found
 
 
 def stamp_figures(source: str | os.PathLike, path: str | os.PathLike, figures: Mapping[str, Any]) -> Path:
@@ -215,23 +211,22 @@ def stamp_figures(source: str | os.PathLike, path: str | os.PathLike, figures: M
     Raises
     ------
     InputError
-        A subject of the figures (``subjects``, where they tell) was trained on; or as `load_model`.
+        A subject of the figures (field ``subjects``) is a training or validation subject; or as `load_model`.
     """
     tensors, card, _ = _read(source)
-    both = sorted(known_subjects(card).intersection(figures.get("subjects", [])))
+    both = sorted(card.subjects().intersection(figures.get("subjects", [])))
     if both:
         raise refuse(
             source,
-            f"figures on sub-{', sub-'.join(both)}, which it was trained on",
-            "figures on people that it has never seen",
+            f"figures on sub-{', sub-'.join(both)}, a training or validation subject",
+            "figures on unseen subjects",
             "Correct the split.",
         )
     return _write(path, tensors, {**card, "figures": dict(figures)})
 
 
 def list_shipped() -> list[ModelInfo]:
-    """Return the models that come with the package, by contrast and factor, as ``weights/index.json`` lists
-    them.
+    """Return the models that ship with the package, by contrast and factor, from ``weights/index.json``.
 
     Examples
     --------
@@ -243,7 +238,7 @@ def list_shipped() -> list[ModelInfo]:
 
 
 def find_model(name_or_path: str | os.PathLike) -> tuple[Path, str | None]:
-    """Return the file of a model, and its pinned SHA-256 when it is one that ships.
+    """Return the file of a model, and its pinned SHA-256 if the model ships.
 
     Parameters
     ----------
@@ -253,7 +248,7 @@ def find_model(name_or_path: str | os.PathLike) -> tuple[Path, str | None]:
     Raises
     ------
     InputError
-        Neither a shipped model's name nor a file.
+        There is neither a model that ships of this name nor such a file.
     """
     key, shipped = os.fspath(name_or_path), list_shipped()
     for info in shipped:
@@ -271,15 +266,18 @@ def find_model(name_or_path: str | os.PathLike) -> tuple[Path, str | None]:
 
 
 def register_shipped(path: str | os.PathLike) -> ModelInfo:
-    """Put a model into the package's ``weights`` folder and pin its SHA-256: for maintainers, after a
-    training.
+    """Copy a model into the package's ``weights`` folder and pin its SHA-256 (for maintainers).
 
     A model of the same name is replaced.
 
     Parameters
     ----------
     path
-        The model to ship; it is read and its networks are built first.
+        The model to ship. It is read, and its networks are built, first.
+
+    Returns
+    -------
+    ModelInfo
 
     Raises
     ------
@@ -288,13 +286,13 @@ def register_shipped(path: str | os.PathLike) -> ModelInfo:
     """
     model = load_model(path)
     content = model.path.read_bytes()
-    name = require_name(model.card["name"], "name in the model's card")
+    name = require_name(model.card.name, "name in the model's card")
     file = f"{name}.safetensors"
-    entry = {
+    entry: dict[str, Any] = {
         "name": name,
         "file": file,
         "k": model.k,
-        "contrast": model.card["contrast"],
+        "contrast": model.card.contrast,
         "sha256": model.sha256,
     }
     index = WEIGHTS / "index.json"
@@ -318,48 +316,54 @@ def _write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], card: Map
 
 
 def _half(path: str | os.PathLike, name: str, value: np.ndarray) -> np.ndarray:
-    """Half precision where it is good enough for inference."""
+    """Convert to half precision where this is precise enough for inference."""
     if value.dtype.kind != "f":
         return value
-    if not np.isfinite(value).all():
-        raise refuse(path, f"{name} with values that are not finite", "finite weights", "Train it again.")
+    _check_finite(path, name, value, "Train it again.")
     if "running_" in name or np.abs(value).max(initial=0) > np.finfo(np.float16).max:
         return value.astype(np.float32)
     return value.astype(np.float16)
 
 
+def _check_finite(path: str | os.PathLike, name: str, value: np.ndarray, *next_step: str) -> None:
+    """Make sure that all weights of a tensor are finite; InputError names the tensor."""
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        count = np.count_nonzero(~np.isfinite(value))
+        raise refuse(path, f"{count} weights of {name} that are not finite", "finite weights", *next_step)
+
+
 def _read(
     path: str | os.PathLike, *, expected_sha256: str | None = None, build: bool = False
-) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
-    """Read tensors, card and SHA-256 of the file, all from one reading, after a look at its header.
+) -> tuple[dict[str, np.ndarray], Card, str]:
+    """Read tensors, card and SHA-256 of the file, all from one reading, after a check of its header.
 
-    With `build` the network is to be built, and has to be the one whose weights these are. A file of an older
-    version, without a digest in its card, is opened all the same.
+    With `build` the weights must also be those of the network that the card names. Files of older versions,
+    without a digest in the card, are read as well.
     """
     if expected_sha256 is not None:
         _require_pin(path, expected_sha256)
     announced, shapes = read_header(path)
     check_card(path, announced, shapes)
     if build:
-        check_network(path, announced, shapes)
+        check_network(path, Card(announced), shapes)
     try:
         content = Path(path).read_bytes()
         tensors = load(content)
         length = int.from_bytes(content[:8], "little")
-        card = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["iqtflow"])
+        card = Card(json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["iqtflow"]))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as fault:
-        found = f"no whole safetensors file ({type(fault).__name__}: {fault})"
-        raise refuse(path, found, "a model of iqtflow") from fault
+        raise not_whole(path, fault) from fault
     if card != announced or {name: value.shape for name, value in tensors.items()} != shapes:
         raise refuse(path, "a file that changed while it was read", "the same file all the time")
     if card.get(MODEL_DIGEST) not in (None, model_digest(tensors, card)):
         raise refuse(path, "weights or card that were altered", "the content that was written")
-    check_finite(path, tensors)
+    for name, value in tensors.items():
+        _check_finite(path, name, value)
     return tensors, card, hashlib.sha256(content).hexdigest()
 
 
 def _require_pin(path: str | os.PathLike, expected: str) -> None:
-    """Make sure that a file is the one that the package names."""
+    """Make sure that a file has the SHA-256 that the package pins."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as stream:

@@ -1,47 +1,53 @@
-"""Networks by name. A network maps a normalised thick-slice patch (batch, 1, w, h, d) to the thin-slice one
+"""Networks by name. A network maps a normalised thick-slice patch (batch, 1, w, h, d) to the thin-slice patch
 (batch, 1, w, h, k d).
 
-A network of one's own is a `torch.nn.Module` with the attributes ``k`` (up-scaling factor) and
-``min_multiple`` (three integers that the input's sizes must be multiples of). There are three ways to make it
-known by name, none of which touches this package:
+A network of your own is a `torch.nn.Module` with the attributes ``k`` (upsampling factor) and
+``min_multiple`` (three integers; the sizes of the input must be multiples of them). There are three ways to
+give it a name, without a change to this package:
 
-* an entry point of the group ``iqtflow.networks`` in the package that holds it: found wherever that package
-  is installed, in child processes and in inference too;
-* ``module:attribute`` instead of a name, for a module on Python's path. A *model file* that names its network
-  so is only opened when the environment variable ``IQTFLOW_NETWORKS`` lists it: weights from a stranger must
-  not choose what is imported;
+* An entry point of the group ``iqtflow.networks`` in the package that contains the network. It is found
+  wherever that package is installed, also in child processes and in inference.
+* ``module:attribute`` instead of a name, for a module on Python's path. A *model file* with such a name is
+  only opened if the environment variable ``IQTFLOW_NETWORKS`` lists the name: a model file from a stranger
+  must not decide what Python imports.
 * `register`, within one process.
 
-A network that also predicts how large its error is has an attribute ``error_head``, the module that does, and
-a second channel in its output: the natural logarithm of the error's variance. Training with ``--uncertainty
-only`` learns the weights of that module alone.
+A network that predicts its error has an attribute ``error_head``, the module that does this, and a second
+output channel: the natural logarithm of the variance of the error. ``--uncertainty only`` trains the weights
+of that module alone.
 
-Two more attributes are kept in the model's card. ``context`` is "whole" for a network that takes a volume in
-one pass as well as the patches that it was trained on; "patch", the default, for one that is given tiles of
-that size. ``pass_bytes`` is the memory of a pass in bytes for each thin-slice voxel, by precision ("float32",
+Two more attributes are copied to the model's card. ``context`` is "whole" for a network that takes a whole
+volume in one pass; "patch", the default, for one that takes tiles of the training patch's size.
+``pass_bytes`` is the memory of a pass in bytes for each thin-slice voxel, by precision ("float32",
 "bfloat16").
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from iqtflow.models.subpixel import SubpixelUNet
-from iqtflow.models.trust import ALLOWED, allowed_networks
-from iqtflow.models.unets import AnisoUNet, IsoUNet, SRUNet
 from iqtflow.utils.errors import InputError
 
-GROUP = "iqtflow.networks"  #: entry points of networks that other packages bring
+if TYPE_CHECKING:
+    from torch import nn
 
-Factory = Callable[..., nn.Module]
+GROUP = "iqtflow.networks"  #: entry points of networks in other packages
+ALLOWED = "IQTFLOW_NETWORKS"  #: environment variable: ``module:attribute``, with commas between several
 
-_REGISTRY: dict[str, Factory] = {}
+Factory = Callable[..., "nn.Module"]
+
+#: Factories by name; the package's own as ``module:attribute``, imported when they are built.
+_REGISTRY: dict[str, Factory | str] = {
+    "aniso-unet": "iqtflow.models.unets:AnisoUNet",
+    "iso-unet": "iqtflow.models.unets:IsoUNet",
+    "sru-net": "iqtflow.models.unets:SRUNet",
+    "subpixel-unet": "iqtflow.models.subpixel:SubpixelUNet",
+}
 
 
 def register(name: str, factory: Factory) -> None:
@@ -50,7 +56,7 @@ def register(name: str, factory: Factory) -> None:
     Parameters
     ----------
     name
-        The name used in settings and in model files.
+        Name in settings and in model files.
     factory
         Called with keyword arguments (``k`` among them); returns a module with the attributes ``k``
         (up-scaling factor) and ``min_multiple`` (three integers that the input's sizes must be multiples of).
@@ -73,11 +79,24 @@ def register(name: str, factory: Factory) -> None:
 def build_network(name: str, **kwargs: Any) -> nn.Module:
     """Build a network by its name: registered, an entry point, or an allowed ``module:attribute``.
 
+    Parameters
+    ----------
+    name
+        Name of the network.
+    **kwargs
+        Its settings; ``k`` is one of them.
+
+    Returns
+    -------
+    torch.nn.Module
+
     Raises
     ------
     InputError
-        There is no network of this name, it does not take these settings, or what it returns is no network.
+        There is no network of this name, it does not take these settings, or the result is not a network.
     """
+    from torch import nn
+
     factory = find_network(name)
     try:
         network = factory(**kwargs)
@@ -100,21 +119,22 @@ def build_network(name: str, **kwargs: Any) -> nn.Module:
 
 
 def find_network(name: str) -> Factory:
-    """Return what builds a network.
+    """Return the factory of a network.
 
     Raises
     ------
     InputError
         There is no network of this name, it cannot be imported, or its module is not allowed.
     """
-    if name in _REGISTRY:
-        return _REGISTRY[name]
+    known = _REGISTRY.get(name, name)
+    if not isinstance(known, str):
+        return known
     found = {point.name: point for point in entry_points(group=GROUP)}
     try:
         if name in found:
             return found[name].load()
-        if ":" in name and name in allowed_networks():
-            module, _, attribute = name.partition(":")
+        if ":" in known and (known != name or name in allowed_networks()):
+            module, _, attribute = known.partition(":")
             return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as fault:
         raise InputError(
@@ -127,33 +147,49 @@ def find_network(name: str) -> Factory:
         "network",
         found=repr(name),
         expected="one of " + ", ".join(sorted({*_REGISTRY, *found})),
-        next_step=f"To import it from there, set {ALLOWED}={name}: do so if you trust that code."
+        next_step=f"To import it from there, set {ALLOWED}={name}; do this only if you trust that code."
         if ":" in name
         else "Correct the name, or install the package that brings this network.",
     )
 
 
+def allowed_networks() -> list[str]:
+    """Return the networks that may be imported by ``module:attribute``, from the environment variable."""
+    return [item.strip() for item in os.environ.get(ALLOWED, "").split(",") if item.strip()]
+
+
+def allow_network(name: str) -> None:
+    """Allow a network that the user named as ``module:attribute``, in this process and in its children."""
+    if ":" in name and name not in allowed_networks():
+        os.environ[ALLOWED] = ",".join([*allowed_networks(), name])
+
+
 def setting_names(name: str) -> set[str]:
-    """Return the settings that a network names; one that takes any (``**settings``) need not know them."""
+    """Return the names of a network's settings, as far as its factory lists them."""
     return set(inspect.signature(find_network(name)).parameters)
 
 
 def choose_settings(name: str, wanted: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Choose from general settings those that a network takes.
+    """Select the settings that a network takes.
 
     Parameters
     ----------
     name
-        Of the network.
+        Name of the network.
     wanted
         Values of settings, such as ``k``, ``filters``, ``shrink``.
     defaults
-        Values that stand for "not asked for": such a setting is left out where the network has no use for it.
+        Default values. A setting at its default is left out if the network does not take it.
+
+    Returns
+    -------
+    dict
+        The settings for `build_network`.
 
     Raises
     ------
     InputError
-        A setting was changed that the network does not take.
+        A setting that the network does not take is not at its default.
     """
     parameters = inspect.signature(find_network(name)).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -174,9 +210,3 @@ def _list_settings(factory: Factory) -> str:
         return f" ({', '.join(inspect.signature(factory).parameters)})"
     except (TypeError, ValueError):
         return ""
-
-
-register("aniso-unet", AnisoUNet)
-register("iso-unet", IsoUNet)
-register("sru-net", SRUNet)
-register("subpixel-unet", SubpixelUNet)

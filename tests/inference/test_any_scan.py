@@ -130,12 +130,12 @@ def test_what_intensities_mean_is_stated(models):
 def test_a_contrast_that_no_model_knows_is_refused_for_the_whole_data_set(tmp_path, models, contrast, given):
     from iqtflow.bids import Scan
     from iqtflow.config import EnhanceSettings, PathSettings, Settings
-    from iqtflow.utils.errors import UsageError
+    from iqtflow.utils.errors import InputError
     from iqtflow.workflows.app.graphs import choose_model_file
 
     paths = PathSettings(bids_dir=tmp_path, output_dir=tmp_path / "out", work_dir=tmp_path / "work")
     choice = EnhanceSettings(contrast=contrast, model=str(models[4]) if given else None)
     scan = Scan.__new__(Scan)  # its file is not looked at: the contrast alone decides
     words = "trained on T1w" if given else f"models for {contrast}"
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(InputError, match=words):
         choose_model_file(scan, Settings(paths=paths, enhance=choice))

@@ -13,6 +13,7 @@ from phantoms import make_brain
 from iqtflow.image.geometry import find_slice_geometry
 from iqtflow.inference import ood as familiarity
 from iqtflow.inference.ood import FIGURES, compare, find_reference, make_reference, measure_scan
+from iqtflow.models.card import Card
 from iqtflow.models.model_file import list_shipped, read_card
 from iqtflow.segmentation.brainmask import find_brain_mask
 from iqtflow.utils.errors import InputError
@@ -124,12 +125,12 @@ def test_without_scans_there_is_nothing_to_compare_with():
 
 def test_a_models_own_card_goes_before_what_ships(tmp_path, monkeypatch):
     monkeypatch.setattr(familiarity, "SHIPPED", tmp_path / "familiar.json")
-    card = {"name": "mine", "k": 4}
+    card = Card({"name": "mine", "k": 4})
     assert find_reference(card) is None
     (tmp_path / "familiar.json").write_text(json.dumps({"mine": {"k": 4, "threshold": 2}, "other": {"k": 8}}))
     assert find_reference(card)["threshold"] == 2
-    assert find_reference({"name": "other", "k": 4}) is None, "another factor, other scans"
-    assert find_reference({**card, "familiar": {"threshold": 3}})["threshold"] == 3
+    assert find_reference(Card({"name": "other", "k": 4})) is None, "another factor, other scans"
+    assert find_reference(Card({**card, "familiar": {"threshold": 3}}))["threshold"] == 3
 
 
 def test_every_model_that_ships_has_ranges():

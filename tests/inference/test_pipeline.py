@@ -215,7 +215,7 @@ def test_a_model_serves_the_contrast_only_that_it_was_trained_for(scan, model):
 
 
 def test_without_a_shipped_model_for_the_contrast_the_reason_is_given(scan):
-    with pytest.raises(InputError, match="model for bold"):
+    with pytest.raises(InputError, match="models for bold"):
         enhance_image(scan, contrast="bold", skull_stripped=True)
 
 

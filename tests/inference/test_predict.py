@@ -13,6 +13,7 @@ from small_models import make_model
 from iqtflow.image.geometry import cubic_upsample
 from iqtflow.inference.predict import enhance_volume
 from iqtflow.inference.sliding_window import choose_tile, predict_memory_gb
+from iqtflow.models.card import Card
 from iqtflow.models.model_file import Model
 
 torch.set_num_threads(1)
@@ -81,7 +82,7 @@ class Tilted(torch.nn.Module):
 
 def test_tiles_leave_no_seams():
     """A network is not the same at both ends of a tile; where tiles give way to others nothing jumps."""
-    card = {"k": 8, "network": {"name": "tilted", "kwargs": {}}, "n_members": 1}
+    card = Card({"k": 8, "network": {"name": "tilted", "kwargs": {}}, "n_members": 1})
     uniform = np.ones((40, 40, 20), np.float32)
     profile = enhance_volume(uniform, Model(card, [Tilted()], Path("memory"), ""), scale=1.0).mean[20, 20]
     assert np.ptp(profile) > 0.4, "the tilt is there to be blended"

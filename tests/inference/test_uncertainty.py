@@ -28,10 +28,10 @@ from iqtflow.inference.uncertainty import (
     NOT_COVERED,
     as_sidecar,
     description,
-    kind_of_model,
     kind_of_scan,
     measured,
 )
+from iqtflow.models.card import Card
 from iqtflow.models.model_file import find_model, read_card, save_model, stamp_figures
 from iqtflow.reports.assemble.group import write_group_page
 from iqtflow.reports.assemble.subject import write_subject_page
@@ -42,7 +42,8 @@ AFFINE = make_affine((1.6, 1.6, 1.6))
 
 def card(*, n_members=1, uncertainty=False, **fields):
     kwargs = {"k": 4, **({"uncertainty": True} if uncertainty else {})}
-    return {"name": "m", "n_members": n_members, "network": {"name": "u", "kwargs": kwargs}, **fields}
+    network = {"name": "u", "kwargs": kwargs}
+    return Card({"name": "m", "n_members": n_members, "network": network, **fields})
 
 
 def measured_on(n, *, gain=1.0):
@@ -63,10 +64,10 @@ def measured_on(n, *, gain=1.0):
 def test_a_model_that_predicts_its_error_does_so_alone_in_an_ensemble_and_mirrored():
     for n in (1, 4):
         for mirror in (False, True):
-            assert kind_of_model(card(n_members=n, uncertainty=True), mirror=mirror) == "predicted"
-    assert kind_of_model(card(n_members=4), mirror=True) == "ensemble"
-    assert kind_of_model(card(), mirror=True) == "mirrored"
-    assert kind_of_model(card()) is None and as_sidecar(card(), None) is None
+            assert card(n_members=n, uncertainty=True).uncertainty(mirror=mirror) == "predicted"
+    assert card(n_members=4).uncertainty(mirror=True) == "ensemble"
+    assert card().uncertainty(mirror=True) == "mirrored"
+    assert card().uncertainty() is None and as_sidecar(card(), None) is None
 
 
 def test_sidecars_that_do_not_state_the_kind_are_read_as_ever():

@@ -14,7 +14,6 @@ from iqtflow.evaluation.uncertainty_calibration import reliability
 from iqtflow.image.geometry import slices_last
 from iqtflow.image.intensity import intensity_scale
 from iqtflow.inference.predict import enhance_volume
-from iqtflow.inference.uncertainty import kind_of_model
 from iqtflow.models.model_file import load_model, read_card
 from iqtflow.models.registry import build_network
 
@@ -68,7 +67,7 @@ def test_the_error_of_a_finished_model_is_learned_alone_and_is_right_in_size(lib
     thick = simulate(brain, axis=2, k=4, seed=7).volume
     scale = intensity_scale(thick[brain.mask[:, :, :64:4]])
     result = enhance_volume(thick, finished, scale=scale)
-    assert kind_of_model(finished.card) == "predicted"
+    assert finished.card.uncertainty() == "predicted"
     within = (..., slice(8, 56))  # at its ends the stack goes on with nothing
     truth, estimate, std = (v[within] / scale for v in (brain.intensity, result.mean, result.std))
     found = reliability(truth, estimate, std, brain.mask[within])
@@ -177,7 +176,7 @@ class Alien(torch.nn.Module):
 def test_a_network_of_one_s_own_is_not_asked_for_what_it_may_not_know(libraries, tmp_path):
     options = ("--network", "test_error_head:Alien")
     model = read_card(learn(libraries, tmp_path, *options, steps=2))
-    assert model["predicts_error"] is False and kind_of_model(model) is None
+    assert model["predicts_error"] is False and model.uncertainty() is None
 
 
 @pytest.mark.parametrize("name", ["aniso-unet", "iso-unet", "sru-net"])

@@ -13,10 +13,10 @@ from safetensors.numpy import load, save
 
 from iqtflow.image.intensity import NORMALISATION
 from iqtflow.models import model_file as models
+from iqtflow.models.card import Card
 from iqtflow.models.model_file import (
     find_model,
     join_models,
-    known_subjects,
     list_shipped,
     load_model,
     read_card,
@@ -166,8 +166,10 @@ class Bomb:
 def test_whoever_trained_what_a_model_began_with_is_known_to_it():
     first = {"members": [{"training_subjects": ["a"], "validation_subjects": ["b"]}]}
     second = {"training_subjects": ["c"], "validation_subjects": [], "before": first}
-    joined = {"training": {"members": [{**second, "before": {"training_subjects": ["d"], "before": first}}]}}
-    assert known_subjects(joined) == {"a", "b", "c", "d"}
+    joined = Card(
+        {"training": {"members": [{**second, "before": {"training_subjects": ["d"], "before": first}}]}}
+    )
+    assert joined.subjects() == {"a", "b", "c", "d"}
 
 
 @pytest.mark.parametrize("write", [pickle.dump, torch.save])

@@ -14,7 +14,7 @@ from iqtflow.cli.commands.calibrate import read_scan
 from iqtflow.cli.commands.train import _read_card
 from iqtflow.config import read_sections
 from iqtflow.image.metadata import read_fields
-from iqtflow.models.model_checks import read_header
+from iqtflow.models.card import read_header
 from iqtflow.simulation.recipe import recall
 from iqtflow.simulation.snr_prior import read_prior
 from iqtflow.training.library import read_library

@@ -16,7 +16,6 @@ from phantoms import make_brain
 from training_phantoms import SHAPE, simulate, write_libraries
 
 from iqtflow.image.geometry import thick_affine
-from iqtflow.inference.uncertainty import kind_of_model
 from iqtflow.models.model_file import read_card, stamp_figures
 from iqtflow.training.library import read_library
 from iqtflow.training.pairs import write_pairs
@@ -117,7 +116,7 @@ def test_the_explicit_library_of_stored_draws_trains_on_the_same_split(trained, 
     assert run.returncode == 0, run.stdout + run.stderr
     assert "split read from" in run.stdout and (out / "models/split.json").read_text() == split
     card = read_card(out / "models/explicit.safetensors")
-    assert ("reliability" in card["figures"]) == (kind_of_model(card) is not None)
+    assert ("reliability" in card["figures"]) == (card.uncertainty() is not None)
     (member,) = card["training"]["members"]
     assert member["plan"]["draws"] == 2 and member["plan"]["seed"] == 7
 

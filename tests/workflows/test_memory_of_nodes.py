@@ -17,7 +17,7 @@ from phantoms import make_brain
 
 from iqtflow.bids import find_scans
 from iqtflow.config import EnhanceSettings, PathSettings, RunSettings, Settings
-from iqtflow.inference import footprint
+from iqtflow.workflows.app import memory
 from iqtflow.workflows.app.memory import count_voxels, enhancing_gb, state_memory
 from iqtflow.workflows.prepare import init_prepare_wf
 
@@ -51,7 +51,7 @@ def test_a_larger_image_states_more_memory(scan_of):
         stated[edge]["simulate"] = workflow.get_node("simulate_draw01").mem_gb
     for name in ("segment", "extract", "simulate"):
         assert stated[256][name] > stated[64][name], name
-    assert stated[256]["extract"] == footprint.EXTRACT.gb(256**3)
+    assert stated[256]["extract"] == memory.FOOTPRINTS["extract"].gb(256**3)
 
 
 def test_thick_slices_count_as_the_thin_ones_that_they_become(scan_of):
@@ -61,7 +61,7 @@ def test_thick_slices_count_as_the_thin_ones_that_they_become(scan_of):
 def test_a_scan_that_cannot_be_read_counts_as_a_large_head(scan_of):
     scan = scan_of((8, 8, 8), (1, 1, 1))
     scan.path.write_bytes(b"no image")
-    assert count_voxels(scan)[0] == footprint.UNKNOWN_VOXELS
+    assert count_voxels(scan)[0] == memory.UNKNOWN_VOXELS
 
 
 def test_no_node_states_more_than_its_share(scan_of, tmp_path):
@@ -84,10 +84,10 @@ def test_a_gpu_job_states_the_memory_that_cuda_takes(scan_of, tmp_path):
     more = enhancing_gb(scan, None, settings(tmp_path, device="cuda")) - enhancing_gb(
         scan, None, settings(tmp_path)
     )
-    assert more == pytest.approx(footprint.CUDA_GB, abs=0.02)
+    assert more == pytest.approx(memory.CUDA_GB, abs=0.02)
 
 
-@pytest.mark.parametrize("step", ["EXTRACT", "READY_MADE"])
+@pytest.mark.parametrize("step", ["extract", "derivatives"])
 def test_a_step_takes_no_more_than_it_states(tmp_path, step):
     """Measured here and now, in a process of its own; the others are in benchmarks/bench_memory.py."""
     edge = 96
@@ -109,14 +109,14 @@ def test_a_step_takes_no_more_than_it_states(tmp_path, step):
     )
     told = "from iqtflow.utils.system import peak_memory_gb; print(peak_memory_gb())"
     done = subprocess.run(
-        [sys.executable, "-c", (extract if step == "EXTRACT" else maps) + told],
+        [sys.executable, "-c", (extract if step == "extract" else maps) + told],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=True,
         timeout=300,
     )
-    assert float(done.stdout.splitlines()[-1]) <= getattr(footprint, step).gb(edge**3)
+    assert float(done.stdout.splitlines()[-1]) <= memory.FOOTPRINTS[step].gb(edge**3)
 
 
 def test_threads_reach_the_network(tmp_path, untrained_model):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,10 @@ import iqtflow
 from iqtflow.bids import Scan, scan_seed
 from iqtflow.bids.names import node_name, output_name, stem_name
 from iqtflow.config import Settings
-from iqtflow.image.geometry import choose_upsampling, find_slice_geometry
+from iqtflow.image.geometry import find_slice_geometry
 from iqtflow.image.metadata import boolean, skull_stripped
-from iqtflow.inference.uncertainty import description, kind_of_model
+from iqtflow.inference.uncertainty import description
+from iqtflow.models.zoo import candidates, card_of, choose_model
 from iqtflow.workflows.app.collect import engine_of, peek
 from iqtflow.workflows.app.memory import enhancing_gb, state_memory
 
@@ -268,38 +268,21 @@ def choose_model_file(scan: Scan, settings: Settings) -> str | None:
     The file is an input of the graph's node, so that the cache notices when a new version ships another
     model. None when the scan's header cannot be read: the node that checks the scan reports it.
     """
-    from iqtflow.models.model_file import find_model
-    from iqtflow.models.zoo import check_contrast, shipped_for
-
     choice = settings.enhance
+    files = list(candidates(choice.model, choice.contrast).values())
     if choice.model is not None:
-        path = os.fspath(find_model(choice.model)[0])
-        check_contrast(card_of(path), choice.contrast, choice.model)
-        return path
-    shipped = shipped_for(choice.contrast)
+        return os.fspath(files[0])
     try:
         geometry = find_slice_geometry(peek(scan.path), scan.sidecar)
     except Exception:  # the conform node reports it, and fails this scan alone
         return None
-    return os.fspath(shipped[choose_upsampling(geometry, sorted(shipped)).k].path)
-
-
-def card_of(path: str) -> dict[str, Any]:
-    """Return the card of a model. The file is read again only when it has changed."""
-    return _card_of(path, os.stat(path).st_mtime_ns)
-
-
-@lru_cache(maxsize=8)
-def _card_of(path: str, _changed: int) -> dict[str, Any]:
-    from iqtflow.models.model_file import read_card
-
-    return read_card(path)
+    return os.fspath(choose_model(geometry, contrast=choice.contrast)[0])
 
 
 def _describe_std(model: str | None, settings: Settings) -> str | None:
     """Describe the standard deviation map of a model; None when it writes none."""
     card = None if model is None else card_of(model)
-    kind = None if card is None else kind_of_model(card, mirror=settings.enhance.mirror)
+    kind = None if card is None else card.uncertainty(mirror=settings.enhance.mirror)
     return None if kind is None else description(card, kind, mirror=settings.enhance.mirror)
 
 

@@ -16,13 +16,14 @@ from nipype.pipeline.engine import Workflow
 from iqtflow.bids.names import node_name, output_name, sidecar_name, stem_name
 from iqtflow.config import Settings, TrainSettings
 from iqtflow.image.metadata import read_fields, skull_stripped
-from iqtflow.inference.footprint import CUDA_GB, training_gb
-from iqtflow.models.model_file import find_model, known_subjects, read_card
+from iqtflow.models.card import Card
+from iqtflow.models.model_file import find_model, read_card
 from iqtflow.training.split import SPLIT_PARTS, keep_split, read_split
 from iqtflow.utils.errors import EXIT_OK, UsageError
 from iqtflow.utils.files import require_name
 from iqtflow.workflows.app.collect import list_inputs
 from iqtflow.workflows.app.graphs import sink_node
+from iqtflow.workflows.app.memory import CUDA_GB, training_gb
 from iqtflow.workflows.execution.lock import make_own
 from iqtflow.workflows.execution.run import find_lost, report_failures, run_graph
 
@@ -236,18 +237,18 @@ def check_existing(
             expected="at least one",
             next_step='Name subjects that the model was not trained on in the list "evaluation" of --split.',
         )
-    if card["k"] != settings.train.upsampling_factor:
+    if card.k != settings.train.upsampling_factor:
         raise UsageError(
             "--evaluate-model",
-            found=f"{card['name']}, a model for k = {card['k']}",
+            found=f"{card.name}, a model for k = {card.k}",
             expected=f"one for k = {settings.train.upsampling_factor}, as the simulated scans",
-            next_step=f"Give -k {card['k']}, at participant level too.",
+            next_step=f"Give -k {card.k}, at participant level too.",
         )
     check_unseen(card, [scan.subject for scan in evaluation], option="--evaluate-model")
     return card
 
 
-def check_unseen(card: Mapping[str, Any], evaluation: Iterable[str], *, option: str) -> None:
+def check_unseen(card: Card, evaluation: Iterable[str], *, option: str) -> None:
     """Check that a model was not trained on the subjects that it is to be evaluated on.
 
     Parameters
@@ -264,11 +265,11 @@ def check_unseen(card: Mapping[str, Any], evaluation: Iterable[str], *, option: 
     UsageError
         It was trained on one of them.
     """
-    both = ", ".join(f"sub-{label}" for label in sorted(known_subjects(card).intersection(evaluation)))
+    both = ", ".join(f"sub-{label}" for label in sorted(card.subjects().intersection(evaluation)))
     if both:
         raise UsageError(
             option,
-            found=f"{both} among the subjects that trained {card['name']}",
+            found=f"{both} among the subjects that trained {card.name}",
             expected="evaluation subjects that it was not trained on",
             next_step='Name others in the list "evaluation" of --split. If only the labels are the same, '
             "rename your subjects.",

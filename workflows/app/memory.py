@@ -1,64 +1,87 @@
-"""How much memory the nodes of a scan state, by the size of that scan (`iqtflow.inference.footprint`)."""
+"""Memory that nodes state to their scheduler, from the size of the image.
+
+Measured by ``benchmarks/bench_memory.py``: the largest resident memory of each step's process, over volumes
+of 0.3 to 7 million voxels, plus a tenth. The memory of a network's pass is
+`iqtflow.models.card.Card.pass_gb`.
+"""
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from typing import Any
+from dataclasses import dataclass
 
 from nibabel.affines import voxel_sizes
-from nipype.pipeline.engine import Node, Workflow
+from nipype.pipeline.engine import Workflow
 
 from iqtflow.bids import Scan
 from iqtflow.config import Settings
-from iqtflow.inference import footprint
-from iqtflow.inference.footprint import UNKNOWN_VOXELS, Footprint
+from iqtflow.models.zoo import card_of
 from iqtflow.workflows.app.collect import peek
 
-#: Share of a node's memory that one pass of a network may take; as in `iqtflow.workflows.enhance`.
+
+@dataclass(frozen=True)
+class Footprint:
+    """Memory of a step: `base_gb`, and `voxel_bytes` for each voxel of its image."""
+
+    base_gb: float
+    voxel_bytes: float
+
+    def gb(self, voxels: int) -> float:
+        """Return the memory (GB) for an image of so many voxels."""
+        return round(self.base_gb + self.voxel_bytes * voxels / 1e9, 2)
+
+
+#: Measured steps, by the first part of their nodes' names; segmentation by its engine. ENHANCE is for tiles
+#: of the training patch, for each voxel of the thin-slice volume. ANTs with one thread. SPM under Octave
+#: takes 0.7 GB for a head of 1 mm, 2 GB for one of 0.7 mm.
+FOOTPRINTS = {
+    "conform": Footprint(0.15, 10),
+    "simulate": Footprint(0.32, 16),
+    "extract": Footprint(0.15, 45),
+    "measure": Footprint(0.15, 28),
+    "derivatives": Footprint(0.15, 62),
+    "ants": Footprint(0.6, 160),
+    "spm": Footprint(0.3, 85),
+}
+ENHANCE = Footprint(0.75, 60)
+BRAIN_MASK_GB = 1.0  #: more, where the brain must be found in a head
+CUDA_GB = 2.5  #: more, for CUDA in the computer's own memory
+#: Memory of a training step for each voxel of its batch and each channel of the first level, in bytes.
+TRAINING_CHANNEL_BYTES = 135
+UNKNOWN_VOXELS = 1 << 24  #: voxels of an image whose header cannot be read: 256 x 256 x 256
+#: Share of a node's memory that one pass of a network may use; as in `iqtflow.workflows.enhance`.
 PASS_SHARE = 0.8
-#: A volume with its padding over the volume.
-PADDED = 1.3
-#: With --low-mem, no network takes more than this in one pass over a volume.
-LOW_MEM_GB = 1.0
+PADDED = 1.3  #: voxels of a padded volume over those of the volume
+LOW_MEM_GB = 1.0  #: memory of one pass with --low-mem, at most
 
 
 def state_memory(workflow: Workflow, scan: Scan) -> None:
-    """Tell the nodes of a scan's sub-workflow how much memory they take; those without a measured footprint
-    keep what they state.
-    """
+    """Set the memory of the nodes of a scan's sub-workflow; nodes that were not measured keep theirs."""
     voxels = count_voxels(scan)[0]
     for path in workflow.list_node_names():
         node = workflow.get_node(path)
-        measured = footprint_of(node)
-        if measured is not None:
-            node._mem_gb = measured.gb(voxels)
-
-
-def footprint_of(node: Node) -> Footprint | None:
-    """Return the footprint of a node by its name, and a segmentation's by its engine."""
-    kind = node.name.split("_")[0]
-    if kind == "segment":
-        engine = getattr(node.inputs, "engine", None)
-        return {"spm": footprint.SPM, "derivatives": footprint.READY_MADE}.get(engine, footprint.ANTS)
-    known = {"conform": "CONFORM", "simulate": "SIMULATE", "extract": "EXTRACT", "measure": "MEASURE"}
-    return getattr(footprint, known[kind]) if kind in known else None
+        kind = node.name.split("_")[0]
+        if kind == "segment":
+            kind = getattr(node.inputs, "engine", "ants")
+            kind = kind if kind in FOOTPRINTS else "ants"
+        if kind in FOOTPRINTS:
+            node._mem_gb = FOOTPRINTS[kind].gb(voxels)
 
 
 def enhancing_gb(scan: Scan, model: str | None, settings: Settings) -> float:
-    """Memory (GB) of the node that enhances a scan: what it needs, but no more than its share of the run's.
+    """Return the memory (GB) of the node that enhances a scan, at most its share of the run's memory.
 
-    A network that takes volumes whole makes do with tiles where the share is less than that.
+    A network that takes whole volumes uses tiles if the share is too small.
     """
     run = settings.run
     at_a_time = max(run.nprocs // run.omp_nthreads, 1)
     share = run.mem_gb / at_a_time
     voxels = count_voxels(scan)[1]
-    needed = footprint.ENHANCE.gb(voxels)
+    needed = ENHANCE.gb(voxels)
     if scan.sidecar.get("SkullStripped") is not True:
-        needed += footprint.BRAIN_MASK_GB
+        needed += BRAIN_MASK_GB
     if run.device == "cuda":
-        needed += footprint.CUDA_GB
+        needed += CUDA_GB
     else:
         one_pass = _pass_gb(model, voxels, settings.enhance.tiling)
         needed += (min(one_pass, LOW_MEM_GB) if run.low_mem else one_pass) / PASS_SHARE
@@ -66,8 +89,8 @@ def enhancing_gb(scan: Scan, model: str | None, settings: Settings) -> float:
 
 
 def count_voxels(scan: Scan) -> tuple[int, int]:
-    """Return the voxels of a scan, and those that it has when its slices are as thin as its voxels are wide;
-    of a large head when the header cannot be read.
+    """Return the number of voxels of a scan, and that of its thin-slice volume; of a large head if the header
+    cannot be read.
     """
     try:
         image = peek(scan.path)
@@ -78,18 +101,13 @@ def count_voxels(scan: Scan) -> tuple[int, int]:
         return UNKNOWN_VOXELS, UNKNOWN_VOXELS
 
 
+def training_gb(*, batch_size: int, filters: int, patch_voxels: int = 32**3) -> float:
+    """Return the memory (GB) of a training: its batch decides, since the libraries are memory-mapped."""
+    return round(0.6 + batch_size * patch_voxels * TRAINING_CHANNEL_BYTES * filters / 1e9, 2)
+
+
 def _pass_gb(model: str | None, voxels: int, tiling: str) -> float:
-    """Memory of one pass of a network over the whole volume; none for one that sees training patches only."""
-    if model is None or tiling == "paper":
+    """Memory of one pass over the whole volume; 0 for a network that gets tiles of the training patch."""
+    if model is None or tiling == "paper" or (tiling == "auto" and not card_of(model).whole):
         return 0.0
-    card = _card(model)
-    if tiling == "auto" and card.get("context", "patch") == "patch":
-        return 0.0
-    return voxels * PADDED * footprint.pass_bytes(card, precision="float32") / 1e9
-
-
-@lru_cache(maxsize=64)
-def _card(model: str) -> dict[str, Any]:
-    from iqtflow.models.model_file import read_card
-
-    return read_card(model)
+    return card_of(model).pass_gb(voxels) * PADDED

@@ -12,10 +12,11 @@ from iqtflow.bids.names import output_name, scan_outputs
 from iqtflow.config import Settings
 from iqtflow.image.geometry import SliceGeometry, find_slice_geometry
 from iqtflow.image.validate import check_scan
-from iqtflow.inference.uncertainty import kind_of_model
+from iqtflow.models.card import Card
+from iqtflow.models.zoo import card_of
 from iqtflow.utils.errors import EXIT_OK, EXIT_SUBJECT_FAILED, IQTFlowError, printable
 from iqtflow.workflows.app.collect import check_engines, engine_of, peek
-from iqtflow.workflows.app.graphs import card_of, choose_model_file
+from iqtflow.workflows.app.graphs import choose_model_file
 
 AXES = "ijk"
 
@@ -134,7 +135,7 @@ def outputs_of(scan: Scan, settings: Settings) -> list[Path]:
     names = scan_outputs(scan, settings)
     if settings.run.mode == "enhance":
         card = _card(scan, settings)[0]
-        if kind_of_model(card, mirror=settings.enhance.mirror) is not None:
+        if card.uncertainty(mirror=settings.enhance.mirror) is not None:
             names.append(output_name("std", scan))
     return names
 
@@ -175,12 +176,12 @@ def _means(scan: Scan, settings: Settings) -> str:
     """One line on the model, or on what makes the tissue maps."""
     if settings.run.mode == "enhance":
         card, file = _card(scan, settings)
-        return f"model     {card['name']}, k = {card['k']}, {file}"
+        return f"model     {card.name}, k = {card.k}, {file}"
     engine = engine_of(scan, settings)
     factor = f", k = {settings.train.upsampling_factor}" if settings.run.mode == "train" else ""
     return f"engine    {engine.engine} ({engine.reason}){factor}"
 
 
-def _card(scan: Scan, settings: Settings) -> tuple[dict, str]:
+def _card(scan: Scan, settings: Settings) -> tuple[Card, str]:
     file = choose_model_file(scan, settings)
     return card_of(file), os.fspath(file)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from iqtflow.cli.types import draws as number_of_draws
 from iqtflow.cli.types import network_option, workers
 from iqtflow.config import UNCERTAINTIES
-from iqtflow.models.trust import allow_network
+from iqtflow.models.registry import allow_network
 from iqtflow.utils.command import run_command
 from iqtflow.utils.errors import InputError, UsageError
 from iqtflow.utils.files import read_text

@@ -129,9 +129,9 @@ def check_settings(settings: Settings) -> None:
         prior, a split or a file for a cluster that cannot be worked with.
     """
     from iqtflow.bids.index import read_filters
-    from iqtflow.models.model_file import find_model, read_card
-    from iqtflow.models.trust import allow_network
-    from iqtflow.models.zoo import check_contrast, shipped_for
+    from iqtflow.models.model_file import find_model
+    from iqtflow.models.registry import allow_network
+    from iqtflow.models.zoo import candidates
     from iqtflow.simulation.snr_prior import read_prior
     from iqtflow.training.split import read_split
     from iqtflow.training.training_settings import check_training
@@ -145,10 +145,8 @@ def check_settings(settings: Settings) -> None:
             next_step="The participant level does all the work, its pages and index.html included.",
         )
     try:
-        if run.mode == "enhance" and enhance.model is None:
-            shipped_for(enhance.contrast)
-        elif run.mode == "enhance":
-            check_contrast(read_card(find_model(enhance.model)[0]), enhance.contrast, enhance.model)
+        if run.mode == "enhance":
+            candidates(enhance.model, enhance.contrast)
         if run.mode == "train":
             check_training(train)
             allow_network(train.network)

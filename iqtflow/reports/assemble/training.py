@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iqtflow.inference.uncertainty import kind_of_model
 from iqtflow.models.model_file import read_card
 from iqtflow.reports.assemble.group import write_group_page
 
@@ -39,15 +38,15 @@ def write_training_page(
     curves = sorted(models.glob(f"{model_name}_member-*_curves.csv"))
     summary: dict[str, Any] = {
         "name": model_name,
-        "k": card["k"],
+        "k": card.k,
         "card": card,
         "curves": {path.stem.removeprefix(f"{model_name}_").removesuffix("_curves"): path for path in curves},
     }
     if scans:
         evaluated = models / f"{model_name}_evaluation"
         summary["evaluation"] = _read_metrics(output_dir / "group_metrics.tsv")
-        summary["reliability"] = (card.get("figures") or {}).get("reliability")
-        summary["uncertainty"] = kind_of_model(card)
+        summary["reliability"] = card.reliability
+        summary["uncertainty"] = card.uncertainty()
         summary["examples"] = [
             {
                 **scan,

@@ -1,7 +1,8 @@
-"""What a model file says of itself, checked against its own size before any memory is taken.
+"""The card of a model file: what the file states about itself, and the checks before its weights are read.
 
-A file may claim a network of any size, or a billion of them. The header alone decides: the weights that it
-lists must be those of the members that it claims, each in its shape, and their bytes must be in the file.
+A damaged or malicious file may claim a network of any size. So the header alone is checked first: the weights
+that it lists must be those of the networks that the card names, each in its shape, and the file must be as
+long as they need. Nothing large is in memory before that.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from iqtflow.image.intensity import NORMALISATION
@@ -22,13 +22,9 @@ from iqtflow.utils.errors import InputError, IQTFlowError
 from iqtflow.utils.files import require_regular
 from iqtflow.utils.system import free_memory_gb
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-FORMAT = 1  #: of the card; a file of another format is refused
+FORMAT = 1  #: format of the card; files of another format are refused
 GEOMETRY = "slab-centred"  #: see `iqtflow.image.geometry`
-#: Fields without which a card is none, and their types.
+#: Required fields of a card, and their types.
 REQUIRED = {
     "format": int,
     "name": str,
@@ -39,7 +35,7 @@ REQUIRED = {
     "geometry": str,
     "n_members": int,
 }
-#: Fields that a card may lack, and their types.
+#: Optional fields of a card, and their types.
 OPTIONAL = {
     "training": dict,
     "figures": dict,
@@ -51,24 +47,142 @@ OPTIONAL = {
     "package_version": str,
     "predicts_error": bool,
 }
-#: Numbers that are read of a card, each with the field that may be missing.
+#: Numbers that are read from optional parts of a card.
 _NUMBERS = {
     "figures reliability": ("n", "error_over_std mean", "within_1_std mean", "bins 0 error", "bins 0 std"),
     "familiar": ("threshold",),
 }
 PATCH_SIZES = range(8, 1025)  #: edges of training patches, in voxels
-COPIES = 6  #: of the file's bytes that are in memory at the same time: halves, singles and the network's own
+PAPER_PATCH = 32  #: edge of the paper's training patches, in voxels
+COPIES = 6  #: memory that loading takes over the file's size: half and single precision, the network's own
+#: Memory of one pass of the paper's networks, in bytes for each thin-slice voxel: for each channel of the
+#: first level, and besides. Measured in float32 with ANISO U-Net on a CPU, channels last: 442 bytes with 16
+#: channels, 208 with 8. In bfloat16 the part of the channels takes `HALF_SHARE` (148 bytes in all with 12).
+BYTES_PER_CHANNEL, BYTES_BESIDES, HALF_SHARE = 27, 24, 0.45
 
 Shapes = dict[str, tuple[int, ...]]
 
 
+class Card(dict[str, Any]):
+    """The card of a model: JSON fields, and a property for each value that the package reads.
+
+    Raises
+    ------
+    KeyError
+        A required field is missing; `check_card` makes sure that it is not.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self["name"]
+
+    @property
+    def k(self) -> int:
+        """Upsampling factor."""
+        return self["k"]
+
+    @property
+    def contrast(self) -> str:
+        """BIDS suffix of the scans that the model was trained on."""
+        return self["contrast"]
+
+    @property
+    def n_members(self) -> int:
+        """Number of networks in the ensemble."""
+        return self["n_members"]
+
+    @property
+    def whole(self) -> bool:
+        """Whether the network takes a whole volume in one pass; else it needs tiles of `patch_size`."""
+        return self.get("context", "patch") == "whole"
+
+    @property
+    def patch_size(self) -> int:
+        """Edge of the training patches, in high-field voxels."""
+        return self.get("patch_size", PAPER_PATCH)
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Facts of the training; empty if the card does not state them."""
+        return self.get("training") or {}
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Scores on evaluation subjects; empty if they were not measured."""
+        return self.get("figures") or {}
+
+    @property
+    def reliability(self) -> dict[str, Any] | None:
+        """How well the standard deviation matched the error on evaluation subjects; None if not measured."""
+        return self.figures.get("reliability")
+
+    @property
+    def familiar(self) -> dict[str, Any] | None:
+        """Ranges of the training scans (`iqtflow.inference.ood.make_reference`); None if not stated."""
+        return self.get("familiar")
+
+    def uncertainty(self, *, mirror: bool = False) -> str | None:
+        """Return the kind of standard deviation map that the model gives.
+
+        Parameters
+        ----------
+        mirror
+            Whether the enhanced volume is averaged with that of the left-right mirrored scan.
+
+        Returns
+        -------
+        str or None
+            "predicted", "ensemble" or "mirrored" (`iqtflow.inference.uncertainty.KINDS`); None: no map.
+        """
+        if self.get("predicts_error", self["network"]["kwargs"].get("uncertainty")):
+            return "predicted"
+        if self.n_members > 1:
+            return "ensemble"
+        return "mirrored" if mirror else None
+
+    def pass_gb(self, thin_voxels: int, *, precision: str = "float32") -> float:
+        """Return the memory of one pass of a network.
+
+        Parameters
+        ----------
+        thin_voxels
+            Voxels of the enhanced volume, or of a tile of it.
+        precision
+            "float32" or "bfloat16".
+
+        Returns
+        -------
+        float
+            Memory in GB. The field ``pass_bytes`` decides; without it, the width of the paper's networks.
+        """
+        if "pass_bytes" in self:
+            return thin_voxels * float(self["pass_bytes"][precision]) / 1e9
+        channels = int(self["network"]["kwargs"].get("filters", 16))
+        half = HALF_SHARE if precision == "bfloat16" else 1.0
+        return thin_voxels * (half * BYTES_PER_CHANNEL * channels + BYTES_BESIDES) / 1e9
+
+    def subjects(self) -> set[str]:
+        """Return the labels of all training and validation subjects, also of the models that training started
+        from.
+        """
+        found: set[str] = set()
+        trainings = [self.training]
+        while trainings:
+            facts = trainings.pop()
+            for part in ("training_subjects", "validation_subjects"):
+                found.update(facts.get(part, []))
+            trainings += [*facts.get("members", []), *([facts["before"]] if "before" in facts else [])]
+        return found
+
+
 def read_header(path: str | os.PathLike) -> tuple[Any, Shapes]:
-    """Return the card, and the shape of each tensor; the tensors stay on the disk.
+    """Return the card, and the shape of each tensor; the tensors are not read.
 
     Raises
     ------
     InputError
-        It is no whole safetensors file, or there is no memory for what is in it.
+        It is not a complete safetensors file, or there is too little memory for its tensors.
     """
     try:
         require_regular(path)
@@ -77,8 +191,7 @@ def read_header(path: str | os.PathLike) -> tuple[Any, Shapes]:
             card = json.loads((file.metadata() or {}).get("iqtflow", "null"))
         size_gb = Path(path).stat().st_size / 1e9
     except (OSError, SafetensorError, ValueError, MemoryError, RecursionError) as fault:
-        found = f"no whole safetensors file ({type(fault).__name__}: {fault})"
-        raise refuse(path, found, "a model of iqtflow") from fault
+        raise not_whole(path, fault) from fault
     free_gb = free_memory_gb()
     if COPIES * size_gb > free_gb:
         raise refuse(
@@ -91,12 +204,12 @@ def read_header(path: str | os.PathLike) -> tuple[Any, Shapes]:
 
 
 def check_card(path: str | os.PathLike, card: Any, shapes: Shapes) -> None:
-    """Make sure that a card is one, that this version can follow it, and that its members are in the file.
+    """Make sure that a card is complete, that this version can use it, and that the file has its networks.
 
     Raises
     ------
     InputError
-        What is wrong, by name.
+        A field is missing or wrong; it is named.
     """
     if not isinstance(card, dict) or not all(_is(card.get(key), kind) for key, kind in REQUIRED.items()):
         raise refuse(path, "no card of iqtflow in the metadata", "a model of iqtflow")
@@ -113,18 +226,18 @@ def check_card(path: str | os.PathLike, card: Any, shapes: Shapes) -> None:
     name, settings = card["network"].get("name"), card["network"].get("kwargs")
     if not isinstance(name, str) or not isinstance(settings, dict):
         raise refuse(path, f"network {card['network']}", "a name and settings")
-    # Memory is foretold from these, before there is a network.
+    # The memory of a pass is predicted from these, before the network is built.
     if not all(_is(settings.get(key, 1), int) and settings.get(key, 1) > 0 for key in ("k", "filters")):
         raise refuse(path, f"network {card['network']}", "whole numbers for k and filters")
     members = {name.split("/", 1)[0] for name in shapes}
     n = card["n_members"]
-    # Counted first: a set of a billion names would be the memory that is to be saved.
+    # The count is compared first: a set of a billion names would fill the memory.
     if not members or n != len(members) or members != {f"member{i}" for i in range(n)}:
         raise refuse(path, f"weights of {len(members)} networks", f"those of {n}, as the card says")
 
 
 def _check_numbers(path: str | os.PathLike, card: Mapping[str, Any]) -> None:
-    """Make sure that what is computed from a card is made of numbers."""
+    """Make sure that the values that the package computes with are numbers."""
     if card.get("patch_size", PATCH_SIZES[0]) not in PATCH_SIZES:
         raise refuse(
             path, f"patch_size {card['patch_size']}", f"{PATCH_SIZES[0]} to {PATCH_SIZES[-1]} voxels"
@@ -145,7 +258,7 @@ def _check_numbers(path: str | os.PathLike, card: Mapping[str, Any]) -> None:
 
 
 def _follow(value: Any, names: str) -> Any:
-    """What nested fields lead to; None where one is missing."""
+    """Return the value of nested fields; None where one is missing."""
     for name in names.split():
         try:
             value = value[int(name) if name.isdecimal() else name]
@@ -154,7 +267,7 @@ def _follow(value: Any, names: str) -> Any:
     return value
 
 
-def check_network(path: str | os.PathLike, card: Mapping[str, Any], shapes: Shapes) -> None:
+def check_network(path: str | os.PathLike, card: Card, shapes: Shapes) -> None:
     """Make sure that the weights are those of the network that the card names; takes no memory.
 
     Raises
@@ -164,15 +277,17 @@ def check_network(path: str | os.PathLike, card: Mapping[str, Any], shapes: Shap
     """
     import torch
 
+    from iqtflow.models.registry import build_network
+
     name, settings = card["network"]["name"], card["network"]["kwargs"]
     own = {key.removeprefix("member0/"): s for key, s in shapes.items() if key.startswith("member0/")}
-    with fitting(path, name, settings), _no_more_than(10 * len(own) + 1000), torch.device("meta"):
-        outline = _build(name, settings)
-        if outline.k != card["k"]:
-            raise refuse(path, f"k = {card['k']} in the card, {outline.k} in the network", "one factor")
+    with fitting(path, card), _no_more_than(10 * len(own) + 1000), torch.device("meta"):
+        outline = build_network(name, **settings)
+        if outline.k != card.k:
+            raise refuse(path, f"k = {card.k} in the card, {outline.k} in the network", "one factor")
         # Single numbers (batches seen) are stored as rows of one.
         wanted = {key: tuple(value.shape) or (1,) for key, value in outline.state_dict().items()}
-        for i in range(card["n_members"]):
+        for i in range(card.n_members):
             prefix = f"member{i}/"
             given = {k.removeprefix(prefix): s or (1,) for k, s in shapes.items() if k.startswith(prefix)}
             differs = next((key for key in {**wanted, **given} if wanted.get(key) != given.get(key)), None)
@@ -183,20 +298,9 @@ def check_network(path: str | os.PathLike, card: Mapping[str, Any], shapes: Shap
             raise ValueError(f"{inside} numbers, most of which are not in the file")
 
 
-def build_member(
-    path: str | os.PathLike, card: Mapping[str, Any], state: dict[str, torch.Tensor]
-) -> nn.Module:
-    """Build one network and give it its weights; after `check_network`."""
-    name, settings = card["network"]["name"], card["network"]["kwargs"]
-    with fitting(path, name, settings):
-        network = _build(name, settings)
-        network.load_state_dict(state)
-    return network.eval().requires_grad_(False)
-
-
 @contextmanager
-def fitting(path: str | os.PathLike, name: str, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Turn whatever a network raises at such settings or weights into an InputError."""
+def fitting(path: str | os.PathLike, card: Card) -> Iterator[None]:
+    """Turn any error of a network with these settings or weights into an InputError."""
     try:
         yield
     except IQTFlowError:
@@ -206,22 +310,14 @@ def fitting(path: str | os.PathLike, name: str, settings: Mapping[str, Any]) -> 
         raise refuse(
             path,
             f"weights that do not fit its network ({reason})",
-            f"the weights of {name} {str(settings)[:200]}",
+            f"the weights of {card['network']['name']} {str(card['network']['kwargs'])[:200]}",
         ) from fault
 
 
-def check_finite(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
-    """Make sure that all weights are finite.
-
-    Raises
-    ------
-    InputError
-        One is not: the first tensor with such a weight is named.
-    """
-    for name, value in tensors.items():
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            count = np.count_nonzero(~np.isfinite(value))
-            raise refuse(path, f"{count} weights of {name} that are not finite", "finite weights")
+def not_whole(path: str | os.PathLike, fault: Exception) -> InputError:
+    """Return the error for a file that is not a complete safetensors file."""
+    found = f"no whole safetensors file ({type(fault).__name__}: {fault})"
+    return refuse(path, found, "a model of iqtflow")
 
 
 def refuse(
@@ -238,15 +334,9 @@ def _is(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
-def _build(name: str, settings: Mapping[str, Any]) -> Any:
-    from iqtflow.models.registry import build_network
-
-    return build_network(name, **settings)
-
-
 @contextmanager
 def _no_more_than(parts: int) -> Iterator[None]:
-    """Stop a network that consists of many more parts than the file has weights, while it is being built."""
+    """Stop building a network that has many more parts than the file has weights."""
     from torch.nn.modules import module
 
     count = 0
