@@ -1,4 +1,4 @@
-"""SPM's unified segmentation as a node, in the place of ``nipype.interfaces.spm.NewSegment``."""
+"""SPM's unified segmentation as a node that replaces ``nipype.interfaces.spm.NewSegment``."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from nipype.interfaces.base import (
 
 from iqtflow.segmentation.spm.checks import check_spm_input, judge, measure
 from iqtflow.segmentation.spm.install import SpmInstallation, SpmNotFoundError, find_spm
-from iqtflow.segmentation.spm.job import (
-    UnifiedSegmentationRun,
+from iqtflow.segmentation.spm.job import UnifiedSegmentationRun, plain_stem, run_unified_segmentation
+from iqtflow.segmentation.spm.script import (
+    DEFAULT_TISSUES,
+    TissueClass,
+    UnifiedSegmentationSettings,
     expected_outputs,
-    plain_stem,
-    run_unified_segmentation,
 )
-from iqtflow.segmentation.spm.script import DEFAULT_TISSUES, TissueClass, UnifiedSegmentationSettings
 
 
 class _UnifiedSegmentationInputSpec(BaseInterfaceInputSpec):
@@ -89,13 +89,29 @@ class _UnifiedSegmentationOutputSpec(TraitedSpec):
     inverse_deformation_field = OutputMultiPath(File(exists=True), desc="template to image")
 
 
+#: Fields of `UnifiedSegmentationRun` by the outputs: one map per class, and one file per image.
+_CLASSES = {
+    "native_class_images": "native",
+    "dartel_input_images": "dartel",
+    "normalized_class_images": "normalised",
+    "modulated_class_images": "modulated",
+}
+_IMAGES = {
+    "transformation_mat": "parameters",
+    "bias_corrected_images": "bias_corrected",
+    "bias_field_images": "bias_field",
+    "forward_deformation_field": "forward_deformation",
+    "inverse_deformation_field": "inverse_deformation",
+}
+
+
 class UnifiedSegmentation(BaseInterface):
     """Segment images with SPM's unified segmentation under GNU Octave, or with standalone SPM.
 
-    Inputs and outputs are those of ``nipype.interfaces.spm.NewSegment``, whose place it takes without
-    MATLAB. It differs in what users do not ask for: compressed images are accepted, everything is written
-    to the node's own folder instead of beside the input, and a run that did not complete is an error. SPM
-    runs in a child process on one thread; state ``mem_gb=2`` at the node for voxels of 0.7 mm, 1 for 1 mm.
+    Inputs and outputs are those of ``nipype.interfaces.spm.NewSegment``; MATLAB is not needed. Three things
+    differ: compressed images are accepted, outputs are written to the folder of the node instead of beside
+    the input, and a run that did not complete is an error. SPM runs in a child process on one thread. Set
+    ``mem_gb=2`` at the node for voxels of 0.7 mm, 1 for 1 mm.
 
     Examples
     --------
@@ -110,7 +126,7 @@ class UnifiedSegmentation(BaseInterface):
 
     @property
     def version(self) -> str | None:
-        """SPM's release and revision as its ``Contents.m`` states them; no process is started."""
+        """SPM's release and revision from its ``Contents.m``; no process is started."""
         try:
             return self._installation().version
         except SpmNotFoundError:
@@ -125,7 +141,7 @@ class UnifiedSegmentation(BaseInterface):
                 folder,
                 installation=installation,
                 settings=settings,
-                timeout_s=self.inputs.timeout if isdefined(self.inputs.timeout) else None,
+                timeout_s=_given(self.inputs.timeout),
             )
             if self.inputs.check_plausibility and len(run.native) >= 3 and all(run.native[:3]):
                 _check(run, scan, path)
@@ -136,40 +152,28 @@ class UnifiedSegmentation(BaseInterface):
         files = [
             expected_outputs(folder, plain_stem(path), settings) for path, folder in self._places(Path.cwd())
         ]
-
-        def per_class(field):
-            return [[str(f[field][i]) for f in files if f[field][i]] for i in range(len(settings.tissues))]
-
-        def per_image(field):
-            return [str(f[field]) for f in files if f[field]]
-
+        # SPM12 writes five of its six classes, and NewSegment lists five if no tissues are given.
+        classes = range(len(settings.tissues) if isdefined(self.inputs.tissues) else 5)
         outputs = self.output_spec().get()
-        # SPM12 writes five of its six classes, and NewSegment lists five where none are named.
-        written = None if isdefined(self.inputs.tissues) else 5
-        outputs["native_class_images"] = per_class("native")[:written]
-        outputs["dartel_input_images"] = per_class("dartel")[:written]
-        outputs["normalized_class_images"] = per_class("normalised")[:written]
-        outputs["modulated_class_images"] = per_class("modulated")[:written]
-        outputs["transformation_mat"] = per_image("parameters")
-        outputs["bias_corrected_images"] = per_image("bias_corrected") if self._wants_corrected() else []
-        outputs["bias_field_images"] = per_image("bias_field")
-        outputs["forward_deformation_field"] = per_image("forward_deformation")
-        outputs["inverse_deformation_field"] = per_image("inverse_deformation")
+        for name, field in _CLASSES.items():
+            outputs[name] = [[str(f[field][i]) for f in files if f[field][i]] for i in classes]
+        for name, field in _IMAGES.items():
+            outputs[name] = [str(f[field]) for f in files if f[field]]
+        if not self._wants_corrected():
+            outputs["bias_corrected_images"] = []
         return outputs
 
     def _installation(self) -> SpmInstallation:
         inputs = self.inputs
         environ = dict(os.environ)
-        if isdefined(inputs.use_mcr) and inputs.use_mcr:
+        if _given(inputs.use_mcr):
             environ.update(FORCE_SPMMCR="1", SPMMCRCMD=inputs.matlab_cmd)
-        spm_dir = inputs.spm_dir if isdefined(inputs.spm_dir) else None
+        spm_dir, tpm = _given(inputs.spm_dir), _given(inputs.tpm)
         if spm_dir is None and isdefined(inputs.paths):
             spm_dir = next((p for p in inputs.paths if (Path(p) / "spm.m").exists()), inputs.paths[0])
-        tpm = inputs.tpm if isdefined(inputs.tpm) else None
-        if tpm is None and isdefined(inputs.tissues) and inputs.tissues:
+        if tpm is None and _given(inputs.tissues):
             tpm = inputs.tissues[0][0][0]
-        octave = inputs.octave if isdefined(inputs.octave) else None
-        return find_spm(spm_dir=spm_dir, tpm=tpm, octave=octave, environ=environ)
+        return find_spm(spm_dir=spm_dir, tpm=tpm, octave=_given(inputs.octave), environ=environ)
 
     def _settings(self) -> UnifiedSegmentationSettings:
         inputs, default = self.inputs, UnifiedSegmentationSettings()
@@ -179,20 +183,17 @@ class UnifiedSegmentation(BaseInterface):
                 TissueClass(frame, gaussians, tuple(native), tuple(warped), Path(tpm))
                 for (tpm, frame), gaussians, native, warped in inputs.tissues
             )
-        regularisation, fwhm_mm, (field, _) = (
-            inputs.channel_info
-            if isdefined(inputs.channel_info)
-            else (default.bias_regularisation, default.bias_fwhm_mm, (False, False))
+        regularisation, fwhm_mm, (field, _) = _given(
+            inputs.channel_info, (default.bias_regularisation, default.bias_fwhm_mm, (False, False))
         )
         weights = default.warping_regularisation
-        if isdefined(inputs.warping_regularization):
-            given = inputs.warping_regularization
-            weights = tuple(given) if isinstance(given, (list, tuple)) else tuple(given * w for w in weights)
+        given = _given(inputs.warping_regularization, weights)
+        weights = tuple(given) if isinstance(given, (list, tuple)) else tuple(given * w for w in weights)
         return UnifiedSegmentationSettings(
             tissues=tissues,
             bias_regularisation=regularisation,
             bias_fwhm_mm=fwhm_mm,
-            # The corrected image is always written: the maps are judged by it.
+            # The check of the maps needs the corrected image.
             write_bias=(field, self._wants_corrected() or inputs.check_plausibility),
             affine_regularisation=_given(inputs.affine_regularization, default.affine_regularisation),
             warping_regularisation=weights,
@@ -204,14 +205,14 @@ class UnifiedSegmentation(BaseInterface):
         return bool(isdefined(self.inputs.channel_info) and self.inputs.channel_info[2][1])
 
     def _places(self, cwd: Path) -> list[tuple[str, Path]]:
-        """Images and the folder of each one's outputs: its own where two images have the same name."""
+        """Return each image with the folder of its outputs. Images of the same name get their own folders."""
         files = list(self.inputs.channel_files)
         stems = [plain_stem(path) for path in files]
         alone = len(set(stems)) == len(stems)
         return [(path, cwd if alone else cwd / f"image{i}") for i, path in enumerate(files)]
 
 
-def _given(value, default):
+def _given(value, default=None):
     return value if isdefined(value) else default
 
 

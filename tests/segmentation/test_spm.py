@@ -27,12 +27,16 @@ from iqtflow.segmentation.spm.checks import SpmFigures, find_unstripped_sibling,
 from iqtflow.segmentation.spm.install import SpmNotFoundError, find_spm, read_spm_version, tpm_blob_id
 from iqtflow.segmentation.spm.job import (
     SpmError,
-    expected_outputs,
     run_m_code,
     run_unified_segmentation,
     single_thread_environment,
 )
-from iqtflow.segmentation.spm.script import DEFAULT_TISSUES, UnifiedSegmentationSettings, job_script
+from iqtflow.segmentation.spm.script import (
+    DEFAULT_TISSUES,
+    UnifiedSegmentationSettings,
+    expected_outputs,
+    job_script,
+)
 from iqtflow.segmentation.spm.segment import brain_from_tissues, segment_with_spm
 from iqtflow.segmentation.spm.stripped import (
     looks_stripped,

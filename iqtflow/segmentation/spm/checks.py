@@ -1,4 +1,4 @@
-"""Whether SPM's answer can be a head: its affine, tissue volumes and coverage of the brain."""
+"""Checks before and after SPM: the image, and whether affine, tissue volumes and coverage are plausible."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from iqtflow.image.validate import check_scan
 from iqtflow.segmentation.atropos import BRAIN_ML
 from iqtflow.utils.errors import InputError
 
-MIN_EXTENT_MM = 80.0  #: along every axis; SPM "completes" on less, with garbage
+MIN_EXTENT_MM = 80.0  #: along every axis; on less, SPM completes with useless maps
 
-#: Beyond these the maps are refused: no head needs such an affine, or the maps do not follow the image.
+# Limits beyond which the maps are refused: the affine is impossible, or the maps do not follow the image.
 DETERMINANT_LIMITS = (0.5, 2.2)  # template volume / head volume
 STRETCH_LIMIT = 1.6  # largest / smallest of the three scalings
 #: Real heads 0.85 to 0.9; axes mislabelled by 90 degrees 0.04 to 0.41; a brain stretched by half 0.64.
 LEAST_EXPLAINED = 0.65
 LEAST_COVERAGE = 0.6  # part of the template's brain inside the field of view
 
-#: Beyond these a remark goes with the maps.
+# Limits beyond which the maps get a remark.
 USUAL_DETERMINANT = (0.75, 1.6)
 USUAL_ROTATION_DEG = 65.0
 USUAL_STRETCH = 1.35
@@ -36,7 +36,7 @@ USUAL_COVERAGE = 0.9
 
 @dataclass(frozen=True)
 class SpmFigures:
-    """What is judged after a run.
+    """Measures of plausibility after a run.
 
     Attributes
     ----------
@@ -49,11 +49,10 @@ class SpmFigures:
     gm_ml, wm_ml, csf_ml
         Tissue volumes, in ml.
     explained
-        Share of the variance of bias-corrected intensity in the brain that the three tissues explain. It
-        tells maps that follow the image from maps that are little more than the priors, which the volumes
-        do not.
+        Share of the variance of bias-corrected intensity in the brain that the three tissues explain. It is
+        low for maps that are little more than the priors. Volumes do not show these.
     coverage
-        Part of the template's brain that lies inside the image.
+        Part of the template's brain that is inside the image.
     """
 
     determinant: float
@@ -81,13 +80,13 @@ class SpmFigures:
 
 
 def check_spm_input(path: str | os.PathLike) -> nib.Nifti1Image:
-    """Open an image, refusing what SPM would turn into a cryptic error, a crash or garbage.
+    """Open an image and check that SPM can segment it.
 
     Raises
     ------
     InputError
-        Whatever `iqtflow.image.validate.check_scan` refuses (4-D, a single slice, zeros, a constant, NaN, a
-        damaged file, neither sform nor qform), and a field of view of less than 80 mm along any axis.
+        `iqtflow.image.validate.check_scan` refuses it (4-D, a single slice, zeros, a constant, NaN, a damaged
+        file, neither sform nor qform), or the field of view is less than 80 mm along an axis.
     """
     image = check_scan(path)
     extent_mm = voxel_sizes(image.affine) * image.shape[:3]
@@ -102,7 +101,7 @@ def check_spm_input(path: str | os.PathLike) -> nib.Nifti1Image:
 
 
 def least_extent_mm(path: str | os.PathLike) -> float | None:
-    """Return the smallest extent of an image in mm, by its header; None where that cannot be read."""
+    """Return the smallest extent (mm) of an image from its header; None if that cannot be read."""
     try:
         image = peek_nifti(path)
         return float(np.min(voxel_sizes(image.affine) * image.shape[:3]))
@@ -111,10 +110,10 @@ def least_extent_mm(path: str | os.PathLike) -> float | None:
 
 
 def find_unstripped_sibling(path: str | os.PathLike) -> Path | None:
-    """Whole-head image beside a skull-stripped one, by the names of the Human Connectome Project.
+    """Find the whole-head image beside a skull-stripped one, by names of the Human Connectome Project.
 
     ``T1w_acpc_dc_restore_brain.nii.gz`` -> ``T1w_acpc_dc_restore.nii.gz``, if that exists. SPM needs the
-    skull: without it the CSF agrees with a Dice of .85 only.
+    skull: without it, CSF agrees with a Dice of only .85.
     """
     path = Path(path)
     for extension in (".nii.gz", ".nii"):
@@ -131,22 +130,22 @@ def measure(
     bias_corrected: np.ndarray,
     tpm: str | os.PathLike | None,
 ) -> SpmFigures:
-    """Read the affine from SPM's ``_seg8.mat`` and put figures on it and on the maps.
+    """Compute measures of plausibility from the maps and the affine in SPM's ``_seg8.mat``.
 
     Parameters
     ----------
     seg8
         SPM's parameters of this image.
     image
-        The image that was segmented; its affine and shape (w, h, D) count.
+        The image that was segmented, shape (w, h, D).
     maps : three ndarray, shape (w, h, D)
         Probabilities of GM, WM, CSF (c1, c2, c3).
     bias_corrected : ndarray, shape (w, h, D)
         The image without its bias field.
     tpm
-        The priors; without them a box of 140 x 170 x 120 mm stands for the brain.
+        The priors; if None, a box of 140 x 170 x 120 mm replaces the template's brain.
     """
-    # Where the image is zero SPM had no data, and its maps are the priors.
+    # Where the image is zero SPM has no data, and its maps are the priors.
     present = image.get_fdata(dtype=np.float32) != 0
     maps = [np.where(present, tissue, 0) for tissue in maps]
     affine = np.asarray(loadmat(seg8, variable_names=["Affine"])["Affine"], dtype=float)
@@ -169,24 +168,24 @@ def measure(
 
 
 def explained_variance(maps: Sequence[np.ndarray], intensity: np.ndarray) -> float:
-    """Share of intensity variance in the brain that the tissues' mean intensities account for (R squared).
+    """Return the share of intensity variance in the brain that the tissues explain (R squared).
 
     Parameters
     ----------
     maps : ndarrays, each of shape (w, h, D)
-        Tissue probabilities; the brain is where their sum is above one half.
+        Tissue probabilities. The brain is where their sum is above one half.
     intensity : ndarray, shape (w, h, D)
         The image, on the same grid.
 
     Returns
     -------
     float
-        At most 1; 0 when there are fewer than 100 voxels of brain.
+        At most 1; 0 if the brain has fewer than 100 voxels.
     """
     brain = sum(maps) > 0.5
     if np.count_nonzero(brain) < 100:
         return 0.0
-    # Vessels and dura are few and far brighter than any tissue.
+    # Vessels and dura are few, and much brighter than any tissue.
     values = intensity[brain].astype(np.float64)
     values = np.clip(values, *np.percentile(values, (0.5, 99.5)))
     weights = np.stack([tissue[brain] for tissue in maps]).astype(np.float64)
@@ -196,12 +195,12 @@ def explained_variance(maps: Sequence[np.ndarray], intensity: np.ndarray) -> flo
 
 
 def judge(figures: SpmFigures, path: str | os.PathLike) -> list[str]:
-    """Refuse implausible maps; return warnings about unusual ones.
+    """Refuse implausible maps, which would train a model on wrong tissue; return remarks on unusual ones.
 
     Raises
     ------
     InputError
-        With all the figures: such maps would train a model on wrong tissue.
+        The maps are implausible. The message has all measures.
     """
     refused = [
         (_outside(figures.determinant, DETERMINANT_LIMITS), f"a determinant in {_span(DETERMINANT_LIMITS)}"),
@@ -216,7 +215,7 @@ def judge(figures: SpmFigures, path: str | os.PathLike) -> list[str]:
             path,
             found=f"an implausible segmentation ({figures.describe()})",
             expected="; ".join(faults),
-            next_step="Look at the image: is it a whole brain, T1-weighted, with its axes labelled rightly?",
+            next_step="Look at the image: is it a whole T1-weighted brain, with correctly labelled axes?",
         )
     unusual = [
         (_outside(figures.determinant, USUAL_DETERMINANT), "unusual size of the head"),
@@ -224,7 +223,7 @@ def judge(figures: SpmFigures, path: str | os.PathLike) -> list[str]:
         (figures.stretch > USUAL_STRETCH, "unusual shape of the head, or mislabelled axes"),
         (
             figures.explained < USUAL_EXPLAINED,
-            "the maps follow the image loosely (noise, or mislabelled axes)",
+            "the maps follow the image only loosely (noise, or mislabelled axes)",
         ),
         (figures.coverage < USUAL_COVERAGE, "part of the brain is outside the image"),
     ]
@@ -232,7 +231,7 @@ def judge(figures: SpmFigures, path: str | os.PathLike) -> list[str]:
 
 
 def _coverage(affine: np.ndarray, image: nib.Nifti1Image, tpm: str | os.PathLike | None) -> float:
-    """Part of the template's brain voxels that `affine` (image mm -> template mm) finds inside the image."""
+    """Return the part of the template's brain inside the image; `affine` maps image mm to template mm."""
     if tpm is None:
         grid = np.stack(
             np.meshgrid(np.arange(-70, 71, 10), np.arange(-100, 71, 10), np.arange(-50, 76, 10)), -1

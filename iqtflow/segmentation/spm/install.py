@@ -1,4 +1,4 @@
-"""Where this machine keeps SPM, Octave and the tissue priors; nothing is started to find out."""
+"""Find SPM, Octave and the tissue priors on this machine, without starting a process."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from iqtflow.utils.errors import UsageError
 
-#: Git's name for the TPM.nii of SPM12 ... SPM 26, so that anybody can look it up in SPM's repository.
+#: Git blob id of TPM.nii in SPM12 ... SPM 26; it can be looked up in SPM's repository.
 GENUINE_TPM_BLOB = "dceb466bc7363ba45fdd4e224550a394868bec95"
 
-#: No graphics, no start-up files of the user, no history: the same session on every machine.
+#: Without graphics, start-up files and history, so that sessions are the same on every machine.
 OCTAVE_OPTIONS = ("--no-init-file", "--no-history", "--no-window-system", "--quiet")
 
-#: Environment variables and folders, in the order in which they are asked.
+#: Environment variables and folders, in the order of the search.
 SPM_VARIABLES = ("SPM_HOME", "SPM_PATH", "SPM_DIR")
 SPM_FOLDERS = ("/opt/spm12", "/opt/spm")
 
@@ -28,19 +29,19 @@ _CONTENTS_VERSION = re.compile(r"^%\s*Version\s+(?P<revision>\S+)\s+\((?P<releas
 
 
 class SpmNotFoundError(UsageError):
-    """There is no SPM (or no Octave, or no tissue priors) to run unified segmentation with.
+    """SPM, Octave or the tissue priors are missing.
 
     Attributes
     ----------
     causes
-        What was wrong with each place that was looked at, where there were several.
+        All errors, if there are several.
     """
 
     causes: tuple[SpmNotFoundError, ...] = ()
 
 
 class OctaveNotFoundError(SpmNotFoundError):
-    """There may be an SPM, but no Octave that could run it."""
+    """There is no Octave to run SPM with."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +51,21 @@ class SpmInstallation:
     Attributes
     ----------
     command
-        Command line; the name of an m-file follows it.
+        Command line, to which the name of an m-file is added.
     compiled
         True for SPM compiled for the MATLAB Runtime, False for SPM under GNU Octave.
     spm_dir
-        Folder of SPM; None when only a command is known.
+        Folder of SPM; None if only a command is known.
     spm_source
-        Which setting named it: ``"argument"``, ``"$SPM_HOME"``, ``"/opt/spm12"`` ...
+        Setting that named it: ``"argument"``, ``"$SPM_HOME"``, ``"/opt/spm12"`` ...
     octave, octave_source
-        The Octave that runs it and which setting named that; None for a compiled SPM.
+        Octave, and the setting that named it; None for a compiled SPM.
     tpm
-        The 4-D tissue priors; None when only a running (compiled) SPM knows where its own are.
+        4-D tissue priors; None if only a running (compiled) SPM knows their place.
     release, revision
-        As ``Contents.m`` states them (``"SPM12"``, ``"7771"``); ``"unknown"`` without that file.
+        From ``Contents.m`` (``"SPM12"``, ``"7771"``); ``"unknown"`` without that file.
     skipped
-        Places that were asked before and why each did not serve.
+        Places that were searched before, and why each was not used.
     """
 
     command: tuple[str, ...]
@@ -85,7 +86,7 @@ class SpmInstallation:
         return self.release if self.revision == "unknown" else f"{self.release} {revision}"
 
     def describe(self) -> str:
-        """One line for the terminal: what was taken, and which setting named it."""
+        """Return one line for the terminal: SPM, Octave, and the settings that named them."""
         runner = "MATLAB Runtime" if self.compiled else f"Octave {self.octave} ({self.octave_source})"
         return f"{self.version} in {self.spm_dir or self.command[0]} ({self.spm_source}), {runner}"
 
@@ -97,12 +98,12 @@ def find_spm(
     octave: str | os.PathLike | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> SpmInstallation:
-    """Find SPM and what runs it, without starting a process.
+    """Find SPM, Octave and the tissue priors, without starting a process.
 
-    SPM is looked for in this order: `spm_dir`; ``$SPMMCRCMD`` when ``$FORCE_SPMMCR`` is set (as nipype has
-    it); ``$SPM_HOME``, ``$SPM_PATH``, ``$SPM_DIR``; ``$SPMSTANDALONE_HOME`` with ``$MCR_HOME`` (as Clinica
-    has it); ``/opt/spm12``; ``/opt/spm``. Octave: `octave`; ``$OCTAVE_EXEC``; ``octave-cli``; ``octave``.
-    Tissue priors: `tpm`; ``tpm/TPM.nii`` of that SPM.
+    Search order for SPM: `spm_dir`; ``$SPMMCRCMD`` if ``$FORCE_SPMMCR`` is set (as in nipype); ``$SPM_HOME``,
+    ``$SPM_PATH``, ``$SPM_DIR``; ``$SPMSTANDALONE_HOME`` with ``$MCR_HOME`` (as in Clinica); ``/opt/spm12``;
+    ``/opt/spm``. For Octave: `octave`; ``$OCTAVE_EXEC``; ``octave-cli``; ``octave``. For the priors: `tpm`;
+    ``tpm/TPM.nii`` of that SPM.
 
     Parameters
     ----------
@@ -113,12 +114,12 @@ def find_spm(
     octave
         Octave executable, by name or path.
     environ
-        Environment to look in; that of this process by default.
+        Environment variables; those of this process by default.
 
     Raises
     ------
     SpmNotFoundError
-        Nothing usable; the message lists every place that was looked at.
+        Nothing usable was found. The message lists all places.
     """
     environ = os.environ if environ is None else environ
     skipped: list[str] = []
@@ -127,7 +128,7 @@ def find_spm(
         try:
             return _examine(source, folder, command, tpm, octave, environ, tuple(skipped))
         except SpmNotFoundError as fault:
-            if source in ("argument", "$SPMMCRCMD"):  # asked for by name: never quietly take another one
+            if source in ("argument", "$SPMMCRCMD"):  # asked for by name: never use another one
                 raise
             skipped.append(f"{source}: {fault}")
             causes.extend(fault.causes or (fault,))
@@ -138,19 +139,19 @@ def find_spm(
         expected="SPM12 or later, compiled for GNU Octave (make PLATFORM=octave), or standalone SPM",
         next_step="Name it with --spm-dir or $SPM_HOME, or choose --segmentation ants.",
     )
-    if not causes:  # no SPM at all: say at once what else it would want
-        wanted = _faults_of(
+    if not causes:  # no SPM at all: report at once what else is missing
+        _, missing = _all_of(
             lambda: _find_octave(octave, environ), lambda: _find_tpm(tpm, None, search_below=False)
         )
-        causes = [copy.copy(none_found), *wanted] if wanted else []
+        causes = [copy.copy(none_found), *missing] if missing else []
     none_found.causes = tuple(causes)
     raise none_found
 
 
 def tpm_blob_id(path: str | os.PathLike) -> str:
-    """Git blob id (SHA-1 hex digits) of tissue priors, of the uncompressed bytes where the file is gzipped.
+    """Return the Git blob id (SHA-1, hex digits) of tissue priors, of the bytes after decompression.
 
-    Compare it with `GENUINE_TPM_BLOB`: volumes from other priors are not SPM's.
+    Only priors with the id `GENUINE_TPM_BLOB` are SPM's own.
     """
     from iqtflow.image.nifti_file import read_content
 
@@ -159,9 +160,9 @@ def tpm_blob_id(path: str | os.PathLike) -> str:
 
 
 def read_spm_version(spm_dir: str | os.PathLike | None) -> tuple[str, str]:
-    """Release and revision from the head of SPM's ``Contents.m``; ``("unknown", "unknown")`` without it.
+    """Read release and revision from SPM's ``Contents.m``; ``("unknown", "unknown")`` without it.
 
-    That line reads ``% Version 7771 (SPM12) 13-Jan-20`` or ``% Version 25.01.02 (SPM25) 23-Jan-2025``.
+    The line is ``% Version 7771 (SPM12) 13-Jan-20`` or ``% Version 25.01.02 (SPM25) 23-Jan-2025``.
     """
     if spm_dir is not None:
         try:
@@ -177,7 +178,7 @@ def read_spm_version(spm_dir: str | os.PathLike | None) -> tuple[str, str]:
 def _candidates(
     spm_dir: str | os.PathLike | None, environ: Mapping[str, str]
 ) -> Iterator[tuple[str, Path | None, tuple[str, ...] | None]]:
-    """(source, folder, command of a compiled SPM or None), in the order of preference."""
+    """Yield source, folder, and command of a compiled SPM (or None), in the search order."""
     if spm_dir is not None:
         yield "argument", Path(spm_dir), None
         return
@@ -205,30 +206,27 @@ def _examine(
     environ: Mapping[str, str],
     skipped: tuple[str, ...],
 ) -> SpmInstallation:
-    """Make sure that one candidate is complete."""
-    octave_path, octave_source = None, None
-    if compiled:
-        faults = _faults_of(
+    """Check that one candidate is complete."""
+    searches: tuple[Callable[[], Any], ...]
+    if compiled:  # it unpacks its own files somewhere below its folder, at its first start
+        searches = (
             lambda: _require_executable(compiled[0], environ),
+            lambda: (None, None),
             lambda: _find_tpm(tpm, folder, search_below=True),
         )
     else:
         folder = folder.absolute()
-        faults = _faults_of(
+        searches = (
             lambda: _require_octave_spm(folder),
             lambda: _find_octave(octave, environ),
             lambda: _require_priors(tpm, folder),
         )
+    found, faults = _all_of(*searches)
     if faults:
         faults[0].causes = tuple(faults) if len(faults) > 1 else ()
         raise faults[0]
-    if compiled:
-        command = compiled
-    else:
-        octave_path, octave_source = _find_octave(octave, environ)
-        command = (str(octave_path), *OCTAVE_OPTIONS, "--path", str(folder))
-    # A compiled SPM unpacks its own files somewhere below its folder, at its first start.
-    priors = _find_tpm(tpm, folder, search_below=bool(compiled))
+    _, (octave_path, octave_source), priors = found
+    command = compiled or (str(octave_path), *OCTAVE_OPTIONS, "--path", str(folder))
     release, revision = read_spm_version(_find_contents(folder) if compiled else folder)
     return SpmInstallation(
         command=command,
@@ -244,26 +242,27 @@ def _examine(
     )
 
 
-def _faults_of(*searches: Callable[[], object]) -> list[SpmNotFoundError]:
-    """What is wrong, all of it."""
-    faults = []
+def _all_of(*searches: Callable[[], Any]) -> tuple[list[Any], list[SpmNotFoundError]]:
+    """Return the results of all searches, and all errors."""
+    found, faults = [], []
     for search in searches:
         try:
-            search()
+            found.append(search())
         except SpmNotFoundError as fault:
             faults.append(fault)
-    return faults
+    return found, faults
 
 
-def _require_priors(tpm: str | os.PathLike | None, folder: Path) -> None:
-    there = (folder / "spm_preproc_run.m").is_file()  # else it is no SPM, which is told already
-    if _find_tpm(tpm, folder, search_below=False) is None and there:
+def _require_priors(tpm: str | os.PathLike | None, folder: Path) -> Path | None:
+    priors = _find_tpm(tpm, folder, search_below=False)
+    if priors is None and (folder / "spm_preproc_run.m").is_file():  # else it is no SPM, a separate error
         raise SpmNotFoundError(
             folder / "tpm" / "TPM.nii",
             found="no such file",
             expected="SPM's tissue priors",
             next_step="Copy TPM.nii from the SPM distribution, or name it with --tpm.",
         )
+    return priors
 
 
 def _require_octave_spm(folder: Path) -> None:
@@ -284,9 +283,9 @@ def _require_octave_spm(folder: Path) -> None:
     if os.pathsep in str(folder):
         raise SpmNotFoundError(
             folder,
-            found=f"{os.pathsep!r} in the path, which separates folders for Octave",
+            found=f"{os.pathsep!r} in the path, where Octave expects another folder after it",
             expected="a path without it",
-            next_step="Make a symbolic link and name that.",
+            next_step="Make a symbolic link and give its path.",
         )
 
 
@@ -316,7 +315,7 @@ def _require_executable(
     if found is None:
         raise kind(
             name if source == "argument" else f"{source}={name}",
-            found="nothing that can be executed",
+            found="no executable program",
             expected="a program",
             next_step="Correct the path, or its permissions.",
         )
@@ -341,9 +340,8 @@ def _find_tpm(tpm: str | os.PathLike | None, folder: Path | None, *, search_belo
 
 
 def _find_contents(folder: Path | None) -> Path | None:
-    """Folder of the Contents.m that a compiled SPM has unpacked, if it has."""
+    """Return the folder of the Contents.m that a compiled SPM has unpacked; `folder` if there is none."""
     if folder is None or (folder / "Contents.m").is_file():
         return folder
-    return next(
-        (p.parent for p in sorted(folder.glob("**/Contents.m")) if (p.parent / "spm.m").exists()), folder
-    )
+    contents = sorted(folder.glob("**/Contents.m"))
+    return next((path.parent for path in contents if (path.parent / "spm.m").exists()), folder)

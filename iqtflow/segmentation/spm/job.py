@@ -1,15 +1,15 @@
-"""One unified segmentation in a private folder: a child process whose success is proven, not assumed.
+"""Run one unified segmentation as a child process in a private folder, and check that it completed.
 
-The traps that this file walks around were all met in practice (nipype issue 2562 and SPM under Octave 7):
-outputs that SPM puts beside the *input*, old outputs taken for new ones, exit codes nobody reads, file
-names that do not survive a trip through generated m-code, and a batch system whose failures crash Octave up
-to 10.1. Hence the image travels under a fixed plain name, ``spm_preproc_run`` is called directly, and only
-files younger than the start count.
+Known problems of SPM under Octave (also nipype issue 2562): SPM writes beside the *input*; old outputs can be
+taken for new ones; exit codes are ignored; some file names break the m-code; and errors in the batch system
+crash Octave up to 10.1. So the image gets a fixed plain name, ``spm_preproc_run`` is called directly, and
+only files younger than the start are accepted.
 """
 
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import re
 import shutil
@@ -34,8 +34,8 @@ from iqtflow.segmentation.spm.script import (
     STEM,
     TPM_USED,
     UnifiedSegmentationSettings,
+    expected_outputs,
     job_script,
-    wanted_files,
 )
 from iqtflow.utils.errors import InputError, OutputError
 
@@ -43,29 +43,29 @@ _SCRIPT = "iqtflow_job.m"
 
 
 class SpmError(InputError):
-    """SPM did not complete; nothing of what it may have written is kept."""
+    """SPM did not complete. None of its outputs is kept."""
 
 
 @dataclass(frozen=True)
 class UnifiedSegmentationRun:
-    """Files and figures of a completed run.
+    """Outputs of a completed run.
 
     Attributes
     ----------
     native, dartel, normalised, modulated
-        One entry per class, None where that map was not asked for (``c1``, ``rc1``, ``wc1``, ``mwc1`` ...).
+        One entry per class (``c1``, ``rc1``, ``wc1``, ``mwc1`` ...); None if not asked for.
     bias_field, bias_corrected, forward_deformation, inverse_deformation
-        None where not asked for.
+        None if not asked for.
     parameters
         ``_seg8.mat``: affine, Gaussians, deformation.
     seconds, peak_memory_gb
         Wall-clock time and largest resident memory (GB, 1e9 bytes) of the child process.
     runner
-        What ran SPM, for instance ``"GNU Octave 7.3.0"``.
+        Octave or MATLAB Runtime with its version, for example ``"GNU Octave 7.3.0"``.
     tpm
-        The priors that were used; None when a compiled SPM did not say.
+        The priors that were used; None if a compiled SPM did not print them.
     log
-        Everything the run printed.
+        Everything that the run printed.
     """
 
     native: list[Path | None]
@@ -95,28 +95,28 @@ def run_unified_segmentation(
 ) -> UnifiedSegmentationRun:
     """Run SPM's unified segmentation on one 3-D volume, on one thread, in a private folder inside `out_dir`.
 
-    The outputs bear SPM's names (``c1STEM.nii`` ...) and appear in `out_dir` only when all of them are
-    there. The folder of `image` is only read. Two runs may share `out_dir` when their stems differ.
+    The outputs have SPM's names (``c1STEM.nii`` ...) and appear in `out_dir` only when all are complete. The
+    folder of `image` is only read. Two runs can share `out_dir` if their stems differ.
 
     Parameters
     ----------
     image
-        NIfTI file (compressed or not, under any name), any image that nibabel reads, or an image in memory.
+        NIfTI file (compressed or not, any name), any image that nibabel reads, or an image in memory.
     out_dir
-        Where the outputs go; made if need be. Writing is tried before the computation starts.
+        Folder for the outputs, made if missing. Writing is tested before the computation starts.
     installation
         From `iqtflow.segmentation.spm.install.find_spm`.
     settings
-        SPM12's defaults when None.
+        None: SPM12's defaults.
     stem
-        Name of the outputs; the file's name without extension by default.
+        Name of the outputs; by default the name of the file without extension.
     timeout_s
-        Give up after so many seconds; never by default.
+        Stop after this many seconds; by default never.
 
     Raises
     ------
     SpmError
-        SPM failed, was killed, or did not write what it should; the message says what SPM said.
+        SPM failed, was killed, or did not write all outputs. The message quotes SPM.
     OutputError
         `out_dir` cannot be written, or is too full.
     InputError
@@ -139,12 +139,12 @@ def run_unified_segmentation(
             name=name,
             timeout_s=timeout_s,
         )
-        wanted = wanted_files(settings)
-        _require_fresh(private, _flat(wanted), start_ns, name, log)
-        _drop_date(private / wanted["parameters"])
+        made = expected_outputs(private, STEM, settings)
+        _require_fresh(_flat(made), start_ns, name, log)
+        _drop_date(made["parameters"])
         outputs = expected_outputs(out_dir, stem, settings)
-        for name, target in zip(_flat(wanted), _flat(outputs), strict=True):
-            os.replace(private / name, target)
+        for path, target in zip(_flat(made), _flat(outputs), strict=True):
+            os.replace(path, target)
     finally:
         shutil.rmtree(private, ignore_errors=True)
     tpm_said = _line_after(TPM_USED, log)
@@ -168,6 +168,19 @@ def run_m_code(
 ) -> tuple[str, float, float]:
     """Run m-code from `iqtflow.segmentation.spm.script` in `folder`, as a child process on one thread.
 
+    Parameters
+    ----------
+    code
+        The m-code.
+    folder
+        Working folder of the process.
+    installation
+        From `iqtflow.segmentation.spm.install.find_spm`.
+    name
+        Name of the image, for error messages.
+    timeout_s
+        Stop after this many seconds; by default never.
+
     Returns
     -------
     log : str
@@ -179,14 +192,13 @@ def run_m_code(
     Raises
     ------
     SpmError
-        The process did not start, was killed, ran out of time, or did not say that it completed. `name` is
-        what the message is about.
+        The process did not start, was killed, ran out of time, or did not print that it completed.
     """
     (folder / _SCRIPT).write_text(code, encoding="ascii")
     command = [*installation.command, _SCRIPT]
     log_file = folder / "iqtflow_job.log"
     start = time.monotonic()
-    # A file, not a pipe: nobody can block on it, and it outlives a killed process.
+    # A file, not a pipe: a file never blocks, and stays after the process is killed.
     with open(log_file, "wb") as sink:
         try:
             child = subprocess.Popen(
@@ -206,7 +218,7 @@ def run_m_code(
             ) from fault
         try:
             peak_gb, timed_out = _wait(child, None if timeout_s is None else start + timeout_s)
-        except BaseException:  # Ctrl-C too: never leave minutes of computation behind
+        except BaseException:  # also Ctrl-C: the process must not go on
             child.kill()
             child.wait()
             raise
@@ -231,33 +243,19 @@ def run_m_code(
     )
 
 
-def expected_outputs(
-    out_dir: str | os.PathLike, stem: str, settings: UnifiedSegmentationSettings
-) -> dict[str, Any]:
-    """Say where a run will leave its files, by the fields of `UnifiedSegmentationRun`; look at nothing."""
-
-    def path(name: str | None) -> Path | None:
-        return None if name is None else Path(out_dir) / name.replace(STEM, stem)
-
-    return {
-        key: [path(one) for one in value] if isinstance(value, list) else path(value)
-        for key, value in wanted_files(settings).items()
-    }
-
-
 def plain_stem(name: str) -> str:
-    """File name without folder and without image extension (``sub-01_T1w.nii.gz`` -> ``sub-01_T1w``)."""
+    """Return a file name without folder and image extension (``sub-01_T1w.nii.gz`` -> ``sub-01_T1w``)."""
     return re.sub(r"\.(nii|img|hdr|mgz|mgh)$", "", re.sub(r"\.gz$", "", Path(name).name))
 
 
 def single_thread_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Hold the child process to one thread: SPM's MEX files take every core unasked and gain nothing."""
+    """Limit the child process to one thread. SPM's MEX files use all cores and gain nothing."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     return {**(os.environ if environ is None else environ), **dict.fromkeys(names, "1")}
 
 
 def _private_folder(out_dir: Path) -> Path:
-    """Make an empty folder in `out_dir`: proof that we may write there, and results move by renaming."""
+    """Make an empty folder in `out_dir`: a test that it is writable, and results are moved by renaming."""
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=".spm-", dir=out_dir))
@@ -271,7 +269,7 @@ def _private_folder(out_dir: Path) -> Path:
 
 
 def _place_image(image: str | os.PathLike | nib.spatialimages.SpatialImage, target: Path, name: str) -> None:
-    """Put `image` at `target` as uncompressed NIfTI, byte for byte where it is NIfTI already."""
+    """Write `image` to `target` as uncompressed NIfTI. NIfTI files are copied byte for byte."""
     try:
         if not isinstance(image, (str, os.PathLike)):
             nib.Nifti1Image.from_image(image).to_filename(target)
@@ -300,10 +298,8 @@ def _place_image(image: str | os.PathLike | nib.spatialimages.SpatialImage, targ
 
 
 def _require_space(private: Path, settings: UnifiedSegmentationSettings) -> None:
-    """SPM notices a full disk at the very end only; count what it will write now."""
-    voxels = 1
-    for n in nib.load(private / f"{STEM}.nii").shape[:3]:
-        voxels *= n
+    """Check that the disk has room for the outputs: SPM would fail only at the very end."""
+    voxels = math.prod(nib.load(private / f"{STEM}.nii").shape[:3])
     per_voxel = (
         2 * len(settings.tissues) + 4 * sum(settings.write_bias) + 12 * sum(settings.write_deformation)
     )
@@ -321,7 +317,7 @@ def _require_space(private: Path, settings: UnifiedSegmentationSettings) -> None
 def place_priors(
     private: Path, settings: UnifiedSegmentationSettings, installation: SpmInstallation
 ) -> list[str | None]:
-    """Link (or unpack) the priors under plain names; one name for each class."""
+    """Link (or unpack) the priors under plain names; return a name for each class (None: SPM's own)."""
     names: dict[Path, str] = {}
     placed: list[str | None] = []
     for tissue in settings.tissues:
@@ -341,7 +337,7 @@ def place_priors(
 
 
 def _wait(child: subprocess.Popen, deadline: float | None) -> tuple[float, bool]:
-    """Peak resident memory (GB) of `child`, and whether it had to be stopped at the deadline."""
+    """Wait for `child`; return its peak resident memory (GB), and whether it was stopped at the deadline."""
     timed_out = False
     while True:
         pid, status, usage = os.wait4(child.pid, os.WNOHANG)
@@ -355,32 +351,31 @@ def _wait(child: subprocess.Popen, deadline: float | None) -> tuple[float, bool]
         time.sleep(0.05)
 
 
-def _flat(wanted: Mapping[str, Any]) -> list[Any]:
-    every = [value if isinstance(value, list) else [value] for value in wanted.values()]
-    return [name for group in every for name in group if name is not None]
+def _flat(outputs: Mapping[str, Any]) -> list[Path]:
+    every = [value if isinstance(value, list) else [value] for value in outputs.values()]
+    return [path for group in every for path in group if path is not None]
 
 
 def _killer(returncode: int) -> str | None:
-    """Name of the signal that ended the process; a wrapper script around Octave reports 128 + its number."""
+    """Return the name of the signal that ended the process. A wrapper script reports 128 + its number."""
     number = -returncode if returncode < 0 else returncode - 128
     return signal.Signals(number).name if number in {int(known) for known in signal.Signals} else None
 
 
-def _require_fresh(folder: Path, names: Iterable[str], start_ns: int, image: str, log: str) -> None:
-    """Demand that every output is there and younger than the script, by the clock of the same disk."""
-    for name in names:
-        path = folder / name
+def _require_fresh(paths: Iterable[Path], start_ns: int, image: str, log: str) -> None:
+    """Check that every output exists and is younger than the start, by the clock of the same disk."""
+    for path in paths:
         if not path.is_file() or path.stat().st_size == 0 or path.stat().st_mtime_ns < start_ns:
             raise SpmError(
                 image,
-                found=f"SPM's completion, but no new {name}" + _tail(log),
+                found=f"a completed SPM, but no new {path.name}" + _tail(log),
                 expected="every map that was asked for",
                 next_step="Run iqtflow --doctor.",
             )
 
 
 def _drop_date(mat_file: Path) -> None:
-    """Overwrite the free text (with a date) at the head of a MAT-file 5: same input, same bytes."""
+    """Overwrite the text with the date at the head of a MAT-file 5, so that same input gives same bytes."""
     with open(mat_file, "r+b") as stream:
         if stream.read(10) == b"MATLAB 5.0":
             stream.seek(0)
@@ -393,6 +388,6 @@ def _line_after(mark: str, log: str) -> str | None:
 
 
 def _tail(log: str) -> str:
-    """Quote the last words of the run, without Octave's harmless farewell about an "execution_exception"."""
+    """Quote the last lines of the log, without Octave's harmless message about an "execution_exception"."""
     lines = [line.strip() for line in log.splitlines() if line.strip() and "execution_exception" not in line]
-    return "; it said: " + " / ".join(lines[-4:]) if lines else ""
+    return "; it printed: " + " / ".join(lines[-4:]) if lines else ""

@@ -1,18 +1,19 @@
-"""What is asked of SPM's unified segmentation: settings, the m-code that states them, its files."""
+"""Unified segmentation: settings, the m-code of a job, and the names of its files."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-DONE = "IQTFLOW-SPM-DONE"  #: the last line of a run that completed
-FAULT = "IQTFLOW-SPM-ERROR"  #: precedes identifier and message of an error caught in the m-code
-TPM_USED = "IQTFLOW-SPM-TPM"  #: precedes the tissue priors that a compiled SPM found in itself
-RUNNER = "IQTFLOW-SPM-RUNNER"  #: precedes name and version of what ran SPM
+DONE = "IQTFLOW-SPM-DONE"  #: last line of a completed run
+FAULT = "IQTFLOW-SPM-ERROR"  #: before identifier and message of an error in the m-code
+TPM_USED = "IQTFLOW-SPM-TPM"  #: before the tissue priors that a compiled SPM has found in itself
+RUNNER = "IQTFLOW-SPM-RUNNER"  #: before name and version of Octave or the MATLAB Runtime
 
-STEM = "T1"  #: the only name of an image that ever appears in m-code
+STEM = "T1"  #: name of the image in the m-code, whatever the user's name is
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,13 @@ class TissueClass:
     Attributes
     ----------
     frame
-        Which volume of the priors, from 1.
+        Volume of the priors, counted from 1.
     gaussians
-        Number of Gaussians that describe its intensities.
+        Number of Gaussians for its intensities.
     native, warped
         Maps to write: (native space, DARTEL import) and (normalised, modulated).
     tpm
-        Priors of this class; None for those of the installation.
+        Priors of this class; None: those of the installation.
     """
 
     frame: int
@@ -38,7 +39,7 @@ class TissueClass:
     tpm: Path | None = None
 
 
-#: SPM12's own classes: GM, WM, CSF, bone, soft tissue, and air, which is not written.
+#: Classes of SPM12: GM, WM, CSF, bone, soft tissue, and air, which is not written.
 DEFAULT_TISSUES = tuple(
     TissueClass(frame, gaussians, native=(frame < 6, False))
     for frame, gaussians in enumerate((1, 1, 2, 3, 4, 2), start=1)
@@ -47,16 +48,16 @@ DEFAULT_TISSUES = tuple(
 
 @dataclass(frozen=True)
 class UnifiedSegmentationSettings:
-    """Settings of unified segmentation (doi:10.1016/j.neuroimage.2005.02.018), with SPM12's defaults.
+    """Settings of unified segmentation (doi:10.1016/j.neuroimage.2005.02.018). Defaults are SPM12's.
 
     Attributes
     ----------
     tissues
         The classes, in the order of the priors.
     bias_regularisation
-        Weight of the bias field's smoothness.
+        Weight of the smoothness of the bias field.
     bias_fwhm_mm
-        FWHM of the bias field's smoothness.
+        FWHM of the smoothness of the bias field.
     write_bias
         Write (bias field, bias-corrected image).
     affine_regularisation
@@ -64,8 +65,8 @@ class UnifiedSegmentationSettings:
     warping_regularisation
         Five weights: absolute displacement, membrane, bending, and two of linear elasticity.
     sampling_mm
-        Distance between the voxels that the parameters are estimated from. Grey matter of 3 and 2 mm agrees
-        with a Dice of .94 only: a part of the method, not only of its speed.
+        Distance between the voxels that parameters are estimated from. It changes the result: grey matter
+        with 3 and with 2 mm agrees with a Dice of only .94.
     write_deformation
         Write (inverse, forward) deformation field.
     """
@@ -81,14 +82,14 @@ class UnifiedSegmentationSettings:
 
 
 def job_script(settings: UnifiedSegmentationSettings, tpm_names: Iterable[str | None]) -> str:
-    """Write the m-code of one job, in plain ASCII: numbers and fixed names only, so no path can break it.
+    """Return the m-code of one job. It is ASCII, with numbers and fixed names only, so no path can break it.
 
     Parameters
     ----------
     settings
         What to compute and to write.
     tpm_names
-        File of the priors of each class, in the job's folder; None for the priors that SPM has itself.
+        File of the priors of each class, in the folder of the job; None: SPM's own priors.
     """
     lines = [
         f"job.channel.vols = {{'{STEM}.nii,1'}};",
@@ -117,14 +118,14 @@ def job_script(settings: UnifiedSegmentationSettings, tpm_names: Iterable[str | 
         f"job.warp.write = {_flags(settings.write_deformation)};",
         "job.warp.bb = NaN(2, 3);",
         "job.warp.vox = NaN;",
-        # Not through the batch system: a job that fails in there crashes Octave up to 10.1.
+        # Not through the batch system, in which a failing job crashes Octave up to 10.1.
         "spm_preproc_run(job);",
     ]
     return _guarded(lines)
 
 
 def self_test_script(tpm_name: str | None) -> str:
-    """Write m-code that calls each kind of MEX file that unified segmentation needs, and reads the priors."""
+    """Return m-code that calls each MEX file of unified segmentation and reads the priors."""
     tpm = f"'{tpm_name},1'" if tpm_name else "[fullfile(spm('Dir'), 'tpm', 'TPM.nii') ',1']"
     return _guarded(
         [
@@ -139,30 +140,47 @@ def self_test_script(tpm_name: str | None) -> str:
     )
 
 
-def wanted_files(settings: UnifiedSegmentationSettings) -> dict[str, Any]:
-    """Names that SPM gives to what was asked for, by the fields of `UnifiedSegmentationRun`."""
+def expected_outputs(
+    folder: str | os.PathLike, stem: str, settings: UnifiedSegmentationSettings
+) -> dict[str, Any]:
+    """Return the paths of a run's outputs, by the fields of `UnifiedSegmentationRun`. No file is opened.
 
-    def classes(prefix: str, wanted: Iterable[bool]) -> list[str | None]:
-        return [f"{prefix}{i}{STEM}.nii" if w else None for i, w in enumerate(wanted, start=1)]
+    Parameters
+    ----------
+    folder
+        Folder of the outputs.
+    stem
+        Name of the image without extension.
+    settings
+        They state what is written; None stands for what is not.
+    """
 
+    def files(names: Iterable[str], wanted: Iterable[bool]) -> list[Path | None]:
+        return [Path(folder, name) if one else None for name, one in zip(names, wanted, strict=True)]
+
+    def classes(prefix: str, wanted: list[bool]) -> list[Path | None]:
+        return files((f"{prefix}{i}{stem}.nii" for i in range(1, len(wanted) + 1)), wanted)
+
+    field, corrected = files((f"BiasField_{stem}.nii", f"m{stem}.nii"), settings.write_bias)
+    inverse, forward = files((f"iy_{stem}.nii", f"y_{stem}.nii"), settings.write_deformation)
     return {
-        "native": classes("c", (t.native[0] for t in settings.tissues)),
-        "dartel": classes("rc", (t.native[1] for t in settings.tissues)),
-        "normalised": classes("wc", (t.warped[0] for t in settings.tissues)),
-        "modulated": classes("mwc", (t.warped[1] for t in settings.tissues)),
-        "bias_field": f"BiasField_{STEM}.nii" if settings.write_bias[0] else None,
-        "bias_corrected": f"m{STEM}.nii" if settings.write_bias[1] else None,
-        "inverse_deformation": f"iy_{STEM}.nii" if settings.write_deformation[0] else None,
-        "forward_deformation": f"y_{STEM}.nii" if settings.write_deformation[1] else None,
-        "parameters": f"{STEM}_seg8.mat",
+        "native": classes("c", [t.native[0] for t in settings.tissues]),
+        "dartel": classes("rc", [t.native[1] for t in settings.tissues]),
+        "normalised": classes("wc", [t.warped[0] for t in settings.tissues]),
+        "modulated": classes("mwc", [t.warped[1] for t in settings.tissues]),
+        "bias_field": field,
+        "bias_corrected": corrected,
+        "inverse_deformation": inverse,
+        "forward_deformation": forward,
+        "parameters": Path(folder, f"{stem}_seg8.mat"),
     }
 
 
 def _guarded(body: Iterable[str]) -> str:
-    """Wrap m-code so that it says how it ended, in Octave and in the MATLAB Runtime."""
+    """Wrap m-code so that it prints how it ended, in Octave and in the MATLAB Runtime."""
     lines = [
         "if exist('OCTAVE_VERSION', 'builtin')",
-        # An Octave that is stopped leaves octave-workspace files behind unless told otherwise.
+        # Without these, a stopped Octave leaves octave-workspace files behind.
         "  crash_dumps_octave_core(false);",
         "  sighup_dumps_octave_core(false);",
         "  sigterm_dumps_octave_core(false);",

@@ -1,8 +1,8 @@
-"""Tissue probability maps from SPM's unified segmentation, in the same shape as those of the embedded engine.
+"""Tissue probability maps from SPM's unified segmentation, in the form of the embedded engine.
 
 Unified segmentation: J. Ashburner and K. J. Friston, NeuroImage 26:839-851, 2005,
-doi:10.1016/j.neuroimage.2005.02.018. Nothing of SPM is part of this package; the user's own SPM is found
-(`iqtflow.segmentation.spm.install`) and run under GNU Octave, or as standalone SPM, in a child process
+doi:10.1016/j.neuroimage.2005.02.018. This package contains nothing of SPM. It finds the user's SPM
+(`iqtflow.segmentation.spm.install`) and runs it under GNU Octave, or as standalone SPM, in a child process
 (`iqtflow.segmentation.spm.job`).
 """
 
@@ -31,7 +31,7 @@ from iqtflow.segmentation.spm.stripped import (
 )
 from iqtflow.utils.errors import OutputError
 
-#: Largest resident memory of a run on 0.7 mm voxels, for schedulers (a 1 mm head takes a third of it).
+#: Memory (GB) of a run on 0.7 mm voxels, for schedulers. A head of 1 mm voxels needs a third of it.
 MEMORY_GB = 2.0
 
 
@@ -53,24 +53,24 @@ def segment_with_spm(
     installation
         From `find_spm`; found in the documented order when None.
     skull_stripped
-        Whether the skull has been removed: SPM then gets a background and priors that fit
-        (`iqtflow.segmentation.spm.stripped`), and the maps are kept to voxels that are not zero. None:
-        judge by how much of the image is not zero.
+        True: the skull has been removed. SPM then gets a background and suitable priors
+        (`iqtflow.segmentation.spm.stripped`), and the maps are 0 where the image is 0. None: decide by the
+        number of voxels that are not zero.
     sampling_mm
-        SPM's sampling distance. Part of the method: maps of 3 and 2 mm differ.
+        SPM's sampling distance. It changes the result: maps with 3 and 2 mm differ.
     work_dir
-        Folder for the run's private folder (0.2 GB for a 1 mm head); the system's temporary folder by
-        default.
+        Where the run makes its private folder (0.2 GB for a 1 mm head); by default the system's temporary
+        folder.
     timeout_s
-        Give up after so many seconds; never by default.
+        Stop after this many seconds; by default never.
 
     Returns
     -------
     TissueMaps
         Probabilities of WM, GM, CSF from SPM's c2, c1, c3; brain mask from c1 + c2 + c3; bias-corrected
-        image; all of shape (w, h, D). `details` tells SPM, runner, priors (genuine or not), sampling
-        distance, seconds, peak memory, the figures of plausibility, and `remarks` for the user. The three
-        maps need not sum to 1 in the mask: the rest is bone and soft tissue.
+        image; all of shape (w, h, D). `details` holds version, runner, priors (genuine or not), sampling
+        distance, seconds, peak memory, measures of plausibility, and `remarks` for the user. The three maps
+        may sum to less than 1 in the mask: the rest is bone and soft tissue.
 
     Raises
     ------
@@ -94,8 +94,8 @@ def segment_with_spm(
             source = write_with_background(scan, folder / "filled" / path.name)
             priors = write_brain_priors(installation.tpm, folder / "brain-priors.nii")
             settings = stripped_settings(priors, sampling_mm=float(sampling_mm))
-        elif scan.extra["notes"]:  # the file is not what was checked: an affine or intensities were mended
-            source = folder / "mended" / f"{path.name.split('.')[0]}.nii"
+        elif scan.extra["notes"]:  # affine or intensities were corrected: SPM must not read the file itself
+            source = folder / "corrected" / f"{path.name.split('.')[0]}.nii"
             source.parent.mkdir()
             scan.to_filename(source)
         run = run_unified_segmentation(
@@ -128,7 +128,7 @@ def segment_with_spm(
 
 
 def brain_from_tissues(probability: np.ndarray) -> np.ndarray:
-    """Brain mask from c1 + c2 + c3: the largest connected part above one half, closed, without holes.
+    """Make a brain mask from c1 + c2 + c3: the largest connected part above one half, closed, without holes.
 
     Parameters
     ----------
@@ -143,17 +143,17 @@ def brain_from_tissues(probability: np.ndarray) -> np.ndarray:
     parts, n_parts = ndimage.label(above)
     if n_parts > 1:
         above = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
-    # Closed with a margin around the volume: a brain that touches the border must not be eroded from there.
+    # Padded, because closing would erode a brain that touches the border.
     closed = ndimage.binary_closing(np.pad(above, 2), iterations=2)[2:-2, 2:-2, 2:-2]
     return ndimage.binary_fill_holes(closed)
 
 
 def _on_disk(image: str | os.PathLike | nib.Nifti1Image, folder: Path) -> Path:
-    """Path of the image; one in memory is written out: its voxels count, not an older file's."""
+    """Return the path of the image. An image in memory is written, even if it has a file name."""
     if isinstance(image, (str, os.PathLike)):
         return Path(image)
     path = folder / Path(image.get_filename() or "image.nii").name
-    # Given an affine nibabel would write an sform, and hide that there was none.
+    # With an affine nibabel would write an sform, and hide that there was none.
     placed = image.header["sform_code"] > 0 or image.header["qform_code"] > 0
     nib.Nifti1Image(image.dataobj, image.affine if placed else None, image.header).to_filename(path)
     return path
@@ -183,13 +183,13 @@ def _details(
     skull_stripped: bool,
     remarks: Sequence[str],
 ) -> dict:
-    """Collect what a sidecar should tell about these maps."""
+    """Return the fields for the sidecar of the maps."""
     blob = tpm_blob_id(run.tpm) if run.tpm is not None and Path(run.tpm).exists() else None
     remarks = list(remarks)
     if blob != GENUINE_TPM_BLOB:
-        remarks.append(f"the tissue priors {run.tpm} are not SPM's TPM.nii; compare no volumes with SPM's")
+        remarks.append(f"the tissue priors {run.tpm} are not SPM's TPM.nii; volumes differ from SPM's")
     if skull_stripped:
-        remarks.append("skull-stripped input: SPM's CSF is less certain than in a whole head")
+        remarks.append("skull-stripped input: CSF is less certain than in a whole head")
     return {
         "spm_version": installation.version,
         "spm_found_by": installation.spm_source,
@@ -201,11 +201,7 @@ def _details(
         "sampling_distance_mm": settings.sampling_mm,
         "mask_method": "c1 + c2 + c3",
         "skull_stripped": bool(skull_stripped),
-        "volumes_ml": {
-            "CSF": round(figures.csf_ml, 2),
-            "GM": round(figures.gm_ml, 2),
-            "WM": round(figures.wm_ml, 2),
-        },
+        "volumes_ml": {t: round(getattr(figures, f"{t.lower()}_ml"), 2) for t in ("CSF", "GM", "WM")},
         "brain_ml": round(figures.brain_ml, 2),
         "affine_determinant": round(figures.determinant, 4),
         "affine_rotation_deg": round(figures.rotation_deg, 2),

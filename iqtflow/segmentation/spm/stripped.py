@@ -1,9 +1,9 @@
-"""What SPM needs to segment a brain without its skull: a background to see, and priors that expect one.
+"""Input for SPM from a skull-stripped brain: faint noise around it, and priors with one class for the rest.
 
-To SPM zeros are missing data. A stripped brain then has no outline, and since SPM's priors go on beyond the
-brain, its affine registration may stretch the brain into their skull and scalp: det(affine) 2.2 instead of
-1.5 for a brain of 1.3 l, with a Dice of .49 for GM. With faint noise in the place of the zeros, and with one
-class for all that is not GM, WM or CSF, the outline is the strongest feature of the image.
+For SPM, zeros are missing data. So a stripped brain has no outline, and the affine registration can stretch
+it into the skull and scalp of the priors: det(affine) was 2.2 instead of 1.5 for a brain of 1.3 l, with a
+Dice of .49 for GM. With faint noise instead of zeros, and one class for all that is not GM, WM or CSF, the
+outline is the strongest feature of the image.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from iqtflow.image.nifti_file import open_nifti
 from iqtflow.segmentation.brainmask import ERASED_BACKGROUND, LARGEST_BRAIN_ML
 from iqtflow.segmentation.spm.script import TissueClass, UnifiedSegmentationSettings
 
-#: Background noise, as a share of the 99th percentile of the brain: far below any tissue.
+#: Noise of the background, as a share of the 99th percentile of the brain; far below any tissue.
 NOISE_LEVEL = 0.01
 
 
 def looks_stripped(present: np.ndarray, affine: np.ndarray) -> bool:
-    """Tell a brain in zeros from a head: zeros all around, and no more left than a brain can have.
+    """Return whether an image is a skull-stripped brain: zeros around it, and not larger than a brain.
 
     Parameters
     ----------
     present : ndarray of bool, shape (w, h, D)
-        Where the image is not zero.
+        True where the image is not zero.
     affine : ndarray, shape (4, 4)
         Voxel indices to world mm.
     """
@@ -37,14 +37,14 @@ def looks_stripped(present: np.ndarray, affine: np.ndarray) -> bool:
 
 
 def write_with_background(scan: nib.Nifti1Image, path: Path) -> Path:
-    """Write a stripped brain with noise around it; the same brain gets the same noise.
+    """Write a stripped brain with noise around it. The same brain gets the same noise.
 
     Parameters
     ----------
     scan
         The stripped brain, zero outside, shape (w, h, D).
     path
-        Where to; zeros enclosed by brain stay missing data.
+        File to write. Zeros inside the brain stay missing data.
     """
     data = scan.get_fdata(dtype=np.float32)
     present = data != 0
@@ -62,14 +62,14 @@ def write_with_background(scan: nib.Nifti1Image, path: Path) -> Path:
 
 
 def write_brain_priors(tpm: Path, path: Path) -> Path:
-    """Write priors of four classes: GM, WM, CSF as they are, and the rest as one.
+    """Write priors of four classes: GM, WM, CSF unchanged, and the rest as one class.
 
     Parameters
     ----------
     tpm
         SPM's priors, 4-D, in SPM's order.
     path
-        Where to (``.nii``).
+        File to write (``.nii``).
     """
     priors = open_nifti(tpm, kind="priors")
     brain = np.stack([np.asarray(priors.dataobj[..., i], dtype=np.float32) for i in range(3)], axis=-1)
@@ -79,7 +79,7 @@ def write_brain_priors(tpm: Path, path: Path) -> Path:
 
 
 def stripped_settings(priors: Path, *, sampling_mm: float) -> UnifiedSegmentationSettings:
-    """Return settings for a stripped brain: SPM's own Gaussians for its tissues, two for the rest."""
+    """Return settings for a stripped brain: SPM's numbers of Gaussians for its tissues, two for the rest."""
     classes = enumerate((1, 1, 2, 2), start=1)
     tissues = tuple(TissueClass(i, n, native=(i < 4, False), tpm=priors) for i, n in classes)
     return UnifiedSegmentationSettings(tissues=tissues, sampling_mm=sampling_mm)
