@@ -1,1 +1,1 @@
-"""Pages that people look at, and what a run tells on the terminal."""
+"""What people read: pages of subjects and data sets, lines on the terminal, text for manuscripts."""

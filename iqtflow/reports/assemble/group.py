@@ -1,25 +1,29 @@
-"""The page of a training: ``group.html`` with curves, evaluation by subject, and examples best, median and
-worst.
+"""The page of a training, ``group.html``: curves, scores of each unseen subject, and the best, the median and
+the worst example.
 """
 
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from iqtflow.inference.uncertainty import kind_of_model
+from iqtflow.models.model_file import read_card
 from iqtflow.reports.assemble import facts
 from iqtflow.reports.assemble.page import bare_label, render, write_page
 from iqtflow.reports.draw import pictures, plots
-from iqtflow.reports.draw.reliability_plot import reliability_curve, reliability_rows
-from iqtflow.reports.draw.views import PLANES, choose_slices, crop_box, cut, load_volumes, position_label
+from iqtflow.reports.draw.enhanced import make_scene
+from iqtflow.reports.draw.slices import PlaneDrawer, Rung, planes_in_order
+from iqtflow.reports.draw.volumes import load_volumes
+from iqtflow.reports.record import Place, Record
 from iqtflow.utils.errors import InputError
 
-#: Titles of measures, and what tells them from others of the same name.
+#: Titles and definitions of measures.
 MEASURES = {
     "psnr": (
         "PSNR (dB)",
@@ -32,8 +36,7 @@ MEASURES = {
     "mssim_slicewise": (
         "MSSIM, slice by slice (authors’ code)",
         "Mean structural similarity slice by slice, two-dimensional Gaussian window of 2.5 pixels (σ), as in "
-        "the code of the method’s authors. It is another measure than the other MSSIM, and higher: never "
-        "compare the two.",
+        "the code of the method’s authors. Its values are higher: never compare them with the other MSSIM.",
     ),
 }
 DECIMALS = {"psnr": 2}
@@ -41,25 +44,96 @@ DECIMALS = {"psnr": 2}
 Scores = Mapping[str, float]
 
 
+@dataclass
+class Evaluated:
+    """Scores of one unseen subject: of the spline, of the mean of the networks, and of each network alone."""
+
+    subject: str
+    spline: Scores = field(default_factory=dict)
+    mean: Scores = field(default_factory=dict)
+    members: list[Scores] = field(default_factory=list)
+
+
+def write_training_page(output_dir: Place, model_name: str, *, scans: Sequence[Record] = ()) -> Path:
+    """Write ``group.html`` from the model, its curves and ``group_metrics.tsv``.
+
+    Parameters
+    ----------
+    output_dir
+        Root of the derivatives.
+    model_name
+        Name of the model under ``models``.
+    scans
+        Evaluation scans, if any, with ``subject``, ``truth``, ``mask`` and ``input``; the latter is called
+        ``..._desc-sim01_T1w.nii.gz``.
+
+    Returns
+    -------
+    Path
+        The page.
+    """
+    output_dir = Path(output_dir)
+    models = output_dir / "models"
+    card = read_card(models / f"{model_name}.safetensors")
+    files = sorted(models.glob(f"{model_name}_member-*_curves.csv"))
+    curves = {path.stem.removeprefix(f"{model_name}_").removesuffix("_curves"): path for path in files}
+    if not scans:
+        return write_group_page(output_dir, model_name, card=card, curves=curves)
+    evaluated = models / f"{model_name}_evaluation"
+    examples = []
+    for scan in scans:
+        stem = Path(scan.input or "").name.partition("_desc-sim01_")[0]
+        paths = {
+            name: evaluated / f"{stem}_desc-{desc}_T1w.nii.gz"
+            for name, desc in (("spline", "spline"), ("output", "iqt"))
+        }
+        examples.append(replace(scan, spline=paths["spline"], output=paths["output"]))
+    return write_group_page(
+        output_dir,
+        model_name,
+        card=card,
+        curves=curves,
+        evaluation=read_metrics(output_dir / "group_metrics.tsv"),
+        examples=examples,
+        reliability=(card.get("figures") or {}).get("reliability"),
+        uncertainty=kind_of_model(card),
+    )
+
+
 def write_group_page(
-    out_dir: str | os.PathLike, summary: Mapping[str, Any], *, convention: str = "radiological"
+    out_dir: Place,
+    name: str,
+    *,
+    card: Mapping[str, Any] | None = None,
+    curves: Mapping[str, Place] | None = None,
+    evaluation: Sequence[Evaluated] = (),
+    examples: Sequence[Record] = (),
+    reliability: Mapping[str, Any] | None = None,
+    uncertainty: str | None = None,
+    convention: str = "radiological",
 ) -> Path:
-    """Write the page of a trained ensemble.
+    """Write the page of a training.
 
     Parameters
     ----------
     out_dir
         Derivatives folder; gets ``group.html`` and ``figures/group_*``.
-    summary
-        ``name`` of the model and its up-scaling factor ``k``;
-        ``card``, mapping with everything recorded of the model;
-        ``curves``, ``{member: path of a CSV with the columns step, train_loss, val_loss}``; ``evaluation``,
-        one mapping per subject never trained on: ``subject``, ``spline``, ``mean`` (scores of the averaged
-        image) and ``members`` (a list), each score a mapping such as ``{"psnr": dB, "mssim": ...}``;
-        ``examples``, one mapping per subject with paths: ``subject``, ``truth``, ``spline``, ``iqt``, and
-        ``input``, ``mask`` if at hand; ``reliability`` of the standard deviation maps, as
-        `iqtflow.evaluation.uncertainty_calibration.summarise_reliability` returns it, and ``uncertainty``,
-        their kind; ``notes``, sentences for the top of the page. All but ``name`` may be left out.
+    name
+        Of the model.
+    card
+        All that was recorded of the model.
+    curves
+        For each network a CSV file with the columns step, train_loss, val_loss.
+    evaluation
+        Scores of each unseen subject.
+    examples
+        Enhanced scans of unseen subjects: ``subject``, ``output``, ``spline``, ``truth``; ``input`` and
+        ``mask`` are optional.
+    reliability
+        Standard deviation against true error, from
+        `iqtflow.evaluation.uncertainty_calibration.summarise_reliability`.
+    uncertainty
+        Kind of the standard deviation, one of `iqtflow.inference.uncertainty.KINDS`.
     convention
         ``radiological`` or ``neurological``.
 
@@ -71,58 +145,45 @@ def write_group_page(
     Raises
     ------
     InputError
-        A file of curves lacks a column, or evaluation subjects differ in what was measured.
+        A file of curves lacks a column, or the subjects have different measures.
     """
     out_dir = Path(out_dir).absolute()
     files: dict[str, bytes] = {}
 
-    def add(name: str, content: bytes, alt: str) -> pictures.Picture:
-        return pictures.keep(files, f"group_{name}", content, alt)
+    def add(file: str, plot: tuple[bytes, str]) -> pictures.Picture:
+        return pictures.keep(files, f"group_{file}.svg", *plot)
 
-    curves = {str(name): read_curves(path) for name, path in (summary.get("curves") or {}).items()}
-    evaluation = list(summary.get("evaluation") or ())
+    read = {network: read_curves(path) for network, path in (curves or {}).items()}
     tables = [_metric_table(evaluation, metric) for metric in _metrics(evaluation)]
-    boxes = []
-    for table in tables:
-        boxes.append(add(f"{table['metric']}.svg", *plots.paired_boxes(table["columns"], table["title"])))
-    reliability = summary.get("reliability")
     html = render(
         "group.html",
-        name=str(summary.get("name", "model")),
-        k=summary.get("k"),
-        notes=[str(n) for n in summary.get("notes") or ()],
-        curves=add("curves.svg", *plots.training_curves(curves)) if curves else None,
-        n_curves=len(curves),
+        name=name,
+        k=(card or {}).get("k"),
+        curves=add("curves", plots.training_curves(read)) if read else None,
+        n_curves=len(read),
         tables=tables,
-        boxes=boxes,
-        overview=[
-            [t["title"], *t["overview"], str(t["n"]), t["p"] or "one subject cannot be tested"]
-            for t in tables
-        ],
+        overview=[t["overview"] for t in tables],
+        boxes=[add(t["metric"], plots.paired_boxes(t["columns"], t["title"])) for t in tables],
         n_subjects=len(evaluation),
-        reliability=None
-        if not reliability
-        else {
-            "n": reliability["n"],
-            "kind": summary.get("uncertainty"),
-            "picture": add("reliability.svg", *reliability_curve(reliability)),
-            "rows": reliability_rows(reliability),
-        },
+        uncertainty=uncertainty,
+        reliability=reliability and add("reliability", plots.reliability_curve(reliability)),
+        reliability_n=reliability and reliability["n"],
+        reliability_rows=reliability and plots.reliability_rows(reliability),
         examples=[
-            _example(rank, gain, example, add, convention)
-            for rank, gain, example in rank_examples(summary.get("examples") or (), evaluation)
+            _example(rank, gain, example, files, convention)
+            for rank, gain, example in rank_examples(examples, evaluation)
         ],
         convention=convention,
         colours=pictures.legend_colours(),
-        facts=facts.fact_tables(summary.get("card") or {}, facts.CARD_TABLES),
-        card=facts.as_json(summary["card"]) if summary.get("card") else "",
+        facts=facts.card_tables(card) if card else {},
+        card=facts.as_json(card) if card else "",
     )
-    for name, content in files.items():
-        write_page(out_dir / "figures" / name, content)
+    for file, content in files.items():
+        write_page(out_dir / "figures" / file, content)
     return write_page(out_dir / "group.html", html)
 
 
-def read_curves(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read_curves(path: Place) -> dict[str, np.ndarray]:
     """Read training curves; a field that is empty (validation is not run at every step) becomes NaN.
 
     Returns
@@ -157,45 +218,36 @@ def read_curves(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def rank_examples(
-    examples: Sequence[Mapping[str, Any]], evaluation: Sequence[Mapping[str, Any]]
-) -> list[tuple[str, float | None, Mapping[str, Any]]]:
+    examples: Sequence[Record], evaluation: Sequence[Evaluated]
+) -> list[tuple[str, float | None, Record]]:
     """Choose the subjects with the largest, the median and the smallest gain in PSNR over the spline.
 
     Returns
     -------
     list of (rank in words, gain in dB or None, example)
-        Fewer than three when there are fewer; examples without scores follow unranked.
+        Fewer than three if there are fewer; examples without scores are last.
     """
-    gains = {
-        str(row["subject"]): row["mean"]["psnr"] - row["spline"]["psnr"]
-        for row in evaluation
-        if "psnr" in row["mean"]
-    }
-    known = sorted(
-        (e for e in examples if str(e["subject"]) in gains), key=lambda e: -gains[str(e["subject"])]
-    )
+    gains = {e.subject: e.mean["psnr"] - e.spline["psnr"] for e in evaluation if "psnr" in e.mean}
+    known = sorted((e for e in examples if e.subject in gains), key=lambda e: -gains[e.subject])
     places = {len(known) - 1: "Worst", 0: "Best"} if known else {}
     if len(known) > 2:
         places[len(known) // 2] = "Median"
-    ranked = [(places[i], gains[str(known[i]["subject"])], known[i]) for i in sorted(places)]
-    return (
-        ranked + [("Example", None, e) for e in examples if str(e["subject"]) not in gains][: 3 - len(ranked)]
-    )
+    ranked: list[tuple[str, float | None, Record]] = [
+        (places[i], gains[known[i].subject], known[i]) for i in sorted(places)
+    ]
+    others = [("Example", None, e) for e in examples if e.subject not in gains]
+    return ranked + others[: 3 - len(ranked)]
 
 
-def _metrics(evaluation: Sequence[Mapping[str, Any]]) -> list[str]:
+def _metrics(evaluation: Sequence[Evaluated]) -> list[str]:
+    """Return the names of the measures, which must be the same for all subjects."""
     if not evaluation:
         return []
-    names = list(evaluation[0]["mean"])
-    members = len(evaluation[0].get("members") or ())
+    names, members = list(evaluation[0].mean), len(evaluation[0].members)
     for row in evaluation:
-        if (
-            list(row["mean"]) != names
-            or any(name not in row["spline"] for name in names)
-            or len(row.get("members") or ()) != members
-        ):
+        if list(row.mean) != names or not set(names) <= set(row.spline) or len(row.members) != members:
             raise InputError(
-                f"evaluation of {row['subject']}",
+                f"evaluation of {row.subject}",
                 found="other measures or another number of networks than the first subject has",
                 expected=", ".join(names) + f" for {members} networks",
                 next_step="Evaluate all subjects in the same way.",
@@ -203,113 +255,106 @@ def _metrics(evaluation: Sequence[Mapping[str, Any]]) -> list[str]:
     return names
 
 
-def _metric_table(evaluation: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
-    """One measure: a column per method, a row per subject, and the averaged image against the spline."""
+def _metric_table(evaluation: Sequence[Evaluated], metric: str) -> dict[str, Any]:
+    """Return one measure: a column for each method, a row for each subject, and IQT against the spline."""
     from iqtflow.evaluation.metrics import wilcoxon
 
-    columns = {"spline": [row["spline"][metric] for row in evaluation]}
-    members = len(evaluation[0].get("members") or ())
-    if members > 1:  # a single network is the averaged image
-        columns |= {f"net {i + 1}": [row["members"][i][metric] for row in evaluation] for i in range(members)}
-    columns["IQT"] = [row["mean"][metric] for row in evaluation]
+    columns = {"spline": [row.spline[metric] for row in evaluation]}
+    members = len(evaluation[0].members)
+    if members > 1:  # a single network is the mean
+        columns |= {f"net {i + 1}": [row.members[i][metric] for row in evaluation] for i in range(members)}
+    columns["IQT"] = [row.mean[metric] for row in evaluation]
     gain = np.subtract(columns["IQT"], columns["spline"])
     values = [*columns.values(), gain]
     digits = DECIMALS.get(metric, 4)
     rows = [
-        [str(row["subject"]), *(f"{column[i]:.{digits}f}" for column in values)]
-        for i, row in enumerate(evaluation)
+        [row.subject, *(f"{column[i]:.{digits}f}" for column in values)] for i, row in enumerate(evaluation)
     ]
     foot = [["mean", *(f"{np.mean(column):.{digits}f}" for column in values)]]
-    n, p = len(evaluation), None
+    n, p = len(evaluation), ""
     if n > 1:  # one subject has no spread and cannot be tested
         foot.append(["SD", *(f"{np.std(column, ddof=1):.{digits}f}" for column in values)])
-        n, _, p = wilcoxon(columns["IQT"], columns["spline"])
+        n, _, found = wilcoxon(columns["IQT"], columns["spline"])
+        p = f"{found:.2g}"
     ensemble = ""
     if members > 1:
         means = np.mean([columns[f"net {i + 1}"] for i in range(members)], axis=1)
         best, middle, worst = (f"{value:.{digits}f}" for value in (means.max(), means.mean(), means.min()))
         ensemble = f"The networks alone: best {best}, mean {middle}, worst {worst}."
+    title, definition = MEASURES.get(metric, (metric, ""))
     return {
         "metric": metric,
-        "title": MEASURES.get(metric, (metric, ""))[0],
-        "definition": MEASURES.get(metric, (metric, ""))[1],
+        "title": title,
+        "definition": definition,
         "columns": columns,
         "header": ["subject", *columns, "gain"],
         "rows": rows,
         "foot": foot,
-        "overview": _overview(columns["spline"], columns["IQT"], gain, digits),
+        "overview": [title, *_overview(columns["spline"], columns["IQT"], gain, digits), str(n), p or "–"],
         "n": n,
-        "p": None if p is None else f"{p:.2g}",
+        "p": p,
         "better": int((gain > 0).sum()),
         "ensemble": ensemble,
     }
 
 
 def _overview(spline: Sequence[float], iqt: Sequence[float], gain: np.ndarray, digits: int) -> list[str]:
-    """Mean ± SD of both methods, and mean gain with its range, as cells of a table."""
+    """Return mean ± SD of both methods, and mean gain with its range, as cells of a table."""
 
     def spread(values: Sequence[float]) -> str:
         text = f"{np.mean(values):.{digits}f}"
         return text if len(values) < 2 else f"{text} ± {np.std(values, ddof=1):.{digits}f}"
 
-    return [
-        spread(spline),
-        spread(iqt),
-        f"{np.mean(gain):+.{digits}f}",
-        f"{gain.min():+.{digits}f} … {gain.max():+.{digits}f}",
-        f"{int((gain > 0).sum())} of {len(gain)}",
-    ]
+    smallest, mean, largest = (f"{v:+.{digits}f}" for v in (gain.min(), np.mean(gain), gain.max()))
+    better = f"{int((gain > 0).sum())} of {len(gain)}"
+    return [spread(spline), spread(iqt), mean, f"{smallest} … {largest}", better]
 
 
 def _example(
-    rank: str, gain: float | None, example: Mapping[str, Any], add: Any, convention: str
+    rank: str, gain: float | None, example: Record, files: dict[str, bytes], convention: str
 ) -> dict[str, Any]:
-    """Truth, spline, estimate, and both errors on one scale, in the first plane that crosses the slices."""
-    volumes = load_volumes({**example, "output": example["iqt"]})
+    """Draw truth, spline, enhanced volume, and both errors on one scale, in a plane across the slices."""
+    volumes, subject = load_volumes(example), bare_label(example.subject)
     if volumes.truth is None:
         raise InputError(
-            example.get("truth") or f"example {example['subject']}",
+            example.truth or f"example {subject}",
             found="no truth",
-            expected="the image that was hidden from the network",
+            expected="the high-field scan that the network did not see",
             next_step="Leave this example out, or give its truth.",
         )
-    plane = next(p for p in PLANES.values() if p.normal != volumes.slice_axis)
-    index = choose_slices(volumes.mask, plane, 1)[0]
-    box = crop_box(volumes, plane, convention=convention)
-    top = max(float(np.percentile(np.abs(volumes.before - volumes.truth)[volumes.mask], 98)), 1e-6)
-    truth, before, after = (
-        cut(d, plane, index, convention=convention)[box]
-        for d in (volumes.truth, volumes.before, volumes.after)
-    )
+    scene = make_scene(volumes, f"group_{rank.split()[0].lower()}-{subject}", convention)
+    plane = planes_in_order(volumes)[0]
+    drawer = PlaneDrawer(scene, plane, files, Rung(1, 480, 86), file="{name}", text_px=24)
     shown = (
-        ("truth", "Truth", pictures.to_grey(truth, volumes.window)),
-        ("spline", "Spline", pictures.to_grey(before, volumes.window)),
-        ("iqt", "IQT", pictures.to_grey(after, volumes.window)),
-        ("errspline", "Error of spline", pictures.to_colour(np.abs(before - truth), top)),
-        ("erriqt", "Error of IQT", pictures.to_colour(np.abs(after - truth), top)),
+        ("truth", "Truth", drawer.grey(volumes.truth)),
+        ("spline", "Spline", drawer.grey(volumes.before)),
+        ("iqt", "IQT", drawer.grey(volumes.after)),
+        ("errspline", "Error of spline", drawer.error(volumes.before)),
+        ("erriqt", "Error of IQT", drawer.error(volumes.after)),
     )
-    size = pictures.picture_size(truth.shape, volumes.pixel_mm(plane), 480)
-    found = []
-    for key, tag, picture in shown:
-        drawn = pictures.mark(pictures.enlarge(picture, size), sides=plane.sides(convention), text_px=24)
-        name = f"{rank.split()[0].lower()}-{bare_label(example['subject'])}_{key}.webp"
-        found.append(
-            (
-                tag,
-                add(
-                    name,
-                    pictures.encode(drawn, 86),
-                    f"{tag} of subject {example['subject']}, one {plane.name} slice.",
-                ),
-            )
-        )
-    span = volumes.window[1] - volumes.window[0]
     return {
         "rank": rank,
         "gain": gain,
-        "subject": str(example["subject"]),
+        "subject": subject,
         "plane": plane.name,
-        "place": position_label(volumes, plane, index),
-        "pictures": found,
-        "top_percent": 100 * top / span,
+        "place": drawer.places[0],
+        "pictures": [
+            (tag, drawer.sheet(name, frames, f"{tag} of sub-{subject}")) for name, tag, frames in shown
+        ],
+        "top_percent": 100 * scene.error_top / (volumes.window[1] - volumes.window[0]),
     }
+
+
+def read_metrics(path: Place) -> list[Evaluated]:
+    """Read the scores of each subject from ``group_metrics.tsv``."""
+    found: dict[str, Evaluated] = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            label, method = row.pop("participant_id").removeprefix("sub-"), row.pop("method")
+            one = found.setdefault(label, Evaluated(label))
+            scores = {name: float(value) for name, value in row.items()}
+            if method.startswith("member-"):
+                one.members.append(scores)
+            elif method in ("spline", "iqt"):
+                setattr(one, {"iqt": "mean"}.get(method, method), scores)
+    return [one for one in found.values() if one.spline and one.mean]

@@ -1,19 +1,30 @@
-"""The index of a data set, ``index.html``, and the pages of subjects that did not go through as a whole."""
+"""The index of a data set, ``index.html``, and all pages of a run or of a folder of derivatives."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from iqtflow.reports.assemble.entries import STATUSES, Record
+from iqtflow.reports.assemble.group import write_training_page
 from iqtflow.reports.assemble.page import bare_label, render, write_page
-from iqtflow.reports.assemble.records import complete_record
 from iqtflow.reports.assemble.subject import write_subject_page
-from iqtflow.reports.assemble.summaries import find_labels, read_summary, summary_path
+from iqtflow.reports.record import (
+    STATUSES,
+    Place,
+    Record,
+    Shown,
+    complete_record,
+    find_labels,
+    find_records,
+    find_source,
+    labels_of_derivatives,
+    read_summary,
+    summary_path,
+)
+from iqtflow.utils.errors import InputError
 
-#: Which subjects the index can be narrowed to: mark and words.
+#: Groups of subjects that the index can show alone: mark and words.
 FILTERS = (
     ("failed", "Failed"),
     ("warning", "With warnings"),
@@ -23,20 +34,16 @@ FILTERS = (
 )
 
 
-def write_index_page(
-    out_dir: str | os.PathLike, subjects: Mapping[str, Sequence[Record]] | Sequence[str] = ()
-) -> Path:
-    """Write the index of all subjects whose pages are in a folder: who passed, who failed and why, with a
-    picture of each.
+def write_index_page(out_dir: Place, subjects: Iterable[str] = ()) -> Path:
+    """Write the index of all subjects whose pages are in a folder, with status, reason and a picture of each.
 
     Parameters
     ----------
     out_dir
-        Derivatives folder with pages by `write_subject_page`.
+        Derivatives folder with pages by `iqtflow.reports.assemble.subject.write_subject_page`.
     subjects
-        Labels of the subjects (or records by label) of this run. Those without a page are listed as such, so
-        that nobody is missing in silence. Subjects of earlier runs and of other jobs of a cluster are listed
-        from what they left in the folder.
+        Labels of the subjects of this run; those without a page are listed, too. Subjects of earlier runs
+        and of other jobs are found in the folder.
 
     Returns
     -------
@@ -48,13 +55,13 @@ def write_index_page(
     while True:
         before = _state(out_dir)
         page = write_page(out_dir / "index.html", _render_index(out_dir, asked))
-        # Jobs of a cluster share the folder. Whichever writes last looks again: nobody's subject is lost.
+        # Several jobs may write into the folder: the last one looks again, so that no subject is lost.
         if _state(out_dir) == before:
             return page
 
 
 def _state(out_dir: Path) -> list[tuple[str, int]]:
-    """The subjects that have left a summary, and when."""
+    """Return the subjects that have a summary, and its time."""
     found = []
     for label in find_labels(out_dir):
         try:
@@ -65,25 +72,22 @@ def _state(out_dir: Path) -> list[tuple[str, int]]:
 
 
 def _render_index(out_dir: Path, asked: Sequence[str]) -> str:
-    labels = sorted({*find_labels(out_dir), *asked})
-    rows = []
-    for label in labels:
-        scans = read_summary(out_dir, label).get("scans", [])
-        found = {scan["status"] for scan in scans}
+    rows: list[dict[str, Any]] = []
+    for label in sorted({*find_labels(out_dir), *asked}):
+        scans = read_summary(out_dir, label).scans
+        found = {scan.status for scan in scans}
         status = next((s for s in ("failed", "enhanced", "prepared", "skipped") if s in found), "failed")
+        marks = {status, *found}
+        if any(scan.warnings or scan.verdict_style == "warn" for scan in scans):
+            marks.add("warning")
+        has_page = (out_dir / f"sub-{label}.html").is_file()
         rows.append(
-            {
-                "label": label,
-                "status": status,
-                "scans": scans,
-                "marks": _marks(status, scans),
-                "has_page": (out_dir / f"sub-{label}.html").is_file(),
-            }
+            {"label": label, "status": status, "scans": scans, "marks": sorted(marks), "has_page": has_page}
         )
     order = {"failed": 0, "enhanced": 1, "prepared": 1, "skipped": 2}
     rows.sort(key=lambda row: order[row["status"]])
     counts = {
-        status: sum(scan["status"] == status for row in rows for scan in row["scans"]) for status in STATUSES
+        status: sum(scan.status == status for row in rows for scan in row["scans"]) for status in STATUSES
     }
     counts["missing"] = sum(not row["scans"] for row in rows)
     filters = [("", "All")]
@@ -101,28 +105,19 @@ def _render_index(out_dir: Path, asked: Sequence[str]) -> str:
     )
 
 
-def _marks(status: str, scans: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the index can be narrowed by: outcomes of the scans, and whether any wants attention."""
-    marks = {status, *(scan["status"] for scan in scans)}
-    if any(scan.get("warnings") or scan.get("verdict_style") == "warn" for scan in scans):
-        marks.add("warning")
-    return sorted(marks)
+def write_pages(out_dir: Place, records: Iterable[Record]) -> Path:
+    """Write the pages of subjects with a failed or skipped scan at the end of a run, then the index.
 
-
-def write_pages(out_dir: str | os.PathLike, scans: Sequence[Mapping[str, Any]]) -> Path:
-    """Bring all pages of a run up to date at its end: subjects with a failed or skipped scan, then the index.
-
-    Pages that the graph has written already, and that show the same scans with the same outcome, are left
-    alone.
+    A page that the graph has written already, and that shows the same scans with the same outcome, is not
+    written again.
 
     Parameters
     ----------
     out_dir
         Derivatives folder.
-    scans
-        One record per scan as for `write_subject_page`, each with its ``subject``. An enhanced scan needs
-        only ``input`` and ``output``: the rest is found beside the output, or in the summary of the page that
-        it was on before.
+    records
+        One for each scan, with its ``subject``. An enhanced scan needs only ``input`` and ``output``: the
+        rest is found beside the output, or in the summary of its earlier page.
 
     Returns
     -------
@@ -130,25 +125,83 @@ def write_pages(out_dir: str | os.PathLike, scans: Sequence[Mapping[str, Any]]) 
         ``index.html``.
     """
     out_dir = Path(out_dir).absolute()
-    subjects: dict[str, list[Mapping[str, Any]]] = {}
-    for scan in scans:
-        subjects.setdefault(bare_label(scan["subject"]), []).append(scan)
-    for label, records in subjects.items():
-        shown = read_summary(out_dir, label).get("scans", [])
-        same = sorted(_outcome(r["status"], r.get("input"), r.get("message")) for r in records) == sorted(
-            _outcome(s["status"], s["record"].get("input"), s["sentence"]) for s in shown
-        )
-        failed = any(record["status"] == "failed" for record in records)  # its log may be a new one
+    subjects: dict[str, list[Record]] = {}
+    for record in records:
+        subjects.setdefault(bare_label(record.subject), []).append(record)
+    for label, own in subjects.items():
+        shown = read_summary(out_dir, label).scans
+        same = sorted(map(_outcome, own)) == sorted(map(_outcome, shown))
+        failed = any(record.status == "failed" for record in own)  # its log may be new
         if failed or not same or not (out_dir / f"sub-{label}.html").is_file():
-            known = {scan["record"].get("input"): scan["record"] for scan in shown}
+            known = {str(scan.record.input): scan.record for scan in shown}
             write_subject_page(
-                out_dir,
-                label,
-                [complete_record(record, known.get(str(record.get("input")), {})) for record in records],
+                out_dir, label, [complete_record(record, known.get(str(record.input))) for record in own]
             )
     return write_index_page(out_dir, subjects)
 
 
-def _outcome(status: str, source: Any, sentence: Any) -> tuple[str, ...]:
-    # The sentence of an enhanced scan is the page's own; those of the others tell two failures apart.
-    return (status, str(source)) if status == "enhanced" else (status, str(source), str(sentence))
+def _outcome(scan: Record | Shown) -> tuple[str, ...]:
+    """Return what tells two outcomes apart. The page itself makes the sentence of an enhanced scan."""
+    source, words = (
+        (scan.input, scan.message) if isinstance(scan, Record) else (scan.record.input, scan.sentence)
+    )
+    return (scan.status, str(source), "" if scan.status == "enhanced" else words)
+
+
+def rebuild(output_dir: Place) -> Path:
+    """Write the pages of all subjects, of the data set and of a training again, from what is on disk.
+
+    The summary beside the figures of a page has its records; scans without one are found by the names of
+    their derivatives. If the work directory is gone, the spline is computed again, and without a brain mask
+    the grey scale is set on the foreground. The folder may have been moved. Scans are looked for where
+    ``DatasetLinks`` of the derivatives says.
+
+    Parameters
+    ----------
+    output_dir
+        Root of the derivatives.
+
+    Returns
+    -------
+    Path
+        ``index.html``.
+
+    Raises
+    ------
+    InputError
+        The folder has nothing to make a page from.
+    OutputError
+        It cannot be written to.
+    """
+    output_dir = Path(output_dir).absolute()
+    labels = sorted({*find_labels(output_dir), *labels_of_derivatives(output_dir)})
+    models = sorted((output_dir / "models").glob("*.safetensors"))
+    if not labels and not models:
+        raise InputError(
+            output_dir,
+            found="neither pages nor derivatives of iqtflow",
+            expected="output of an earlier run",
+            next_step="Give the output folder of a run, or run without this option first.",
+        )
+    for label in labels:
+        write_subject_page(output_dir, label, find_records(output_dir, label))
+    if models:  # the page shows the last one that was trained
+        name = max(models, key=lambda model: (model.stat().st_mtime_ns, model.name)).stem
+        write_training_page(output_dir, name, scans=_find_evaluated(output_dir, name))
+    return write_index_page(output_dir, labels)
+
+
+def _find_evaluated(output_dir: Path, model_name: str) -> list[Record]:
+    """Return the evaluation scans of a model whose enhanced volume, simulated scan and truth are there."""
+    found = []
+    evaluated = output_dir / "models" / f"{model_name}_evaluation"
+    for estimate in sorted(evaluated.glob("sub-*_desc-iqt_T1w.nii.gz")):
+        label = estimate.name.split("_")[0].removeprefix("sub-")
+        simulated = estimate.name.replace("_desc-iqt_", "_desc-sim01_")
+        for low in sorted((output_dir / f"sub-{label}").rglob(simulated)):
+            truth = find_source(output_dir, low)
+            mask = low.with_name(low.name.partition("_desc-sim01_")[0] + "_desc-brain_mask.nii.gz")
+            if truth is not None:
+                known = mask if mask.is_file() else None
+                found.append(Record("enhanced", low, subject=label, truth=truth, mask=known))
+    return found

@@ -1,11 +1,8 @@
-"""From a template to a file: one self-contained page beside its folder of figures, written atomically, asking
-the network for nothing.
-"""
+"""From a template to a file: a page beside its folder of figures, which needs no internet."""
 
 from __future__ import annotations
 
 import os
-import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,14 +11,15 @@ from urllib.parse import quote
 import jinja2
 
 from iqtflow import __version__
-from iqtflow.image.nifti import write_atomically
+from iqtflow.bids.names import is_label
 from iqtflow.utils.errors import InputError
+from iqtflow.utils.files import write_atomically
 
-#: Stands on every page.
+#: On every page.
 NOTICE = (
-    "For research only, not for diagnosis. Detail between the acquired slices is inferred from what a "
-    "network learned on other people’s brains; it was not measured in this patient, and may be missing, "
-    "displaced or invented. Check every finding on the original scan."
+    "For research only, not for diagnosis. Detail between the acquired slices was not measured in this "
+    "patient. A network infers it from other brains; it can be missing, displaced or invented. Check each "
+    "finding on the original scan."
 )
 
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -35,13 +33,13 @@ def render(template: str, **values: Any) -> str:
     template
         File name within the templates folder.
     **values
-        What the template names; a missing one is an error, not a blank.
+        Values that the template names; a missing one is an error.
     """
     return _environment().get_template(template).render(notice=NOTICE, version=__version__, **values)
 
 
 def write_page(path: str | os.PathLike, content: str | bytes) -> Path:
-    """Write a page or a figure atomically, so that no reader ever sees half of it.
+    """Write a page or a figure atomically: no reader sees half of it.
 
     Raises
     ------
@@ -58,14 +56,14 @@ def bare_label(subject: str) -> str:
     Raises
     ------
     InputError
-        It is not a BIDS label, so it cannot become a file name.
+        It is not a BIDS label.
     """
     label = str(subject).removeprefix("sub-")
-    if not re.fullmatch(r"[A-Za-z0-9+]+", label):
+    if not is_label(label):
         raise InputError(
             "subject label",
             found=repr(subject),
-            expected="letters and digits, as BIDS has it",
+            expected="letters and digits",
             next_step="Rename the subject's folder and files.",
         )
     return label

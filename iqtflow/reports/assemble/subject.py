@@ -2,38 +2,88 @@
 
 from __future__ import annotations
 
-import json
-import os
+import re
+import textwrap
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nibabel.filebasedimages import ImageFileError
 
-from iqtflow.reports.assemble.entries import STATUSES, Entry, Record, describe, what_happened
-from iqtflow.reports.assemble.figures import draw_figures
+from iqtflow.bids.names import stem_of
+from iqtflow.inference.uncertainty import NOT_COVERED, kind_of_scan
+from iqtflow.reports.assemble import facts
 from iqtflow.reports.assemble.page import bare_label, render, write_page
-from iqtflow.reports.assemble.prepared import PreparedFigures, draw_prepared
-from iqtflow.reports.assemble.summaries import (
-    VOLUMES,
+from iqtflow.reports.draw.enhanced import Figures, draw_figures
+from iqtflow.reports.draw.pictures import legend_colours
+from iqtflow.reports.draw.prepared import PreparedFigures, draw_prepared
+from iqtflow.reports.draw.volumes import CONVENTIONS, Volumes, load_volumes
+from iqtflow.reports.record import (
+    STATUSES,
+    Place,
+    Record,
+    Shown,
+    Summary,
     fingerprint,
     is_current,
     read_summary,
-    storable,
     summary_path,
 )
-from iqtflow.reports.draw.pictures import legend_colours
-from iqtflow.reports.draw.views import CONVENTIONS, load_volumes
 from iqtflow.utils.errors import InputError, IQTFlowError
 
-DRAWN = ("enhanced", "prepared")  #: scans with pictures
 MAX_BYTES = 6_000_000  #: of a page and its figures
-PAGE_BYTES = 400_000  #: kept back for the page itself, the small plots and the logs
+PAGE_BYTES = 400_000  #: kept for the page itself, the small plots and the logs
+LOG_LINES = 200  #: the end of a longer log is kept
+EXCERPT_LINES = 14  #: lines of the log that are shown at once
+LOG_BYTES = 100_000
+
+#: Volumes that the page names, with words for them.
+_OUTPUTS = (
+    ("output", "enhanced volume (IQT)"),
+    ("std", "standard deviation"),
+    ("spline", "spline"),
+    ("mask", "brain mask"),
+    ("wm", "white matter"),
+    ("gm", "grey matter"),
+    ("csf", "cerebrospinal fluid"),
+    ("library", "patch library"),
+)
+_NO_MESSAGE = {
+    "skipped": "Skipped; no reason was recorded.",
+    "failed": "Failed; no message was recorded.",
+}
+
+
+@dataclass
+class Entry:
+    """One scan on the page."""
+
+    record: Record
+    anchor: str
+    title: str
+    sentence: str
+    outputs: list[tuple[str, str]]
+    verdict: facts.Verdict | None
+    log: str
+    excerpt: str
+    log_file: str
+    figures: Figures | None = None
+    prepared: PreparedFigures | None = None
+    picture_fault: str = ""
+    tilt_degrees: float = 0.0
+    has_mask: bool = True
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def status(self) -> str:
+        """Status of the scan."""
+        return self.record.status
 
 
 def write_subject_page(
-    out_dir: str | os.PathLike,
+    out_dir: Place,
     subject: str,
     records: Sequence[Record],
     *,
@@ -46,23 +96,16 @@ def write_subject_page(
     ----------
     out_dir
         Derivatives folder; gets ``sub-X.html``, ``sub-X/figures/*`` and a small
-        ``sub-X/figures/sub-X_desc-report.json`` from which `write_index_page` makes the index.
+        ``sub-X/figures/sub-X_desc-report.json`` from which
+        `iqtflow.reports.assemble.index.write_index_page` makes the index.
     subject
         Label, with or without ``sub-``.
     records
-        One mapping per scan: ``status`` (``enhanced``, ``prepared``, ``skipped`` or ``failed``) and
-        ``input``. For an enhanced scan the paths ``output``, ``spline``, ``std``, ``mask``, ``truth`` (any
-        but the first may be None), ``details`` (mapping: geometry, model, run, ``Warnings``) and ``metrics``
-        (``{method: {metric: value}}``). For a scan that was prepared for training the paths ``wm``, ``gm``,
-        ``csf``, ``mask``, ``library``, and ``draws``: mappings with ``image`` (path) and ``sidecar``
-        (mapping). For others ``message`` (why it failed or was skipped) and ``log`` (text, or path of a text
-        file). ``names`` (``{key: path}``) gives volumes the names that the page should show, when they are
-        drawn from elsewhere.
+        One for each scan.
     convention
         ``radiological`` (the patient's right on the left of the picture) or ``neurological``.
     max_bytes
-        Most that the page and its figures may weigh, in bytes; pictures are made fewer and smaller to stay
-        below.
+        Most bytes of the page and its figures; fewer and smaller pictures are drawn to meet it.
 
     Returns
     -------
@@ -72,15 +115,14 @@ def write_subject_page(
     Raises
     ------
     InputError
-        A record has an unknown status, or the label or the convention is none.
+        The label or the convention does not exist.
     OutputError
         The folder cannot be written to.
 
     Notes
     -----
-    A volume that cannot be read does not fail the page: it says so in place of the pictures, since the page
-    is where people look when something went wrong. A page that is there already, of the same records and
-    unchanged volumes, is left as it is.
+    If a volume cannot be read, the page says so in place of the pictures. A page of the same records and
+    unchanged volumes is not written again.
     """
     label = bare_label(subject)
     if convention not in CONVENTIONS:
@@ -96,20 +138,18 @@ def write_subject_page(
     if is_current(out_dir, label, mark):
         return page
     previous = read_summary(out_dir, label)
-    drawn = sum(record.get("status") in DRAWN for record in records)
+    drawn = sum(record.status in ("enhanced", "prepared") for record in records)
     budget = (max_bytes - PAGE_BYTES) // max(drawn, 1)
     entries: list[Entry] = []
     written: list[str] = []
     for record in records:
-        entry = describe(record, label, out_dir, taken={e.anchor for e in entries})
-        if entry.status in DRAWN:
-            _draw(entry, record, convention=convention, max_bytes=budget)
-        for figures in (entry.figures, entry.prepared):
-            if figures is not None:
-                for name, content in figures.files.items():
-                    write_page(folder / name, content)
-                written += figures.files
-                figures.files.clear()
+        entry = _describe(record, label, out_dir, taken={e.anchor for e in entries})
+        figures = _draw(entry, convention=convention, max_bytes=budget)
+        if figures is not None:
+            for name, content in figures.files.items():
+                write_page(folder / name, content)
+            written += figures.files
+            figures.files.clear()
         entries.append(entry)
     html = render(
         "subject.html",
@@ -120,57 +160,112 @@ def write_subject_page(
         colours=legend_colours(),
         overlay_colours=legend_colours(over_grey=150),
         counts={status: sum(e.status == status for e in entries) for status in STATUSES},
+        facts=facts,
+        not_covered=lambda details: NOT_COVERED[kind_of_scan(details)],
     )
     write_page(page, html)
-    write_page(summary_path(out_dir, label), _summary(label, entries, records, written, mark))
-    for name in set(previous.get("figures", ())) - set(written):
-        with suppress(OSError):  # no figure of the page: what cannot be deleted may stay
-            (folder / Path(name).name).unlink()  # left by an earlier run of this subject
+    summary = Summary([_shown(entry) for entry in entries], sorted(written), mark)
+    write_page(summary_path(out_dir, label), summary.as_json(label) + "\n")
+    for name in set(previous.figures) - set(written):  # of an earlier run
+        with suppress(OSError):
+            (folder / Path(name).name).unlink()
     return page
 
 
-def _draw(entry: Entry, record: Record, *, convention: str, max_bytes: int) -> None:
+def _draw(entry: Entry, *, convention: str, max_bytes: int) -> Figures | PreparedFigures | None:
+    """Draw the figures of a scan; what cannot be drawn is noted in the entry."""
     try:
         if entry.status == "prepared":
-            entry.prepared = draw_prepared(record, entry.anchor, convention=convention, max_bytes=max_bytes)
-            entry.sentence = entry.sentence or _what_was_drawn(entry.prepared)
-            return
-        volumes = load_volumes(record)
-        entry.figures = draw_figures(volumes, entry.anchor, convention=convention, max_bytes=max_bytes)
+            found = draw_prepared(entry.record, entry.anchor, convention=convention, max_bytes=max_bytes)
+            scans = f"{found.n_draws} simulated low-field scan{'' if found.n_draws == 1 else 's'}"
+            entry.prepared = found
+            entry.sentence = entry.sentence or f"Prepared for training: tissue maps, {scans}, patch library."
+        elif entry.status == "enhanced":
+            volumes = load_volumes(entry.record)
+            entry.figures = draw_figures(volumes, entry.anchor, convention=convention, max_bytes=max_bytes)
+            entry.tilt_degrees, entry.has_mask = volumes.tilt_degrees, volumes.has_mask
+            entry.sentence = entry.sentence or _what_happened(volumes)
     except IQTFlowError as fault:
         entry.picture_fault = str(fault)
-        return
     except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as fault:
         entry.picture_fault = f"{type(fault).__name__}: {fault}"
-        return
-    entry.tilt_degrees, entry.has_mask = volumes.tilt_degrees, volumes.has_mask
-    entry.sentence = entry.sentence or what_happened(volumes)
+    return entry.figures or entry.prepared
 
 
-def _what_was_drawn(figures: PreparedFigures) -> str:
-    scans = f"{figures.n_draws} low-field scan{'' if figures.n_draws == 1 else 's'}"
-    return f"Prepared for training: tissue maps, {scans} simulated from them, a library of patches."
+def _describe(record: Record, label: str, out_dir: Path, *, taken: set[str]) -> Entry:
+    """Put a record into words; pictures come later. No two anchors of a page are the same."""
+    title = stem_of(Path(record.input or record.output or f"sub-{label}").name)
+    anchor = stem = re.sub(r"[^A-Za-z0-9_-]+", "-", title).strip("-") or f"sub-{label}"
+    number = 2
+    while anchor in taken:
+        anchor, number = f"{stem}-{number}", number + 1
+    message = str(record.message).strip().removeprefix(f"{record.input}: ")
+    log, log_file = _read_log(record)
+    known = log_file is not None and log_file.is_relative_to(out_dir)
+    return Entry(
+        record=record,
+        anchor=anchor,
+        title=title,
+        sentence=message or _NO_MESSAGE.get(record.status, ""),
+        outputs=list(_outputs(record, out_dir)),
+        verdict=facts.judge(record.details) if record.status == "enhanced" else None,
+        log=log,
+        excerpt=_excerpt(log),
+        log_file=log_file.relative_to(out_dir).as_posix() if log_file and known else "",
+        warnings=facts.find_warnings(record.details),
+    )
 
 
-def _summary(
-    label: str, entries: Sequence[Entry], records: Sequence[Record], written: Sequence[str], mark: str
-) -> str:
-    thumbnails = [(e.figures or e.prepared).thumbnail if e.figures or e.prepared else None for e in entries]
-    scans = [
-        {
-            "title": e.title,
-            "anchor": e.anchor,
-            "status": e.status,
-            "sentence": e.sentence,
-            "warnings": e.warnings,
-            "verdict": e.verdict.badge if e.verdict else "",
-            "verdict_style": e.verdict.style if e.verdict else "",
-            "thumbnail": thumbnail.file if thumbnail else None,
-            "alt": thumbnail.alt if thumbnail else "",
-            "volumes": {key: str(record[key]) for key in VOLUMES if record.get(key)},
-            "record": storable(record),
-        }
-        for e, record, thumbnail in zip(entries, records, thumbnails, strict=True)
-    ]
-    content = {"subject": label, "scans": scans, "figures": sorted(written), "fingerprint": mark}
-    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+def _shown(entry: Entry) -> Shown:
+    figures = entry.figures or entry.prepared
+    return Shown(
+        title=entry.title,
+        anchor=entry.anchor,
+        status=entry.status,
+        sentence=entry.sentence,
+        warnings=entry.warnings,
+        verdict=entry.verdict.badge if entry.verdict else "",
+        verdict_style=entry.verdict.style if entry.verdict else "",
+        thumbnail=figures.thumbnail.file if figures else None,
+        alt=figures.thumbnail.alt if figures else "",
+        record=entry.record,
+    )
+
+
+def _what_happened(volumes: Volumes) -> str:
+    """Return the number of slices and their spacing before and after."""
+    after = volumes.sizes_mm
+    if volumes.acquired is None:
+        return f"Enhanced to voxels of {' × '.join(f'{s:.2f}' for s in after)} mm."
+    axis = volumes.slice_axis
+    spacing = float((volumes.acquired[1][:3, axis] ** 2).sum() ** 0.5)
+    across = ("left to right", "back to front", "bottom to top")[axis]
+    n_before, n_after = volumes.acquired[0].shape[axis], volumes.after.shape[axis]
+    old = f"{n_before} slices {spacing:.2f} mm apart ({across})"
+    return f"{old} became {n_after} slices {after[axis]:.2f} mm apart."
+
+
+def _read_log(record: Record) -> tuple[str, Path | None]:
+    """Return the end of a record's log, and its file if the record names one."""
+    text = str(record.log)
+    file = next((path.absolute() for name, path in record.files() if name == "log"), None)
+    if file is not None:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    lines = text.rstrip().splitlines()
+    if len(lines) > LOG_LINES:
+        lines = [f"[the first {len(lines) - LOG_LINES} lines are left out]", *lines[-LOG_LINES:]]
+    return "\n".join(lines)[-LOG_BYTES:], file
+
+
+def _excerpt(log: str) -> str:
+    """Return the last lines of a log, without those that only point at a place in the line above."""
+    lines = [line for line in log.splitlines() if line.strip("^~ \t")]
+    return textwrap.dedent("\n".join(lines[-EXCERPT_LINES:]).expandtabs(4))
+
+
+def _outputs(record: Record, out_dir: Path) -> Iterator[tuple[str, str]]:
+    """Yield words for, and path of, each volume in the derivatives; working files are not named."""
+    for name, words in _OUTPUTS:
+        path = Path(record.names.get(name) or getattr(record, name) or "")
+        if path.is_relative_to(out_dir):
+            yield words, path.relative_to(out_dir).as_posix()

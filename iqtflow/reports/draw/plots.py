@@ -9,10 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from iqtflow.reports.draw.views import Volumes
+from iqtflow.reports.draw.volumes import Volumes
+from iqtflow.simulation.snr_prior import DEFAULT_PRIOR, PUBLISHED, SNRPrior
 
 #: Colours that stay apart for colour-blind readers and in grey print (Okabe & Ito, doi:10.1038/nmeth.1618).
 BEFORE, AFTER, TRUTH, POINTS = "#8a8a8a", "#0060a8", "#111111", "#c25a00"
+
+PROBABILITY = 0.95  #: share of draws inside an ellipse
+NUMBERED = 12  #: at most so many draws get their number
 
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -178,6 +182,109 @@ def paired_boxes(values: Mapping[str, Sequence[float]], unit: str) -> tuple[byte
         axes.grid(visible=False, axis="x")
         svg = to_svg(figure)
     return svg, f"{unit} of {', '.join(names)} over {table.shape[1]} subjects."
+
+
+def snr_ellipse(drawn: Sequence[tuple[float, float]], prior: Mapping[str, Any] | None) -> tuple[bytes, str]:
+    """Plot drawn (SNR_WM, SNR_GM) over the prior's ellipse and the published one.
+
+    Parameters
+    ----------
+    drawn
+        One pair for each simulated scan.
+    prior
+        ``name``, ``mean`` and ``covariance`` of what was drawn from; None when nobody has noted it.
+
+    Returns
+    -------
+    bytes, str
+        SVG and its description in words.
+    """
+    published = PUBLISHED[DEFAULT_PRIOR]
+    points = np.asarray(drawn, float)
+    own = None
+    if prior is not None:
+        own = SNRPrior(
+            str(prior.get("name", "prior")),
+            tuple(map(float, prior["mean"])),
+            tuple(tuple(map(float, row)) for row in prior["covariance"]),
+        )
+    same = own is not None and (own.mean, own.covariance) == (published.mean, published.covariance)
+    outside = 0 if own is None else int((~own.holds(points, PROBABILITY)).sum())
+    share = f"{PROBABILITY:.0%} of draws"
+    with axes_of("SNR of white matter", "SNR of grey matter", size=(5.4, 4.2)) as (figure, axes):
+        colour, style = (AFTER, "-") if same else (BEFORE, "--")
+        label = f"published, {published.name} ({share})"
+        axes.plot(*published.outline(PROBABILITY), color=colour, ls=style, lw=1.5, label=label)
+        axes.plot(*published.mean, "+", color=colour, ms=9)
+        if own is not None and not same:
+            axes.plot(*own.outline(PROBABILITY), color=AFTER, lw=1.5, label=f"{own.name} ({share})")
+            axes.plot(*own.mean, "+", color=AFTER, ms=9)
+        axes.plot(*points.T, "o", color=POINTS, ms=5, label="drawn for this subject")
+        if len(points) <= NUMBERED:
+            for number, point in enumerate(points, start=1):
+                axes.annotate(str(number), point, xytext=(5, 4), textcoords="offset points", fontsize=9)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.legend(loc="upper left", fontsize=9)
+        svg = to_svg(figure)
+    count = f"{len(points)} simulated scan{'' if len(points) == 1 else 's'}"
+    words = f"Signal-to-noise ratios of white and grey matter drawn for {count}, over the prior’s ellipse"
+    return svg, f"{words}; {outside} of them outside of it."
+
+
+def reliability_curve(summary: Mapping[str, Any]) -> tuple[bytes, str]:
+    """Plot root mean square error over standard deviation, bin by bin, with the line where the two are equal.
+
+    Parameters
+    ----------
+    summary
+        As `iqtflow.evaluation.uncertainty_calibration.summarise_reliability` returns it.
+
+    Returns
+    -------
+    bytes, str
+        SVG and its description in words.
+    """
+    std, error, low, high = (
+        np.array([row[name] for row in summary["bins"]], float)
+        for name in ("std", "error", "error_min", "error_max")
+    )
+    top = 1.05 * max(std.max(), high.max())
+    several = summary["n"] > 1
+    with axes_of(
+        "standard deviation stated (% of range)", "error made, root mean square (%)", size=(5.4, 4.2)
+    ) as (figure, axes):
+        axes.plot([0, top], [0, top], color=BEFORE, lw=1.2, ls="--", label="error as large as stated")
+        if several:
+            span = "smallest to largest over people"
+            axes.fill_between(std, low, high, color=AFTER, alpha=0.15, lw=0, label=span)
+        label = "mean over people" if several else "measured"
+        axes.plot(std, error, "o-", color=AFTER, lw=1.4, ms=3.5, label=label)
+        axes.set(xlim=(0, top), ylim=(0, top), aspect="equal")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2, fontsize=9, handlelength=1.5)
+        svg = to_svg(figure)
+    people = "1 person" if summary["n"] == 1 else f"{summary['n']} people"
+    return svg, (
+        f"Error against standard deviation in {len(std)} bins of voxels, {people}: from {error[0]:.2g} % at "
+        f"{std[0]:.2g} % to {error[-1]:.2g} % at {std[-1]:.2g} %."
+    )
+
+
+def reliability_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """What the curve comes to, as rows of a table: figure, mean over people, smallest to largest, ideal."""
+    shown = (
+        ("Error / standard deviation", "error_over_std", "{:.2f}", "1"),
+        ("Voxels within 1 standard deviation", "within_1_std", "{:.0%}", "68 % if errors were Gaussian"),
+        ("Voxels within 2 standard deviations", "within_2_std", "{:.0%}", "95 % if errors were Gaussian"),
+        ("Spearman’s ρ of both over bins", "spearman_bins", "{:.3f}", "1"),
+        ("Spearman’s ρ of both over voxels", "spearman", "{:.2f}", "below 1 for any map"),
+    )
+    rows = []
+    for label, name, form, ideal in shown:
+        mean, low, high = (
+            form.format(summary[name][key]).replace("%", " %") for key in ("mean", "min", "max")
+        )
+        rows.append([label, mean, f"{low} … {high}", ideal])
+    return rows
 
 
 @contextmanager
