@@ -72,8 +72,9 @@ def _measure(kind: str, folder: Path) -> dict[str, float]:
         _draw_with_nilearn(folder, out)
     else:
         from iqtflow.reports.assemble.subject import write_subject_page
+        from iqtflow.reports.record import Record
 
-        record = json.loads((folder / f"{kind}.json").read_text())
+        record = Record.read(json.loads((folder / f"{kind}.json").read_text()))
         write_subject_page(out, "mni", [record])
     files = [path for path in out.rglob("*") if path.is_file()]
     return {

@@ -1,4 +1,4 @@
-"""Pages as nodes."""
+"""The pages of a subject as nodes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from iqtflow.reports.assemble.index import write_pages
+from iqtflow.reports.record import Record, enhanced_record, is_complete, prepared_record
 
-__all__ = ["ReportPrepared", "ReportSubject", "write_pages"]
+__all__ = ["ReportPrepared", "ReportSubject"]
 
 
 class _ReportInputSpec(DynamicTraitedSpec):
@@ -26,8 +26,7 @@ class _ReportInputSpec(DynamicTraitedSpec):
     )
     subject = traits.Str(mandatory=True, desc="label of the subject")
     inputs_named = traits.List(traits.Str, mandatory=True, desc="the scans, one path for each")
-    # As names, not as files: nipype takes a string that names a file for the file's content, and whether
-    # these have been stored yet is a race.
+    # Names, not files: nipype would hash the content of files that may not be stored yet.
     outputs_named = traits.List(
         traits.Str,
         hash_files=False,
@@ -44,18 +43,14 @@ class _ReportOutputSpec(TraitedSpec):
 
 
 class _Report(SimpleInterface):
-    """A page from files: the node has one input of each of its fields for every scan, numbered from 1."""
+    """A page from files. The node has one input of each of its fields for every scan, numbered from 1."""
 
     input_spec = _ReportInputSpec
     output_spec = _ReportOutputSpec
 
     @property
     def always_run(self) -> bool:
-        """Whether to run although nothing before has changed: a page that someone deleted, or that tells of a
-        failure since, is written again.
-        """
-        from iqtflow.reports.assemble.summaries import is_complete
-
+        """Whether to run although no input has changed: the page was deleted, or shows another outcome."""
         others = self.inputs.others if isdefined(self.inputs.others) else []
         statuses = ["enhanced"] * len(self.inputs.inputs_named) + [other["status"] for other in others]
         return not is_complete(self.inputs.base_directory, self.inputs.subject, statuses)
@@ -69,20 +64,21 @@ class _Report(SimpleInterface):
         self.inputs.trait_set(trait_change_notify=False, **dict.fromkeys(names, Undefined))
         self.inputs.trait_set(**{name: value for name, value in inputs.items() if name in names})
 
-    def _record(self, scan: str, stored: str | None, given: dict[str, str | None]) -> dict:
+    def _record(self, scan: str, stored: str | None, given: dict[str, str | None]) -> Record:
         raise NotImplementedError
 
     def _run_interface(self, runtime):
         from iqtflow.reports.assemble.subject import write_subject_page
 
+        inputs = self.inputs.get()
         records = []
         for i, scan in enumerate(self.inputs.inputs_named):
-            given = {field: getattr(self.inputs, f"{field}{i + 1}") for field in self._fields}
+            given = {field: inputs[f"{field}{i + 1}"] for field in self._fields}
+            given = {field: path if isdefined(path) else None for field, path in given.items()}
             stored = self.inputs.outputs_named[i] if isdefined(self.inputs.outputs_named) else None
-            records.append(
-                self._record(scan, stored, {k: v if isdefined(v) else None for k, v in given.items()})
-            )
-        records += self.inputs.others if isdefined(self.inputs.others) else []
+            records.append(self._record(scan, stored, given))
+        if isdefined(self.inputs.others):
+            records += map(Record.read, self.inputs.others)
         page = write_subject_page(
             self.inputs.base_directory, self.inputs.subject, records, convention=self.inputs.convention
         )
@@ -99,8 +95,6 @@ class ReportSubject(_Report):
         super().__init__(("enhanced", "std", "spline", "mask", "truth", "details"), n_scans, **inputs)
 
     def _record(self, scan, stored, given):
-        from iqtflow.reports.assemble.records import enhanced_record
-
         return enhanced_record(scan, **given, stored_as=stored)
 
 
@@ -117,7 +111,5 @@ class ReportPrepared(_Report):
         super().__init__((*fields, *drawn), n_scans, **inputs)
 
     def _record(self, scan, stored, given):
-        from iqtflow.reports.assemble.records import prepared_record
-
         draws = [(given.pop(f"{draw}_"), given.pop(f"{draw}_metadata_")) for draw in self._draws]
         return prepared_record(scan, draws=[pair for pair in draws if all(pair)], stored_as=stored, **given)

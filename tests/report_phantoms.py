@@ -1,6 +1,4 @@
-"""Heads in thick and in thin slices, records of what was made of them, and a reader of pages: what report
-tests share.
-"""
+"""Heads in thick and in thin slices, their records, and a reader of pages."""
 
 from __future__ import annotations
 
@@ -13,6 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from iqtflow.image.geometry import cubic_upsample, thin_affine
+from iqtflow.reports.record import Draw, Record
 
 K = 4
 THICK = (44, 52, 12)  # 88 x 104 x 96 mm in voxels of 2 x 2 x 8 mm
@@ -71,23 +70,23 @@ def make_head() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return data.astype(np.float32), (radius < 0.75), oblique((2, 2, 8))
 
 
-def make_record(folder: Path) -> dict:
-    """Record of an enhanced scan whose estimate is the spline, sharpened; all volumes there."""
+def make_record(folder: Path) -> Record:
+    """Record of an enhanced scan whose enhanced volume is the sharpened spline; all volumes are there."""
     data, brain, affine = make_head()
     thin = thin_affine(affine, K)
     spline = cubic_upsample(data, K)
     truth = np.repeat(data, K, axis=2)
     name = "sub-01_ses-1_T1w"
-    return {
-        "status": "enhanced",
-        "input": save(folder / f"{name}.nii.gz", data, affine),
-        "output": save(folder / f"{name}_iqt.nii.gz", spline + 0.5 * (truth - spline), thin),
-        "spline": save(folder / f"{name}_spline.nii.gz", spline, thin),
-        "std": save(folder / f"{name}_std.nii.gz", np.abs(truth - spline), thin),
-        "mask": save(folder / f"{name}_mask.nii.gz", brain, affine),
-        "truth": save(folder / f"{name}_truth.nii.gz", truth, thin),
-        "metrics": {"spline": {"psnr": 24.5, "mssim": 0.81}, "iqt": {"psnr": 30.25, "mssim": 0.9}},
-        "details": {
+    return Record(
+        "enhanced",
+        input=save(folder / f"{name}.nii.gz", data, affine),
+        output=save(folder / f"{name}_iqt.nii.gz", spline + 0.5 * (truth - spline), thin),
+        spline=save(folder / f"{name}_spline.nii.gz", spline, thin),
+        std=save(folder / f"{name}_std.nii.gz", np.abs(truth - spline), thin),
+        mask=save(folder / f"{name}_mask.nii.gz", brain, affine),
+        truth=save(folder / f"{name}_truth.nii.gz", truth, thin),
+        metrics={"spline": {"psnr": 24.5, "mssim": 0.81}, "iqt": {"psnr": 30.25, "mssim": 0.9}},
+        details={
             "SliceAxis": "k",
             "Geometry": {
                 "SpacingMm": 8.0,
@@ -104,15 +103,19 @@ def make_record(folder: Path) -> dict:
             "PeakMemoryGB": 4.2,
             "Warnings": ["Thickness and spacing differ."],
         },
-    }
+    )
 
 
-#: SNR of (WM, GM) of each simulated scan: two that the published prior may well give, one that it hardly
-#: does.
+def failed(scan: str = "sub-01_T1w", message: str = "too dark", **fields) -> Record:
+    """Record of a scan that failed."""
+    return Record("failed", f"/d/{scan}.nii.gz", message=message, **fields)
+
+
+#: SNR of (WM, GM) of each simulated scan: two inside the published prior, one outside.
 DRAWN = ((67.6, 59.4), (58.7, 48.4), (90.0, 30.0))
 
 
-def make_prepared_record(folder: Path, *, n_draws: int = 3) -> dict:
+def make_prepared_record(folder: Path, *, n_draws: int = 3) -> Record:
     """Record of a high-field head of 2 mm voxels with tissue maps and scans simulated along x and z."""
     shape = (48, 56, 48)
     x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
@@ -151,28 +154,25 @@ def make_prepared_record(folder: Path, *, n_draws: int = 3) -> dict:
             "Seed": 100 + i,
         }
         name = folder / f"sub-02_desc-sim{i:02d}_T1w.nii.gz"
-        draws.append(
-            {"image": save(name, thick + rng.normal(0, sigma, thick.shape), low), "sidecar": sidecar}
-        )
-    return {
-        "status": "prepared",
-        "input": save(folder / "sub-02_T1w.nii.gz", source, affine),
-        "wm": save(folder / "wm.nii.gz", wm, affine),
-        "gm": save(folder / "gm.nii.gz", gm, affine),
-        "mask": save(folder / "mask.nii.gz", mask, affine),
-        "draws": draws,
-        "details": {
+        draws.append(Draw(save(name, thick + rng.normal(0, sigma, thick.shape), low), sidecar))
+    return Record(
+        "prepared",
+        input=save(folder / "sub-02_T1w.nii.gz", source, affine),
+        wm=save(folder / "wm.nii.gz", wm, affine),
+        gm=save(folder / "gm.nii.gz", gm, affine),
+        mask=save(folder / "mask.nii.gz", mask, affine),
+        draws=draws,
+        details={
             "Engine": "ANTs N4 + Atropos",
             "EngineVersion": "antspyx 0.6.3",
             "volumes_ml": {"CSF": 194.2, "GM": 793.3, "WM": 546.5},
             "seconds": {"mask": 2.8, "tissues": 109.6},
             "Library": {"Patches": 412, "MB": 9.5},
         },
-    }
+    )
 
 
-#: What `iqtflow.inference.ood` writes of a scan that is unlike the training scans, and of one that is like
-#: them.
+#: What `iqtflow.inference.ood` writes of a scan that is unlike the training data, and of one that is like it.
 UNFAMILIAR = {
     "Flagged": True,
     "Score": 4.2,

@@ -17,8 +17,13 @@ from iqtflow.bids import write_dataset_description
 from iqtflow.cli import main as cli
 from iqtflow.cli.parser import parse
 from iqtflow.config import PathSettings, RunSettings, Settings, TrainSettings
-from iqtflow.reports.citation import Paragraph, bibliography, render_citation, write_citation
-from iqtflow.reports.methods import describe_run
+from iqtflow.reports.methods import (
+    Paragraph,
+    bibliography,
+    describe_run,
+    render_citation,
+    write_citation,
+)
 from iqtflow.segmentation.select import EngineChoice
 
 THICK, THIN = "sub-01/anat/sub-01_acq-axial_T1w.nii.gz", "sub-02/anat/sub-02_T1w.nii.gz"

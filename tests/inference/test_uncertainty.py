@@ -111,7 +111,7 @@ def test_figures_of_the_card_are_told_with_maps_of_the_kind_that_they_were_measu
         (
             "predicted",
             [
-                "How large an error is to be expected here (standard deviation), learned on training people",
+                "Predicted error (standard deviation)",
                 "11 unseen subjects, the true error (root mean square) was 0.97",
                 "72 % of the voxels",
                 "A lesion can be wrong without any colour",
@@ -121,24 +121,24 @@ def test_figures_of_the_card_are_told_with_maps_of_the_kind_that_they_were_measu
         ),
         (
             "mirrored",
-            ["How far the estimate and that of the mirrored scan disagree", *NOT_COVERED["mirrored"]],
-            "is to be expected",
+            ["of the scan and of the mirrored scan", *NOT_COVERED["mirrored"]],
+            "Predicted error",
         ),
         (
             None,
-            ["How far the 3 networks of the ensemble disagree", *NOT_COVERED["ensemble"]],
-            "is to be expected",
+            ["over the 3 networks of the ensemble", *NOT_COVERED["ensemble"]],
+            "Predicted error",
         ),
     ],
 )
 def test_a_subjects_page_says_what_its_map_shows(tmp_path, kind, says, never):
     record = make_record(tmp_path)
     if kind is not None:
-        record["details"]["Uncertainty"] = {"Kind": kind, "Description": "…"}
-        record["details"]["Model"]["Members"] = 1
+        record.details["Uncertainty"] = {"Kind": kind, "Description": "…"}
+        record.details["Model"]["Members"] = 1
     if kind == "predicted":
         found = {"Subjects": 11, "ErrorOverStd": 0.97, "Within1Std": 0.72}
-        record["details"]["Uncertainty"]["Measured"] = found
+        record.details["Uncertainty"]["Measured"] = found
     page = Page(write_subject_page(tmp_path / "out", "01", [record], max_bytes=1_000_000))
     for words in says:
         assert page.says(words), words
@@ -265,19 +265,18 @@ def test_a_graph_judges_the_map_if_the_model_writes_one_and_is_not_run_twice(tmp
 
 
 def test_the_page_of_a_training_holds_the_map_against_the_error(tmp_path):
-    summary = {"name": "m", "uncertainty": "predicted", "reliability": measured_on(4, gain=1.3)}
-    page = Page(write_group_page(tmp_path, summary))
-    assert page.says("how large an error is to be expected, voxel by voxel")
-    assert page.says("on 4 subjects never trained on")
-    mean, low, high = (summary["reliability"]["error_over_std"][key] for key in ("mean", "min", "max"))
+    found = measured_on(4, gain=1.3)
+    page = Page(write_group_page(tmp_path, "m", uncertainty="predicted", reliability=found))
+    assert page.says("predicts the size of its error") and page.says("4 unseen subjects")
+    mean, low, high = (found["error_over_std"][key] for key in ("mean", "min", "max"))
     assert mean == pytest.approx(1.3, abs=0.02)
     assert page.says(f"Error / standard deviation {mean:.2f} {low:.2f} … {high:.2f} 1")
     (plot,) = [image for image in page.images if image["src"].endswith("group_reliability.svg")]
-    assert "20 bins of voxels, 4 people" in plot["alt"]
-    curve = summary["reliability"]["bins"]
+    assert "20 bins of voxels, 4 subjects" in plot["alt"]
+    curve = found["bins"]
     assert f"from {curve[0]['error']:.2g} % at {curve[0]['std']:.2g} %" in plot["alt"]
     assert b"</svg>" in (tmp_path / "figures/group_reliability.svg").read_bytes()
-    without = Page(write_group_page(tmp_path / "none", {"name": "m"}))
+    without = Page(write_group_page(tmp_path / "none", "m"))
     assert not without.says("standard deviation") and "group_reliability" not in without.source
 
 

@@ -1,4 +1,4 @@
-"""The index, the page of a training, the node, and all pages in a browser."""
+"""The index, the page of a training, and the node that writes pages."""
 
 from __future__ import annotations
 
@@ -6,38 +6,43 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from report_phantoms import K, Page, make_record
+from report_phantoms import Page, failed, make_record
+from training_phantoms import train_command, write_libraries
 
-from iqtflow.reports.assemble.group import rank_examples, write_group_page
-from iqtflow.reports.assemble.index import write_index_page, write_pages
-from iqtflow.reports.assemble.rebuild import rebuild
+from iqtflow.evaluation.scores import table
+from iqtflow.interfaces.report import ReportSubject
+from iqtflow.models.model_file import join_models, list_shipped, read_card
+from iqtflow.reports.assemble import facts
+from iqtflow.reports.assemble.group import (
+    Evaluated,
+    rank_examples,
+    read_metrics,
+    write_group_page,
+    write_training_page,
+)
+from iqtflow.reports.assemble.index import rebuild, write_index_page, write_pages
 from iqtflow.reports.assemble.subject import write_subject_page
+from iqtflow.reports.record import Record
 from iqtflow.utils.errors import InputError
 from iqtflow.utils.files import write_text
 
 
 @pytest.fixture(scope="module")
-def record(tmp_path_factory) -> dict:
+def record(tmp_path_factory) -> Record:
     return make_record(tmp_path_factory.mktemp("volumes"))
 
 
-@pytest.fixture(scope="module")
-def page(record, tmp_path_factory) -> Page:
-    return Page(write_subject_page(tmp_path_factory.mktemp("out"), "01", [record]))
-
-
 def test_the_index_lists_who_passed_who_failed_and_who_is_missing(record, tmp_path):
-    write_subject_page(tmp_path, "01", [{**record, "truth": None}])
-    write_subject_page(
-        tmp_path, "02", [{"status": "failed", "input": "/d/sub-02_T1w.nii.gz", "message": "too dark"}]
-    )
+    write_subject_page(tmp_path, "01", [replace(record, truth=None)])
+    write_subject_page(tmp_path, "02", [failed("sub-02_T1w")])
     found = Page(write_index_page(tmp_path, ["03"]))
     assert found.says("3 subjects. Scans: 1 enhanced, 1 failed; 1 subject without a page.")
     assert found.says("too dark")
-    assert found.text.index("sub-02") < found.text.index("sub-01"), "failures want attention first"
+    assert found.text.index("sub-02") < found.text.index("sub-01"), "failed subjects are first"
     assert "sub-01.html#sub-01_ses-1_T1w" in found.links
     assert {path.name for path in found.image_files()} == {"sub-01_ses-1_T1w_thumbnail.webp"}
     assert all(path.exists() for path in found.image_files())
@@ -64,7 +69,7 @@ def test_a_summary_of_an_earlier_run_that_is_none_is_passed_over(tmp_path, conte
 def test_a_sidecar_that_cannot_be_read_is_said_on_the_page(record, tmp_path, content):
     anat = tmp_path / "sub-01/anat"
     anat.mkdir(parents=True)
-    shutil.copy(record["output"], anat / "sub-01_desc-iqt_T1w.nii.gz")
+    shutil.copy(record.output, anat / "sub-01_desc-iqt_T1w.nii.gz")
     write_text(anat / "sub-01_desc-iqt_T1w.json", content)
     rebuild(tmp_path)
     assert Page(tmp_path / "sub-01.html").says("sub-01_desc-iqt_T1w.json cannot be read")
@@ -72,47 +77,37 @@ def test_a_sidecar_that_cannot_be_read_is_said_on_the_page(record, tmp_path, con
 
 def test_a_figure_of_an_earlier_page_is_never_looked_for_in_another_folder(record, tmp_path):
     mine = write_text(tmp_path / "mine.txt", "my own")
-    write_subject_page(tmp_path, "01", [{**record, "truth": None}])
+    write_subject_page(tmp_path, "01", [replace(record, truth=None)])
     summary = tmp_path / "sub-01/figures/sub-01_desc-report.json"
     fields = json.loads(summary.read_text())
     summary.write_text(json.dumps({**fields, "figures": ["../../mine.txt"], "fingerprint": "old"}))
-    write_subject_page(tmp_path, "01", [{**record, "truth": None}])
+    write_subject_page(tmp_path, "01", [replace(record, truth=None)])
     assert mine.read_text() == "my own"
 
 
 def test_a_subject_with_one_good_and_one_bad_scan_shows_both(record, tmp_path):
     anat = tmp_path / "sub-01" / "anat"
     anat.mkdir(parents=True)
-    for key, name in (("output", "sub-01_desc-iqt_T1w"), ("std", "sub-01_desc-iqtstd_T1w")):
-        shutil.copy(record[key], anat / f"{name}.nii.gz")
-    (anat / "sub-01_desc-iqt_T1w.json").write_text(
-        json.dumps({"Device": "cpu", "Model": {"Name": "from-sidecar"}})
-    )
+    for path, name in ((record.output, "sub-01_desc-iqt_T1w"), (record.std, "sub-01_desc-iqtstd_T1w")):
+        shutil.copy(path, anat / f"{name}.nii.gz")
+    details = {"Device": "cpu", "Model": {"Name": "from-sidecar"}}
+    (anat / "sub-01_desc-iqt_T1w.json").write_text(json.dumps(details))
     output = str(anat / "sub-01_desc-iqt_T1w.nii.gz")
-    good = {"subject": "01", "status": "enhanced", "input": record["input"], "output": output}
-    bad = {
-        "subject": "01",
-        "status": "failed",
-        "input": "/d/sub-01_run-2_T1w.nii.gz",
-        "message": "4 dimensions",
-    }
-    write_pages(tmp_path, [good, bad])
+    good = {"subject": "01", "status": "enhanced", "input": record.input, "output": output}
+    write_pages(tmp_path, [good, failed("sub-01_run-2_T1w", "4 dimensions", subject="01")])
     found = Page(tmp_path / "sub-01.html")
-    assert (
-        found.says("4 dimensions")
-        and found.says("from-sidecar")
-        and found.says("Half of the foreground is below")
-    )
+    for words in ("4 dimensions", "from-sidecar", "Median in the foreground"):
+        assert found.says(words), words
     assert Page(tmp_path / "index.html").says("1 enhanced, 1 failed")
 
 
 EVALUATION = [
-    {
-        "subject": f"E{i}",
-        "spline": {"psnr": 22.0 + i, "mssim": 0.7 + 0.01 * i},
-        "members": [{"psnr": 25.0 + i, "mssim": 0.8}, {"psnr": 25.5 + i, "mssim": 0.81}],
-        "mean": {"psnr": 26.0 + 1.5 * i, "mssim": 0.85 + 0.01 * i},
-    }
+    Evaluated(
+        f"E{i}",
+        spline={"psnr": 22.0 + i, "mssim": 0.7 + 0.01 * i},
+        members=[{"psnr": 25.0 + i, "mssim": 0.8}, {"psnr": 25.5 + i, "mssim": 0.81}],
+        mean={"psnr": 26.0 + 1.5 * i, "mssim": 0.85 + 0.01 * i},
+    )
     for i in range(6)
 ]
 
@@ -123,111 +118,130 @@ def group_page(record, tmp_path_factory) -> Page:
     curves = out / "curves.csv"
     rows = [f"{100 * i},{1 / (i + 1)},{'' if i % 2 else 1.1 / (i + 1)},1" for i in range(20)]
     curves.write_text("\n".join(["step,train_loss,val_loss,seconds", *rows]) + "\n")
-    example = {
-        "truth": record["truth"],
-        "spline": record["spline"],
-        "iqt": record["output"],
-        "input": record["input"],
-        "mask": record["mask"],
-    }
-    summary = {
-        "name": "aniso-k4",
-        "k": K,
-        "curves": {"network 1": curves, "network 2": curves},
-        "evaluation": EVALUATION,
-        "examples": [{"subject": f"E{i}", **example} for i in range(5)],
-        "card": {"training": {"steps": 3000, "licence": "CC0"}, "network": {"name": "aniso-unet"}},
-    }
-    return Page(write_group_page(out, summary))
+    page = write_group_page(
+        out,
+        "aniso-k4",
+        curves={"network 1": curves, "network 2": curves},
+        evaluation=EVALUATION,
+        examples=[replace(record, subject=f"E{i}") for i in range(5)],
+    )
+    return Page(page)
 
 
 def test_the_group_page_gives_every_subjects_figures_and_an_exact_test(group_page):
     assert group_page.says("n = 6, p = 0.031"), "six subjects that all gained: 2 / 2^6"
     assert group_page.says("IQT is better in 6 of 6")
     assert group_page.says("E5 27.00 30.00 30.50 33.50 6.50")
-    assert group_page.says("3000") and group_page.says("CC0") and group_page.says("aniso-unet")
     names = {path.name for path in group_page.image_files()}
     assert {"group_curves.svg", "group_psnr.svg", "group_mssim.svg"} <= names
     assert all(path.stat().st_size > 0 for path in group_page.image_files())
 
 
-def test_examples_are_the_largest_the_median_and_the_smallest_gain(group_page):
-    ranked = rank_examples([{"subject": f"E{i}"} for i in range(5)], EVALUATION)
-    assert [(rank, e["subject"]) for rank, _, e in ranked] == [
-        ("Best", "E4"),
-        ("Median", "E2"),
-        ("Worst", "E0"),
-    ]
+def test_examples_are_the_largest_the_median_and_the_smallest_gain(record, group_page):
+    ranked = rank_examples([replace(record, subject=f"E{i}") for i in range(5)], EVALUATION)
+    chosen = [("Best", "E4"), ("Median", "E2"), ("Worst", "E0")]
+    assert [(rank, e.subject) for rank, _, e in ranked] == chosen
     names = {path.name for path in group_page.image_files()}
-    for name in ("best-E4", "median-E2", "worst-E0"):
-        assert {
-            f"group_{name}_{kind}.webp" for kind in ("truth", "spline", "iqt", "errspline", "erriqt")
-        } <= names
+    for rank, label in chosen:
+        for kind in ("truth", "spline", "iqt", "errspline", "erriqt"):
+            assert f"group_{rank.lower()}-{label}_{kind}.webp" in names
 
 
-def test_the_group_page_reads_what_the_evaluation_wrote(group_page, tmp_path):
-    """Networks of the ensemble are not taken for the averaged image; both definitions of MSSIM are told
-    apart.
-    """
-    from iqtflow.evaluation.scores import table
-    from iqtflow.reports.assemble.training import _read_metrics
+#: Rows of the training table that only some cards have.
+OPTIONAL = {"Licence of the data", "Fine-tuned from", "Evaluation subjects"}
 
+
+def training_rows(card: dict) -> dict[str, str]:
+    expected = {label for label, *_ in facts.CARD_TABLES["Training"]}
+    rows = dict(facts.card_tables(card)["Training"])
+    assert expected - OPTIONAL <= set(rows) <= expected
+    return rows
+
+
+@pytest.mark.parametrize("name", [info.name for info in list_shipped()])
+def test_the_training_table_of_a_shipped_model_is_full(name):
+    card = read_card(name)
+    rows = training_rows(card)
+    for part in ("train", "validation", "evaluation"):
+        label = {"train": "Training"}.get(part, part.capitalize())
+        subjects = card["training"]["split"][part]
+        assert rows[f"{label} subjects"] == f"{len(subjects)}: {', '.join(subjects)}"
+    assert rows["Steps"] == str(card["training"]["members"][0]["steps"])
+    assert rows["SNR prior"] == "ibadan-0.36T"
+
+
+def test_the_training_table_of_a_new_model_is_full(tmp_path):
+    """As iqtflow-train writes it, and as an ensemble of two such models."""
+    from iqtflow.cli.commands.train import main
+
+    libraries = write_libraries(tmp_path, n_draws=1)
+    assert main(train_command(libraries[:2], libraries[2:], tmp_path, steps=2)) == 0
+    single = tmp_path / "model.safetensors"
+    rows = training_rows(read_card(single))
+    assert rows["Steps"] == "2" and rows["Training subjects"] == "2: 0, 1"
+    assert rows["Validation subjects"] == "1: 2" and rows["Simulated scans"] == "new ones for every batch"
+    (tmp_path / "models").mkdir()
+    split = {"train": ["0", "1"], "validation": ["2"], "evaluation": ["3"]}
+    join_models(
+        tmp_path / "models/both.safetensors", [single, single], name="both", training={"split": split}
+    )
+    rows = training_rows(read_card(tmp_path / "models/both.safetensors"))
+    assert rows["Steps"] == "2, 2" and rows["Evaluation subjects"] == "1: 3"
+    assert Page(write_training_page(tmp_path, "both")).says("Training subjects 2: 0, 1")
+
+
+def test_the_group_page_reads_what_the_evaluation_wrote(tmp_path):
+    """Single networks are not mixed up with their mean, nor one definition of MSSIM with the other."""
     scores = {
         name: {"psnr": p, "mssim": 0.8, "mssim_slicewise": 0.9}
         for name, p in (("spline", 20.0), ("iqt", 27.0), ("member-1", 26.0), ("member-2", 25.0))
     }
     (tmp_path / "group_metrics.tsv").write_text(table([{"subject": "E1", "methods": scores}]))
-    (record,) = _read_metrics(tmp_path / "group_metrics.tsv")
-    assert record["mean"]["psnr"] == 27.0 and [m["psnr"] for m in record["members"]] == [26.0, 25.0]
-    found = Page(write_group_page(tmp_path, {"name": "m", "evaluation": [record]}))
+    (one,) = read_metrics(tmp_path / "group_metrics.tsv")
+    assert one.mean["psnr"] == 27.0 and [m["psnr"] for m in one.members] == [26.0, 25.0]
+    found = Page(write_group_page(tmp_path, "m", evaluation=[one]))
     assert found.says("MSSIM, Wang 2004 in 3-D") and found.says("MSSIM, slice by slice (authors’ code)")
-    assert found.says("never compare the two")
+    assert found.says("never compare")
 
 
 def test_curves_without_validation_loss_are_refused_by_name(tmp_path):
     (tmp_path / "c.csv").write_text("step,train_loss\n1,2\n")
     with pytest.raises(InputError, match="no val_loss"):
-        write_group_page(tmp_path, {"name": "m", "curves": {"a": tmp_path / "c.csv"}})
+        write_group_page(tmp_path, "m", curves={"a": tmp_path / "c.csv"})
 
 
 def test_one_evaluation_subject_alone_is_not_tested(tmp_path):
-    found = Page(write_group_page(tmp_path, {"name": "m", "evaluation": EVALUATION[:1]}))
+    found = Page(write_group_page(tmp_path, "m", evaluation=EVALUATION[:1]))
     assert found.says("One subject alone cannot be tested") and not found.says(" SD ")
 
 
-def test_the_node_writes_the_page_with_the_names_of_the_derivatives(record, tmp_path):
-    from iqtflow.interfaces.report import ReportSubject
-
-    details = tmp_path / "details.json"
-    details.write_text(json.dumps(record["details"]))
-    stored = tmp_path / "out" / "sub-01" / "anat" / "sub-01_desc-iqt_T1w.nii.gz"
-    node = ReportSubject(
+def make_node(out: Path, scan: str, stored: Path, **inputs) -> ReportSubject:
+    return ReportSubject(
         n_scans=1,
-        base_directory=str(tmp_path / "out"),
+        base_directory=str(out),
         subject="01",
-        inputs_named=[record["input"]],
+        inputs_named=[scan],
         outputs_named=[str(stored)],
-        enhanced1=record["output"],
-        spline1=record["spline"],
-        details1=str(details),
+        **inputs,
     )
+
+
+def test_the_node_writes_the_page_with_the_names_of_the_derivatives(record, tmp_path):
+    details = tmp_path / "details.json"
+    details.write_text(json.dumps(record.details))
+    stored = tmp_path / "out" / "sub-01" / "anat" / "sub-01_desc-iqt_T1w.nii.gz"
+    volumes = {"enhanced1": record.output, "spline1": record.spline, "details1": str(details)}
+    node = make_node(tmp_path / "out", record.input, stored, **volumes)
+    assert node.always_run
     found = Page(Path(node.run().outputs.out_file))
     assert found.says("sub-01/anat/sub-01_desc-iqt_T1w.nii.gz") and found.says("aniso-k4")
-    assert found.says("None was measured"), "a single network has no uncertainty"
+    assert found.says("no uncertainty map") and not node.always_run
 
 
 def test_the_page_does_not_depend_on_whether_its_volumes_are_stored_yet(tmp_path):
     """The node that stores them runs at the same time: a page drawn before it would be drawn twice."""
-    from iqtflow.interfaces.report import ReportSubject
-
     stored = tmp_path / "sub-01_desc-iqt_T1w.nii.gz"
-    node = ReportSubject(
-        n_scans=1,
-        base_directory=str(tmp_path),
-        subject="01",
-        inputs_named=["scan.nii.gz"],
-        outputs_named=[str(stored)],
-    )
+    node = make_node(tmp_path, "scan.nii.gz", stored)
     before = node.inputs.get_hashval(hash_method="content")
     stored.write_bytes(b"stored")
     assert node.inputs.get_hashval(hash_method="content") == before

@@ -4,16 +4,19 @@ keyboard.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import chromium
 import pytest
-from report_phantoms import UNFAMILIAR, K, make_prepared_record, make_record
+from report_phantoms import UNFAMILIAR, failed, make_prepared_record, make_record
 
-from iqtflow.reports.assemble.group import write_group_page
+from iqtflow.models.model_file import read_card
+from iqtflow.reports.assemble.group import Evaluated, write_group_page
 from iqtflow.reports.assemble.index import write_index_page
 from iqtflow.reports.assemble.subject import write_subject_page
+from iqtflow.reports.record import Record
 
 PAGES = ("sub-01.html", "sub-02.html", "index.html", "group.html")
 #: A page is as wide as the screen, not wider; nothing in it sticks out of the screen either, but what
@@ -44,41 +47,27 @@ def site(tmp_path_factory) -> Path:
     """Output of a run: an enhanced, a failed and a skipped scan, a prepared one, and a trained model."""
     volumes, out = tmp_path_factory.mktemp("volumes"), tmp_path_factory.mktemp("a folder with spaces")
     enhanced = make_record(volumes)
-    enhanced["details"]["OutOfDistribution"] = UNFAMILIAR
-    failed = {
-        "status": "failed",
-        "input": "/d/sub-01_run-2_T1w.nii.gz",
-        "message": "4 dimensions",
-        "log": "a\nb\n" * 50,
-    }
-    skipped = {"status": "skipped", "input": "/d/sub-01_run-3_T1w.nii.gz", "message": "near-isotropic"}
-    write_subject_page(out, "01", [enhanced, failed, skipped])
+    enhanced.details["OutOfDistribution"] = UNFAMILIAR
+    skipped = Record("skipped", "/d/sub-01_run-3_T1w.nii.gz", message="near-isotropic")
+    write_subject_page(
+        out, "01", [enhanced, failed("sub-01_run-2_T1w", "4 dimensions", log="a\nb\n" * 50), skipped]
+    )
     write_subject_page(out, "02", [make_prepared_record(volumes, n_draws=2)])
     curves = volumes / "curves.csv"
     rows = [f"{100 * i},{1 / (i + 1)},{1.1 / (i + 1)},1" for i in range(20)]
     curves.write_text("\n".join(["step,train_loss,val_loss,seconds", *rows]) + "\n")
     scores = [
-        {
-            "subject": f"E{i}",
-            "spline": {"psnr": 22.0 + i, "mssim": 0.7, "mssim_slicewise": 0.72},
-            "mean": {"psnr": 26.0 + 1.5 * i, "mssim": 0.85, "mssim_slicewise": 0.88},
-        }
+        Evaluated(
+            f"E{i}",
+            spline={"psnr": 22.0 + i, "mssim": 0.7, "mssim_slicewise": 0.72},
+            mean={"psnr": 26.0 + 1.5 * i, "mssim": 0.85, "mssim_slicewise": 0.88},
+        )
         for i in range(4)
     ]
-    pictures = {
-        "truth": enhanced["truth"], "spline": enhanced["spline"], "iqt": enhanced["output"],
-        "input": enhanced["input"], "mask": enhanced["mask"],
-    }  # fmt: skip
-    examples = [{"subject": f"E{i}", **pictures} for i in range(4)]
+    examples = [replace(enhanced, subject=f"E{i}") for i in range(4)]
+    card = read_card("iqt-k4")
     write_group_page(
-        out,
-        {
-            "name": "aniso-k4",
-            "k": K,
-            "curves": {"network 1": curves},
-            "evaluation": scores,
-            "examples": examples,
-        },
+        out, "aniso-k4", card=card, curves={"network 1": curves}, evaluation=scores, examples=examples
     )
     write_index_page(out, ["01", "02", "03"])
     return out

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
-from report_phantoms import K, Page, make_record, save
+from report_phantoms import K, Page, failed, make_record, save
 from scipy import ndimage
 
 from iqtflow.image.geometry import thin_affine
@@ -18,9 +18,10 @@ from iqtflow.reports.assemble.group import write_group_page
 from iqtflow.reports.assemble.index import write_index_page
 from iqtflow.reports.assemble.page import NOTICE
 from iqtflow.reports.assemble.subject import write_subject_page
-from iqtflow.reports.draw.checks import measure
-from iqtflow.reports.draw.details import busiest_place
-from iqtflow.reports.draw.views import PLANES, Volumes, cut, load_volumes
+from iqtflow.reports.draw.enhanced import busiest_place, draw_sheets, measure
+from iqtflow.reports.draw.slices import Rung, Scene
+from iqtflow.reports.draw.volumes import PLANES, cut, load_volumes
+from iqtflow.reports.record import VOLUMES, Record
 from iqtflow.utils.errors import InputError
 
 #: What a name from outside may hold at worst.
@@ -28,7 +29,7 @@ HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/x.png oner
 
 
 @pytest.fixture(scope="module")
-def record(tmp_path_factory) -> dict:
+def record(tmp_path_factory) -> Record:
     return make_record(tmp_path_factory.mktemp("volumes"))
 
 
@@ -86,22 +87,8 @@ def test_the_page_says_what_the_pictures_are_not(page):
 
 def test_an_engineer_finds_geometry_model_device_time_and_warnings(page):
     for words in (
-        "8.0 mm",
-        "6 mm",
-        "2 mm",
-        "from SliceThickness",
-        "third array axis (k)",
-        "aniso-k4",
-        "ab" * 32,
-    ):
-        assert page.says(words.replace("8.0", "8")), words
-    for words in (
-        "cpu",
-        "31.4 s",
-        "4.2 GB",
-        "Thickness and spacing differ.",
-        "PSNR",
-        "30.25",
+        *("8 mm", "6 mm", "2 mm", "from SliceThickness", "third array axis (k)", "aniso-k4", "ab" * 32),
+        *("cpu", "31.4 s", "4.2 GB", "Thickness and spacing differ.", "PSNR", "30.25"),
         "12 slices 8.00 mm apart",
     ):
         assert page.says(words), words
@@ -120,15 +107,15 @@ def test_the_patients_right_is_on_the_left_of_a_radiological_picture(record):
 
 @pytest.mark.parametrize("stored", ["LAS", "PIR", "SAL", "IPL"])
 def test_the_same_head_gives_the_same_pictures_however_it_is_stored(record, tmp_path, stored):
-    turned = dict(record)
+    turned = {}
     for key in ("input", "output", "spline", "std", "mask", "truth"):
-        image = nib.load(record[key])
+        image = nib.load(getattr(record, key))
         ornt = nib.orientations.ornt_transform(
             nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(stored)
         )
-        turned[key] = os.fspath(tmp_path / f"{key}.nii")
+        turned[key] = tmp_path / f"{key}.nii"
         nib.save(image.as_reoriented(ornt), turned[key])
-    expected, found = load_volumes(record), load_volumes(turned)
+    expected, found = load_volumes(record), load_volumes(replace(record, **turned))
     assert found.slice_axis == expected.slice_axis == 2
     for key in ("before", "after", "std", "truth", "mask"):
         np.testing.assert_array_equal(getattr(found, key), getattr(expected, key))
@@ -136,10 +123,8 @@ def test_the_same_head_gives_the_same_pictures_however_it_is_stored(record, tmp_
 
 
 def test_pictures_have_the_proportions_of_the_head_in_millimetres(record):
-    from iqtflow.reports.draw.sheets import Rung, Subject, draw_sheets
-
-    volumes = load_volumes({**record, "std": None, "truth": None})
-    planes, *_ = draw_sheets(Subject(volumes, "x", "radiological", None, None), Rung(1, 400, 80), {})
+    volumes = load_volumes(replace(record, std=None, truth=None))
+    planes, *_ = draw_sheets(Scene(volumes, "x", "radiological"), Rung(1, 400, 80), {})
     for comparison in planes:
         plane = PLANES[comparison.plane]
         full_mm = np.array(volumes.after.shape) * volumes.sizes_mm
@@ -150,7 +135,7 @@ def test_pictures_have_the_proportions_of_the_head_in_millimetres(record):
 
 
 def test_before_and_after_share_one_grey_scale(record, tmp_path):
-    same = {**record, "output": record["spline"], "std": None, "truth": None}
+    same = replace(record, output=record.spline, std=None, truth=None)
     write_subject_page(tmp_path, "01", [same])
     figures = tmp_path / "sub-01" / "figures"
     for plane in PLANES:
@@ -159,17 +144,16 @@ def test_before_and_after_share_one_grey_scale(record, tmp_path):
 
 
 def test_a_scan_without_ensemble_mask_or_spline_is_shown_all_the_same(record, tmp_path):
-    bare = {key: record[key] for key in ("status", "input", "output")}
+    bare = Record("enhanced", record.input, output=record.output)
     found = Page(write_subject_page(tmp_path, "sub-01", [bare]))
     names = {path.name for path in found.image_files()}
     assert "sub-01_ses-1_T1w_coronal-before.webp" in names
     assert not any("-std" in name or "-err" in name for name in names)
-    assert found.says("since no brain mask was given")
-    assert found.says("None was measured: the model is a single network")
+    assert found.says("no brain mask") and found.says("no uncertainty map")
 
 
 def test_a_spline_made_for_the_page_lies_where_the_shipped_baseline_lies(record):
-    with_spline, without = load_volumes(record), load_volumes({**record, "spline": None})
+    with_spline, without = load_volumes(record), load_volumes(replace(record, spline=None))
     np.testing.assert_allclose(without.before, with_spline.before, atol=1e-3)
 
 
@@ -177,7 +161,7 @@ def test_the_detail_is_taken_where_the_estimate_changed_most(record):
     volumes = load_volumes(record)
     after = volumes.before.copy()
     after[30:33, 20:23, 22:26] += 200
-    changed = Volumes(**{**vars(volumes), "after": after})
+    changed = replace(volumes, after=after)
     index, (rows, columns) = busiest_place(changed, PLANES["axial"], convention="radiological")
     picture = cut(np.abs(after - volumes.before), PLANES["axial"], index, convention="radiological")
     assert picture.max() > 0 and picture[rows, columns].sum() == picture.sum()
@@ -185,23 +169,17 @@ def test_the_detail_is_taken_where_the_estimate_changed_most(record):
 
 def test_an_estimate_that_keeps_the_acquired_slices_agrees_with_them_fully(record):
     volumes = load_volumes(record)
-    faithful = Volumes(**{**vars(volumes), "after": np.repeat(volumes.acquired[0], K, axis=2)})
-    foreign = Volumes(**{**vars(volumes), "after": faithful.after[:, :, ::-1]})
+    faithful = replace(volumes, after=np.repeat(volumes.acquired[0], K, axis=2))
+    foreign = replace(volumes, after=faithful.after[:, :, ::-1])
     assert measure(faithful)["agreement"] == pytest.approx(1, abs=1e-6)
     assert measure(foreign)["agreement"] < 0.98
 
 
 def test_names_and_messages_from_outside_cannot_write_into_the_page(record, tmp_path):
-    hostile = {**record, "details": {"Warnings": [HOSTILE], "Model": {"Name": HOSTILE}, HOSTILE: HOSTILE}}
-    hostile["metrics"] = {HOSTILE: {HOSTILE: 1.0}}
-    failed = {
-        "status": "failed",
-        "input": f"/data/{HOSTILE}.nii.gz",
-        "message": HOSTILE,
-        "log": f"{HOSTILE}\nend",
-    }
-    write_subject_page(tmp_path, "01", [hostile, failed])
-    write_group_page(tmp_path, {"name": HOSTILE, "notes": [HOSTILE], "card": {HOSTILE: HOSTILE}})
+    details = {"Warnings": [HOSTILE], "Model": {"Name": HOSTILE}, HOSTILE: HOSTILE}
+    hostile = replace(record, details=details, metrics={HOSTILE: {HOSTILE: 1.0}})
+    write_subject_page(tmp_path, "01", [hostile, failed(HOSTILE, HOSTILE, log=f"{HOSTILE}\nend")])
+    write_group_page(tmp_path, HOSTILE, card={HOSTILE: HOSTILE})
     write_index_page(tmp_path, ["01"])
     for name in ("sub-01.html", "group.html", "index.html"):
         found = Page(tmp_path / name)
@@ -213,29 +191,17 @@ def test_names_and_messages_from_outside_cannot_write_into_the_page(record, tmp_
 def test_a_failed_scan_shows_the_message_and_the_end_of_its_log(tmp_path):
     log = tmp_path / "crash.txt"
     log.write_text("\n".join(f"line {i}" for i in range(1000)) + "\nMemoryError: out of memory\n")
-    failed = {
-        "status": "failed",
-        "input": "/d/sub-01_T1w.nii.gz",
-        "message": "not enough memory",
-        "log": str(log),
-    }
-    found = Page(write_subject_page(tmp_path, "01", [failed]))
+    found = Page(write_subject_page(tmp_path, "01", [failed(message="not enough memory", log=log)]))
     excerpt = found.source.partition('<pre class="excerpt">')[2].partition("</pre>")[0].splitlines()
-    assert excerpt[-1] == "MemoryError: out of memory" and len(excerpt) == 14, (
-        "the end is seen without scrolling"
-    )
-    assert (
-        found.says("not enough memory")
-        and found.says("MemoryError: out of memory")
-        and found.says("line 999")
-    )
-    assert not found.says("line 500 ")
+    assert excerpt[-1] == "MemoryError: out of memory"
+    assert len(excerpt) == 14, "the end is seen without scrolling"
+    assert found.says("not enough memory") and found.says("line 999") and not found.says("line 500 ")
     assert not found.images
 
 
 def test_a_skipped_scan_shows_its_sentence(tmp_path):
     sentence = "already near-isotropic (slices 1 mm apart), nothing to gain; --force enhances it all the same"
-    skipped = {"status": "skipped", "input": "/d/sub-01_T1w.nii.gz", "message": sentence}
+    skipped = Record("skipped", "/d/sub-01_T1w.nii.gz", message=sentence)
     assert Page(write_subject_page(tmp_path, "01", [skipped])).says(sentence)
 
 
@@ -243,8 +209,8 @@ def test_a_skipped_scan_shows_its_sentence(tmp_path):
 def test_a_volume_that_cannot_be_read_is_said_on_the_page_and_does_not_fail_it(record, tmp_path, damage):
     broken = tmp_path / "broken.nii.gz"
     if damage == "truncated":
-        broken.write_bytes(Path(record["output"]).read_bytes()[:2000])
-    found = Page(write_subject_page(tmp_path / "out", "01", [{**record, "output": str(broken)}]))
+        broken.write_bytes(Path(record.output).read_bytes()[:2000])
+    found = Page(write_subject_page(tmp_path / "out", "01", [replace(record, output=broken)]))
     assert found.says("No pictures.") and not found.images
 
 
@@ -252,10 +218,19 @@ def test_a_label_or_status_or_convention_that_does_not_exist_is_refused(tmp_path
     with pytest.raises(InputError, match="letters and digits"):
         write_subject_page(tmp_path, "../../etc", [])
     with pytest.raises(InputError, match="enhanced, prepared, skipped, failed"):
-        write_subject_page(tmp_path, "01", [{"status": "done"}])
+        Record("done")
     with pytest.raises(InputError, match="radiological or neurological"):
         write_subject_page(tmp_path, "01", [], convention="japanese")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_record_is_the_same_after_it_was_a_file_and_files_of_other_versions_can_be_read(record):
+    assert Record.read(record.as_json()) == record
+    older = {**record.as_json(), "csf": None, "draws": [], "volumes": {"output": "x"}, "warnings": ["w"]}
+    assert Record.read(older) == record
+    logged = replace(record, log="two\nlines")
+    assert "log" not in logged.as_json()
+    assert {name for name, _ in logged.files()} == set(VOLUMES) - {"wm", "gm", "csf", "library"}
 
 
 def test_the_same_scan_gives_the_same_bytes(record, page, tmp_path):
@@ -267,18 +242,18 @@ def test_the_same_scan_gives_the_same_bytes(record, page, tmp_path):
 
 def test_a_page_stays_below_its_size_even_for_pure_noise(record, tmp_path):
     max_bytes = 700_000
-    noise = dict(record)
+    noise = {}
     for i, key in enumerate(("output", "spline", "std", "truth")):
-        image = nib.load(record[key])
-        noise[key] = save(
-            tmp_path / f"{key}.nii", np.random.default_rng(i).random(image.shape) * 300, image.affine
-        )
+        image = nib.load(getattr(record, key))
+        values = np.random.default_rng(i).random(image.shape) * 300
+        noise[key] = save(tmp_path / f"{key}.nii", values, image.affine)
+    noise = replace(record, **noise)
     write_subject_page(tmp_path / "out", "01", [noise], max_bytes=max_bytes)
     assert sum(p.stat().st_size for p in (tmp_path / "out").rglob("*") if p.is_file()) <= max_bytes
 
 
 def test_a_page_that_is_current_is_not_drawn_again_and_one_that_lost_a_figure_is(record, tmp_path):
-    small = {**record, "std": None, "truth": None}
+    small = replace(record, std=None, truth=None)
     first = write_subject_page(tmp_path, "01", [small]).stat().st_mtime_ns
     figure = tmp_path / "sub-01" / "figures" / "sub-01_ses-1_T1w_axial-iqt.webp"
     assert write_subject_page(tmp_path, "01", [small]).stat().st_mtime_ns == first
@@ -288,10 +263,10 @@ def test_a_page_that_is_current_is_not_drawn_again_and_one_that_lost_a_figure_is
 
 
 def test_figures_of_an_earlier_run_do_not_stay_behind(record, tmp_path):
-    write_subject_page(tmp_path, "01", [{**record, "truth": None}])
+    write_subject_page(tmp_path, "01", [replace(record, truth=None)])
     foreign = tmp_path / "sub-01" / "figures" / "somebody-elses.png"
     foreign.touch()
-    write_subject_page(tmp_path, "01", [{"status": "skipped", "input": record["input"], "message": "why"}])
+    write_subject_page(tmp_path, "01", [Record("skipped", record.input, message="why")])
     left = {path.name for path in foreign.parent.iterdir()}
     assert left == {"somebody-elses.png", "sub-01_desc-report.json"}
 
@@ -310,7 +285,6 @@ def test_the_page_of_a_clinical_scan_takes_less_than_6_megabytes(real_data, tmp_
     std = save(
         tmp_path / "std.nii", np.random.default_rng(0).random((*thick.shape[:2], thick.shape[2] * K)), thin
     )
-    write_subject_page(tmp_path / "out", "lfC01", [
-        {"status": "enhanced", "input": str(scan), "output": output, "spline": spline, "std": std}
-    ])  # fmt: skip
+    enhanced = Record("enhanced", scan, output=output, spline=spline, std=std)
+    write_subject_page(tmp_path / "out", "lfC01", [enhanced])
     assert sum(p.stat().st_size for p in (tmp_path / "out").rglob("*") if p.is_file()) < 6_000_000

@@ -89,9 +89,9 @@ def write_reports(settings: Settings) -> int:
     UsageError
         The folder holds no results to make pages of.
     """
-    from iqtflow.reports.assemble.index import write_index_page
-    from iqtflow.reports.assemble.rebuild import find_records, rebuild
+    from iqtflow.reports.assemble.index import rebuild, write_index_page
     from iqtflow.reports.assemble.subject import write_subject_page
+    from iqtflow.reports.record import find_records
 
     output, labels = settings.paths.output_dir, settings.run.participant_labels
     try:
@@ -117,8 +117,7 @@ def write_reports(settings: Settings) -> int:
 
 def _cite(settings: Settings, level: str, scans: Sequence[Scan] = ()) -> Path:
     """Write what a level does, and which papers to cite, into the folder of logs."""
-    from iqtflow.reports.citation import write_citation
-    from iqtflow.reports.methods import describe_run
+    from iqtflow.reports.methods import describe_run, write_citation
 
     engines = [] if settings.run.mode == "enhance" else [engine_of(s, settings) for s in scans]
     return write_citation(settings.paths.output_dir, describe_run(settings, level, engines))

@@ -75,7 +75,8 @@ def run_group(settings: Settings, *, name: str) -> int:
         There are too few subjects to split, or the participant level has not prepared a subject of the split.
     """
     from iqtflow.evaluation.uncertainty_calibration import reliability_phrase
-    from iqtflow.reports.assemble.training import write_training_page
+    from iqtflow.reports.assemble.group import write_training_page
+    from iqtflow.reports.record import Record
 
     train, output = settings.train, settings.paths.output_dir
     split = settle_split(settings)
@@ -107,7 +108,7 @@ def run_group(settings: Settings, *, name: str) -> int:
     print(f"iqtflow: model {output / stored}; figures {output / metrics}", flush=True)
     # Last: a page that cannot be written costs no other result.
     scans = [
-        {"subject": e.subject, "truth": e.truth, "input": e.low_field, "mask": e.mask} for e in evaluation
+        Record("enhanced", e.low_field, subject=e.subject, truth=e.truth, mask=e.mask) for e in evaluation
     ]
     print(f"iqtflow: page {write_training_page(output, model, scans=scans)}", flush=True)
     return EXIT_OK

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def _render_index(out_dir: Path, asked: Sequence[str]) -> str:
     )
 
 
-def write_pages(out_dir: Place, records: Iterable[Record]) -> Path:
+def write_pages(out_dir: Place, scans: Iterable[Record | Mapping[str, Any]]) -> Path:
     """Write the pages of subjects with a failed or skipped scan at the end of a run, then the index.
 
     A page that the graph has written already, and that shows the same scans with the same outcome, is not
@@ -115,9 +115,9 @@ def write_pages(out_dir: Place, records: Iterable[Record]) -> Path:
     ----------
     out_dir
         Derivatives folder.
-    records
-        One for each scan, with its ``subject``. An enhanced scan needs only ``input`` and ``output``: the
-        rest is found beside the output, or in the summary of its earlier page.
+    scans
+        A record of each, or a mapping of its fields, with its ``subject``. An enhanced scan needs only
+        ``input`` and ``output``: the rest is found beside the output, or in the summary of its earlier page.
 
     Returns
     -------
@@ -126,7 +126,7 @@ def write_pages(out_dir: Place, records: Iterable[Record]) -> Path:
     """
     out_dir = Path(out_dir).absolute()
     subjects: dict[str, list[Record]] = {}
-    for record in records:
+    for record in map(Record.read, scans):
         subjects.setdefault(bare_label(record.subject), []).append(record)
     for label, own in subjects.items():
         shown = read_summary(out_dir, label).scans

@@ -1,8 +1,7 @@
-"""Pictures as 8-bit rasters: windowing, true proportions in mm, burnt-in side marks, sheets of slices,
-overlays, encoding.
+"""Pictures as 8-bit rasters: windowing, true proportions in mm, side letters, sheets of slices, overlays,
+encoding.
 
-Marks are drawn into the pixels, because a picture that is copied out of the page must still say which side is
-left.
+Letters are drawn into the pixels: a copy of the picture still shows which side is left.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-#: Perceptually uniform, monotonous in lightness, readable by colour-blind people, and not a rainbow.
+#: Perceptually uniform, and readable for colour-blind people.
 COLOUR_MAP = "inferno"
 
 MARK_COLOUR = 225
@@ -26,7 +25,7 @@ MAX_ENLARGEMENT = 6.0
 
 @dataclass(frozen=True)
 class Picture:
-    """One file of a page, and the words for those who cannot see it."""
+    """One file of a page, and its description for those who cannot see it."""
 
     file: str
     alt: str
@@ -50,9 +49,7 @@ def to_colour(picture: np.ndarray, top: float) -> np.ndarray:
 
 
 def overlay(grey: np.ndarray, picture: np.ndarray, top: float) -> np.ndarray:
-    """Lay a map over a dimmed grey picture: nothing below a tenth of `top`, full colour above half of it.
-
-    Little to say leaves the anatomy clear; much to say can be read off the legend.
+    """Lay a map over a dimmed grey picture: no colour below a tenth of `top`, full colour above half of it.
 
     Returns
     -------
@@ -65,7 +62,7 @@ def overlay(grey: np.ndarray, picture: np.ndarray, top: float) -> np.ndarray:
 
 
 def legend_colours(count: int = 16, *, over_grey: int | None = None) -> list[str]:
-    """Colours from 0 to the top as CSS; with `over_grey` (0 to 255), as `overlay` shows them on that grey."""
+    """Return colours from 0 to the top as CSS; with `over_grey` (0 to 255) as `overlay` shows them there."""
     ramp = np.linspace(0, 1, count)
     colours = to_colour(ramp, 1.0) if over_grey is None else overlay(np.full(count, over_grey), ramp, 1.0)
     return ["#" + bytes(colour).hex() for colour in colours]
@@ -78,10 +75,9 @@ def picture_size(
     *,
     max_enlargement: float = MAX_ENLARGEMENT,
 ) -> tuple[int, int]:
-    """Width and height in pixels that give a picture its true proportions, with `edge_px` for the longer
-    side.
+    """Return width and height in pixels for true proportions, with `edge_px` for the longer side.
 
-    Small pictures are enlarged at most `max_enlargement` times: more pixels would add bytes, not detail.
+    Small pictures are enlarged at most `max_enlargement` times: more pixels would add no detail.
     """
     height_mm, width_mm = shape[0] * pixel_mm[0], shape[1] * pixel_mm[1]
     scale = min(edge_px / max(height_mm, width_mm), max_enlargement / min(pixel_mm))
@@ -89,7 +85,7 @@ def picture_size(
 
 
 def enlarge(picture: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """Resize an 8-bit picture, every one in the same way, so that none looks sharper by how it is drawn."""
+    """Resize an 8-bit picture. All pictures are resized alike, so that none looks sharper by this."""
     return Image.fromarray(np.ascontiguousarray(picture)).resize(size, Image.Resampling.BICUBIC)
 
 
@@ -111,7 +107,7 @@ def outline(image: Image.Image, maps: Sequence[tuple[np.ndarray, str]], *, level
     draw = ImageDraw.Draw(drawn)
     for values, colour in maps:
         rows, columns = values.shape
-        padded = np.pad(np.asarray(values, np.float32), 1)  # so that a contour closes at the picture's edge
+        padded = np.pad(np.asarray(values, np.float32), 1)  # a contour closes at the edge of the picture
         for line in find_contours(padded, level):
             if len(line) > 3:
                 points = (line[:, ::-1] - 0.5) * (drawn.width / columns, drawn.height / rows)
@@ -127,7 +123,7 @@ def mark(
     px_per_mm: float | None = None,
     text_px: int | None = None,
 ) -> Image.Image:
-    """Burn in side letters, a note (lower left) and, where it fits, a 5 cm bar (lower right)."""
+    """Draw side letters, a note (lower left) and, where it fits, a 5 cm bar (lower right)."""
     draw = ImageDraw.Draw(image)
     width, height = image.size
     size = text_px or int(np.clip(0.042 * width, 13, 22))
@@ -172,7 +168,7 @@ def encode(image: Image.Image, quality: int) -> bytes:
 
 
 def keep(files: dict[str, bytes], file: str, content: bytes, alt: str) -> Picture:
-    """Put a file among those to be written, and return what the page needs to show it."""
+    """Add a file to those to be written; return what the page needs to show it."""
     files[file] = content
     return Picture(file, alt)
 

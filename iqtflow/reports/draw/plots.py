@@ -1,4 +1,4 @@
-"""Line plots as SVG: small, sharp in print, the same bytes for the same numbers."""
+"""Plots as SVG: small, sharp in print, the same bytes for the same numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from iqtflow.reports.draw.volumes import Volumes
 from iqtflow.simulation.snr_prior import DEFAULT_PRIOR, PUBLISHED, SNRPrior
 
-#: Colours that stay apart for colour-blind readers and in grey print (Okabe & Ito, doi:10.1038/nmeth.1618).
+#: Colours that colour-blind readers and grey prints keep apart (Okabe & Ito, doi:10.1038/nmeth.1618).
 BEFORE, AFTER, TRUTH, POINTS = "#8a8a8a", "#0060a8", "#111111", "#c25a00"
 
 PROBABILITY = 0.95  #: share of draws inside an ellipse
@@ -30,14 +30,14 @@ _STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.color": "#e6e6e6",
     "legend.frameon": False,
-    "svg.hashsalt": "iqtflow",  # otherwise identifiers are random
+    "svg.hashsalt": "iqtflow",  # else identifiers are random
     "svg.fonttype": "path",
 }
 
 
 def slice_profile(volumes: Volumes) -> tuple[bytes, str]:
-    """Intensity along one line across the slices: the acquired samples, the spline through them, the estimate
-    and its spread.
+    """Plot the intensity along one line across the slices: acquired samples, spline, enhanced volume and its
+    standard deviation.
 
     Returns
     -------
@@ -46,7 +46,7 @@ def slice_profile(volumes: Volumes) -> tuple[bytes, str]:
     """
     axis = 2 if volumes.slice_axis is None else volumes.slice_axis
     x, y = (a for a in range(3) if a != axis)
-    # The line on which the estimate differs most from the spline, inside the brain.
+    # The line in the brain on which the enhanced volume differs most from the spline.
     score = (np.abs(volumes.after - volumes.before) * volumes.mask).sum(axis=axis)
     line = [0, 0, 0]
     line[x], line[y] = (int(i) for i in np.unravel_index(int(np.argmax(score)), score.shape))
@@ -78,11 +78,11 @@ def slice_profile(volumes: Volumes) -> tuple[bytes, str]:
             columnspacing=1.2,
         )
         svg = to_svg(figure)
-    return svg, "Intensity along one line across the slices: acquired samples, spline and estimate."
+    return svg, "Intensity along one line across the slices: acquired samples, spline and enhanced volume."
 
 
 def intensity_histogram(volumes: Volumes) -> tuple[bytes, str]:
-    """Histograms of the intensities within the mask, before and after."""
+    """Plot histograms of the intensities in the mask, before and after."""
     low, high = volumes.window
     edges = np.linspace(low, low + 1.1 * (high - low), 81)
     with axes_of("intensity", "share of voxels (%)") as (figure, axes):
@@ -100,7 +100,7 @@ def intensity_histogram(volumes: Volumes) -> tuple[bytes, str]:
 
 
 def tissue_histograms(values: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> tuple[bytes, str]:
-    """Histograms of each tissue's intensities in a source (filled) and in what was simulated from it (line).
+    """Plot histograms of each tissue in the source (filled) and in the simulated scan (line).
 
     Parameters
     ----------
@@ -118,11 +118,11 @@ def tissue_histograms(values: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> tu
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=9, handlelength=1.5)
         svg = to_svg(figure)
-    return svg, f"Histograms of intensity of {' and '.join(values)}, in the source and in its first draw."
+    return svg, f"Histograms of intensity of {' and '.join(values)}, in the source and in the first draw."
 
 
 def training_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[bytes, str]:
-    """Loss against step for each member of an ensemble; logarithmic loss.
+    """Plot the loss of each network against the step, on a logarithmic axis.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def training_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[byt
 
 
 def paired_boxes(values: Mapping[str, Sequence[float]], unit: str) -> tuple[bytes, str]:
-    """Box plot of each method over the evaluation subjects, with a thin line for each subject."""
+    """Plot a box for each method over the evaluation subjects, with a thin line for each subject."""
     names = list(values)
     table = np.array([values[name] for name in names], dtype=float)
     with axes_of("", unit) as (figure, axes):
@@ -192,7 +192,7 @@ def snr_ellipse(drawn: Sequence[tuple[float, float]], prior: Mapping[str, Any] |
     drawn
         One pair for each simulated scan.
     prior
-        ``name``, ``mean`` and ``covariance`` of what was drawn from; None when nobody has noted it.
+        ``name``, ``mean`` and ``covariance`` of the prior; None when it was not recorded.
 
     Returns
     -------
@@ -227,12 +227,12 @@ def snr_ellipse(drawn: Sequence[tuple[float, float]], prior: Mapping[str, Any] |
         axes.legend(loc="upper left", fontsize=9)
         svg = to_svg(figure)
     count = f"{len(points)} simulated scan{'' if len(points) == 1 else 's'}"
-    words = f"Signal-to-noise ratios of white and grey matter drawn for {count}, over the prior’s ellipse"
-    return svg, f"{words}; {outside} of them outside of it."
+    words = f"Signal-to-noise ratios of white and grey matter of {count}, on the ellipse of the prior"
+    return svg, f"{words}; {outside} of them outside."
 
 
 def reliability_curve(summary: Mapping[str, Any]) -> tuple[bytes, str]:
-    """Plot root mean square error over standard deviation, bin by bin, with the line where the two are equal.
+    """Plot the root mean square error against the standard deviation, with the line where both are equal.
 
     Parameters
     ----------
@@ -250,33 +250,34 @@ def reliability_curve(summary: Mapping[str, Any]) -> tuple[bytes, str]:
     )
     top = 1.05 * max(std.max(), high.max())
     several = summary["n"] > 1
-    with axes_of(
-        "standard deviation stated (% of range)", "error made, root mean square (%)", size=(5.4, 4.2)
-    ) as (figure, axes):
-        axes.plot([0, top], [0, top], color=BEFORE, lw=1.2, ls="--", label="error as large as stated")
+    with axes_of("standard deviation (% of range)", "true error, root mean square (%)", size=(5.4, 4.2)) as (
+        figure,
+        axes,
+    ):
+        axes.plot([0, top], [0, top], color=BEFORE, lw=1.2, ls="--", label="error = standard deviation")
         if several:
-            span = "smallest to largest over people"
+            span = "smallest to largest over subjects"
             axes.fill_between(std, low, high, color=AFTER, alpha=0.15, lw=0, label=span)
-        label = "mean over people" if several else "measured"
+        label = "mean over subjects" if several else "measured"
         axes.plot(std, error, "o-", color=AFTER, lw=1.4, ms=3.5, label=label)
         axes.set(xlim=(0, top), ylim=(0, top), aspect="equal")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2, fontsize=9, handlelength=1.5)
         svg = to_svg(figure)
-    people = "1 person" if summary["n"] == 1 else f"{summary['n']} people"
+    subjects = "1 subject" if summary["n"] == 1 else f"{summary['n']} subjects"
     return svg, (
-        f"Error against standard deviation in {len(std)} bins of voxels, {people}: from {error[0]:.2g} % at "
-        f"{std[0]:.2g} % to {error[-1]:.2g} % at {std[-1]:.2g} %."
+        f"Error against standard deviation in {len(std)} bins of voxels, {subjects}: from "
+        f"{error[0]:.2g} % at {std[0]:.2g} % to {error[-1]:.2g} % at {std[-1]:.2g} %."
     )
 
 
 def reliability_rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    """What the curve comes to, as rows of a table: figure, mean over people, smallest to largest, ideal."""
+    """Return the figures of the curve as rows: figure, mean over subjects, smallest to largest, ideal."""
     shown = (
         ("Error / standard deviation", "error_over_std", "{:.2f}", "1"),
-        ("Voxels within 1 standard deviation", "within_1_std", "{:.0%}", "68 % if errors were Gaussian"),
-        ("Voxels within 2 standard deviations", "within_2_std", "{:.0%}", "95 % if errors were Gaussian"),
-        ("Spearman’s ρ of both over bins", "spearman_bins", "{:.3f}", "1"),
-        ("Spearman’s ρ of both over voxels", "spearman", "{:.2f}", "below 1 for any map"),
+        ("Voxels within 1 standard deviation", "within_1_std", "{:.0%}", "68 % (Gaussian errors)"),
+        ("Voxels within 2 standard deviations", "within_2_std", "{:.0%}", "95 % (Gaussian errors)"),
+        ("Spearman’s ρ over bins", "spearman_bins", "{:.3f}", "1"),
+        ("Spearman’s ρ over voxels", "spearman", "{:.2f}", "always below 1"),
     )
     rows = []
     for label, name, form, ideal in shown:
@@ -289,12 +290,12 @@ def reliability_rows(summary: Mapping[str, Any]) -> list[list[str]]:
 
 @contextmanager
 def axes_of(xlabel: str, ylabel: str, *, size: tuple[float, float] = (5.4, 3.3)) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes in the style of the pages; `size` in inches."""
+    """Yield a figure and its axes in the style of the pages; `size` in inches."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # A bare Figure, not pyplot: nothing global is opened that a caller would have to close.
+    # Not pyplot: nothing global is opened that a caller would have to close.
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
@@ -304,7 +305,7 @@ def axes_of(xlabel: str, ylabel: str, *, size: tuple[float, float] = (5.4, 3.3))
 
 
 def to_svg(figure: Any) -> bytes:
-    """A figure as SVG, the same bytes for the same figure."""
+    """Return a figure as SVG, the same bytes for the same figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
@@ -317,7 +318,7 @@ def _shade(index: int, count: int) -> str:
 
 
 def _acquired_samples(volumes: Volumes, line: list[int], axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Samples of the scan nearest to a line of voxels of the output, and where they lie along it in mm."""
+    """Return the samples of the scan nearest to a line of voxels, and their positions along it in mm."""
     scan, affine = volumes.acquired
     to_scan = np.linalg.inv(affine) @ volumes.affine
     start = to_scan @ np.array([*line[:axis], 0, *line[axis + 1 :], 1.0])
