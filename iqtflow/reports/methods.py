@@ -19,12 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import iqtflow
+from iqtflow.bids.names import output_name
 from iqtflow.config import PARTICIPANT, Settings, TrainSettings, default_of
 from iqtflow.segmentation.select import EngineChoice, describe_priors
 from iqtflow.utils.files import read_text, write_text
-
-PARAGRAPHS = Path("logs", "citation")
-CITATION = Path("logs", "CITATION.md")
 
 _PREAMBLE = """\
 # What was done to these data
@@ -308,20 +306,21 @@ def write_citation(output_dir: str | os.PathLike, paragraphs: Iterable[Paragraph
     OutputError
         The folder cannot be written.
     """
-    folder = Path(output_dir, PARAGRAPHS)
+    output_dir = Path(output_dir)
+    folder = output_dir / output_name("paragraphs")
     for paragraph in paragraphs:
         content = json.dumps(asdict(paragraph), indent=2, ensure_ascii=False) + "\n"
         digest = hashlib.sha256(content.encode()).hexdigest()[:12]
         path = folder / f"{paragraph.order:02d}_{digest}.json"
         if not path.is_file() or path.read_bytes() != content.encode():
             write_text(path, content)
-    citation = Path(output_dir, CITATION)
+    citation = output_dir / output_name("citation")
     while True:
         names = _names(folder)
         # What no run has written, or only half, is left out: this run's own paragraphs are whole.
         known = [one for name in names if (one := _read(folder / name)) is not None]
         write_text(citation, render_citation(known))
-        write_text(citation.with_suffix(".bib"), render_bibliography(known))
+        write_text(output_dir / output_name("references"), render_bibliography(known))
         # Whichever job writes last looks again afterwards: no other's paragraph is lost.
         if _names(folder) == names:
             return citation

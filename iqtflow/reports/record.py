@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from iqtflow import __version__
-from iqtflow.bids.names import sidecar_name
+from iqtflow.bids.names import output_name, sidecar_name
 from iqtflow.utils.errors import InputError
 from iqtflow.utils.files import read_text
 
@@ -326,9 +326,14 @@ class Summary:
         )
 
 
+def page_path(out_dir: Path, label: str) -> Path:
+    """Return the path of a subject's page."""
+    return out_dir / output_name("page", subject=label)
+
+
 def summary_path(out_dir: Path, label: str) -> Path:
     """Return the path of the summary of a subject's page."""
-    return out_dir / f"sub-{label}" / "figures" / f"sub-{label}_desc-report.json"
+    return out_dir / output_name("page_summary", subject=label)
 
 
 def read_summary(out_dir: Path, label: str) -> Summary:
@@ -382,9 +387,7 @@ def is_complete(out_dir: Place, label: str, statuses: Sequence[str]) -> bool:
 
 def _has_files(out_dir: Path, label: str, summary: Summary) -> bool:
     folder = summary_path(out_dir, label).parent
-    return (out_dir / f"sub-{label}.html").is_file() and all(
-        (folder / name).is_file() for name in summary.figures
-    )
+    return page_path(out_dir, label).is_file() and all((folder / name).is_file() for name in summary.figures)
 
 
 # --- records from what is on disk ---

@@ -143,7 +143,7 @@ def _write_pages(
     """Write the index, and the pages of subjects with a skipped or failed scan; the graph has written the
     pages of all other subjects.
     """
-    from iqtflow.interfaces.report import write_pages
+    from iqtflow.reports.assemble.index import write_pages
 
     output, records = settings.paths.output_dir, []
     for scan in plan.chosen:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from iqtflow.bids.names import output_name
 from iqtflow.inference.uncertainty import kind_of_model
 from iqtflow.models.model_file import read_card
 from iqtflow.reports.assemble import facts
@@ -73,27 +74,25 @@ def write_training_page(output_dir: Place, model_name: str, *, scans: Sequence[R
         The page.
     """
     output_dir = Path(output_dir)
-    models = output_dir / "models"
-    card = read_card(models / f"{model_name}.safetensors")
-    files = sorted(models.glob(f"{model_name}_member-*_curves.csv"))
+    card = read_card(output_dir / output_name("model", model=model_name))
+    files = sorted(output_dir.glob(str(output_name("curves", model=model_name, member="*"))))
     curves = {path.stem.removeprefix(f"{model_name}_").removesuffix("_curves"): path for path in files}
     if not scans:
         return write_group_page(output_dir, model_name, card=card, curves=curves)
-    evaluated = models / f"{model_name}_evaluation"
     examples = []
     for scan in scans:
         stem = Path(scan.input or "").name.partition("_desc-sim01_")[0]
-        paths = {
-            name: evaluated / f"{stem}_desc-{desc}_T1w.nii.gz"
-            for name, desc in (("spline", "spline"), ("output", "iqt"))
-        }
-        examples.append(replace(scan, spline=paths["spline"], output=paths["output"]))
+        spline, enhanced = (
+            output_dir / output_name("example", model=model_name, stem=stem, desc=desc)
+            for desc in ("spline", "iqt")
+        )
+        examples.append(replace(scan, spline=spline, output=enhanced))
     return write_group_page(
         output_dir,
         model_name,
         card=card,
         curves=curves,
-        evaluation=read_metrics(output_dir / "group_metrics.tsv"),
+        evaluation=read_metrics(output_dir / output_name("metrics")),
         examples=examples,
         reliability=(card.get("figures") or {}).get("reliability"),
         uncertainty=kind_of_model(card),
@@ -180,7 +179,7 @@ def write_group_page(
     )
     for file, content in files.items():
         write_page(out_dir / "figures" / file, content)
-    return write_page(out_dir / "group.html", html)
+    return write_page(out_dir / output_name("group_page"), html)
 
 
 def read_curves(path: Place) -> dict[str, np.ndarray]:

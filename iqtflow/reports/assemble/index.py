@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from iqtflow.bids.names import output_name
 from iqtflow.reports.assemble.group import write_training_page
 from iqtflow.reports.assemble.page import bare_label, render, write_page
 from iqtflow.reports.assemble.subject import write_subject_page
@@ -19,6 +20,7 @@ from iqtflow.reports.record import (
     find_records,
     find_source,
     labels_of_derivatives,
+    page_path,
     read_summary,
     summary_path,
 )
@@ -54,7 +56,7 @@ def write_index_page(out_dir: Place, subjects: Iterable[str] = ()) -> Path:
     asked = [bare_label(subject) for subject in subjects]
     while True:
         before = _state(out_dir)
-        page = write_page(out_dir / "index.html", _render_index(out_dir, asked))
+        page = write_page(out_dir / output_name("index"), _render_index(out_dir, asked))
         # Several jobs may write into the folder: the last one looks again, so that no subject is lost.
         if _state(out_dir) == before:
             return page
@@ -80,7 +82,7 @@ def _render_index(out_dir: Path, asked: Sequence[str]) -> str:
         marks = {status, *found}
         if any(scan.warnings or scan.verdict_style == "warn" for scan in scans):
             marks.add("warning")
-        has_page = (out_dir / f"sub-{label}.html").is_file()
+        has_page = page_path(out_dir, label).is_file()
         rows.append(
             {"label": label, "status": status, "scans": scans, "marks": sorted(marks), "has_page": has_page}
         )
@@ -101,7 +103,7 @@ def _render_index(out_dir: Path, asked: Sequence[str]) -> str:
         counts=counts,
         statuses=STATUSES,
         filters=filters,
-        has_group=(out_dir / "group.html").is_file(),
+        has_group=(out_dir / output_name("group_page")).is_file(),
     )
 
 
@@ -132,7 +134,7 @@ def write_pages(out_dir: Place, scans: Iterable[Record | Mapping[str, Any]]) -> 
         shown = read_summary(out_dir, label).scans
         same = sorted(map(_outcome, own)) == sorted(map(_outcome, shown))
         failed = any(record.status == "failed" for record in own)  # its log may be new
-        if failed or not same or not (out_dir / f"sub-{label}.html").is_file():
+        if failed or not same or not page_path(out_dir, label).is_file():
             known = {str(scan.record.input): scan.record for scan in shown}
             write_subject_page(
                 out_dir, label, [complete_record(record, known.get(str(record.input))) for record in own]

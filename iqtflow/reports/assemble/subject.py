@@ -28,6 +28,7 @@ from iqtflow.reports.record import (
     Summary,
     fingerprint,
     is_current,
+    page_path,
     read_summary,
     summary_path,
 )
@@ -133,7 +134,7 @@ def write_subject_page(
             next_step="Choose one of them.",
         )
     out_dir = Path(out_dir).absolute()
-    page, folder = out_dir / f"sub-{label}.html", summary_path(out_dir, label).parent
+    page, folder = page_path(out_dir, label), summary_path(out_dir, label).parent
     mark = fingerprint(records, {"convention": convention, "max_bytes": max_bytes})
     if is_current(out_dir, label, mark):
         return page
