@@ -19,7 +19,7 @@ from conftest import make_affine, make_head, write_scan
 from iqtflow.image.nifti import read_volume
 from iqtflow.image.nifti_file import open_nifti, peek_nifti, read_content
 from iqtflow.image.validate import check_scan
-from iqtflow.reports.draw.grids import canonical
+from iqtflow.reports.draw.volumes import load_array
 from iqtflow.segmentation.spm.install import tpm_blob_id
 from iqtflow.utils.errors import InputError
 
@@ -73,7 +73,7 @@ def test_a_page_does_not_show_a_damaged_image(tmp_path):
     path = tmp_path / "x.nii.gz"
     path.write_bytes(wrong_checksum(gzip.compress(whole(), mtime=0)))
     with pytest.raises(InputError, match="cannot be read"):
-        canonical({"output": os.fspath(path)}, "output")
+        load_array(path)
 
 
 def test_a_flipped_bit_that_still_decompresses_is_noticed(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from iqtflow.image.geometry import voxel_sizes
+from iqtflow.image.geometry import slice_axis
 from iqtflow.reports.draw import pictures, plots
 from iqtflow.reports.draw.pictures import Picture
 from iqtflow.reports.draw.slices import Comparison, PlaneDrawer, Rung, Scene, draw_within
@@ -182,7 +182,7 @@ def _draw_pictures(scene: Scene, draw: Draw, number: int, files: dict[str, bytes
     thick = load_array(draw.image)
     if thick is None:
         return DrawPictures(f"{title} (the simulated scan is missing)", ())
-    axis = int(np.argmax(voxel_sizes(thick[1])))
+    axis = slice_axis(thick[1])
     before, affine = scene.volumes.before, scene.volumes.affine
     # Each thick voxel as a block: nothing is interpolated.
     blocks = on_grid(thick, affine, before.shape, kind="nearest")

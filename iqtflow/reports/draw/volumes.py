@@ -13,9 +13,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
-from iqtflow.image.geometry import cubic_upsample, slices_back, slices_last, thin_affine, voxel_sizes
+from iqtflow.image.geometry import cubic_upsample, slice_axis, slices_back, slices_last, thin_affine
 from iqtflow.image.nifti_file import open_nifti
 from iqtflow.reports.record import TISSUES, Place, Record
 from iqtflow.utils.errors import InputError
@@ -150,7 +151,7 @@ def load_volumes(record: Record) -> Volumes:
         window=_window_of(before, mask, has_mask=has_mask),
         std=None if std is None else on_grid(std, affine, after.shape),
         truth=None if truth is None else on_grid(truth, affine, after.shape, kind="spline"),
-        slice_axis=None if acquired is None else int(np.argmax(voxel_sizes(acquired[1]))),
+        slice_axis=None if acquired is None else slice_axis(acquired[1]),
         acquired=acquired,
     )
 
@@ -335,7 +336,7 @@ def on_grid(
 
 def spline_of(scan: tuple[np.ndarray, np.ndarray], affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Interpolate a scan onto another grid; where the grids nest, with the function of the baseline."""
-    axis = int(np.argmax(voxel_sizes(scan[1])))
+    axis = slice_axis(scan[1])
     data, last_affine = slices_last(*scan, axis)
     k = shape[axis] // data.shape[2]
     if k >= 1 and tuple(np.delete(shape, axis)) == data.shape[:2]:
