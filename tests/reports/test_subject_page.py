@@ -14,6 +14,7 @@ from report_phantoms import K, Page, failed, make_record, save
 from scipy import ndimage
 
 from iqtflow.image.geometry import thin_affine
+from iqtflow.models.card import Card
 from iqtflow.reports.assemble.group import write_group_page
 from iqtflow.reports.assemble.index import write_index_page
 from iqtflow.reports.assemble.page import NOTICE
@@ -179,7 +180,7 @@ def test_names_and_messages_from_outside_cannot_write_into_the_page(record, tmp_
     details = {"Warnings": [HOSTILE], "Model": {"Name": HOSTILE}, HOSTILE: HOSTILE}
     hostile = replace(record, details=details, metrics={HOSTILE: {HOSTILE: 1.0}})
     write_subject_page(tmp_path, "01", [hostile, failed(HOSTILE, HOSTILE, log=f"{HOSTILE}\nend")])
-    write_group_page(tmp_path, HOSTILE, card={HOSTILE: HOSTILE})
+    write_group_page(tmp_path, HOSTILE, card=Card({HOSTILE: HOSTILE}))
     write_index_page(tmp_path, ["01"])
     for name in ("sub-01.html", "group.html", "index.html"):
         found = Page(tmp_path / name)

@@ -12,6 +12,7 @@ from typing import Any
 
 from iqtflow.inference.ood import FIGURES
 from iqtflow.inference.uncertainty import kind_of_scan, measured_words
+from iqtflow.models.card import Card
 
 Row = tuple[str, str]
 Show = Callable[[Any], str]
@@ -177,22 +178,21 @@ def fact_tables(details: Mapping[str, Any], tables: Tables = SCAN_TABLES) -> dic
     return filled
 
 
-def card_tables(card: Mapping[str, Any]) -> dict[str, list[Row]]:
+def card_tables(card: Card) -> dict[str, list[Row]]:
     """Return the tables of a model, from its card.
 
     Parameters
     ----------
     card
-        From `iqtflow.models.model_file.read_card`. A joined model has the training of each network under
+        The card. A joined model has the training of each network under
         ``training.members``, another one has it in ``training`` itself.
     """
-    training = card.get("training") or {}
-    members = training.get("members") or [training]
-    first = {**members[0], **training}
+    members = card.training.get("members") or [card.training]
+    first = {**members[0], **card.training}
     split = {
         "train": first.get("training_subjects"),
         "validation": first.get("validation_subjects"),
-        "evaluation": (card.get("figures") or {}).get("subjects"),
+        "evaluation": card.figures.get("subjects"),
         **first.get("split", {}),
     }
     each = {

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from iqtflow.bids.names import output_name
-from iqtflow.inference.uncertainty import kind_of_model
+from iqtflow.models.card import Card
 from iqtflow.models.model_file import read_card
 from iqtflow.reports.assemble import facts
 from iqtflow.reports.assemble.page import bare_label, render, write_page
@@ -94,8 +94,8 @@ def write_training_page(output_dir: Place, model_name: str, *, scans: Sequence[R
         curves=curves,
         evaluation=read_metrics(output_dir / output_name("metrics")),
         examples=examples,
-        reliability=(card.get("figures") or {}).get("reliability"),
-        uncertainty=kind_of_model(card),
+        reliability=card.reliability,
+        uncertainty=card.uncertainty(),
     )
 
 
@@ -103,7 +103,7 @@ def write_group_page(
     out_dir: Place,
     name: str,
     *,
-    card: Mapping[str, Any] | None = None,
+    card: Card | None = None,
     curves: Mapping[str, Place] | None = None,
     evaluation: Sequence[Evaluated] = (),
     examples: Sequence[Record] = (),
