@@ -157,7 +157,7 @@ def write_group_page(
     html = render(
         "group.html",
         name=name,
-        k=(card or {}).get("k"),
+        k=card.get("k") if card else None,
         curves=add("curves", plots.training_curves(read)) if read else None,
         n_curves=len(read),
         tables=tables,
