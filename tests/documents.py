@@ -1,62 +1,64 @@
-"""Reading commands out of the pages, and a place to try them.
+"""Commands of the documents: reading them, a place to try them, and a check of each without running it.
 
-A block of commands is run by bash itself, so that quotes, variables and continuation lines mean what they
-mean to a reader. Programs on its path note their arguments and do nothing; what was noted is then judged, or
-run in earnest.
+bash itself runs each block of commands, so that quotes, variables and continuation lines mean what they mean
+to a reader. The programs on its path only note their arguments. What they noted is then checked.
 """
 
 from __future__ import annotations
 
+import argparse
+import ast
+import importlib.util
 import json
-import os
 import re
 import shutil
-import stat
 import subprocess
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
+import pytest
+from conftest import write_scan
+from markdown_it import MarkdownIt
 from phantoms import Brain, make_brain
 
+from iqtflow.cli import main as cli
+from iqtflow.cli.parser import parse
+from iqtflow.config import SECTIONS, read_sections
+from iqtflow.utils.errors import UsageError
+
 ROOT = Path(__file__).parents[1]
-#: Folders that readers are told of; each stands for one in the sandbox.
+#: Folders of the documents; each is a folder of the sandbox instead.
 PLACES = re.compile(r"(?<![\w/.~-])/(data|out|site|scratch|opt/spm12|opt/spm)(?=[/\s:\"',]|$)")
 #: Harmless programs that run as they are.
-PLAIN = (
-    "bash",
-    "cat",
-    "echo",
-    "id",
-    "ls",
-    "mkdir",
-    "cut",
-    "head",
-    "sed",
-    "seq",
-    "sort",
-    "tr",
-    "wc",
-    "basename",
-    "dirname",
-)
-#: Programs that are noted. A page that names another fails: this file has to learn what to do with it.
-NOTED = (
-    "apptainer", "docker", "git", "iqtflow", "iqtflow-calibrate", "iqtflow-enhance", "iqtflow-evaluate",
-    "iqtflow-segment", "iqtflow-simulate", "iqtflow-train", "make", "module", "pip", "python", "python3",
-    "sbatch", "singularity", "srun", "buildah",
-)  # fmt: skip
-#: Languages of blocks with commands.
+PLAIN = ("basename", "cat", "dirname", "echo", "head", "id", "ls", "mkdir")
+#: Languages of blocks with commands, and of all blocks.
 SHELLS = ("bash", "console", "sh")
-#: Languages that a block may have.
-KNOWN = {"bash", "console", "json", "python", "sh", "text", "toml", "csv", "tsv", "yaml"}
-_FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,}|~{3,}|:{3,}) *(?P<language>[^\n`]*)$")
+KNOWN = {*SHELLS, "json", "python", "text", "toml", "csv", "tsv", "yaml"}
+#: What container programs take: ``-x:`` is an option with a value, ``x*`` all that follows.
+CONTAINERS = {
+    "docker run": "--rm --read-only -v: -u: --gpus: --network: --tmpfs: --shm-size: --memory: image inside*",
+    "docker build": "-t: --build-arg: folder",
+    "docker save": "-o: image",
+    "apptainer build": "image source",
+    "apptainer run": "--nv --cleanenv --bind: image inside*",
+    "buildah build": "--isolation: --network: -t: folder",
+}
+SPLIT = {"train": ["01", "02"], "validation": ["03"], "evaluation": ["04"]}
+#: Content of the files that options name, where a reader would bring a file of his own.
+FILES = {
+    "--bids-filter-file": "{}",
+    "--config-file": "[run]\nseed = 0\n",
+    "--snr-prior": json.dumps({"mean": [64.5, 54.1], "covariance": [[78, 71], [71, 73]]}),
+    "--split": json.dumps(SPLIT),
+    "--use-plugin": "plugin: SLURM\n",
+}
 
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block of a page."""
+    """One block of code on a page."""
 
     page: str
     line: int
@@ -69,7 +71,7 @@ class Block:
 
 @dataclass
 class Command:
-    """One command of a console block: what is typed, and what the page shows as its answer."""
+    """One command of a console block: what is typed, and the answer that the page shows."""
 
     where: str
     text: str
@@ -84,26 +86,19 @@ def list_pages() -> list[str]:
 
 
 def read_blocks(page: str) -> list[Block]:
-    """Fenced blocks of a page; directives (``{...}``, ``:::``) are none."""
-    blocks, start, lines = [], None, (ROOT / page).read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines):
-        match = _FENCE.match(line)
-        if start is None and match and not match["ticks"].startswith(":"):
-            start = (number, match)
-        elif start is not None and line.strip() == start[1]["ticks"]:
-            first, opening = start
-            body = [text.removeprefix(opening["indent"]) for text in lines[first + 1 : number]]
-            language = opening["language"].strip()
-            if not language.startswith("{"):
-                blocks.append(Block(page, first + 1, language, "\n".join(body)))
-            start = None
-    assert start is None, f"{page}:{start[0] + 1}: a block without end"
-    return blocks
+    """Blocks of code on a page, without directives (``{...}``)."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    tokens = [t for t in MarkdownIt().parse(text) if t.type in ("fence", "code_block")]
+    for token in tokens:
+        last = text.splitlines()[token.map[1] - 1].strip()
+        assert last.startswith(token.markup), f"{page}:{token.map[0] + 1}: a block without end"
+    found = [Block(page, t.map[0] + 1, t.info.strip(), t.content) for t in tokens]
+    return [block for block in found if not block.language.startswith("{")]
 
 
 def read_commands(block: Block) -> list[Command]:
-    """Commands of a console block (lines after ``$``, with what they continue on), or a script as a whole."""
-    if block.language in ("bash", "sh"):
+    """Commands of a console block (lines after ``$``, with their continuations), or a script as a whole."""
+    if block.language != "console":
         return [Command(str(block), block.text)]
     commands: list[Command] = []
     continued = False
@@ -121,7 +116,7 @@ def read_commands(block: Block) -> list[Command]:
 
 
 class Sandbox:
-    """A folder that stands for a reader's machine: programs, data sets, a home, a checkout's recipes."""
+    """A folder in place of a reader's machine: programs, data sets, a home, the files of the repository."""
 
     def __init__(self, root: Path, model: Path) -> None:
         self.root, self.model = root, model
@@ -132,7 +127,8 @@ class Sandbox:
             folder.mkdir(parents=True)
         for name in PLAIN:
             (self.programs / name).symlink_to(shutil.which(name))
-        for name in NOTED:
+        commands = re.findall(r"^    (iqtflow[\w-]*) = ", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
+        for name in (*commands, *CHECKS):
             self.note(self.programs / name)
         for name in ("constraints.txt", "Makefile", "Dockerfile", "benchmarks", "docs"):
             (self.cwd / name).symlink_to(ROOT / name)
@@ -140,15 +136,15 @@ class Sandbox:
             self.note(self.cwd / script.relative_to(ROOT))
 
     def note(self, program: Path) -> None:
-        """Make a program that notes how it was called."""
+        """Make a program that only notes its arguments."""
         program.parent.mkdir(parents=True, exist_ok=True)
         program.write_text(
             f"#!/bin/bash\nprintf '%s\\0' {program.name} \"$@\" >> {self.log}\nprintf '\\n' >> {self.log}\n"
         )
-        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        program.chmod(0o755)
 
     def place(self, text: str) -> str:
-        """Text of a page with its folders put into the sandbox."""
+        """Text of a page with its folders replaced by those of the sandbox."""
         return PLACES.sub(lambda match: f"{self.root}/{match[1]}", text)
 
     def record(self, command: Command) -> list[list[str]]:
@@ -157,86 +153,218 @@ class Sandbox:
         done = subprocess.run(
             [shutil.which("bash"), "-euo", "pipefail", "-c", self.place(command.text)],
             cwd=self.cwd,
-            env={
-                "PATH": str(self.programs),
-                "HOME": str(self.root / "home"),
-                "SLURM_ARRAY_TASK_ID": "1",
-                "USER": "reader",
-            },
+            env={"PATH": str(self.programs), "HOME": str(self.root / "home"), "SLURM_ARRAY_TASK_ID": "1"},
             capture_output=True,
             text=True,
             timeout=60,
         )
         assert done.returncode == 0, (
-            f"{command.where}: {command.text}\n{done.stderr}"
-            "(a program that is not known has to be added to documents.py and document_judges.py)"
+            f"{command.where}: {command.text}\n{done.stderr}(add a new program to PLAIN or CHECKS)"
         )
         calls = [line.split("\0")[:-1] for line in self.log.read_text().split("\n") if line]
-        for program, *arguments in calls:
-            if program in ("python", "python3") and arguments[:2] == ["-m", "venv"]:
-                for name in ("python", "iqtflow"):  # from now on that environment's programs are there
-                    self.note(Path(os.path.expandvars(arguments[-1])) / "bin" / name)
+        for call in calls:
+            if call[:3] in (["python", "-m", "venv"], ["python3", "-m", "venv"]):
+                for name in ("python", "iqtflow"):  # the programs of the new environment
+                    self.note(Path(call[-1]) / "bin" / name)
         return calls
 
     def add_data(self) -> None:
-        """Small data sets under the names that the pages use: low field, high field with tissue maps, HCP."""
-        brain = make_brain()
-        for name in ("bids", "lowfield"):
-            root = self.root / "data" / name
-            for label in ("01", "02", "03"):
-                add_subject(root, label, brain, thick=True, seed=int(label))
-        for name in ("highfield", "derivatives/smriprep"):
-            for label in ("01", "02", "03", "04"):
-                add_subject(
-                    self.root / "data" / name,
-                    label,
-                    brain,
-                    thick=False,
-                    seed=int(label),
-                    maps="deriv" in name,
-                )
+        """Small data sets with the names of the pages: low field, high field, tissue maps, HCP."""
+        brain, data = make_brain(), self.root / "data"
+        for label in ("01", "02", "03", "04"):
+            for name in ("bids", "lowfield"):
+                add_subject(data / name, label, brain, thick=True)
+            add_subject(data / "highfield", label, brain)
+            add_subject(data / "derivatives/smriprep", label, brain, maps=True)
         for label in ("100307", "100408", "101107", "101309"):
-            write(self.root / f"data/hcp/{label}/T1w/T1w_acpc_dc_restore_brain.nii.gz", brain.intensity, 2.0)
-        write(self.cwd / "scan.nii.gz", thick_slices(brain.intensity, 0), (2.0, 2.0, 8.0))
-        write(self.cwd / "T1w.nii.gz", brain.intensity, 2.0)
+            write(data / f"hcp/{label}/T1w/T1w_acpc_dc_restore_brain.nii.gz", brain.intensity)
+        write(self.cwd / "scan.nii.gz", thick_slices(brain.intensity, 0), slice_mm=8.0)
+        write(self.cwd / "T1w.nii.gz", brain.intensity)
         (self.cwd / "maps").mkdir()
-        people = {"train": ["01", "02"], "validation": ["03"], "evaluation": ["04"]}
-        (self.cwd / "split.json").write_text(json.dumps(people))
-        for name in ("BIDS", "DATA"):
-            (self.cwd / name).symlink_to(self.root / "data/highfield")
+        (self.cwd / "split.json").write_text(FILES["--split"])
+        (self.cwd / "BIDS").symlink_to(data / "highfield")
         shutil.copyfile(self.model, self.cwd / "MODEL.safetensors")
 
 
-def add_subject(
-    root: Path, label: str, brain: Brain, *, thick: bool, seed: int = 0, maps: bool = False
-) -> None:
-    """Add one person, skull-stripped, to a BIDS data set."""
+def add_subject(root: Path, label: str, brain: Brain, *, thick: bool = False, maps: bool = False) -> None:
+    """Add one skull-stripped subject to a BIDS data set: a scan, or its tissue maps."""
     root.mkdir(parents=True, exist_ok=True)
-    (root / "dataset_description.json").write_text(json.dumps({"Name": "stand-in", "BIDSVersion": "1.10.0"}))
+    (root / "dataset_description.json").write_text(json.dumps({"Name": "phantoms", "BIDSVersion": "1.10.0"}))
     stem = root / f"sub-{label}/anat/sub-{label}"
     if maps:
         tissues = {"WM": brain.wm, "GM": brain.gm, "CSF": np.clip(brain.mask - brain.wm - brain.gm, 0, 1)}
         for tissue, values in tissues.items():
-            write(Path(f"{stem}_label-{tissue}_probseg.nii.gz"), values.astype(np.float32), 2.0)
+            write(Path(f"{stem}_label-{tissue}_probseg.nii.gz"), values.astype(np.float32))
         return
-    rng = np.random.default_rng(seed)
-    noisy = brain.intensity + brain.mask * rng.normal(0, 12, brain.intensity.shape).astype(np.float32)
-    voxel = (2.0, 2.0, 8.0) if thick else 2.0
-    write(Path(f"{stem}_T1w.nii.gz"), thick_slices(noisy, seed) if thick else noisy, voxel)
+    seed = int(label) if label.isdigit() else 0
+    noise = np.random.default_rng(seed).normal(0, 12, brain.intensity.shape)
+    noisy = brain.intensity + brain.mask * noise.astype(np.float32)
+    if thick:
+        write(Path(f"{stem}_T1w.nii.gz"), thick_slices(noisy, seed), slice_mm=8.0)
+    else:
+        write(Path(f"{stem}_T1w.nii.gz"), noisy)
     Path(f"{stem}_T1w.json").write_text(json.dumps({"SkullStripped": True}))
 
 
 def thick_slices(volume: np.ndarray, seed: int) -> np.ndarray:
-    """Means of four slices, and the noise of a scanner all over."""
+    """Means of four slices, with noise also in the air."""
     thick = volume.reshape(*volume.shape[:2], -1, 4).mean(axis=3)
     return np.abs(thick + np.random.default_rng(seed).normal(0, 12, thick.shape)).astype(np.float32)
 
 
-def write(path: Path, data: np.ndarray, voxel_mm: float | tuple[float, float, float]) -> None:
-    """Write a NIfTI image."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    affine = np.diag([*np.broadcast_to(voxel_mm, 3), 1.0])
+def write(path: Path, data: np.ndarray, *, slice_mm: float = 2.0) -> None:
+    """Write an image with the origin in its middle."""
+    affine = np.diag([2.0, 2.0, slice_mm, 1.0])
     affine[:3, 3] = -np.asarray(data.shape) * np.diag(affine)[:3] / 2
-    image = nib.Nifti1Image(data, affine)
-    image.header.set_xyzt_units("mm")
-    image.to_filename(path)
+    write_scan(path, data, affine)
+
+
+# --- checks ---
+
+
+def check(call: list[str], command: Command, sandbox: Sandbox) -> None:
+    """Check one call of a program; a program without a check is an error."""
+    program, *arguments = call
+    if program == "iqtflow":
+        check_iqtflow(arguments, command, sandbox)
+    elif program.startswith("iqtflow-"):
+        module = f"iqtflow.cli.commands.{program.removeprefix('iqtflow-')}"
+        importlib.import_module(module).build_parser().parse_args(arguments)
+    elif not any((ROOT / ".ci").rglob(program)):  # scripts of the repository take any arguments
+        CHECKS[program](program, arguments, command, sandbox)
+
+
+def check_iqtflow(arguments: list[str], command: Command, sandbox: Sandbox) -> None:
+    """Check all that a run checks before it opens an image."""
+    arguments = [argument for argument in arguments if argument != "..."]
+    if {"--help", "--version", "--list-models"} & set(arguments):
+        with pytest.raises(SystemExit) as ended:
+            parse(arguments)
+        assert ended.value.code == 0
+        return
+    options = parse(arguments)
+    if options.doctor:
+        return
+    provide(arguments, options, sandbox)
+    if "cuda" in arguments:  # this machine may have no GPU
+        arguments[arguments.index("cuda")] = "cpu"
+    try:
+        cli.settle(parse(arguments))
+    except UsageError as fault:  # allowed where the page shows this message
+        if plain(str(fault)) not in plain(sandbox.place("".join(command.answer))):
+            raise
+
+
+def provide(arguments: list[str], options: argparse.Namespace, sandbox: Sandbox) -> None:
+    """Make the subjects and files that a command names, if the sandbox does not have them."""
+    root = Path(options.paths__bids_dir)
+    if (root / "dataset_description.json").exists():
+        for label in options.run__participant_labels:
+            if not (root / f"sub-{label}").exists():
+                add_subject(root, label, make_brain((16, 16, 16)))
+    for flag, value in pairwise(arguments):
+        path, content = Path(value), FILES.get(flag, "").encode()
+        if path.suffix == ".safetensors":
+            content = sandbox.model.read_bytes()
+        if content and path.suffix in (".json", ".safetensors", ".toml", ".yml") and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+
+def check_container(program: str, arguments: list[str], command: Command, sandbox: Sandbox) -> None:
+    parser = argparse.ArgumentParser(prog=f"{program} {arguments[0]}", allow_abbrev=False)
+    for word in CONTAINERS[parser.prog].split():
+        if word.endswith(":"):
+            parser.add_argument(word[:-1], action="append", default=[])
+        elif word.startswith("-"):
+            parser.add_argument(word, action="store_true")
+        else:
+            parser.add_argument(word.rstrip("*"), nargs=argparse.REMAINDER if word.endswith("*") else None)
+    options = parser.parse_args(arguments[1:])
+    if "folder" in options:
+        assert (options.t, options.folder) == (["iqtflow"], "."), command.where
+        for value in getattr(options, "build_arg", ()):
+            assert f"ARG {value.partition('=')[0]}" in (ROOT / "Dockerfile").read_text(), command.where
+        return
+    image = r"iqtflow(:\w+)?" if program == "docker" else r".+\.sif"
+    assert re.fullmatch(image, options.image), command.where
+    if "source" in options:
+        assert re.match(r"docker-(daemon|archive)://iqtflow", options.source), command.where
+    if "inside" not in options:
+        return
+    mounts = [volume.split(":")[:2] for volume in getattr(options, "v", ())]
+
+    def outside(argument: str) -> str:
+        if program != "docker" or not argument.startswith("/"):
+            return argument
+        at = [(host, place) for host, place in mounts if f"{argument}/".startswith(f"{place}/")]
+        assert at, f"{command.where}: {argument} is not mounted"
+        return at[0][0] + argument.removeprefix(at[0][1])
+
+    check_iqtflow([outside(argument) for argument in options.inside], command, sandbox)
+
+
+def check_make(program: str, arguments: list[str], command: Command, sandbox: Sandbox) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for argument in arguments:
+        name, given, _ = argument.partition("=")
+        pattern = rf"^{name} *\?=" if given else rf"^{re.escape(name)}:"
+        assert re.search(pattern, makefile, re.MULTILINE), f"{command.where}: make {argument}"
+
+
+def check_pip(program: str, arguments: list[str], command: Command, sandbox: Sandbox) -> None:
+    pins = (ROOT / "constraints.txt").read_text()
+    needs = re.findall(r"^    ([\w-]+)", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
+    assert arguments[0] == "install", f"{command.where}: pip {arguments}"
+    for argument in (a for a in arguments[1:] if not a.startswith("-")):
+        if "==" in argument:
+            assert re.search(rf"^{re.escape(argument)}( *;|$)", pins, re.MULTILINE), argument
+        else:
+            known = {".", "constraints.txt", "iqtflow", *needs}
+            assert re.sub(r"\[\w+\]$", "", argument) in known, f"{command.where}: {argument}"
+
+
+def check_python(program: str, arguments: list[str], command: Command, sandbox: Sandbox) -> None:
+    first, *rest = arguments
+    if first != "-m":
+        script = ROOT / first
+        assert script.is_file(), f"{command.where}: no {first}"
+        unknown = [a for a in rest if a.startswith("--") and a not in script.read_text()]
+        assert not unknown, f"{command.where}: {first} has no {unknown}"
+    elif rest[0] == "pip":
+        check_pip("pip", rest[1:], command, sandbox)
+    elif rest[0] == "benchmarks.paper":
+        own = rest[1 : rest.index("--")] if "--" in rest else rest[1:]
+        importlib.import_module("benchmarks.paper.__main__").build_parser().parse_args(own)
+    else:
+        assert importlib.util.find_spec(rest[0]), f"{command.where}: no module {rest[0]}"
+
+
+#: The check of each program that a page may show. A page with another program fails.
+CHECKS = {
+    **dict.fromkeys(("apptainer", "buildah", "docker"), check_container),
+    **dict.fromkeys(("python", "python3"), check_python),
+    "make": check_make,
+    "pip": check_pip,
+}
+
+
+def check_example(block: Block) -> None:
+    """Check an example in Python: its imports work, and the rest is valid Python."""
+    tree = ast.parse(block.text)
+    imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    exec(compile(ast.Module(imports, []), str(block), "exec"), {})
+
+
+def check_toml(block: Block) -> None:
+    """Check a settings file of iqtflow, in the current folder."""
+    tables = {line.strip("[] ") for line in block.text.splitlines() if line.startswith("[")}
+    if tables <= set(SECTIONS):
+        path = Path("settings.toml")
+        path.write_text(block.text)
+        read_sections(path)
+
+
+def plain(text: str) -> str:
+    """Text without white space: a terminal and a page break lines differently."""
+    return re.sub(r"\s+", "", text)

@@ -1,4 +1,4 @@
-"""Tables from the cells that are done. No figure is typed by hand; the paper's are the design's."""
+"""Tables from the finished cells. No number is typed by hand; the paper's values are in the design."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ MEASURES = {"psnr": "PSNR (dB)", "mssim": "MSSIM, 3-D", "mssim_slicewise": "MSSI
 DIGITS = {"psnr": 2, "mssim": 3, "mssim_slicewise": 3}
 LEVEL = 0.01  #: p value below which the paper gives an asterisk
 
-#: Figures of one measure by subject.
+#: Values of one measure by subject.
 Scores = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Results:
-    """Figures of the cells that are done: by cell's name, measure and subject."""
+    """Values of the finished cells, by name of the cell, measure and subject."""
 
     design: Design
     figures: Mapping[str, Mapping[str, Scores]]
 
     def get(self, cell: Cell) -> Mapping[str, Scores] | None:
-        """Return a cell's figures; None when it has not been run."""
+        """Return the values of a cell; None if it was not run."""
         return self.figures.get(self.design.homes.get(cell.name, cell.name))
 
     def rivals(self, cell: Cell) -> list[Cell]:
-        """Return the cells that an asterisk compares a cell with, by its table's rule."""
+        """Return the cells with which a cell is compared for an asterisk, by the rule of its table."""
         table = next(t for t in self.design.tables if t["id"] == cell.table)
         others = [c for c in self.design.cells if (c.table, c.k) == (cell.table, cell.k) and c != cell]
         if table["compare"] == "method":
@@ -49,9 +49,9 @@ class Results:
 
 
 def read_results(design: Design, place: Place, *, statistic: str = "averaged") -> Results:
-    """Read the figures of all cells that are done.
+    """Read the values of all finished cells.
 
-    The spline's are those that any network's evaluation of the same scans brings.
+    The values of the spline come from the evaluation of any network on the same scans.
     """
     figures: dict[str, dict[str, Scores]] = {}
     for cell in design.cells:
@@ -71,9 +71,7 @@ def read_results(design: Design, place: Place, *, statistic: str = "averaged") -
 
 
 def write_report(design: Design, place: Place, *, statistic: str = "averaged") -> str:
-    """Write ``results.md`` and ``results.tsv`` (each subject's figures) to the output folder; return the
-    former.
-    """
+    """Write ``results.md`` and ``results.tsv`` (values of each subject); return the text of the first."""
     results = read_results(design, place, statistic=statistic)
     parts = [f"# {design.fields['title']}\n", describe(design, place, statistic=statistic)]
     for table in design.tables:
@@ -96,7 +94,7 @@ def write_report(design: Design, place: Place, *, statistic: str = "averaged") -
 
 
 def describe(design: Design, place: Place, *, statistic: str) -> str:
-    """What was run, with what and on whom: the head of a report."""
+    """Return the head of a report: notes, settings, subjects, environment."""
     train = ", ".join(f"{key} {value}" for key, value in design.fields["train"].items())
     lines = [*design.fields.get("notes", []), f"Every network: {train}."]
     split = place.output_dir / "split.json"
@@ -110,16 +108,16 @@ def describe(design: Design, place: Place, *, statistic: str) -> str:
         hours = sum(r["seconds"] for r in records) / 3600
         lines.append(f"Environment: {'; '.join(versions)}; {hours:.2f} hours by the clock for the cells.")
     lines.append(
-        f"Figures of an ensemble: {statistic}. Mean ± standard deviation over the evaluation subjects; the "
-        "paper's beside them are of other people and another definition of MSSIM. Bold: best mean, smallest "
-        f"standard deviation. *: two-tailed Wilcoxon p < {LEVEL:g} against each of the rows that the table "
-        "compares, as far as they have been run. Not run: cell without a result."
+        f"Values of an ensemble: {statistic}. Mean ± standard deviation over the evaluation subjects. The "
+        "paper's values are from other people, with another definition of MSSIM. Bold: best mean, smallest "
+        f"standard deviation. *: two-tailed Wilcoxon p < {LEVEL:g} against each row that the table "
+        "compares, as far as they were run. Not run: cell without a result."
     )
     return "\n".join(f"* {line}" for line in lines) + "\n"
 
 
 def format_table(results: Results, cells: Sequence[Cell]) -> str:
-    """One table at one factor, as Markdown: ours beside the paper's."""
+    """Return one table at one k as Markdown: our values beside those of the paper."""
     head = ["method", "N", *MEASURES.values(), "gain over the spline (dB)", "PSNR, paper", "MSSIM, paper"]
     if not any(cell.samples for cell in cells):
         head.remove("N")
@@ -142,20 +140,20 @@ def format_table(results: Results, cells: Sequence[Cell]) -> str:
 
 
 def has_asterisk(results: Results, cell: Cell, measure: str) -> bool:
-    """Whether a cell differs with p < `LEVEL` from each rival that has been run (and there is one)."""
+    """Return whether a cell differs with p < `LEVEL` from each rival that was run, and there is one."""
     ours = results.get(cell)[measure]
     rivals = [found[measure] for rival in results.rivals(cell) if (found := results.get(rival))]
     return bool(rivals) and all(compare(ours, theirs).p < LEVEL for theirs in rivals)
 
 
 def compare(ours: Scores, theirs: Scores):
-    """Two-tailed Wilcoxon signed-rank test over the subjects that both have."""
+    """Test with the two-tailed Wilcoxon signed-rank test over the common subjects."""
     subjects = sorted(ours.keys() & theirs.keys())
     return wilcoxon([ours[s] for s in subjects], [theirs[s] for s in subjects])
 
 
 def spread(scores: Scores) -> float:
-    """Standard deviation over subjects (n - 1)."""
+    """Return the standard deviation over subjects (n - 1)."""
     values = list(scores.values())
     return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
@@ -191,7 +189,7 @@ def _paper(cell: Cell, measure: str) -> str:
 
 
 def _choose(rows: Sequence[Mapping[str, str]], measure: str, statistic: str) -> Scores:
-    """Figures by subject of an ensemble: its averaged image's, its best network's, or their mean."""
+    """Values by subject of an ensemble: of its averaged volume, of its best network, or their mean."""
     members = sorted({row["method"] for row in rows} - {"spline", "iqt"})
     if statistic == "averaged" or not members:
         return _by_subject(rows, measure, lambda name: name == "iqt")

@@ -1,6 +1,6 @@
-"""Tables of `benchmarks/lesions.py` as Markdown: ``python docs/results/render_lesions.py lesions.json``.
+"""Write tables of lesions as Markdown: ``python docs/results/render_lesions.py lesions.json``.
 
-The file holds a list of what that command writes with ``--json``, one entry for each scan.
+The file is a list with one entry for each scan: what ``benchmarks/lesions.py --json`` writes.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ def main(path: Path) -> None:
     """Print both tables."""
     scans = json.loads(path.read_text())
     print(
-        "| scan | candidates | visible | erased | in more pieces | contrast before | after | least kept | "
-        "new dark spots in white matter | anywhere |\n|---|---|---|---|---|---|---|---|---|---|"
+        "| scan | candidates | visible | erased | in more pieces | contrast before | after | "
+        "smallest after / before | new dark spots in white matter | anywhere |\n" + "|---" * 10 + "|"
     )
     for scan in scans:
         found = [scan[key] for key in ("median_contrast_before", "median_contrast_after", "smallest_kept")]
