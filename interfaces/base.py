@@ -1,34 +1,78 @@
-"""What the interfaces share: running one of our own commands as a child process."""
+"""What the interfaces share: inputs made from the table of settings, and commands in their own process."""
 
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
 from nipype.interfaces.base import CommandLine, CommandLineInputSpec, traits
 from nipype.interfaces.base.traits_extension import BasePath
 
+from iqtflow.config import SETTINGS
 from iqtflow.utils.environment import command_line
+
+
+def setting_trait(section: str, name: str, **changes: Any) -> Any:
+    """Return the input that stands for a setting: its type, default, choices, option and description.
+
+    Parameters
+    ----------
+    section, name
+        The setting in `iqtflow.config.SETTINGS`.
+    changes
+        Metadata of the trait in place of those that follow from the setting. ``usedefault=False`` leaves the
+        input undefined, and thereby out of the cache key; ``choices`` are values in place of the setting's.
+    """
+    item = SETTINGS[section][name]
+    default = item.default
+    choices = changes.pop("choices", item.choices)
+    form = {int: " %d", float: " %g", str: " %s", bool: ""}[item.kind]
+    given = {
+        "usedefault": default is not None and not item.words,
+        "argstr": item.command_option + form * (item.count or 1),
+        "desc": item.help,
+        **changes,
+    }
+    if item.words:
+        return traits.Either(traits.Enum(*item.words), traits.Int, **{**given, "argstr": f"{item.option} %s"})
+    if item.many:
+        return traits.Tuple(default, **given)
+    if item.kind is str and choices:
+        return traits.Enum(default, [default, *(choice for choice in choices if choice != default)], **given)
+    kind = {int: traits.Int, float: traits.Float, str: traits.Str, bool: traits.Bool}[item.kind]
+    return kind(**given) if default is None or not given["usedefault"] else kind(default, **given)
 
 
 class ChildCommandInputSpec(CommandLineInputSpec):
     """Inputs that say how a command runs, not what it computes; none of them enters the cache key."""
 
-    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads that the child process may use")
+    num_threads = setting_trait("run", "omp_nthreads", argstr=None, nohash=True)
     overwrite = traits.Bool(
         False,
         usedefault=True,
         nohash=True,
         argstr="--overwrite",
-        desc="replace files that this interface did not write; those that it wrote it replaces in any case",
+        desc="replace files that this interface did not write; its own files are replaced in any case",
+    )
+
+
+class NetworkInputSpec(ChildCommandInputSpec):
+    """Inputs of commands that run networks."""
+
+    num_threads = setting_trait("run", "omp_nthreads", nohash=True)
+    device = setting_trait(
+        "run", "device", choices=("cpu", "cuda"), nohash=True, desc="where the network runs"
+    )
+    use_gpu = traits.Bool(
+        False, usedefault=True, nohash=True, desc="count this node against the scheduler's GPU slots"
     )
 
 
 class ChildCommand(CommandLine):
     """A command of this package in a process of its own.
 
-    torch and ANTs never enter the process that runs the graph: a child that dies (out of memory, say) is an
-    error with its last lines, while a worker process that dies would leave nipype's scheduler waiting for
-    ever.
+    torch and ANTs are never imported in the process that runs the graph. If a child process dies, nipype
+    reports an error; if a worker process of nipype dies, its scheduler waits for ever.
     """
 
     #: Name of the module under ``iqtflow.cli.commands``.
@@ -42,7 +86,7 @@ class ChildCommand(CommandLine):
         )
 
     def _format_arg(self, name, trait_spec, value):
-        # The command passes through a shell, from which nipype protects single paths only.
+        # The command passes through a shell; nipype quotes single paths only.
         if isinstance(value, list):
             value = [shlex.quote(item) if isinstance(item, str) else item for item in value]
         elif isinstance(value, str) and not trait_spec.is_trait_type(BasePath):
@@ -59,8 +103,7 @@ class ChildCommand(CommandLine):
         ):
             runtime.environ[name] = threads
         runtime = super()._run_interface(runtime, correct_return_codes)
-        # nipype notes the exit code and goes on to look for outputs; what failed must not pass for "file not
-        # found".
+        # nipype would go on to look for outputs, and report "file not found" in place of the failure.
         if runtime.returncode not in correct_return_codes:
             self.raise_exception(runtime)
         return runtime

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from nipype.interfaces.base import File, TraitedSpec, isdefined, traits
 
-from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
+from iqtflow.config import SETTINGS
+from iqtflow.interfaces.base import ChildCommand, NetworkInputSpec, setting_trait
 
 
-class _EnhanceInputSpec(ChildCommandInputSpec):
+class _EnhanceInputSpec(NetworkInputSpec):
     in_file = File(exists=True, mandatory=True, position=0, argstr="%s", desc="thick-slice T1w scan")
     out_file = File(
         "enhanced.nii.gz", usedefault=True, position=1, argstr="%s", desc="name of the enhanced volume"
@@ -20,7 +21,7 @@ class _EnhanceInputSpec(ChildCommandInputSpec):
         "std.nii.gz",
         usedefault=True,
         argstr="--std %s",
-        desc="name of the standard deviation, of models that have one",
+        desc="name of the predicted error (standard deviation), if the model has one",
     )
     spline_file = File(
         "spline.nii.gz",
@@ -49,7 +50,7 @@ class _EnhanceInputSpec(ChildCommandInputSpec):
         File(exists=True),
         traits.Str,
         argstr="--model %s",
-        desc="model file, or name of a shipped model; chosen by k when not given",
+        desc="model file, or name of a shipped model; chosen by slice spacing when not given",
     )
     skull_stripped = traits.Enum(
         "auto",
@@ -59,50 +60,21 @@ class _EnhanceInputSpec(ChildCommandInputSpec):
         argstr="--skull-stripped %s",
         desc="whether the scan shows the brain only",
     )
-    force = traits.Bool(False, usedefault=True, argstr="--force", desc="enhance a near-isotropic scan too")
-    tiling = traits.Enum(
-        "auto",
-        "whole",
-        "tiles",
-        "paper",
-        usedefault=True,
-        argstr="--tiling %s",
-        desc="way through the volume: one pass, blended tiles, or the paper's patches",
-    )
-    precision = traits.Enum(
-        "auto",
-        "float32",
-        "bfloat16",
-        usedefault=True,
-        argstr="--precision %s",
-        desc="of the convolutions; auto: bfloat16 where the hardware multiplies it",
-    )
+    force = setting_trait("run", "force")
+    tiling = setting_trait("enhance", "tiling")
+    precision = setting_trait("enhance", "precision")
     keep_white_matter = traits.Enum(
         "yes",
         "no",
         usedefault=True,
         argstr="--keep-white-matter %s",
-        desc="scale an estimate whose white matter left the scan's",
+        desc=SETTINGS["enhance"]["keep_white_matter"].help,
     )
-    mirror = traits.Bool(
-        False,
-        usedefault=True,
-        argstr="--average-mirrored",
-        desc="average with the estimate of the left-right mirrored scan",
-    )
+    mirror = setting_trait("enhance", "mirror")
     max_memory_gb = traits.Float(
         nohash=True,
         argstr="--max-memory-gb %g",
-        desc="memory that networks may take, in GB; the volume is tiled when one pass takes more",
-    )
-    num_threads = traits.Int(
-        1, usedefault=True, nohash=True, argstr="--num-threads %d", desc="CPU threads of the network"
-    )
-    device = traits.Enum(
-        "cpu", "cuda", usedefault=True, nohash=True, argstr="--device %s", desc="where to run the network"
-    )
-    use_gpu = traits.Bool(
-        False, usedefault=True, nohash=True, desc="count this node against the scheduler's GPU slots"
+        desc="memory for the networks, in GB; the volume is enhanced in tiles if one pass needs more",
     )
 
 
@@ -110,8 +82,7 @@ class _EnhanceOutputSpec(TraitedSpec):
     out_file = File(exists=True, desc="enhanced volume in the scan's orientation and world space")
     std_file = File(
         exists=True,
-        desc="standard deviation of the error to be expected, on the same grid; undefined for a single "
-        "network that does not predict it",
+        desc="predicted error (standard deviation) on the same grid; undefined if the model has none",
     )
     spline_file = File(exists=True, desc="cubic B-spline interpolation on the same grid")
     mask_file = File(exists=True, desc="brain mask on the scan's grid")
@@ -119,7 +90,7 @@ class _EnhanceOutputSpec(TraitedSpec):
 
 
 class EnhanceVolume(ChildCommand):
-    """Turn a thick-slice scan into a thin-slice one with a trained network (image quality transfer)."""
+    """Enhance a thick-slice scan with a trained network (image quality transfer)."""
 
     module = "enhance"
     input_spec = _EnhanceInputSpec
@@ -129,7 +100,7 @@ class EnhanceVolume(ChildCommand):
         from iqtflow.reports.run_summary import describe_enhancement
 
         runtime = super()._run_interface(runtime, correct_return_codes)
-        # What the child says goes to files; people look at the terminal.
+        # The lines of the child process go to files; these go to the terminal.
         details = Path(runtime.cwd, self.inputs.details_file)
         if details.exists():
             for line in describe_enhancement(json.loads(details.read_text())):

@@ -16,8 +16,10 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
+from iqtflow.config import SETTINGS, TrainSettings
+from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec, setting_trait
 
+SLICE_AXES = SETTINGS["train"]["slice_axes"]
 #: Array axes, as options and as sidecars name them.
 AXES = {"x": 0, "y": 1, "z": 2, "i": 0, "j": 1, "k": 2}
 
@@ -28,19 +30,23 @@ class _ExtractInputSpec(BaseInterfaceInputSpec):
     gm_file = File(exists=True, mandatory=True, desc="grey-matter probability map on the image's grid")
     mask_file = File(exists=True, mandatory=True, desc="brain mask on the image's grid")
     subject = traits.Str(mandatory=True, desc="participant label, without sub-")
-    upsampling_factor = traits.Int(4, usedefault=True, desc="k: slice spacing over the thin voxel edge")
+    upsampling_factor = setting_trait("train", "upsampling_factor", argstr=None)
     slice_axes = traits.List(
-        traits.Enum("x", "y", "z"),
-        value=["z"],
+        traits.Enum(*SLICE_AXES.choices),
+        value=list(SLICE_AXES.default),
         minlen=1,
         usedefault=True,
         desc="array axes that may hold the thick slices",
     )
-    step = traits.Tuple((8, 16, 16), usedefault=True, desc="distance between patch corners, in thin voxels")
+    step = setting_trait("train", "patch_step", argstr=None)
     background_limit = traits.Range(
-        0.0, 1.0, value=0.8, usedefault=True, desc="largest share of background in a patch"
+        0.0,
+        1.0,
+        value=SETTINGS["train"]["background_limit"].default,
+        usedefault=True,
+        desc="largest share of background in a patch",
     )
-    seed = traits.Int(0, usedefault=True, desc="seed of the reference voxels")
+    seed = setting_trait("run", "seed", argstr=None)
     draw_files = InputMultiObject(
         File(exists=True), desc="simulated scans to store for training on N draws; fresh draws need none"
     )
@@ -104,13 +110,14 @@ class _PairsInputSpec(ChildCommandInputSpec):
     )
     out_file = File("pairs.npy", usedefault=True, position=1, argstr="%s", desc="name of the file of pairs")
     n_draws = traits.Int(1, usedefault=True, argstr="--draws %d", desc="N: pairs of the first N draws")
-    fraction = traits.Float(
-        0.125, usedefault=True, argstr="--fraction %.6g", desc="share of the grid's pairs that is kept"
-    )
+    fraction = setting_trait("train", "patch_fraction", argstr="--fraction %.6g")
     patch_size = traits.Int(
-        32, usedefault=True, argstr="--patch-size %d", desc="edge of high-field patches in voxels"
+        TrainSettings().patch_edge,
+        usedefault=True,
+        argstr="--patch-size %d",
+        desc=SETTINGS["train"]["patch_size"].help,
     )
-    seed = traits.Int(0, usedefault=True, argstr="--seed %d", desc="chooses the pairs")
+    seed = setting_trait("run", "seed")
 
 
 class _PairsOutputSpec(TraitedSpec):

@@ -7,7 +7,7 @@ import os
 
 from nipype.interfaces.base import Directory, File, TraitedSpec, traits
 
-from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
+from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec, setting_trait
 
 OUTPUTS = {
     "wm_file": "label-WM_probseg.nii.gz",
@@ -35,14 +35,8 @@ class _SegmentInputSpec(ChildCommandInputSpec):
     brain_mask = File(
         exists=True, argstr="--mask %s", desc="brain mask on the image's grid; found when not given"
     )
-    seed = traits.Int(0, usedefault=True, argstr="--seed %d", desc="seed of the segmentation")
-    num_threads = traits.Int(
-        1,
-        usedefault=True,
-        nohash=True,
-        argstr="--num-threads %d",
-        desc="threads that the child process may use",
-    )
+    seed = setting_trait("run", "seed")
+    num_threads = setting_trait("run", "omp_nthreads", nohash=True)
     # What follows has no defaults: undefined inputs are not part of the cache key, so that results of the
     # embedded engine stay valid when another engine is added.
     engine = traits.Enum(
@@ -59,9 +53,7 @@ class _SegmentInputSpec(ChildCommandInputSpec):
         nohash=True, argstr="--derivatives %s", desc="where ready-made maps were looked for, for messages"
     )
     tpm = File(exists=True, argstr="--tpm %s", desc="SPM's tissue priors")
-    sampling_distance = traits.Float(
-        argstr="--sampling-distance %g", desc="distance of the voxels that SPM estimates from (mm)"
-    )
+    sampling_distance = setting_trait("segmentation", "sampling_mm", usedefault=False)
     spm_version = traits.Str(desc="release and revision; another one gives other maps")
     spm_dir = Directory(nohash=True, argstr="--spm-dir %s", desc="folder of SPM; found when not given")
     octave = File(nohash=True, argstr="--octave %s", desc="Octave program; found when not given")

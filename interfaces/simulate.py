@@ -6,7 +6,7 @@ import os
 
 from nipype.interfaces.base import File, TraitedSpec, traits
 
-from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
+from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec, setting_trait
 
 
 class _SimulateInputSpec(ChildCommandInputSpec):
@@ -37,20 +37,15 @@ class _SimulateInputSpec(ChildCommandInputSpec):
         argstr="--thickness-mm %.6f", desc="slice thickness in mm; 3/4 of the spacing when not given"
     )
     gap_mm = traits.Float(argstr="--gap-mm %.6f", desc="gap between slices in mm")
-    snr_prior = traits.Str(
-        "ibadan-0.36T",
-        usedefault=True,
-        argstr="--prior %s",
-        desc="SNR prior: a published one by name, or a JSON file",
-    )
+    snr_prior = setting_trait("train", "snr_prior")
     fixed_tissue = traits.Enum(
         "WM", "GM", usedefault=True, argstr="--fixed-tissue %s", desc="tissue that keeps its intensity"
     )
     noise = traits.Enum(
         "gaussian", "rician", usedefault=True, argstr="--noise %s", desc="distribution of the noise"
     )
-    seed = traits.Int(0, usedefault=True, argstr="--seed %d", desc="seed of the drawn SNR and of the noise")
-    # No defaults below: what is not set stays out of the cache key and off the command line.
+    seed = setting_trait("run", "seed")
+    # No defaults below: inputs that are not set are not in the cache key and not on the command line.
     snr = traits.Tuple(
         traits.Float(), traits.Float(), argstr="--snr %g %g", desc="fixed SNR of (WM, GM) instead of a prior"
     )
@@ -66,7 +61,9 @@ class _SimulateInputSpec(ChildCommandInputSpec):
     inplane_fwhm_mm = traits.Float(
         argstr="--inplane-fwhm-mm %.6g", desc="largest blur in the plane, FWHM in mm"
     )
-    bias_amplitude = traits.Float(argstr="--bias-amplitude %.6g", desc="largest log-amplitude of a shading")
+    bias_amplitude = setting_trait(
+        "train", "bias_amplitude", usedefault=False, argstr="--bias-amplitude %.6g"
+    )
     metadata_file = File(
         "lowfield.json", usedefault=True, argstr="--json %s", desc="name of the JSON with what was drawn"
     )

@@ -16,10 +16,11 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec
+from iqtflow.config import SETTINGS
+from iqtflow.interfaces.base import ChildCommand, NetworkInputSpec, setting_trait
 
 
-class _TrainInputSpec(ChildCommandInputSpec):
+class _TrainInputSpec(NetworkInputSpec):
     train_libraries = InputMultiObject(
         File(exists=True), mandatory=True, argstr="--train %s", desc="patch libraries to train on"
     )
@@ -41,95 +42,53 @@ class _TrainInputSpec(ChildCommandInputSpec):
     )
     name = traits.Str(argstr="--name %s", desc="the model's name")
     card_file = File(exists=True, argstr="--card %s", desc="JSON with more fields for the model's card")
-    network = traits.Str(
-        "aniso-unet",
-        usedefault=True,
-        argstr="--network %s",
-        desc="name in the registry of networks, of an entry point, or module:attribute",
-    )
+    network = setting_trait("train", "network")
     network_options = traits.List(
-        traits.Str, argstr="--network-option %s...", desc="settings that only this network has: name=value"
+        traits.Str,
+        argstr="--network-option %s...",
+        desc=f"{SETTINGS['train']['network_options'].help}: name=value",
     )
-    upsampling_factor = traits.Int(4, usedefault=True, argstr="--k %d", desc="k")
-    filters = traits.Int(16, usedefault=True, argstr="--filters %d", desc="channels of the first level")
-    shrink = traits.Int(
-        2, usedefault=True, argstr="--shrink %d", desc="b: shrinking layers of each bottleneck block"
-    )
+    upsampling_factor = setting_trait("train", "upsampling_factor")
+    filters = setting_trait("train", "filters")
+    shrink = setting_trait("train", "shrink")
     start_from = traits.Either(
         File(exists=True),
         traits.Str,
         argstr="--start-from %s",
-        desc="model whose weights training begins with: a file, or the name of one that ships",
+        desc=SETTINGS["train"]["start_from"].help,
     )
-    residual = traits.Bool(True, usedefault=True, desc="learn what to add to the cubic spline")
-    uncertainty = traits.Enum(
-        *("learn", "only", "none"),
-        usedefault=True,
-        argstr="--uncertainty %s",
-        desc="learn the error to be expected of the estimate too, that alone (of start_from), or not",
-    )
-    batch_size = traits.Int(32, usedefault=True, argstr="--batch-size %d", desc="patches in a step")
-    learning_rate = traits.Float(
-        1e-3, usedefault=True, argstr="--learning-rate %g", desc="of Adam, at the first step"
-    )
-    schedule = traits.Enum(
-        "decay", "cosine", usedefault=True, argstr="--schedule %s", desc="of the learning rate"
-    )
-    loss = traits.Enum("mse", "l1", usedefault=True, argstr="--loss %s", desc="what is minimised")
-    steps = traits.Int(argstr="--steps %d", desc="steps at most")
-    steps_per_epoch = traits.Int(
-        100, usedefault=True, argstr="--steps-per-epoch %d", desc="steps between validations"
-    )
-    max_epochs = traits.Int(30, usedefault=True, argstr="--max-epochs %d", desc="validations at most")
-    patience = traits.Int(
-        5,
-        usedefault=True,
-        argstr="--patience %d",
-        desc="epochs without a better validation loss before stopping; 0: never",
-    )
-    validation_batches = traits.Int(
-        12, usedefault=True, argstr="--validation-batches %d", desc="batches that a validation takes"
-    )
-    patch_size = traits.Int(argstr="--patch-size %d", desc="edge of high-field patches in voxels; 32, or 48")
-    draws = traits.Either(
-        traits.Enum("fresh"), traits.Int, argstr="--draws %s", desc="fresh, or N stored draws"
-    )
-    snr_prior = traits.Str(
-        "ibadan-0.36T",
-        usedefault=True,
-        argstr="--prior %s",
-        desc="SNR prior: a published one by name, or a JSON file",
-    )
-    thickness_fraction = traits.Tuple(
-        (0.75, 0.75),
-        usedefault=True,
-        argstr="--thickness-fraction %g %g",
-        desc="slice thickness over spacing, range",
-    )
-    snr_scale = traits.Tuple(
-        (1.0, 1.0), usedefault=True, argstr="--snr-scale %g %g", desc="factor on both tissues' SNR, range"
-    )
-    bias_amplitude = traits.Float(
-        0.0, usedefault=True, argstr="--bias-amplitude %g", desc="largest log-amplitude of a smooth shading"
-    )
-    mirror = traits.Bool(False, usedefault=True, desc="mirror patches and swap the in-plane axes")
-    seed = traits.Int(0, usedefault=True, argstr="--seed %d", desc="of initialisation and of every draw")
-    num_threads = traits.Int(
-        1, usedefault=True, nohash=True, argstr="--num-threads %d", desc="CPU threads of the network"
-    )
-    device = traits.Enum(
-        "cpu", "cuda", usedefault=True, nohash=True, argstr="--device %s", desc="where to train"
-    )
-    devices = traits.Int(
-        1, usedefault=True, nohash=True, argstr="--devices %d", desc="GPUs or processes of each computer"
-    )
-    num_nodes = traits.Int(
-        1, usedefault=True, nohash=True, argstr="--num-nodes %d", desc="computers, in a SLURM allocation"
-    )
+    residual = setting_trait("train", "residual", argstr=None)
+    uncertainty = setting_trait("train", "uncertainty")
+    batch_size = setting_trait("train", "batch_size")
+    learning_rate = setting_trait("train", "learning_rate")
+    schedule = setting_trait("train", "schedule")
+    loss = setting_trait("train", "loss")
+    optimiser = setting_trait("train", "optimiser")
+    warmup = setting_trait("train", "warmup")
+    clip = setting_trait("train", "clip")
+    averaging = setting_trait("train", "averaging")
+    background_weight = setting_trait("train", "background_weight")
+    precision = setting_trait("train", "precision")
+    steps = setting_trait("train", "steps")
+    steps_per_epoch = setting_trait("train", "steps_per_epoch")
+    max_epochs = setting_trait("train", "max_epochs")
+    patience = setting_trait("train", "patience")
+    validation_batches = setting_trait("train", "validation_batches")
+    patch_size = setting_trait("train", "patch_size")
+    draws = setting_trait("train", "draws")
+    snr_prior = setting_trait("train", "snr_prior")
+    thickness_fraction = setting_trait("train", "thickness_fraction")
+    snr_scale = setting_trait("train", "snr_scale")
+    bias_amplitude = setting_trait("train", "bias_amplitude")
+    mirror = setting_trait("train", "mirror", argstr=None)
+    zoom = setting_trait("train", "zoom")
+    spacing_jitter = setting_trait("train", "spacing_jitter")
+    contrast_jitter = setting_trait("train", "contrast_jitter")
+    stripes = setting_trait("train", "stripes")
+    seed = setting_trait("run", "seed")
+    devices = setting_trait("train", "devices", nohash=True)
+    num_nodes = setting_trait("train", "num_nodes", nohash=True)
     tensorboard = traits.Str(nohash=True, argstr="--tensorboard %s", desc="folder of curves for TensorBoard")
-    use_gpu = traits.Bool(
-        False, usedefault=True, nohash=True, desc="count this node against the scheduler's GPU slots"
-    )
 
 
 class _TrainOutputSpec(TraitedSpec):

@@ -1,53 +1,205 @@
-"""Settings of one run: one frozen dataclass per section, written to and read from TOML.
+"""Settings of a run: one frozen dataclass for each section of ``settings.toml``.
 
-Defaults live here and nowhere else; the command line shows them and overrides them. No workflow reads
-settings from a global: they are passed along.
+Each setting is stated once, here: its default, help text, options and limits. `SETTINGS` lists them. The
+parsers of the commands, the inputs of the nipype interfaces and the checks are made from this table. No
+workflow reads settings from a global variable; they are passed along.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import re
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from iqtflow.utils.errors import UsageError
-from iqtflow.utils.files import read_text, write_text
+from iqtflow.utils.files import read_text, require_name, write_text
+from iqtflow.utils.gpus import DEVICES
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-MODES = ("enhance", "train", "calibrate")  #: what can be done with a data set
-LEVELS = ("participant", "group")  #: BIDS-App analysis levels
 AXES = ("x", "y", "z")  #: voxel axes of an image, first to third
-SCHEDULES = ("decay", "cosine")  #: learning rate: the paper's slow decay, or a cosine to zero
-ENGINES = ("auto", "spm", "ants", "derivatives")  #: what can make tissue maps
-LOSSES = ("mse", "l1")  #: what training minimises
-#: How large an estimate's error is to be expected: learned beside it, learned alone, or not.
-UNCERTAINTIES = ("learn", "only", "none")
-FACTORS = (2, 3, 4, 6, 8)  #: up-scaling factors that there are networks for
-#: Largest imperfections of a simulated scan, by setting: beyond them nothing of a head is left to see. Slices
-#: three times as wide as stated, a blur or a shift of half a head, and a shading by a factor of 20.
+LABEL = r"[A-Za-z0-9+]+"  #: pattern of a BIDS label
+#: BIDS suffixes that name a contrast.
+CONTRASTS = ("T1w", "T2w", "FLAIR", "PDw", "PDT2", "T2starw", "T1rho", "inplaneT1", "inplaneT2", "angio")
+#: Largest imperfections of a simulated scan. With larger values no head is visible in the scan: slices three
+#: times as wide as stated, a blur or a shift of half a head, a bias field that varies by a factor of 20.
 IMPERFECTIONS = {
     "fwhm_jitter": 3.0,
     "slice_offset_mm": 100.0,
     "inplane_fwhm_mm": 100.0,
     "bias_amplitude": 3.0,
 }
-SNR_LIMITS = (0.1, 1e6)  #: of a tissue: below, no head can be told from noise; above, there is no noise
-SNR_SCALE_LIMITS = (0.01, 100.0)  #: of a factor on the SNR
-PATCH_LIBRARIES = ("volumes", "pairs")  #: memory-mapped volumes and an index, or pairs written out
-#: Settings of training that only the participant level reads.
-PARTICIPANT = ("slice_axes", "patch_step", "background_limit", "patch_fraction")
-#: Settings of fresh draws. Stored scans are always simulated as in the paper.
-FRESH_ONLY = ("thickness_fraction", "snr_scale", "bias_amplitude")
+SNR_LIMITS = (0.1, 1e6)  #: of a tissue: below, only noise is visible; above, there is no noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Everything that parsers, interfaces and checks need to know of one setting."""
+
+    section: str  #: table of ``settings.toml``
+    name: str  #: key in this table
+    kind: type  #: type of one value
+    words: tuple[str, ...] = ()  #: words that may stand in place of a value
+    many: bool = False  #: it is a tuple of values
+    default: Any = None  #: None: no value
+    help: str = ""  #: what it means
+    shown: str = "none"  #: what help shows when the default is None, or ()
+    flags: tuple[str, ...] = ()  #: options of ``iqtflow``
+    command: str = ""  #: option of the small commands, such as ``iqtflow-train``, if it is another one
+    group: str = ""  #: heading in the help of ``iqtflow``
+    metavar: str | tuple[str, ...] | None = None  #: what stands for the value in help
+    choices: tuple[Any, ...] = ()  #: all allowed values
+    low: float | None = None  #: least number
+    high: float | None = None  #: largest number
+    above: float | None = None  #: number that the value must exceed
+    count: int | None = None  #: how many values there are; two are a range
+    separator: str = ""  #: what separates the values in a single argument
+    pattern: str = ".+"  #: regular expression of a text
+    form: str = ""  #: what a value is, in words
+    prefix: str = ""  #: beginning of a text that is left out
+    parse: Callable[[str], Any] | None = None  #: makes a value of a text, if `kind` does not
+    level: str = ""  #: the only analysis level that reads it; empty: both
+    fresh: bool = (
+        False  #: for scans that are simulated anew for every batch; stored scans are as in the paper
+    )
+    action: str = ""  #: argparse's action, if its option takes no value and has no ``--no-...``
+
+    @property
+    def option(self) -> str:
+        """Long option of ``iqtflow``, for messages."""
+        return next((flag for flag in self.flags if flag.startswith("--")), self.name)
+
+    @property
+    def command_option(self) -> str:
+        """Option of the small commands."""
+        return self.command or self.option
+
+    @property
+    def expected(self) -> str:
+        """The values that are allowed, in words."""
+        names = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
+        one = self.form or names.get(self.kind, "a text that is not empty")
+        if self.choices and not self.form:
+            one = f"one of {', '.join(map(str, self.choices))}"
+        limits = (("above", self.above), ("from", self.low), ("up to", self.high))
+        one += "".join(f" {word} {limit}" for word, limit in limits if limit is not None)
+        one += "".join(f' or "{word}"' for word in self.words)
+        if self.count == 2:
+            return f"two values, the lower one first, each {one}"
+        if self.many and not self.separator:
+            return f"{self.count or 'a list of'} values, each {one}"
+        return one
+
+    def read(self, text: str) -> Any:
+        """Return the value of an argument; of a setting with many values, of one argument of several.
+
+        Raises
+        ------
+        ValueError
+            The value is not allowed.
+        """
+        if self.separator:
+            return self._require(tuple(map(self._read_one, text.split(self.separator))))
+        return self._read_one(text)
+
+    def convert(self, value: Any) -> Any:
+        """Return a value of a TOML file with the setting's type.
+
+        Raises
+        ------
+        ValueError
+            The value is not allowed.
+        """
+        if not self.many:
+            return self._convert_one(value)
+        if not isinstance(value, list):
+            raise ValueError
+        return self._require(tuple(map(self._convert_one, value)))
+
+    def accepts(self, value: Any) -> bool:
+        """Return whether a value, with the setting's type, is allowed."""
+        if not self.many:
+            return value == self.default or self._fits(value)
+        return (
+            all(map(self._fits, value))
+            and (self.count is None or len(value) == self.count)
+            and (self.count != 2 or value[0] <= value[1])
+            and (not self.separator or len(set(value)) == len(value))
+            and bool(value or not self.default)
+        )
+
+    def _read_one(self, text: str) -> Any:
+        text = text.removeprefix(self.prefix)
+        if not text or "\0" in text:
+            raise ValueError
+        value = text if text in self.words else (self.parse or self.kind)(text)
+        if not self._fits(value):
+            raise ValueError
+        return value
+
+    def _convert_one(self, value: Any) -> Any:
+        wanted: dict[type, Any] = {Path: str, float: (int, float)}
+        if value not in self.words and not isinstance(value, wanted.get(self.kind, self.kind)):
+            raise ValueError
+        if isinstance(value, bool) != (self.kind is bool):  # bool is an int to Python, but not to a reader
+            raise ValueError
+        return value if self.kind is bool else self._read_one(str(value))
+
+    def _fits(self, value: Any) -> bool:
+        if isinstance(value, str):
+            return value in (*self.choices, *self.words) or (
+                not self.choices and re.fullmatch(self.pattern, value, re.DOTALL) is not None
+            )
+        if isinstance(value, Path) or self.kind is bool:
+            return True
+        return (
+            value in (self.choices or (value,))
+            and math.isfinite(value)
+            and (self.low is None or value >= self.low)
+            and (self.above is None or value > self.above)
+            and value <= (2**63 - 1 if self.high is None else self.high)  # as libraries in C can hold
+        )
+
+    def _require(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not self.accepts(values):
+            raise ValueError
+        return values
+
+
+def named_folder(text: str) -> Path:
+    """Return a folder that may have a name before it, as fMRIPrep has it: ``smriprep=/data/smriprep``."""
+    name, _, folder = text.partition("=")
+    return Path(folder if folder and name.isidentifier() and not os.path.exists(text) else text)
+
+
+def setting(default: Any, help: str, flags: str = "", **more: Any) -> Any:
+    """Return a dataclass field with the attributes of a `Setting`.
+
+    Without `flags` the option has the name of the field. `group` holds until another field states one.
+    """
+    return field(default=default, metadata={"help": help, "flags": tuple(flags.split()), **more})
+
+
+_WORKERS: dict[str, Any] = {"low": 1, "high": 1024}  # no machine and no job has more
+_RANGE: dict[str, Any] = {"count": 2, "metavar": ("LOW", "HIGH"), "fresh": True}
+_SHARE: dict[str, Any] = {"low": 0, "high": 1, "metavar": "SHARE"}
+_LABELS: dict[str, Any] = {
+    "metavar": "LABEL",
+    "pattern": LABEL,
+    "form": "a BIDS label: letters, digits and +",
+    "shown": "all",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,91 +213,338 @@ class PathSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What is run, on whom, and with which resources."""
+    """What is run, on which subjects, and with which resources."""
 
-    levels: tuple[str, ...] = ("participant",)  #: analysis levels, in the order in which they are run
-    mode: str = "enhance"  #: one of :data:`MODES`
-    participant_labels: tuple[str, ...] = ()  #: subject labels without ``sub-``; empty means all
-    session_labels: tuple[str, ...] = ()  #: session labels without ``ses-``; empty means all
-    nprocs: int = 1  #: processes at a time, over all nodes
-    omp_nthreads: int = 1  #: threads that one node may use
-    mem_gb: float = 4.0  #: memory that all running nodes may claim together, in GB
-    low_mem: bool = False  #: take less memory and more time
-    device: str = "cpu"  #: "cpu" or "cuda", resolved once on the command line
-    n_gpu_procs: int | None = None  #: GPU jobs at a time; None: one for each GPU
-    use_plugin: Path | None = None  #: YAML file that names a cluster's scheduler; None runs here
-    seed: int = 0  #: seed of everything random
-    force: bool = False  #: process near-isotropic scans too, instead of skipping them
-    stop_on_first_crash: bool = False  #: stop everything when one subject fails
-    write_graph: bool = False  #: draw each graph into the work directory before it runs
-    resource_monitor: bool = False  #: record memory and processor use of every step into the work directory
-    verbose: int = 0  #: 0: progress; 1: what each node does; 2: debugging
+    levels: tuple[str, ...] = setting(
+        ("participant",), "analysis levels, in this order", choices=("participant", "group")
+    )
+    mode: str = setting(
+        "enhance",
+        "enhance scans, train a network, or measure the SNR of your own scanner",
+        group="what to do",
+        choices=("enhance", "train", "calibrate"),
+    )
+    force: bool = setting(False, "enhance near-isotropic scans, too")
+    stop_on_first_crash: bool = setting(False, "stop everything when one subject fails")
+    seed: int = setting(
+        0, "seed of all random numbers", "--random-seed", command="--seed", low=0, high=2**31 - 1
+    )
+    verbose: int = setting(0, "print more; -vv prints everything", "-v --verbose", low=0, action="count")
+    participant_labels: tuple[str, ...] = setting(
+        (),
+        "labels of subjects, with or without sub-",
+        "--participant-label --participant_label",
+        group="which scans",
+        prefix="sub-",
+        **_LABELS,
+    )
+    session_labels: tuple[str, ...] = setting(
+        (),
+        "labels of sessions, with or without ses-",
+        "--session-label --session_label",
+        prefix="ses-",
+        **_LABELS,
+    )
+    nprocs: int = setting(
+        1, "processors to use", "--nprocs --nthreads --n-cpus --n_cpus", group="resources", **_WORKERS
+    )
+    omp_nthreads: int = setting(1, "processors that one task may use", command="--num-threads", **_WORKERS)
+    mem_gb: float = setting(4.0, "memory to use, in GB", above=0, metavar="GB")
+    low_mem: bool = setting(False, "use less memory and more time")
+    device: str = setting(
+        "cpu", "where networks run: auto takes a GPU that works; cuda fails without a GPU", choices=DEVICES
+    )
+    n_gpu_procs: int | None = setting(
+        None, "GPU jobs at the same time, never two on one card", shown="one for each GPU", **_WORKERS
+    )
+    resource_monitor: bool = setting(
+        False, "record memory and processor use of every step in resource_monitor.json in the work directory"
+    )
+    write_graph: bool = setting(
+        False, "draw the steps in graph.dot in the work directory, and in graph.svg if graphviz is installed"
+    )
+    use_plugin: Path | None = setting(
+        None,
+        "run as jobs of a cluster: YAML file with nipype's plugin and its arguments, see docs/clusters.md",
+        "--use-plugin --nipype-plugin-file",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputSettings:
     """How the scans are found."""
 
-    filter_file: Path | None = None  #: JSON for :func:`iqtflow.bids.index.read_filters`; None takes all
-    database_dir: Path | None = None  #: folder of pybids' index, made when there is none; None keeps no index
-    skip_validation: bool = False  #: the data set is not looked over before the run
+    filter_file: Path | None = setting(
+        None,
+        'JSON such as {"t1w": {"acquisition": "3D", "run": null}}, as for fMRIPrep: long names of entities, '
+        'or fields of the sidecars; null: scans without it, "*": with any value',
+        "--bids-filter-file",
+        group="which scans",
+    )
+    database_dir: Path | None = setting(
+        None,
+        "folder of pybids' index of the data set, for large data sets; made if there is none",
+        "--bids-database-dir",
+        metavar="DIR",
+    )
+    skip_validation: bool = setting(
+        False,
+        "do not check the data set before the run",
+        "--skip-bids-validation --skip_bids_validation",
+        action="store_true",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnhanceSettings:
     """Image quality transfer of low-field scans."""
 
-    model: str | None = None  #: name of a shipped model, or path of one; None chooses by upsampling factor
-    contrast: str = "T1w"  #: BIDS suffix of the images to process
-    tiling: str = "auto"  #: way through the volume: "auto", "whole", "tiles" or "paper"
-    precision: str = "auto"  #: of the convolutions: "auto", "float32" or "bfloat16"
-    keep_white_matter: bool = True  #: scale an estimate whose white matter left the scan's
-    mirror: bool = False  #: average with the estimate of the left-right mirrored scan
+    model: str | None = setting(
+        None,
+        "name of a shipped model, or a model file of your own (.safetensors)",
+        group="enhance",
+        metavar="NAME|PATH",
+        shown="by the scan's slice spacing",
+    )
+    contrast: str = setting(
+        "T1w", "BIDS suffix of the scans to enhance; needs a model that was trained for it", choices=CONTRASTS
+    )
+    tiling: str = setting(
+        "auto",
+        "sliding window; auto: the whole volume at once if the model's training and the memory allow it, "
+        "else tiles; paper: as Lin et al. 2019, slow",
+        choices=("auto", "whole", "tiles", "paper"),
+    )
+    precision: str = setting(
+        "auto",
+        "precision of convolutions; auto: bfloat16 if the hardware supports it, else float32",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    keep_white_matter: bool = setting(
+        True,
+        "scale the enhanced volume if its white matter differs from the scan's more than on evaluation scans",
+    )
+    mirror: bool = setting(
+        False,
+        "average with the enhanced volume of the left-right mirrored scan; takes twice as long",
+        "--average-mirrored",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """Simulation of low-field scans, and training on them (Lin et al. 2019, sections 2.2 to 3.1)."""
 
-    split: Path | None = (
-        None  #: JSON file for :func:`iqtflow.training.split.read_split`; None draws one and stores it
+    upsampling_factor: int = setting(
+        4,
+        "upsampling factor k: slice spacing divided by the voxel size of the high-field image",
+        "-k --upsampling-factor",
+        command="--k",
+        group="train: simulated low field",
+        choices=(2, 3, 4, 6, 8),
+        level="",
     )
-    split_ratio: tuple[int, ...] = (12, 3, 15)  #: training to validation to evaluation subjects, where drawn
-    upsampling_factor: int = 4  #: k: slice spacing over the high-field voxel edge; one of :data:`FACTORS`
-    slice_axes: tuple[str, ...] = ("z",)  #: voxel axes to simulate thick slices along
-    thickness_fraction: tuple[float, ...] = (0.75, 0.75)  #: slice thickness over spacing, from and to
-    snr_prior: str = "ibadan-0.36T"  #: prior of the tissues' SNR: a published one by name, or a JSON file
-    snr_scale: tuple[float, ...] = (1.0, 1.0)  #: factor on the SNR of both tissues, from and to
-    bias_amplitude: float = 0.0  #: largest log-amplitude of a smooth shading
-    draws: int | Literal["fresh"] = "fresh"  #: simulated scans per subject, or anew for every batch
-    patch_library: str = "volumes"  #: one of :data:`PATCH_LIBRARIES`
-    patch_size: int | None = None  #: edge of high-field patches in voxels; None: 32, or 48 for k of 3 and 6
-    patch_step: tuple[int, ...] = (8, 16, 16)  #: distance of the grid's patches along each axis, in voxels
-    background_limit: float = 0.8  #: patches with a larger share of background are dropped
-    patch_fraction: float = 0.125  #: share of the grid's pairs that the library of pairs keeps
-    mirror: bool = False  #: mirror patches, and swap their in-plane axes
-    network: str = "aniso-unet"  #: name in the registry of networks, or ``module:attribute``
-    network_options: tuple[str, ...] = ()  #: settings that only this network has, each ``name=value``
-    filters: int = 16  #: channels at the first level of the network
-    shrink: int = 2  #: b, shrinking layers in each bottleneck block; 2 or 3 in the paper
-    residual: bool = True  #: the network learns what to add to the cubic spline; False is the paper's network
-    uncertainty: str = "learn"  #: of the estimate: one of :data:`UNCERTAINTIES`; none is the paper's network
-    start_from: str | None = None  #: name of a shipped model, or path of one, to begin with its weights
-    evaluate_model: str | None = None  #: name or path of a model to judge, instead of training one
-    ensemble: int = 1  #: networks trained from different seeds
-    batch_size: int = 32  #: patches in an optimisation step
-    learning_rate: float = 1e-3  #: of Adam, at the first step
-    schedule: str = "decay"  #: one of :data:`SCHEDULES`
-    loss: str = "mse"  #: one of :data:`LOSSES`
-    steps: int | None = None  #: optimisation steps at most; None lets `max_epochs` decide
-    steps_per_epoch: int = 100  #: optimisation steps between two validations
-    max_epochs: int = 30  #: validations at most
-    patience: int = 5  #: epochs without a better validation loss before training stops; 0 never stops early
-    validation_batches: int = 12  #: batches that a validation takes
-    devices: int = 1  #: GPUs (on the CPU: processes) of each computer that train one network
-    num_nodes: int = 1  #: computers that train one network, in an allocation of SLURM
-    tensorboard: bool = False  #: write curves for TensorBoard into the work directory
-    model_name: str | None = None  #: of ``models/NAME.safetensors``; None names it after k
+    slice_axes: tuple[str, ...] = setting(
+        ("z",),
+        "voxel axes along which thick slices are simulated, such as x,y",
+        metavar="AXES",
+        choices=AXES,
+        separator=",",
+        form="a list of x, y, z, each once, with commas",
+        level="participant",
+    )
+    thickness_fraction: tuple[float, ...] = setting(
+        (0.75, 0.75),
+        "range of slice thickness divided by slice spacing; the rest is gap",
+        low=0.01,
+        high=1,
+        **_RANGE,
+    )
+    snr_prior: str = setting(
+        "ibadan-0.36T",
+        "prior of the tissue SNR: the name of a published one, or a JSON file",
+        command="--prior",
+        metavar="NAME|FILE",
+        level="",
+    )
+    snr_scale: tuple[float, ...] = setting(
+        (1.0, 1.0), "range of a factor on the SNR of both tissues", low=0.01, high=100, **_RANGE
+    )
+    bias_amplitude: float = setting(
+        0.0,
+        "largest log-amplitude of a bias field in input and target",
+        low=0,
+        high=IMPERFECTIONS["bias_amplitude"],
+        metavar="A",
+        fresh=True,
+    )
+    zoom: tuple[float, ...] = setting(
+        (1.0, 1.0),
+        "range of a factor on the voxel size of the high-field images, for half of the patches",
+        low=0.25,
+        high=4,
+        **_RANGE,
+    )
+    spacing_jitter: float = setting(
+        0.0,
+        "largest relative change of slice spacing over in-plane voxel size, for half of the patches",
+        fresh=True,
+        **_SHARE,
+    )
+    contrast_jitter: float = setting(
+        0.0,
+        "largest relative change of grey over white matter intensity, in addition to the prior",
+        fresh=True,
+        **_SHARE,
+    )
+    stripes: float = setting(
+        0.0,
+        "largest relative change of the intensity of every other slice, for a quarter of the patches",
+        fresh=True,
+        **_SHARE,
+    )
+    draws: int | Literal["fresh"] = setting(
+        "fresh",
+        "train on N stored simulated scans per subject; fresh: simulate anew for every batch",
+        low=1,
+        metavar="fresh|N",
+        level="",
+    )
+    mirror: bool = setting(False, "mirror patches at random and swap their in-plane axes")
+    patch_library: str = setting(
+        "volumes",
+        "volumes with an index of patches, or all pairs of patches, as in the paper (needs --draws N)",
+        group="train: patches",
+        choices=("volumes", "pairs"),
+        level="",
+    )
+    patch_size: int | None = setting(
+        None,
+        "edge of the high-field patches in voxels, a multiple of k",
+        low=1,
+        shown="32; 48 if k is 3 or 6",
+        level="",
+    )
+    patch_step: tuple[int, ...] = setting(
+        (8, 16, 16),
+        "distance between patches along each axis, in high-field voxels",
+        count=3,
+        low=1,
+        metavar=("X", "Y", "Z"),
+        level="participant",
+    )
+    background_limit: float = setting(
+        0.8, "leave out patches with a larger share of background", level="participant", **_SHARE
+    )
+    patch_fraction: float = setting(
+        0.125,
+        "share of the pairs that are kept, chosen at random, with --patch-library pairs",
+        command="--fraction",
+        above=0,
+        high=1,
+        metavar="SHARE",
+        level="participant",
+    )
+    network: str = setting(
+        "aniso-unet",
+        "aniso-unet, iso-unet, sru-net, subpixel-unet, or your own: the name of an entry point "
+        "iqtflow.networks, or module:attribute",
+        group="train: network",
+        metavar="NAME",
+    )
+    network_options: tuple[str, ...] = setting(
+        (),
+        "settings that only this network has",
+        "--network-option",
+        pattern=r"[^\W\d]\w*=.*",
+        form="of the form NAME=VALUE",
+        metavar="NAME=VALUE",
+    )
+    filters: int = setting(16, "channels at the first level of the network", low=2)
+    shrink: int = setting(2, "b: shrinking layers in each bottleneck block; 2 or 3 in the paper", low=1)
+    residual: bool = setting(
+        True, "the network learns what to add to the cubic spline; no: the paper's network"
+    )
+    uncertainty: str = setting(
+        "learn",
+        "learn: train the predicted error (standard deviation) together with the enhanced volume; only: keep "
+        "the enhanced volume of --start-from and train its predicted error alone; none: the paper's network",
+        choices=("learn", "only", "none"),
+    )
+    start_from: str | None = setting(
+        None,
+        "fine-tuning: begin with the weights of this model, a shipped model's name or a file",
+        metavar="MODEL",
+        shown="none, random weights",
+    )
+    evaluate_model: str | None = setting(
+        None,
+        "train nothing: evaluate this model, a shipped model's name or a file, on the evaluation subjects",
+        metavar="MODEL",
+    )
+    ensemble: int = setting(1, "networks to train, each from its own seed", low=1)
+    model_name: str | None = setting(
+        None, "name of the model that is written", metavar="NAME", shown="iqt-kN, N the upsampling factor"
+    )
+    split: Path | None = setting(
+        None,
+        'JSON with the lists "train", "validation" and "evaluation" of subject labels',
+        group="train: optimisation",
+        shown="drawn once and stored in models/split.json",
+    )
+    split_ratio: tuple[int, ...] = setting(
+        (12, 3, 15),
+        "ratio of training, validation and evaluation subjects, if the split is drawn",
+        count=3,
+        low=0,
+        metavar=("TRAIN", "VALIDATION", "EVALUATION"),
+    )
+    batch_size: int = setting(32, "patches in an optimisation step", low=1)
+    learning_rate: float = setting(1e-3, "learning rate at the first step", above=0, metavar="LR")
+    schedule: str = setting(
+        "decay",
+        "learning rate: the paper's slow decay, or a cosine to zero at the last step",
+        choices=("decay", "cosine"),
+    )
+    loss: str = setting("mse", "mean squared or mean absolute error", choices=("mse", "l1"))
+    optimiser: str = setting(
+        "adam",
+        "the paper's Adam, or AdamW (betas 0.9 and 0.99, weight decay 1e-4)",
+        choices=("adam", "adamw"),
+    )
+    warmup: int = setting(0, "steps in which the learning rate rises from zero", low=0)
+    clip: float = setting(0.0, "largest norm of the gradient; 0: no limit", low=0, metavar="NORM")
+    averaging: float = setting(
+        0.0,
+        "decay of a moving average of the weights, which is validated and kept; 0: no average",
+        low=0,
+        high=1,
+        metavar="DECAY",
+    )
+    background_weight: float = setting(
+        1.0, "weight of voxels outside the brain in the loss", low=0, metavar="W"
+    )
+    precision: str = setting(
+        "float32",
+        "precision of convolutions in training on a CPU; a GPU uses bfloat16",
+        "--training-precision",
+        command="--precision",
+        choices=("float32", "bfloat16"),
+    )
+    steps: int | None = setting(None, "optimisation steps at most", low=1, shown="what --max-epochs allows")
+    steps_per_epoch: int = setting(100, "optimisation steps between validations and checkpoints", low=1)
+    max_epochs: int = setting(30, "validations at most", low=1)
+    patience: int = setting(
+        5, "validations without a lower loss before training stops; 0: never stop early", low=0
+    )
+    validation_batches: int = setting(12, "batches in a validation", low=1)
+    devices: int = setting(
+        1, "GPUs (on a CPU: processes) of each computer that train one network", **_WORKERS
+    )
+    num_nodes: int = setting(
+        1, "computers that train one network together, in an allocation of SLURM", **_WORKERS
+    )
+    tensorboard: bool = setting(False, "write curves for TensorBoard into the work directory")
 
     @property
     def stored_draws(self) -> int:
@@ -159,20 +558,46 @@ class TrainSettings:
 
     @property
     def patch_edge(self) -> int:
-        """Edge of high-field patches in voxels: the paper's 32, or the next that suits factors of 3."""
+        """Edge of high-field patches in voxels: the paper's 32, or 48 for factors of 3."""
         return self.patch_size or (48 if self.upsampling_factor % 3 == 0 else 32)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationSettings:
-    """Tissue probability maps of WM, GM and CSF, wherever a mode needs them."""
+    """Tissue probability maps of WM, GM and CSF, for the modes that need them."""
 
-    engine: str = "auto"  #: one of :data:`ENGINES`; auto: ready-made maps, else SPM if found, else ants
-    derivatives: Path | None = None  #: root of fMRIPrep's or sMRIPrep's output with ready-made maps
-    spm_dir: Path | None = None  #: SPM compiled for GNU Octave; None looks for one
-    tpm: Path | None = None  #: SPM's tissue priors; None takes those of that SPM
-    octave: str | None = None  #: Octave program, by name or path; None looks for one
-    sampling_mm: float = 3.0  #: distance of the voxels that SPM estimates from; other distances, other maps
+    engine: str = setting(
+        "auto",
+        "auto: ready-made maps if there are any, else SPM if it is found, else ants, a part of iqtflow",
+        "--segmentation",
+        command="--engine",
+        group="tissue maps",
+        choices=("auto", "spm", "ants", "derivatives"),
+    )
+    derivatives: Path | None = setting(
+        None,
+        "ready-made maps: output folder of fMRIPrep or sMRIPrep",
+        "-d --derivatives",
+        metavar="DIR",
+        parse=named_folder,
+    )
+    spm_dir: Path | None = setting(
+        None,
+        "folder of SPM compiled for GNU Octave",
+        metavar="DIR",
+        shown="$SPM_HOME ... /opt/spm12, /opt/spm",
+    )
+    tpm: Path | None = setting(None, "tissue priors for SPM", shown="tpm/TPM.nii of that SPM")
+    octave: str | None = setting(
+        None, "GNU Octave, by name or path", metavar="PROGRAM", shown="$OCTAVE_EXEC, octave-cli, octave"
+    )
+    sampling_mm: float = setting(
+        3.0,
+        "distance of the voxels that SPM estimates from, in mm",
+        "--sampling-distance",
+        above=0,
+        metavar="MM",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +623,103 @@ SECTIONS: dict[str, type] = {
 }
 
 
+def _list_settings(section: str) -> Iterator[Setting]:
+    """Yield the settings of a section; types come from the annotations of the dataclass."""
+    hints, stated = get_type_hints(SECTIONS[section]), {"section": section, "group": ""}
+    stated["level"] = {"train": "group", "segmentation": "participant"}.get(section, "")
+    for item in dataclasses.fields(SECTIONS[section]):
+        hint = hints[item.name]
+        parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        many = get_origin(hint) is tuple
+        kind = get_args(hint)[0] if many else parts[0]
+        stated["group"] = item.metadata.get("group", stated["group"])
+        yield Setting(
+            name=item.name,
+            kind=kind,
+            many=many,
+            words=tuple(word for part in parts if get_origin(part) is Literal for word in get_args(part)),
+            default=None if item.default is dataclasses.MISSING else item.default,
+            **{
+                "metavar": None if "choices" in item.metadata else {int: "N", Path: "FILE"}.get(kind),
+                **stated,
+                **item.metadata,
+                "flags": item.metadata.get("flags") or (f"--{item.name.replace('_', '-')}",),
+            },
+        )
+
+
+#: Every setting, by section and name.
+SETTINGS: dict[str, dict[str, Setting]] = {
+    section: {item.name: item for item in _list_settings(section)} for section in SECTIONS
+}
+#: Settings of training that only the participant level reads.
+PARTICIPANT = tuple(name for name, item in SETTINGS["train"].items() if item.level == "participant")
+#: Settings of scans that are simulated anew for every batch.
+FRESH_ONLY = tuple(name for name, item in SETTINGS["train"].items() if item.fresh)
+
+
+def check_training(train: TrainSettings) -> None:
+    """Make sure that settings of a training go together, before time is spent on it.
+
+    Raises
+    ------
+    UsageError
+        They do not, or the model's name cannot be the name of a file.
+    """
+    for name, item in SETTINGS["train"].items():
+        value = getattr(train, name)
+        if item.count == 2 and not item.accepts(value):
+            raise UsageError(
+                item.option,
+                found=" to ".join(f"{number:g}" for number in value),
+                expected=item.expected,
+                next_step="Correct the two values.",
+            )
+    changed = [name for name in FRESH_ONLY if getattr(train, name) != getattr(TrainSettings, name)]
+    if train.model_name is not None:
+        require_name(train.model_name, "--model-name")
+    devices = train.devices * train.num_nodes
+    for option, wrong, found, expected, next_step in (
+        (
+            "--patch-library pairs",
+            train.patch_library == "pairs" and train.draws == "fresh",
+            "--draws fresh, which stores no simulated scans",
+            "a number of stored simulated scans",
+            "Add --draws N; the paper has 1, 2, 4 and 8.",
+        ),
+        (
+            " ".join(SETTINGS["train"][name].option for name in changed),
+            changed and train.draws != "fresh",
+            f"--draws {train.draws}: stored scans are simulated as in the paper",
+            "--draws fresh, which simulates anew for every batch",
+            "Leave one of the two out.",
+        ),
+        (
+            "--patch-size",
+            train.patch_edge % train.upsampling_factor != 0,
+            f"{train.patch_edge} voxels",
+            f"a multiple of k = {train.upsampling_factor}",
+            "Choose another size; 48 suits all factors.",
+        ),
+        (
+            "--uncertainty only",
+            train.uncertainty == "only" and train.start_from is None,
+            "no model whose enhanced volume is kept",
+            "a model",
+            "Add --start-from MODEL.",
+        ),
+        (
+            "--batch-size",
+            train.batch_size % devices != 0,
+            f"{train.batch_size} patches for {devices} devices",
+            "the same number for each device",
+            "Choose a multiple of the number of devices.",
+        ),
+    ):
+        if wrong:
+            raise UsageError(option, found=found, expected=expected, next_step=next_step)
+
+
 def read_settings(path: str | os.PathLike) -> Settings:
     """Read complete settings, as :func:`write_settings` wrote them.
 
@@ -217,7 +739,7 @@ def read_settings(path: str | os.PathLike) -> Settings:
         As for :func:`read_sections`, or a setting without a default is missing.
     """
     values = read_sections(path)
-    missing = [key for key in _required(PathSettings) if key not in values.get("paths", {})]
+    missing = [key for key in SETTINGS["paths"] if key not in values.get("paths", {})]
     if missing:
         raise UsageError(
             path,
@@ -244,7 +766,7 @@ def read_sections(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
     Raises
     ------
     UsageError
-        The file is missing or not TOML, a table or key is unknown, or a value has the wrong type.
+        The file is missing or not TOML, a table or key is unknown, or a value is not allowed.
     """
     try:
         tables = tomllib.loads(read_text(path))
@@ -292,11 +814,6 @@ def format_section(name: str, values: Mapping[str, Any]) -> str:
     return "\n".join([f"[{name}]", *lines, ""])
 
 
-def default_of(section: type, key: str) -> Any:
-    """Return the default of one setting, for the command line to show."""
-    return next(item.default for item in dataclasses.fields(section) if item.name == key)
-
-
 def _format_value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_format_value(item) for item in value)}]"
@@ -309,72 +826,30 @@ def _format_value(value: Any) -> str:
 
 
 def _read_table(path: str | os.PathLike, name: str, table: Any) -> dict[str, Any]:
-    section = SECTIONS.get(name)
-    if section is None or not isinstance(table, Mapping):
+    if name not in SECTIONS or not isinstance(table, Mapping):
         raise UsageError(
             path,
             found=f"'{name}' at the top",
             expected=f"only the tables {', '.join(f'[{known}]' for known in SECTIONS)}",
             next_step="Correct the name, or move the setting into its table.",
         )
-    hints = get_type_hints(section)
     values = {}
     for key, value in table.items():
-        if key not in hints:
+        item = SETTINGS[name].get(key)
+        if item is None:
             raise UsageError(
                 path,
                 found=f"'{key}' in [{name}]",
-                expected=f"one of {', '.join(hints)}",
+                expected=f"one of {', '.join(SETTINGS[name])}",
                 next_step="Correct the name, or remove it.",
             )
-        values[key] = _convert(value, hints[key], where=f"{os.fspath(path)}, '{key}' in [{name}]")
+        try:
+            values[key] = item.convert(value)
+        except ValueError as fault:
+            raise UsageError(
+                path,
+                found=f"{key} = {value!r} in [{name}]",
+                expected=item.expected,
+                next_step="Correct the value; iqtflow --help describes it.",
+            ) from fault
     return values
-
-
-def _convert(value: Any, wanted: Any, *, where: str) -> Any:
-    """Return the TOML `value` as the type `wanted`; refuse what is of another type."""
-    if get_origin(wanted) in (Union, types.UnionType):
-        kinds = [kind for kind in get_args(wanted) if kind is not type(None)]
-        for kind in kinds:
-            if _fits(value, kind):
-                return _convert(value, kind, where=where)
-    elif get_origin(wanted) is tuple:
-        if isinstance(value, list):
-            return tuple(_convert(item, get_args(wanted)[0], where=where) for item in value)
-    elif _fits(value, wanted):
-        return value if get_origin(wanted) is Literal else wanted(value)
-    raise UsageError(
-        where,
-        found=f"{value!r}",
-        expected=_describe(wanted),
-        next_step="Correct the value.",
-    )
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if isinstance(value, bool) or kind is bool:  # bool is an int to Python, but not to a reader of settings
-        return isinstance(value, bool) and kind is bool
-    as_written: dict[Any, Any] = {Path: str, float: (int, float)}
-    return isinstance(value, as_written.get(kind, kind))
-
-
-def _describe(wanted: Any) -> str:
-    if get_origin(wanted) in (Union, types.UnionType):
-        return " or ".join(_describe(kind) for kind in get_args(wanted) if kind is not type(None))
-    if get_origin(wanted) is tuple:
-        return f"a list, each {_describe(get_args(wanted)[0])}"
-    if get_origin(wanted) is Literal:
-        return " or ".join(f'"{choice}"' for choice in get_args(wanted))
-    return {
-        str: "a text",
-        Path: "a path as text",
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-    }[wanted]
-
-
-def _required(section: type) -> list[str]:
-    return [item.name for item in dataclasses.fields(section) if item.default is dataclasses.MISSING]

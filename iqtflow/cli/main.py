@@ -12,7 +12,7 @@ from typing import Any
 import iqtflow
 from iqtflow.bids import Listing, check_dataset
 from iqtflow.bids.index import has_database, wipe_database
-from iqtflow.cli.options.checks import check_settings
+from iqtflow.cli.checks import check_settings
 from iqtflow.cli.parser import parse
 from iqtflow.cli.places import (
     check_could_be_written,
@@ -21,7 +21,7 @@ from iqtflow.cli.places import (
     check_writable,
     default_work_dir,
 )
-from iqtflow.config import SECTIONS, Settings
+from iqtflow.config import SECTIONS, SETTINGS, Setting, Settings
 from iqtflow.utils.command import run_command
 from iqtflow.utils.environment import place_sockets, working_in
 from iqtflow.utils.errors import UsageError, printable
@@ -130,22 +130,15 @@ def settle(options: argparse.Namespace) -> tuple[Settings, tuple[Listing, str]]:
     given["paths"] = {"bids_dir": bids_dir, "output_dir": output_dir, "work_dir": work_dir}
     given["run"]["levels"] = tuple(dict.fromkeys(given["run"]["levels"]))
     given["run"]["omp_nthreads"] = min(given["run"]["omp_nthreads"], given["run"]["nprocs"])
-    for section, key in (
-        ("enhance", "model"),
-        ("train", "snr_prior"),
-        ("train", "split"),
-        ("train", "start_from"),
-        ("train", "evaluate_model"),
-        ("run", "use_plugin"),
-    ):
-        given[section][key] = _absolute_file(given[section][key], f"--{key.replace('_', '-')}")
-    given["inputs"]["filter_file"] = _absolute_file(given["inputs"]["filter_file"], "--bids-filter-file")
-    if given["inputs"]["database_dir"] is not None:
-        folder = given["inputs"]["database_dir"].absolute()
-        # Nothing is written by a dry run, not even an index.
-        there = has_database(folder)
-        given["inputs"]["database_dir"] = None if options.dry_run and not there else folder
-    given["segmentation"] = absolute_segmentation(given["segmentation"])
+    for item in (item for section in SETTINGS.values() for item in section.values()):
+        if item.group and item.metavar in ("FILE", "NAME|FILE", "NAME|PATH", "MODEL", "DIR"):
+            given[item.section][item.name] = _absolute(item, given[item.section][item.name])
+    index = given["inputs"]["database_dir"]
+    if options.dry_run and index and not has_database(index):  # a dry run writes nothing
+        given["inputs"]["database_dir"] = None
+    octave = given["segmentation"]["octave"]
+    if octave and os.sep in octave:
+        given["segmentation"]["octave"] = os.path.abspath(octave)
     settings = Settings(**{name: section(**given[name]) for name, section in SECTIONS.items()})
     inputs = settings.inputs
     check_places(settings)
@@ -199,31 +192,6 @@ def needs_tissue_maps(settings: Settings) -> bool:
     return settings.run.mode != "enhance" and "participant" in settings.run.levels
 
 
-def absolute_segmentation(given: dict[str, Any]) -> dict[str, Any]:
-    """Make the paths in these settings absolute: graphs run in other folders.
-
-    Raises
-    ------
-    UsageError
-        A file or folder is not there.
-    """
-    settled = {**given, "tpm": _absolute_file(given["tpm"], "--tpm")}
-    for key in ("derivatives", "spm_dir"):
-        if given[key] is None:
-            continue
-        settled[key] = Path(given[key]).absolute()
-        if not os.path.isdir(settled[key]):
-            raise UsageError(
-                f"--{key.replace('_', '-')}",
-                found=f"no folder {given[key]}",
-                expected="a folder",
-                next_step="Check the path (in a container: check what is mounted where).",
-            )
-    if given["octave"] and os.sep in given["octave"]:
-        settled["octave"] = os.path.abspath(given["octave"])
-    return settled
-
-
 def announce(settings: Settings, reason: str) -> None:
     """Say what is about to run, and where: on whose device a result was made is asked later."""
     run, paths = settings.run, settings.paths
@@ -248,21 +216,29 @@ def _refuse_foreign_bytes(options: argparse.Namespace) -> None:
             )
 
 
-def _absolute_file(value: str | Path | None, option: str) -> str | Path | None:
-    """Make the path of a file absolute; leave the name of something that ships as it is."""
-    if value is None:
-        return None
-    is_name = isinstance(value, str) and os.sep not in value and not value.endswith((".safetensors", ".json"))
-    if is_name and not os.path.isfile(value):
+def _absolute(item: Setting, value: str | Path | None) -> str | Path | None:
+    """Make a path absolute, since graphs run in other folders; names of shipped models and priors stay.
+
+    Raises
+    ------
+    UsageError
+        The file or folder does not exist.
+    """
+    if value is None or item.name == "database_dir":  # which is made later
+        return value and Path(value).absolute()
+    text = os.fspath(value)
+    is_name = item.kind is str and os.sep not in text and not text.endswith((".safetensors", ".json"))
+    if is_name and not os.path.isfile(text):
         return value
-    if not os.path.isfile(value):
+    kind, exists = ("folder", os.path.isdir) if item.metavar == "DIR" else ("file", os.path.isfile)
+    if not exists(text):
         raise UsageError(
-            option,
-            found=f"no file {os.fspath(value)}",
-            expected="a file" if isinstance(value, Path) else "a file, or the name of what ships",
+            item.option,
+            found=f"no {kind} {text}",
+            expected=f"a {kind}" if item.kind is Path else "a file, or the name of a shipped one",
             next_step="Check the path (in a container: check what is mounted where).",
         )
-    return type(value)(os.path.abspath(value)) if isinstance(value, str) else value.absolute()
+    return value.absolute() if isinstance(value, Path) else os.path.abspath(value)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""``iqtflow-enhance``: turn one thick-slice scan into a thin-slice one, without BIDS."""
+"""``iqtflow-enhance``: enhance one thick-slice scan, without BIDS."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from iqtflow.cli.types import positive, workers
+from iqtflow.cli.options import Formatter, add_command_options, value
+from iqtflow.config import CONTRASTS, SETTINGS
 from iqtflow.reports.run_summary import describe_enhancement
 from iqtflow.utils.command import run_command
 from iqtflow.utils.errors import InputError
@@ -14,61 +15,45 @@ from iqtflow.utils.outputs import IMAGE, JSON, add_overwrite, check_outputs
 from iqtflow.utils.system import USUAL_GB, WITH_TORCH_GB
 
 PROG = "iqtflow-enhance"
-PRECISIONS, TILINGS = ("auto", "float32", "bfloat16"), ("auto", "whole", "tiles", "paper")
 SKULL_STRIPPED = {"yes": True, "no": False, "auto": None}
-#: BIDS suffixes that say a scan's contrast.
-CONTRASTS = ("T1w", "T2w", "FLAIR", "PDw", "PDT2", "T2starw", "T1rho", "inplaneT1", "inplaneT2", "angio")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Command-line parser; cheap, imports nothing heavy."""
-    parser = argparse.ArgumentParser(
-        prog=PROG, description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    """Command-line parser; imports nothing heavy."""
+    parser = argparse.ArgumentParser(prog=PROG, description=__doc__, formatter_class=Formatter)
     add = parser.add_argument
     add("scan", type=Path, help="thick-slice scan (.nii or .nii.gz)")
     add("output", type=Path, help="enhanced volume to write")
     add(
         "--std",
         type=Path,
-        help="write the standard deviation of the expected error here (models that predict it; ensembles; "
-        "--average-mirrored)",
+        help="write the predicted error (standard deviation) here, if the model predicts it, is an ensemble, "
+        "or with --average-mirrored",
     )
     add("--spline", type=Path, help="write the cubic B-spline interpolation on the same grid here")
     add("--mask-out", type=Path, help="write the brain mask on the scan's grid here")
     add("--json", type=Path, help="write geometry, model, device, seconds and memory here")
-    add("--model", help="model file, or name of a model that ships; chosen by slice spacing when not given")
-    add("--contrast", help="BIDS suffix, such as T1w; read from the file's name when not given, else T1w")
+    add_command_options(parser, "enhance", ["model"])
+    add("--contrast", help="BIDS suffix, such as T1w (default: that of the file's name, else T1w)")
     add("--sidecar", type=Path, help="BIDS metadata of the scan (SliceThickness, SkullStripped)")
-    add("--skull-stripped", choices=tuple(SKULL_STRIPPED), default="auto", help="is the skull gone?")
-    add("--force", action="store_true", help="enhance a near-isotropic scan too")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to run the networks")
+    add("--skull-stripped", choices=tuple(SKULL_STRIPPED), default="auto", help="is the skull removed?")
+    add_command_options(parser, "run", ["force"])
+    add_command_options(parser, "run", ["device"], choices=("cpu", "cuda"), help="where networks run")
+    add_command_options(parser, "enhance", ["precision", "tiling", "mirror"])
+    white_matter = SETTINGS["enhance"]["keep_white_matter"]
     add(
-        "--precision",
-        choices=PRECISIONS,
-        default="auto",
-        help="of convolutions; auto: bfloat16 where the hardware multiplies it, else float32",
-    )
-    add(
-        "--tiling",
-        choices=TILINGS,
-        default="auto",
-        help="auto: the whole volume in one pass if the model's training and the memory allow, else tiles; "
-        "paper: as Lin et al. 2019, slowly",
-    )
-    add(
-        "--keep-white-matter",
+        white_matter.option,
         choices=("yes", "no"),
-        default="yes",
-        help="scale an estimate whose white matter left the scan's by more than on evaluation scans",
+        default="yes" if white_matter.default else "no",
+        help=white_matter.help,
     )
+    add_command_options(parser, "run", ["omp_nthreads"])
     add(
-        "--average-mirrored",
-        action="store_true",
-        help="average with the estimate of the left-right mirrored scan",
+        "--max-memory-gb",
+        type=value(float, above=0),
+        metavar="GB",
+        help="memory for the networks; the volume is enhanced in tiles if one pass needs more",
     )
-    add("--num-threads", type=workers, default=1, help="CPU threads")
-    add("--max-memory-gb", type=positive, help="memory for the networks; tiles when one pass takes more")
     add_overwrite(parser)
     return parser
 
@@ -76,8 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code.
 
-    A near-isotropic scan is refused with a sentence, unless ``--force`` is given: nothing is written, and the
-    code is 1.
+    Without ``--force`` a near-isotropic scan is refused: nothing is written, and the code is 1.
     """
     return run_command(
         PROG,
@@ -99,7 +83,7 @@ def _run(options: argparse.Namespace) -> None:
         inputs=(options.scan, options.sidecar, options.model),
         overwrite=options.overwrite,
     )
-    # Before torch is there, which looks at once what GPUs it may see.
+    # Before torch is imported, which reads at once which GPUs it may use.
     with device_claimed(options.device, lambda line: print(f"{PROG}: {line}", flush=True)):
         _enhance(options)
 
@@ -127,16 +111,16 @@ def _enhance(options: argparse.Namespace) -> None:
         contrast=options.contrast or contrast_of(options.scan),
         device=options.device,
         precision=None if options.precision == "auto" else options.precision,
-        num_threads=options.num_threads,
+        num_threads=options.omp_nthreads,
         skull_stripped=SKULL_STRIPPED[options.skull_stripped],
         force=options.force,
         max_memory_gb=options.max_memory_gb,
         tiling=options.tiling,
-        mirror=options.average_mirrored,
+        mirror=options.mirror,
         keep_white_matter=options.keep_white_matter == "yes",
         report=lambda line: print(f"{PROG} {__version__}: {line}", flush=True),
     )
-    # The enhanced volume last: where it is, all is.
+    # The enhanced volume last: if it exists, all files do.
     made = [
         (path, volume)
         for path, volume in (
@@ -158,7 +142,7 @@ def _enhance(options: argparse.Namespace) -> None:
 
 
 def contrast_of(path: Path) -> str:
-    """Return the contrast that a file's name states in the manner of BIDS (``..._T2w.nii.gz``), else T1w."""
+    """Return the BIDS suffix in a file's name (``..._T2w.nii.gz``), else T1w."""
     suffix = path.name.split(".")[0].rpartition("_")[2]
     return suffix if suffix in CONTRASTS else "T1w"
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from iqtflow.cli.types import fraction, whole_number
+from iqtflow.cli.options import Formatter, add_command_options, value
+from iqtflow.config import TrainSettings
 from iqtflow.utils.command import run_command
 from iqtflow.utils.outputs import JSON, PAIRS, add_overwrite, check_outputs
 
@@ -15,17 +16,17 @@ PROG = "iqtflow-pairs"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Command-line parser; cheap, imports nothing heavy."""
-    parser = argparse.ArgumentParser(
-        prog=PROG, description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    """Command-line parser; imports nothing heavy."""
+    parser = argparse.ArgumentParser(prog=PROG, description=__doc__, formatter_class=Formatter)
     add = parser.add_argument
     add("library", type=Path, help="patch library (.safetensors) with stored draws")
     add("output", type=Path, help="pairs to write (.npy); a JSON file is written beside them")
-    add("--draws", type=whole_number(1), default=1, help="N: take pairs from the first N draws")
-    add("--fraction", type=fraction, default=0.125, help="share of the grid's pairs to keep, at random")
-    add("--patch-size", type=whole_number(1), default=32, help="edge of the high-field patches in voxels")
-    add("--seed", type=whole_number(0), default=0, help="chooses the pairs")
+    add("--draws", type=value(int, low=1), default=1, metavar="N", help="take pairs from the first N draws")
+    add_command_options(
+        parser, "train", ["patch_fraction"], help="share of the pairs that are kept, at random"
+    )
+    add_command_options(parser, "train", ["patch_size"], default=TrainSettings().patch_edge)
+    add_command_options(parser, "run", ["seed"], type=value(int, low=0))
     add_overwrite(parser)
     return parser
 
@@ -49,7 +50,7 @@ def _write(options: argparse.Namespace) -> None:
         options.output,
         read_library(options.library),
         n_draws=options.draws,
-        fraction=options.fraction,
+        fraction=options.patch_fraction,
         seed=options.seed,
         patch=options.patch_size,
     )

@@ -8,8 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iqtflow.cli.types import positive, prefix, whole_number, workers
-from iqtflow.config import ENGINES
+from iqtflow.cli.options import Formatter, add_command_options, value
 from iqtflow.segmentation.precomputed import ReadyMaps, find_ready_maps
 from iqtflow.segmentation.select import EngineChoice, choose_engine
 from iqtflow.utils.command import run_command
@@ -31,86 +30,58 @@ IMAGES = ("label-WM_probseg", "label-GM_probseg", "label-CSF_probseg", "desc-bra
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Command-line parser; cheap, imports nothing heavy."""
+    """Command-line parser; imports nothing heavy."""
     parser = argparse.ArgumentParser(
         prog=PROG,
-        description="Segment a T1-weighted volume into WM, GM and CSF. Writes "
-        "PREFIX_label-{WM,GM,CSF}_probseg.nii.gz, PREFIX_desc-brain_mask.nii.gz, "
+        description="Segment a T1-weighted volume into WM, GM and CSF. Writes\n"
+        "PREFIX_label-{WM,GM,CSF}_probseg.nii.gz, PREFIX_desc-brain_mask.nii.gz,\n"
         "PREFIX_desc-preproc_T1w.nii.gz and PREFIX_segmentation.json.",
+        formatter_class=Formatter,
     )
-    parser.add_argument("image", type=Path, help="T1-weighted volume (.nii or .nii.gz)")
-    parser.add_argument(
-        "--out-prefix", type=prefix, required=True, help="folder and beginning of the outputs' names"
-    )
-    parser.add_argument(
-        "--engine",
-        choices=ENGINES,
-        default="ants",
-        help="auto: ready-made maps if given and there, else SPM if found, else ants (N4 and Atropos, which "
-        "come with this package) (default: %(default)s)",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("image", type=Path, help="T1-weighted volume (.nii or .nii.gz)")
+    add("--out-prefix", type=_prefix, required=True, help="folder and beginning of the outputs' names")
+    add_command_options(parser, "segmentation", ["engine"], default="ants")
+    add(
         "--skull-stripped",
         choices=list(SKULL_STRIPPED),
         default="auto",
-        help="is the skull gone? auto: look (default: %(default)s)",
+        help="is the skull removed? auto: look at the image",
     )
-    parser.add_argument(
+    add(
         "--priors",
         choices=("none", "atlas"),
         default="none",
-        help="what the engine ants knows of place: nothing, or an atlas, for thick slices (default: none)",
+        help="where the engine ants expects tissues: anywhere, or as in an atlas, for thick slices",
     )
-    parser.add_argument("--mask", type=Path, help="brain mask on the image's grid; found when not given")
-    parser.add_argument(
-        "--num-threads",
-        type=workers,
-        default=1,
-        metavar="N",
-        help="CPU threads (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=whole_number(0),
-        default=0,
-        metavar="N",
-        help="seed of the segmentation (default: %(default)s)",
-    )
+    add("--mask", type=Path, help="brain mask on the image's grid (default: found)")
+    add_command_options(parser, "run", ["omp_nthreads"])
+    add_command_options(parser, "run", ["seed"], type=value(int, low=0))
     ready = parser.add_argument_group("ready-made maps (only for the engine derivatives)")
-    ready.add_argument(
-        "--derivatives", type=Path, metavar="DIR", help="fMRIPrep's or sMRIPrep's output, searched by name"
-    )
+    add_command_options(ready, "segmentation", ["derivatives"], type=Path)
     for tissue in ("WM", "GM", "CSF"):
         ready.add_argument(
             f"--{tissue.lower()}-map", type=Path, metavar="FILE", help=f"probability map of {tissue}"
         )
-    ready.add_argument(
-        "--mask-map", type=Path, metavar="FILE", help="brain mask that comes with the three maps"
-    )
+    ready.add_argument("--mask-map", type=Path, metavar="FILE", help="brain mask that belongs to the maps")
     spm = parser.add_argument_group("SPM (only for the engine spm)")
-    spm.add_argument(
-        "--spm-dir",
-        metavar="DIR",
-        help="SPM compiled for Octave (default: $SPM_HOME ... /opt/spm12, /opt/spm)",
-    )
-    spm.add_argument("--tpm", metavar="FILE", help="tissue priors (default: SPM's own tpm/TPM.nii)")
-    spm.add_argument("--octave", metavar="PROGRAM", help="Octave (default: $OCTAVE_EXEC, octave-cli, octave)")
-    spm.add_argument(
-        "--sampling-distance",
-        metavar="MM",
-        type=positive,
-        default=3.0,
-        help="distance of the voxels that SPM estimates from, in mm (default: %(default)g)",
-    )
-    parser.add_argument(
+    add_command_options(spm, "segmentation", ["spm_dir", "tpm", "octave", "sampling_mm"])
+    add(
         "--whole-head",
         type=Path,
         metavar="FILE",
-        help="the image before its skull was removed, same grid, for SPM to segment in its place (default: "
-        "the Human Connectome Project's, beside its ..._restore_brain.nii.gz)",
+        help="the image before its skull was removed, on the same grid, which SPM segments in its place "
+        "(default: for the Human Connectome Project's ..._restore_brain.nii.gz, the image beside it)",
     )
     add_overwrite(parser)
     return parser
+
+
+def _prefix(text: str) -> str:
+    """Check that a path ends in the beginning of a file name; else names would begin with ``_``."""
+    if os.path.basename(text) in ("", ".", ".."):
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected the beginning of a name, as maps/sub-01")
+    return text
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -217,7 +188,7 @@ def _by_ants(
         mask=mask,
         skull_stripped=SKULL_STRIPPED[options.skull_stripped],
         priors=options.priors,
-        num_threads=options.num_threads,
+        num_threads=options.omp_nthreads,
         seed=options.seed,
     )
 
@@ -240,7 +211,7 @@ def _by_spm(
         options.image if head is None else head,
         installation=choice.spm,
         skull_stripped=skull_stripped if head is None else False,
-        sampling_mm=options.sampling_distance,
+        sampling_mm=options.sampling_mm,
         work_dir=folder,
     )
     if head is not None:

@@ -10,32 +10,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from iqtflow.cli.types import between, whole_number
-from iqtflow.config import IMPERFECTIONS, SNR_LIMITS
+from iqtflow.cli.options import Formatter, add_command_options, value
+from iqtflow.config import AXES, IMPERFECTIONS, SNR_LIMITS
 from iqtflow.utils.command import run_command
 from iqtflow.utils.errors import InputError, UsageError
 from iqtflow.utils.outputs import IMAGE, JSON, add_overwrite, check_outputs
 
 PROG = "iqtflow-simulate"
-AXES = {"x": 0, "y": 1, "z": 2, "0": 0, "1": 1, "2": 2}
-#: Options that a sidecar decides when the scan is made again from one.
-SETTINGS = (
-    "k", "slice_axis", "thickness_mm", "gap_mm", "prior", "fixed_tissue", "noise", "seed",
+#: Array axis of each name; numbers are names, too.
+AXIS = {name: number for number, axis in enumerate(AXES) for name in (axis, str(number))}
+#: Options that the JSON file decides when a scan is made again from it.
+RECIPE = (
+    "k", "slice_axis", "thickness_mm", "gap_mm", "snr_prior", "fixed_tissue", "noise", "seed",
     "fwhm_jitter", "slice_offset_mm", "inplane_fwhm_mm", "bias_amplitude",
 )  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Command-line parser; cheap, imports nothing heavy."""
-    parser = argparse.ArgumentParser(
-        prog=PROG, description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    """Command-line parser; imports nothing heavy."""
+    parser = argparse.ArgumentParser(prog=PROG, description=__doc__, formatter_class=Formatter)
     add = parser.add_argument
     add("high_field", type=Path, help="high-field T1w image")
     add("output", type=Path, help="low-field image to write (.nii or .nii.gz)")
     add("--wm", type=Path, required=True, help="white-matter probability map on the image's grid")
     add("--gm", type=Path, required=True, help="grey-matter probability map on the image's grid")
-    add("--json", type=Path, help="write what was drawn here")
+    add("--json", type=Path, help="write all settings of the simulated scan here")
     add(
         "--from-json",
         type=Path,
@@ -45,27 +44,28 @@ def build_parser() -> argparse.ArgumentParser:
     slices = parser.add_argument_group("slices")
     slices.add_argument(
         "--k",
-        type=whole_number(1),
-        help="slice spacing over the thin voxel edge; without it the spacing is thickness + gap when both "
-        "are given, which need not be a multiple of the edge, else k = 4",
+        type=value(int, low=1),
+        help="upsampling factor: slice spacing over thin voxel edge (default: 4; if thickness and gap are "
+        "given, the spacing is their sum, which need not be a multiple of the edge)",
     )
     slices.add_argument(
-        "--slice-axis", choices=sorted(AXES), default="z", help="array axis along which slices are stacked"
+        "--slice-axis", choices=sorted(AXIS), default="z", help="array axis along which slices are stacked"
     )
     slices.add_argument(
         "--thickness-mm",
         type=float,
-        help="slice thickness (FWHM of the profile); 3/4 of the spacing when not given",
+        metavar="MM",
+        help="slice thickness (FWHM of the profile) (default: 3/4 of the spacing)",
     )
-    slices.add_argument("--gap-mm", type=float, help="gap between slices; the rest of the spacing")
+    slices.add_argument(
+        "--gap-mm", type=float, metavar="MM", help="gap between slices (default: the rest of the spacing)"
+    )
 
     signal = parser.add_argument_group("contrast and noise")
-    signal.add_argument(
-        "--prior", default="ibadan-0.36T", help="SNR prior: a published one by name, or a JSON file"
-    )
+    add_command_options(signal, "train", ["snr_prior"])
     signal.add_argument(
         "--snr",
-        type=between(*SNR_LIMITS),
+        type=value(float, low=SNR_LIMITS[0], high=SNR_LIMITS[1]),
         nargs=2,
         metavar=("WM", "GM"),
         help="a fixed SNR instead of a drawn one",
@@ -76,40 +76,31 @@ def build_parser() -> argparse.ArgumentParser:
     signal.add_argument(
         "--noise", choices=("gaussian", "rician"), default="gaussian", help="distribution of the noise"
     )
-    signal.add_argument(
-        "--seed", type=whole_number(0), default=0, help="seed of all that is drawn and of the noise"
-    )
+    add_command_options(signal, "run", ["seed"], type=value(int, low=0))
 
-    extras = parser.add_argument_group("imperfections beyond the paper (0: off)")
-
-    def size(name: str) -> dict[str, Any]:
-        return {"type": between(0, IMPERFECTIONS[name]), "default": 0.0}
-
-    extras.add_argument(
-        "--fwhm-jitter",
-        **size("fwhm_jitter"),
-        metavar="J",
-        help="profile wider or narrower than the thickness, by a factor of up to 1 + J "
-        "(doi:10.1016/j.media.2023.102789)",
-    )
-    extras.add_argument(
-        "--slice-offset-mm",
-        **size("slice_offset_mm"),
-        metavar="MM",
-        help="largest shift of the slices; the affine follows (doi:10.1016/j.neuroimage.2021.118206)",
-    )
-    extras.add_argument(
-        "--inplane-fwhm-mm",
-        **size("inplane_fwhm_mm"),
-        metavar="MM",
-        help="largest blur in the plane, FWHM (doi:10.1016/j.neuroimage.2021.118206)",
-    )
-    extras.add_argument(
-        "--bias-amplitude",
-        **size("bias_amplitude"),
-        metavar="A",
-        help="largest log-amplitude of a smooth shading (doi:10.1109/42.668698)",
-    )
+    extras = parser.add_argument_group("imperfections that the paper does not have (0: off)")
+    for name, metavar, text in (
+        (
+            "fwhm_jitter",
+            "J",
+            "profile wider or narrower than the thickness, by a factor of up to 1 + J "
+            "(doi:10.1016/j.media.2023.102789)",
+        ),
+        (
+            "slice_offset_mm",
+            "MM",
+            "largest shift of the slices; the affine follows (doi:10.1016/j.neuroimage.2021.118206)",
+        ),
+        ("inplane_fwhm_mm", "MM", "largest blur in the plane, FWHM (doi:10.1016/j.neuroimage.2021.118206)"),
+        ("bias_amplitude", "A", "largest log-amplitude of a bias field (doi:10.1109/42.668698)"),
+    ):
+        extras.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=value(float, low=0, high=IMPERFECTIONS[name]),
+            default=0.0,
+            metavar=metavar,
+            help=text,
+        )
     add_overwrite(parser)
     return parser
 
@@ -133,7 +124,7 @@ def _simulate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> N
     check_outputs(
         PROG,
         {"output": (options.output, IMAGE), "--json": (options.json, JSON)},
-        inputs=(options.high_field, options.wm, options.gm, options.from_json, options.prior),
+        inputs=(options.high_field, options.wm, options.gm, options.from_json, options.snr_prior),
         overwrite=options.overwrite,
     )
     image = check_scan(options.high_field)
@@ -182,7 +173,7 @@ def _drawn(options: argparse.Namespace, edges_mm: Any) -> tuple[Any, dict[str, s
     from iqtflow.simulation.simulate import draw_scan, plan_slices
     from iqtflow.simulation.snr_prior import SNRPrior, read_prior
 
-    axis = AXES[options.slice_axis]
+    axis = AXIS[options.slice_axis]
     stack = plan_slices(
         float(edges_mm[axis]),
         axis=axis,
@@ -196,7 +187,7 @@ def _drawn(options: argparse.Namespace, edges_mm: Any) -> tuple[Any, dict[str, s
     if options.snr:
         prior = SNRPrior("fixed", tuple(options.snr), ((0.0, 0.0), (0.0, 0.0)), "given on the command line")
     else:
-        prior = read_prior(options.prior)
+        prior = read_prior(options.snr_prior)
     draw = draw_scan(prior, extras, stack, seed=options.seed)
     recipe = Recipe(stack, draw, options.fixed_tissue, options.noise)
     return recipe, {}, record_of(prior, extras)
@@ -212,27 +203,27 @@ def _recalled(path: Path) -> tuple[Any, dict[str, str], dict[str, Any]]:
 
 def _refuse_settings(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     given = [
-        f"--{name.replace('_', '-')}"
-        for name in (*SETTINGS, "snr")
+        "--prior" if name == "snr_prior" else f"--{name.replace('_', '-')}"
+        for name in (*RECIPE, "snr")
         if getattr(options, name) != parser.get_default(name)
     ]
     if given:
         raise UsageError(
             "--from-json",
             found=f"it together with {', '.join(given)}",
-            expected="the sidecar alone, which decides all of these",
+            expected="the JSON file alone, which decides all of these",
             next_step="Leave them out, or leave --from-json out.",
         )
 
 
 def _compare(digests: dict[str, str], expected: dict[str, str], name: str, path: Path) -> None:
-    """The same recipe on other images makes other voxels: say so instead of making them."""
+    """Make sure that the images are those of the recipe: on others it makes other voxels."""
     if expected and digests[name] != expected[name]:
         raise InputError(
             path,
             found=f"voxels with SHA-256 {digests[name][:12]}...",
             expected=f"those that the scan was made from ({expected[name][:12]}...)",
-            next_step="Give the images that the sidecar was written for.",
+            next_step="Give the images that the JSON file was written for.",
         )
 
 
