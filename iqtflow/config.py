@@ -86,20 +86,23 @@ class Setting:
         return self.command or self.option
 
     @property
-    def expected(self) -> str:
-        """The values that are allowed, in words."""
+    def expected_one(self) -> str:
+        """What one value may be, in words."""
         names = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
         one = self.form or names.get(self.kind, "a text that is not empty")
         if self.choices and not self.form:
             one = f"one of {', '.join(map(str, self.choices))}"
         limits = (("above", self.above), ("from", self.low), ("up to", self.high))
         one += "".join(f" {word} {limit}" for word, limit in limits if limit is not None)
-        one += "".join(f' or "{word}"' for word in self.words)
+        return one + "".join(f' or "{word}"' for word in self.words)
+
+    @property
+    def expected(self) -> str:
+        """What the setting may be, in words."""
         if self.count == 2:
-            return f"two values, the lower one first, each {one}"
-        if self.many and not self.separator:
-            return f"{self.count or 'a list of'} values, each {one}"
-        return one
+            return f"two values, the lower one first, each {self.expected_one}"
+        many = f"{self.count or 'a list of'} values, each " if self.many and not self.separator else ""
+        return f"{many}{self.expected_one}"
 
     def read(self, text: str) -> Any:
         """Return the value of an argument; of a setting with many values, of one argument of several.
@@ -353,7 +356,7 @@ class TrainSettings:
         form="a list of x, y, z, each once, with commas",
         level="participant",
     )
-    thickness_fraction: tuple[float, ...] = setting(
+    thickness_fraction: tuple[float, float] = setting(
         (0.75, 0.75),
         "range of slice thickness divided by slice spacing; the rest is gap",
         low=0.01,
@@ -367,7 +370,7 @@ class TrainSettings:
         metavar="NAME|FILE",
         level="",
     )
-    snr_scale: tuple[float, ...] = setting(
+    snr_scale: tuple[float, float] = setting(
         (1.0, 1.0), "range of a factor on the SNR of both tissues", low=0.01, high=100, **_RANGE
     )
     bias_amplitude: float = setting(
@@ -378,7 +381,7 @@ class TrainSettings:
         metavar="A",
         fresh=True,
     )
-    zoom: tuple[float, ...] = setting(
+    zoom: tuple[float, float] = setting(
         (1.0, 1.0),
         "range of a factor on the voxel size of the high-field images, for half of the patches",
         low=0.25,
@@ -658,6 +661,32 @@ PARTICIPANT = tuple(name for name, item in SETTINGS["train"].items() if item.lev
 FRESH_ONLY = tuple(name for name, item in SETTINGS["train"].items() if item.fresh)
 
 
+def check_fresh(values: Any) -> None:
+    """Make sure that the settings of fresh draws are within their limits, and ranges the lower value first.
+
+    Parameters
+    ----------
+    values
+        Object with the settings in `FRESH_ONLY` as attributes.
+
+    Raises
+    ------
+    UsageError
+        They are not.
+    """
+    for name in FRESH_ONLY:
+        item, value = SETTINGS["train"][name], getattr(values, name)
+        if not item.accepts(value):
+            raise UsageError(
+                item.option,
+                found=" to ".join(f"{number:g}" for number in (value if item.many else [value])),
+                expected=item.expected,
+                next_step="Swap the two."
+                if item.many and item.accepts(value[::-1])
+                else "Correct the value.",
+            )
+
+
 def check_training(train: TrainSettings) -> None:
     """Make sure that settings of a training go together, before time is spent on it.
 
@@ -666,15 +695,7 @@ def check_training(train: TrainSettings) -> None:
     UsageError
         They do not, or the model's name cannot be the name of a file.
     """
-    for name, item in SETTINGS["train"].items():
-        value = getattr(train, name)
-        if item.count == 2 and not item.accepts(value):
-            raise UsageError(
-                item.option,
-                found=" to ".join(f"{number:g}" for number in value),
-                expected=item.expected,
-                next_step="Correct the two values.",
-            )
+    check_fresh(train)
     changed = [name for name in FRESH_ONLY if getattr(train, name) != getattr(TrainSettings, name)]
     if train.model_name is not None:
         require_name(train.model_name, "--model-name")

@@ -35,7 +35,7 @@ NOT_FOR_IMPORT = (
     "iqtflow.cli.main",
     "iqtflow.cli.commands",
     "iqtflow.cli.parser",
-    "iqtflow.cli.types",
+    "iqtflow.cli.options",
     "iqtflow.models.weights",
 )
 

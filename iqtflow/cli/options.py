@@ -35,7 +35,7 @@ def typed(item: Setting) -> Callable[[str], Any]:
         try:
             return item.read(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"found {text!r}; expected {item.expected}") from None
+            raise argparse.ArgumentTypeError(f"found {text!r}; expected {item.expected_one}") from None
 
     return read
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import iqtflow
 from iqtflow.bids.names import output_name
-from iqtflow.config import PARTICIPANT, Settings, TrainSettings, default_of
+from iqtflow.config import PARTICIPANT, Settings, TrainSettings
 from iqtflow.segmentation.select import EngineChoice, describe_priors
 from iqtflow.utils.files import read_text, write_text
 
@@ -220,7 +220,7 @@ def _prior_fit() -> Paragraph:
 def _simulation(settings: Settings) -> Paragraph:
     train = settings.train
     # Whatever fresh draws of the group level are: these are stored, and as in the paper.
-    thickness = default_of(TrainSettings, "thickness_fraction")[0]
+    thickness = TrainSettings.thickness_fraction[0]
     return Paragraph(
         30,
         "Simulation",

@@ -83,24 +83,6 @@ class Extras:
                 )
 
 
-def require_range(name: str, given: Sequence[float], least: float, most: float) -> None:
-    """Make sure that two numbers are a range, the lower one first, within limits.
-
-    Raises
-    ------
-    InputError
-        They are not.
-    """
-    low, high = given
-    if not least <= low <= high <= most:
-        raise InputError(
-            name,
-            found=f"{low:g} to {high:g}",
-            expected=f"two numbers, the lower one first, from {least:g} to {most:g}",
-            next_step="Swap the two." if least <= high < low <= most else "Correct the values.",
-        )
-
-
 def draw_bias(rng: np.random.Generator, largest: float) -> tuple[float, ...]:
     """Draw a shading: coefficients of its logarithm, to be handed to `bias_field`.
 

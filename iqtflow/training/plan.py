@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from iqtflow.config import RunSettings, TrainSettings
 from iqtflow.training.library import PATCH
 from iqtflow.training.samplers import Degradation
 
@@ -74,31 +75,36 @@ class TrainingPlan:
         Precision of the convolutions, "float32" or "bfloat16". CUDA always uses bfloat16.
     """
 
-    network: str = "aniso-unet"
+    network: str = TrainSettings.network
     network_settings: dict[str, Any] = field(
-        default_factory=lambda: {"k": 4, "filters": 16, "shrink": 2, "residual": True}
+        default_factory=lambda: {
+            "k": TrainSettings.upsampling_factor,
+            "filters": TrainSettings.filters,
+            "shrink": TrainSettings.shrink,
+            "residual": TrainSettings.residual,
+        }
     )
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    schedule: str = "decay"
-    loss: str = "mse"
-    steps: int | None = None
-    steps_per_epoch: int = 100
-    max_epochs: int = 30
-    patience: int = 5
-    seed: int = 0
+    batch_size: int = TrainSettings.batch_size
+    learning_rate: float = TrainSettings.learning_rate
+    schedule: str = TrainSettings.schedule
+    loss: str = TrainSettings.loss
+    steps: int | None = TrainSettings.steps
+    steps_per_epoch: int = TrainSettings.steps_per_epoch
+    max_epochs: int = TrainSettings.max_epochs
+    patience: int = TrainSettings.patience
+    seed: int = RunSettings.seed
     degradation: Degradation = field(default_factory=Degradation)
-    start_from: str | None = None
+    start_from: str | None = TrainSettings.start_from
     only_uncertainty: bool = False
-    draws: int | str = FRESH
+    draws: int | str = TrainSettings.draws
     patch_size: int = PATCH
-    validation_batches: int = 12
-    optimiser: str = "adam"
-    warmup: int = 0
-    clip: float = 0.0
-    averaging: float = 0.0
-    background_weight: float = 1.0
-    precision: str = "float32"
+    validation_batches: int = TrainSettings.validation_batches
+    optimiser: str = TrainSettings.optimiser
+    warmup: int = TrainSettings.warmup
+    clip: float = TrainSettings.clip
+    averaging: float = TrainSettings.averaging
+    background_weight: float = TrainSettings.background_weight
+    precision: str = TrainSettings.precision
 
     @property
     def total_steps(self) -> int:

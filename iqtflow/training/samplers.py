@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from iqtflow.config import SNR_SCALE_LIMITS
+from iqtflow.config import TrainSettings, check_fresh
 from iqtflow.image.intensity import intensity_scale
-from iqtflow.simulation.artifacts import Extras, require_range
 from iqtflow.simulation.forward_model import add_noise, contrast_ratios, decimate, recontrast
 from iqtflow.simulation.slice_profile import decimation_matrix
 from iqtflow.simulation.snr_prior import PUBLISHED, SNRPrior
@@ -64,15 +63,15 @@ class Degradation:
         A range has its higher number first, or a number is outside the limits of the simulator.
     """
 
-    prior: SNRPrior = field(default_factory=lambda: PUBLISHED["ibadan-0.36T"])
-    thickness_fraction: tuple[float, float] = (0.75, 0.75)
-    snr_scale: tuple[float, float] = (1.0, 1.0)
-    bias_amplitude: float = 0.0
-    mirror: bool = False
-    zoom: tuple[float, float] = (1.0, 1.0)
-    spacing_jitter: float = 0.0
-    contrast_jitter: float = 0.0
-    stripes: float = 0.0
+    prior: SNRPrior = field(default_factory=lambda: PUBLISHED[TrainSettings.snr_prior])
+    thickness_fraction: tuple[float, float] = TrainSettings.thickness_fraction
+    snr_scale: tuple[float, float] = TrainSettings.snr_scale
+    bias_amplitude: float = TrainSettings.bias_amplitude
+    mirror: bool = TrainSettings.mirror
+    zoom: tuple[float, float] = TrainSettings.zoom
+    spacing_jitter: float = TrainSettings.spacing_jitter
+    contrast_jitter: float = TrainSettings.contrast_jitter
+    stripes: float = TrainSettings.stripes
 
     @property
     def widens(self) -> bool:
@@ -80,12 +79,7 @@ class Degradation:
         return self.zoom != (1.0, 1.0) or any((self.spacing_jitter, self.contrast_jitter, self.stripes))
 
     def __post_init__(self) -> None:
-        require_range("thickness fraction", self.thickness_fraction, 0.01, 1)
-        require_range("SNR scale", self.snr_scale, *SNR_SCALE_LIMITS)
-        Extras(bias_amplitude=self.bias_amplitude)  # checks its own limit
-        require_range("zoom", self.zoom, 0.25, 4)
-        for name in ("spacing_jitter", "contrast_jitter", "stripes"):
-            require_range(name.replace("_", " "), (0.0, getattr(self, name)), 0, 1)
+        check_fresh(self)
 
 
 class DrawSampler:

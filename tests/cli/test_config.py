@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from pathlib import Path
 
 import pytest
@@ -49,7 +48,7 @@ def test_fresh_draws_and_unset_values_come_back(tmp_path):
     assert back.train.steps is None
 
 
-@given(name=st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+@given(name=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
 def test_any_name_of_a_model_survives(name, tmp_path_factory):
     path = tmp_path_factory.mktemp("toml") / "settings.toml"
     settings = Settings(paths=PATHS, enhance=EnhanceSettings(model=name))
@@ -76,60 +75,58 @@ def test_a_whole_number_serves_where_a_number_is_wanted(tmp_path):
         ("[train]\nfilter = 8\n", "'filter' in [train]"),
         ("[trian]\nfilters = 8\n", "'trian'"),
         ("filters = 8\n", "'filters'"),
-        ('[train]\nfilters = "8"\n', "a whole number"),
-        ("[train]\nfilters = true\n", "a whole number"),
-        ("[run]\nforce = 1\n", "true or false"),
-        ('[train]\ndraws = "some"\n', 'a whole number or "fresh"'),
-        ('[train]\nslice_axes = "z"\n', "a list, each a text"),
         ("[train\n", "TOML"),
         ('[train]\nfilters = 8\n[run]\nmode = "train"\n', "bids_dir, output_dir, work_dir"),
+        ('[enhance]\nmodel = "\xff"\n', "utf-8"),
+        (None, "No such file"),
     ],
 )
 def test_a_mistake_in_a_settings_file_is_named(tmp_path, text, named):
-    (tmp_path / "s.toml").write_text(text)
+    if text is not None:
+        (tmp_path / "s.toml").write_text(text, encoding="latin-1")
     with pytest.raises(UsageError) as caught:
         read_settings(tmp_path / "s.toml")
-    assert named in str(caught.value)
-
-
-def test_a_missing_settings_file_is_named(tmp_path):
-    with pytest.raises(UsageError, match="absent"):
-        read_settings(tmp_path / "absent.toml")
+    assert str(tmp_path / "s.toml") in str(caught.value) and named in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "named"),
+    ("section", "line", "expected"),
     [
-        ('[run]\nmode = "enhence"\n', "none of enhance, train, calibrate"),
-        ('[run]\ndevice = "gpu"\n', "device = 'gpu'"),
-        ("[run]\nnprocs = 0\n", "0 is less than 1"),
-        ("[run]\nnprocs = 99999999999\n", "is more than 1024"),
-        ("[run]\nmem_gb = nan\n", "not above 0"),
-        ("[run]\nseed = -1\n", "-1 is less than 0"),
-        ("[run]\nseed = 99999999999\n", "99999999999 is more than 2147483647"),
-        ("[run]\nverbose = -5\n", "less than 0"),
-        ("[run]\nlevels = []\n", "nothing"),
-        ('[enhance]\nmodel = ""\n', "an empty text"),
-        ('[segmentation]\noctave = ""\n', "an empty text"),
-        ('[run]\nparticipant_labels = ["../x"]\n', "no BIDS label"),
-        ("[train]\nthickness_fraction = [0.5]\n", "1 values instead of 2"),
-        ("[train]\nthickness_fraction = [0.5, 2.0]\n", "slices would overlap"),
-        ('[train]\nslice_axes = ["x", "x"]\n', "each once"),
-        ("[train]\nupsampling_factor = 5\n", "none of 2, 3, 4, 6, 8"),
-        ("[train]\ndraws = 0\n", "0 is less than 1"),
-        ('[train]\nnetwork_options = ["a"]\n', "NAME=VALUE"),
+        ("train", 'filters = "8"', "a whole number"),
+        ("train", "filters = true", "a whole number"),
+        ("run", "force = 1", "true or false"),
+        ("run", 'mode = "enhence"', "enhance, train, calibrate"),
+        ("run", 'device = "gpu"', "auto, cpu, cuda"),
+        ("run", "nprocs = 0", "from 1 up to 1024"),
+        ("run", "nprocs = 99999999999", "from 1 up to 1024"),
+        ("run", "mem_gb = nan", "above 0"),
+        ("run", "seed = -1", "from 0 up to 2147483647"),
+        ("run", "seed = 99999999999", "from 0 up to 2147483647"),
+        ("run", "verbose = -5", "from 0"),
+        ("run", "levels = []", "participant, group"),
+        ("run", 'participant_labels = ["../x"]', "a BIDS label"),
+        ("enhance", 'model = ""', "not empty"),
+        ("segmentation", 'octave = ""', "not empty"),
+        ("segmentation", 'octave = "a\\u0000b"', "a text"),
+        ("train", "thickness_fraction = [0.5]", "two values"),
+        ("train", "thickness_fraction = [0.5, 2.0]", "from 0.01 up to 1"),
+        ("train", "snr_scale = [2.0, 1.0]", "the lower one first"),
+        ("train", "learning_rate = inf", "a number above 0"),
+        ("train", 'slice_axes = "z"', "x, y, z"),
+        ("train", 'slice_axes = ["x", "x"]', "each once"),
+        ("train", "upsampling_factor = 5", "2, 3, 4, 6, 8"),
+        ("train", "draws = 0", 'from 1 or "fresh"'),
+        ("train", 'draws = "some"', 'from 1 or "fresh"'),
+        ("train", 'network_options = ["a"]', "NAME=VALUE"),
     ],
 )
-def test_a_value_of_a_settings_file_is_checked_as_on_the_command_line(tmp_path, text, named):
-    (tmp_path / "s.toml").write_text(text)
-    with pytest.raises(UsageError, match=re.escape(named)):
+def test_a_value_of_a_settings_file_is_checked(tmp_path, section, line, expected):
+    (tmp_path / "s.toml").write_text(f"[{section}]\n{line}\n")
+    with pytest.raises(UsageError) as caught:
         parse(["in", "out", "participant", "--config-file", str(tmp_path / "s.toml")])
-
-
-def test_a_settings_file_that_is_no_utf8_is_named(tmp_path):
-    (tmp_path / "s.toml").write_bytes(b'[enhance]\nmodel = "\xff"\n')
-    with pytest.raises(UsageError, match=r"s\.toml"):
-        read_sections(tmp_path / "s.toml")
+    said = str(caught.value)
+    assert "s.toml" in said and line.split(" = ")[0] in said and f"in [{section}]" in said
+    assert expected in said.partition("expected ")[2]
 
 
 def test_labels_in_a_settings_file_lose_their_prefix(tmp_path):

@@ -16,6 +16,9 @@ from nipype.pipeline.engine import Workflow
 
 import iqtflow.interfaces
 import iqtflow.workflows
+from iqtflow.cli.commands.train import build_parser
+from iqtflow.config import SETTINGS
+from iqtflow.interfaces.train import TrainModel
 
 #: Input that names a place outside of the node's folder, as nipype's own DataSink has it: storing is what an
 #: interface with this input is for.
@@ -48,6 +51,8 @@ def factories() -> list:
 
 
 each_interface = pytest.mark.parametrize("interface", interfaces(), ids=lambda one: one.__name__)
+#: Settings of training that are inputs of the node; its tensorboard is a folder.
+SHARED = (SETTINGS["train"].keys() - {"tensorboard"}) & set(TrainModel().inputs.copyable_trait_names())
 each_factory = pytest.mark.parametrize(
     "factory", [one for one in factories() if one.__name__.endswith("_wf")], ids=lambda one: one.__name__
 )
@@ -133,12 +138,20 @@ def test_what_a_command_writes_by_default_is_in_the_node_s_folder(interface, tmp
         assert Path(path).parent == tmp_path
 
 
-def test_no_interface_reads_settings_or_writes_beside_its_inputs():
-    """Interfaces know nothing of the application's settings."""
+def test_interfaces_take_defaults_from_the_table_of_settings_and_know_no_run():
     for module in modules(iqtflow.interfaces):
         source = Path(module.__file__).read_text()
-        assert "iqtflow.config" not in source, module.__name__
+        assert not re.search(r"\b(Settings|read_settings)\b", source), module.__name__
         assert "iqtflow.workflows" not in source, module.__name__
+
+
+@pytest.mark.parametrize("name", sorted(SHARED))
+def test_a_setting_of_training_is_the_same_in_the_table_the_node_and_its_command(name):
+    item, inputs = SETTINGS["train"][name], TrainModel().inputs
+    value = getattr(inputs, name)
+    assert value == item.default if isdefined(value) else item.default in (None, (), "fresh")
+    option = next(action for action in build_parser()._actions if action.dest == name)
+    assert tuple(option.default) == () if name == "network_options" else option.default == item.default
 
 
 # --- workflows ---

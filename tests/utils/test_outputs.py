@@ -93,7 +93,7 @@ def test_tissue_maps_have_a_name_before_their_ending(here, capsys, prefix):
     before = contents(here)
     with pytest.raises(SystemExit) as ended:
         segment.main(["in.nii.gz", "--out-prefix", prefix])
-    assert ended.value.code == 2 and "no beginning of a file name" in capsys.readouterr().err
+    assert ended.value.code == 2 and "beginning of a name" in capsys.readouterr().err
     assert contents(here) == before
 
 

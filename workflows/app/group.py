@@ -14,7 +14,7 @@ from typing import Any
 from nipype.pipeline.engine import Workflow
 
 from iqtflow.bids.names import node_name, output_name, sidecar_name, stem_name
-from iqtflow.config import Settings, TrainSettings
+from iqtflow.config import SETTINGS, Settings, TrainSettings
 from iqtflow.image.metadata import read_fields, skull_stripped
 from iqtflow.models.card import Card
 from iqtflow.models.model_file import find_model, read_card
@@ -416,37 +416,12 @@ def _to_train(
     return training
 
 
-def _training_inputs(train: TrainSettings) -> dict:
-    """Inputs of the training node that settings decide."""
-    inputs = {
-        "upsampling_factor": train.upsampling_factor,
-        "snr_prior": train.snr_prior,
-        "thickness_fraction": tuple(train.thickness_fraction),
-        "snr_scale": tuple(train.snr_scale),
-    }
-    same = (
-        "network",
-        "filters",
-        "shrink",
-        "residual",
-        "uncertainty",
-        "batch_size",
-        "learning_rate",
-        "schedule",
-        "loss",
-        "steps_per_epoch",
-        "max_epochs",
-        "patience",
-        "validation_batches",
-        "draws",
-        "bias_amplitude",
-        "mirror",
-    )
-    inputs.update({field: getattr(train, field) for field in same})
+def _training_inputs(train: TrainSettings) -> dict[str, Any]:
+    """Return the inputs of the training node that settings decide; those without a value stay undefined."""
+    from iqtflow.interfaces.train import TrainModel
+
+    names = SETTINGS["train"].keys() & TrainModel.input_spec().copyable_trait_names()
+    names -= {"devices", "num_nodes", "tensorboard"}  # arguments of the workflow
+    inputs = {name: getattr(train, name) for name in names if getattr(train, name) not in (None, ())}
     inputs["patch_size"] = train.patch_edge
-    if train.network_options:
-        inputs["network_options"] = list(train.network_options)
-    for field in ("steps", "start_from"):
-        if getattr(train, field) is not None:
-            inputs[field] = getattr(train, field)
-    return inputs
+    return {name: list(value) if name == "network_options" else value for name, value in inputs.items()}
