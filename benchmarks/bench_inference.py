@@ -1,11 +1,11 @@
-"""A volume through a network: blended tiles against the paper's tiling; memory, predicted and measured.
+"""Enhance a volume with blended tiles and with the paper's sliding window: time, PSNR, memory.
 
     python benchmarks/bench_inference.py [--image T1w --wm WM --gm GM] [--model NAME] [--shape W H D]
 
-Each way runs in a process of its own, one thread, on the same simulated scan. Times are seconds of processor
-time, so that they mean the same on a busy machine; the wall clock is printed beside them. Memory is what the
-resident set grows by at most while the networks run, with the kernel's peak reset before. Without a
-high-field image the volume is a phantom, on which PSNR says little.
+Each way runs in a process of its own, on one thread, on the same simulated scan. Times are seconds of
+processor time, so that other programs hardly change them; the wall clock is printed, too. Memory is the
+largest growth of the resident set while the networks run. Without a high-field image the volume is a
+phantom, for which PSNR means little.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from iqtflow.simulation.snr_prior import PUBLISHED
 
 EDGE_MM = 0.7
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-#: Tiling, precision, and whether the mirrored scan is averaged in.
+#: Sliding window, precision, and whether the mirrored scan is averaged in.
 WAYS = {
     "paper": ("paper", "float32", False),
     "paper-bf16": ("paper", "bfloat16", False),
@@ -46,7 +46,7 @@ WAYS = {
 
 
 def main() -> None:
-    if any(os.environ.get(name) != "1" for name in THREADS):  # read when the libraries load: start again
+    if any(os.environ.get(name) != "1" for name in THREADS):  # the libraries read them once: start again
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **dict.fromkeys(THREADS, "1")})
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def prepare(folder: Path, options: argparse.Namespace) -> float:
-    """Simulate the scan; leave it, the truth and the brain in a folder; return the spline's PSNR."""
+    """Simulate the scan; write it, the truth and the brain to a folder; return the PSNR of the spline."""
     from iqtflow.evaluation.metrics import psnr
     from iqtflow.image.geometry import cubic_upsample
     from iqtflow.models.model_file import read_card
@@ -105,7 +105,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> float:
 
 
 def volumes(options: argparse.Namespace) -> list[np.ndarray]:
-    """Image, WM and GM of the asked shape: the files', resampled about their centre, or a phantom's."""
+    """Image, WM and GM with this shape: from files, resampled about their centre, or a phantom."""
     shape = tuple(options.shape)
     if options.image is None:
         return phantom(shape)
@@ -146,9 +146,9 @@ def measure(folder: Path, way: str, name: str) -> dict[str, float | str]:
     scan, truth, brain = (np.load(folder / f"{n}.npy") for n in ("scan", "truth", "brain"))
     model = load_model(name)
     scale = intensity_scale(scan[brain.reshape(*scan.shape, model.k).mean(axis=3) > 0.5])
-    # What is loaded on first use (MONAI, oneDNN) is not the volume's.
+    # Load what the first use loads (MONAI, oneDNN); it does not count.
     enhance_volume(scan[:40, :40, :9], model, scale=scale, tiling="tiles", precision=precision)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew, see proc_pid_clear_refs(5)
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak, see proc_pid_clear_refs(5)
     before = psutil.Process().memory_info().rss / 1e9
     began, wall = time.process_time(), time.perf_counter()
     result = enhance_volume(

@@ -1,9 +1,10 @@
-"""Largest resident memory of every step, at several sizes; `iqtflow.workflows.app.memory` states it.
+"""Measure the memory of every step at several sizes, and compare it with what the package states.
 
     python benchmarks/bench_memory.py [--edges 64 128 192] [--steps simulate extract ...]
 
-Each step runs in a process of its own on a phantom of edge x edge x edge voxels; the kernel reports its
-largest memory. The least-squares line through the sizes is printed as base (GB) and bytes for each voxel.
+Each step runs in a process of its own, on a phantom of edge x edge x edge voxels. The kernel reports the
+largest resident memory. The printed line through the sizes (least squares) has a base in GB and bytes for
+each voxel.
 """
 
 from __future__ import annotations
@@ -30,9 +31,7 @@ from iqtflow.interfaces.{module} import {name}
 
 
 def peak_gb(command: list[str], folder: Path) -> float:
-    """Run a command; return the largest resident memory (GB) of it and of what it started, whichever held
-    more.
-    """
+    """Run a command; return the largest resident memory (GB) of the command or its children."""
     with open(folder / "log.txt", "wb") as log:
         child = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
         _, status, used = os.wait4(child.pid, 0)
@@ -62,7 +61,7 @@ def make_phantom(folder: Path, edge: int) -> None:
 
 
 def steps(folder: Path) -> dict[str, Callable[[], list[str]]]:
-    """Command line of each step."""
+    """Return the command line of each step."""
 
     def command(module: str, *arguments: str) -> list[str]:
         return [sys.executable, "-m", f"iqtflow.cli.commands.{module}", *arguments]
@@ -96,7 +95,7 @@ def steps(folder: Path) -> dict[str, Callable[[], list[str]]]:
 
 
 def main() -> None:
-    """Print the peak of every step at every size, the line through them, and what the package states."""
+    """Print the peak of every step and size, the line through them, and the value of the package."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -107,7 +106,7 @@ def main() -> None:
     for edge in options.edges:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            # Not here: a process that is started takes over the peak of the one that starts it.
+            # Not in this process: a child inherits the peak of its parent.
             maker = multiprocessing.get_context("spawn").Process(target=make_phantom, args=(folder, edge))
             maker.start()
             maker.join()

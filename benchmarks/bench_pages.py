@@ -1,15 +1,14 @@
-"""What the page of a subject costs: seconds and megabytes, for a scan that was enhanced and for one prepared
-for training.
+"""Measure time and size of the pages of an enhanced scan and of a training subject.
 
     python benchmarks/bench_pages.py [--nilearn]
 
-The head is the MNI template that nilearn carries (1 mm, 152 people): in 4 mm slices for the enhanced scan,
-whole with the template's tissue maps and eight simulated scans for the prepared one. Every figure that a
-page can have is drawn. Times are seconds of processor time on one thread, in a process of its own, which
-mean the same on a busy machine; the wall clock is printed beside them. Bars: 15 s and 6 MB a subject.
+The head is the MNI template from nilearn (1 mm, 152 people): in 4 mm slices for the enhanced scan; whole,
+with the tissue maps of the template and eight simulated scans, for the training subject. Every possible
+figure is drawn. Times are seconds of processor time on one thread, in a process of its own; the wall clock
+is printed, too. Goals: 15 s and 6 MB for a subject.
 
-With ``--nilearn`` the tissue contours alone (three planes of nine slices, two maps) are also drawn by
-`nilearn.plotting`, as one would without this package, in a process of its own as well.
+With ``--nilearn``, `nilearn.plotting` also draws the tissue contours (three planes of nine slices, two
+maps), to compare.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--nilearn", action="store_true", help="draw the contours with nilearn, too")
+    parser.add_argument("--nilearn", action="store_true", help="also draw the contours with nilearn")
     parser.add_argument("--only", choices=("enhanced", "prepared", "nilearn"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -87,7 +86,7 @@ def _measure(kind: str, folder: Path) -> dict[str, float]:
 
 
 def _make_volumes(folder: Path) -> None:
-    """Write what both pages are drawn from, and their records."""
+    """Write the images for both pages, and their records."""
     import numpy as np
 
     from iqtflow.cli.commands.demo import make_truth

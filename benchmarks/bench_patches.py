@@ -1,12 +1,12 @@
-"""How fast training data can be read, and what memory that takes as subjects grow.
+"""Measure how fast training data are read, and how memory grows with the number of subjects.
 
     python benchmarks/bench_patches.py [--subjects 1 10 100] [--pairs 200] [--seconds 5]
 
-Synthetic subjects (k = 4). Each kind of reading runs in a process of its own, on one thread, on a warm page
-cache: *explicit* shuffled pairs from the paper's library (.npy, float16), *stored* pairs cut out of
-memory-mapped volumes, *fresh* batches of slabs for draws on the training device. Memory is what the process
-holds for itself (RssAnon of Linux), above what it held before it opened the libraries; pages of mapped files
-are the system's cache, which it may drop.
+Synthetic subjects (k = 4). Each kind of reading runs in a process of its own, on one thread, with the files
+in the page cache: *explicit* reads shuffled pairs from the paper's library (.npy, float16); *stored* cuts
+stored pairs out of memory-mapped volumes; *fresh* reads slabs for draws on the training device. Memory is
+what belongs to the process alone (RssAnon of Linux), above its value before the libraries were opened.
+Pages of mapped files belong to the cache of the system, which can drop them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--subjects", type=int, nargs="+", default=(1, 10, 100))
-    parser.add_argument("--pairs", type=int, default=200, help="pairs of each subject")
+    parser.add_argument("--pairs", type=int, default=200, help="pairs for each subject")
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--measure", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def make_subjects(folder: Path, count: int, pairs: int) -> None:
-    """Write one subject's patch library and pairs, and copy both: contents do not matter, files do."""
+    """Write the patch library and pairs of one subject, and copy both for the others."""
     from training_phantoms import write_libraries
 
     from iqtflow.training.pairs import pair_dtype
@@ -86,7 +86,7 @@ def make_subjects(folder: Path, count: int, pairs: int) -> None:
 
 
 def measure(kind: str, folder: Path, subjects: int, seconds: float) -> dict[str, float]:
-    """Read for some seconds, once everything has been read."""
+    """Read everything once, then measure for some seconds."""
     from iqtflow.training.library import read_library
     from iqtflow.training.pairs import PairSampler, read_pairs
     from iqtflow.training.samplers import Degradation, DrawSampler, StoredSampler
@@ -105,7 +105,7 @@ def measure(kind: str, folder: Path, subjects: int, seconds: float) -> dict[str,
         sampler, whole = StoredSampler(sources, n_draws=1, **same), 5
     else:
         sampler, whole = DrawSampler(sources, degradation=Degradation(), **same), 5
-    for number in range(whole):  # every page is mapped once
+    for number in range(whole):  # map every page once
         sampler.batch(number)
     count, began, cpu = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - began < seconds:
@@ -121,7 +121,7 @@ def measure(kind: str, folder: Path, subjects: int, seconds: float) -> dict[str,
 
 
 def anonymous_mb() -> float:
-    """Memory that belongs to this process alone, in MB."""
+    """Return the memory that belongs to this process alone, in MB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) / 1e3

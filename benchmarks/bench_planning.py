@@ -1,10 +1,10 @@
-"""Planning at the scale of a hospital: from the command to the first node, at 10, 100 and 1,000 subjects.
+"""Measure planning for 10, 100 and 1,000 subjects: from the command to the first node.
 
     python benchmarks/bench_planning.py [--subjects 10 100 1000] [--mode enhance] [--profile]
 
-Each number is measured in a process of its own, which ends where the first node would begin: start of Python,
-index of the data set, headers of all scans, graph, and its expansion by nipype. The bars are 15 s and 1 GB at
-1,000 subjects. Processor time is told beside wall-clock time, since other programs slow the latter only.
+Each number is measured in a process of its own, which ends where the first node would begin: start of
+Python, index of the data set, headers of all scans, graph, and its expansion by nipype. The goals are 15 s
+and 1 GB for 1,000 subjects. Processor time is printed, too, because other programs do not change it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def make_dataset(root: Path, n_subjects: int, *, mode: str) -> Path:
 
 
 def plan(bids: Path, *, mode: str, profiled: bool) -> dict[str, float]:
-    """Plan a run over a data set; return what it took."""
+    """Plan a run over a data set; return time and memory."""
     out = bids.with_name(f"{bids.name}-out")
     extra = ["--segmentation", "ants"] if mode == "train" else []
     done = subprocess.run(
@@ -84,7 +84,7 @@ def main() -> None:
     )
     parser.add_argument("--subjects", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--mode", choices=("enhance", "train"), default="enhance")
-    parser.add_argument("--profile", action="store_true", help="print where the time goes, to stderr")
+    parser.add_argument("--profile", action="store_true", help="print a profile to stderr")
     options = parser.parse_args()
     print("subjects  nodes  wall (s)  processor (s)  processor per subject (ms)  peak (GB)")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
-"""What it costs to read a compressed scan to its end: ``iqtflow-enhance`` as a whole, with and without.
+"""Measure what it costs to read a compressed scan to its end: ``iqtflow-enhance`` with and without.
 
     python -m benchmarks.bench_reading SCAN.nii.gz [--runs 5] [--threads 1]
 
-Without, nibabel stops at the last voxel and compares no checksum. Both sides run in turn, each in a process
-of its own, whose processor time counts; the time of reading alone is measured beside them.
+Without this check, nibabel stops at the last voxel and compares no checksum. Both ways run in turn, each in
+a process of its own; processor time is measured. The time for reading alone is measured, too.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ HERE = Path(__file__).resolve().parents[1]
 
 
 def open_as_far_as_the_voxels(path: Path, *, kind: str) -> nib.Nifti1Image:
-    """Open a scan as nibabel does, of whatever kind."""
+    """Open a scan of any kind as nibabel does."""
     image = nib.load(path)
     image.extra["notes"] = []
     return image
 
 
 def seconds_of_enhancing(scan: Path, *, to_the_end: bool, threads: int) -> float:
-    """Processor time of one process that enhances a scan, from its start to its end."""
+    """Return the processor time of one process that enhances a scan."""
     with tempfile.TemporaryDirectory() as folder:
         call = [sys.executable, "-m", "benchmarks.bench_reading", "--enhance", scan, f"{folder}/out.nii.gz"]
         if not to_the_end:
@@ -48,7 +48,7 @@ def seconds_of_enhancing(scan: Path, *, to_the_end: bool, threads: int) -> float
 
 
 def seconds_of_reading(scan: Path, runs: int) -> dict[str, float]:
-    """Fastest of some runs of reading and checking alone."""
+    """Return the fastest of some runs of reading and checking alone."""
     found = {}
     verified = iqtflow.image.validate.open_nifti
     for name, opener in (("to the end", verified), ("as far as voxels", open_as_far_as_the_voxels)):
@@ -64,7 +64,7 @@ def seconds_of_reading(scan: Path, runs: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scan", type=Path)
     parser.add_argument("output", type=Path, nargs="?", help=argparse.SUPPRESS)

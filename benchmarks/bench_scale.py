@@ -1,12 +1,12 @@
-"""Two processes against one, and a run over a hospital's data that has been run before.
+"""Compare two processes with one, and measure a repeated run over 100 finished subjects.
 
     python benchmarks/bench_scale.py [--nodes 16] [--subjects 100]
 
-* Speed-up: independent nodes that keep a processor busy, through the scheduler with one process and with
-  two. On a machine that others use, the ratio is that of what is left: the plain processes beside it (no
-  scheduler) say what could be reached at the time. The bar is 1.7.
-* Warm: `iqtflow` over subjects whose results are all there. The bar is 20 s for 100 subjects. To make the
-  results in short time, in that first run the network is replaced by noise, and pages have no pictures.
+* Speed-up: independent nodes that keep a processor busy, run by the scheduler with one process and with
+  two. The same work in plain processes, without a scheduler, shows what is possible on this machine at that
+  time. The goal is 1.7.
+* Warm: `iqtflow` over subjects that are finished. The goal is 20 s for 100 subjects. To make the results
+  quickly, the first run writes noise instead of using the network, and pages without pictures.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def busy(number: int, loops: int) -> int:
 
 
 def run_busy_nodes(n_nodes: int, n_procs: int) -> float:
-    """Seconds for busy nodes through the scheduler."""
+    """Return seconds for busy nodes in the scheduler."""
     with tempfile.TemporaryDirectory() as folder:
         configure_nipype(crash_dir=folder, level="CRITICAL")
         workflow = Workflow(name="busy", base_dir=folder)
@@ -81,7 +81,7 @@ def run_busy_nodes(n_nodes: int, n_procs: int) -> float:
 
 
 def run_plain(n_nodes: int, n_procs: int) -> float:
-    """Seconds for the same work in a pool of processes."""
+    """Return seconds for the same work in a pool of processes."""
     with multiprocessing.get_context("forkserver").Pool(n_procs) as pool:
         pool.starmap(busy, [(i, 1000) for i in range(n_procs)])
         began = time.perf_counter()
@@ -90,8 +90,8 @@ def run_plain(n_nodes: int, n_procs: int) -> float:
 
 
 def speed_up(n_nodes: int) -> None:
-    """Print the ratio of one process to two, interleaved, with what plain processes reach meanwhile."""
-    run_busy_nodes(2, 2)  # the fork server is there
+    """Print the speed-up by a second process, in the scheduler and in plain processes, in turn."""
+    run_busy_nodes(2, 2)  # start the fork server
     rows = [[f(n_nodes, n) for f in (run_busy_nodes, run_plain) for n in (1, 2)] for _ in range(2)]
     one, two, plain_one, plain_two = (min(column) for column in zip(*rows, strict=True))
     print(f"{n_nodes} busy nodes: one process {one:.1f} s, two {two:.1f} s: {one / two:.2f} times as fast")
@@ -101,7 +101,7 @@ def speed_up(n_nodes: int) -> None:
 
 
 def warm(n_subjects: int) -> None:
-    """Print what a run takes that has nothing to do."""
+    """Print the time of a run over finished subjects."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bids = make_dataset(folder / "bids", n_subjects, mode="enhance")
@@ -153,8 +153,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--nodes", type=int, default=16, help="0: not the speed-up")
-    parser.add_argument("--subjects", type=int, default=100, help="0: not the warm run")
+    parser.add_argument("--nodes", type=int, default=16, help="0: skip the speed-up")
+    parser.add_argument("--subjects", type=int, default=100, help="0: skip the warm run")
     options = parser.parse_args()
     if options.nodes:
         speed_up(options.nodes)

@@ -1,12 +1,12 @@
-"""The embedded engine on brains whose tissues are known: Dice, volumes, and seconds of processor time.
+"""Test the embedded engine on brains with known tissues: Dice, volumes, and seconds of processor time.
 
     python benchmarks/bench_segmentation.py [--snr 20 40] [--priors none atlas] [--maps GM WM CSF]
 
-A digital phantom is made from tissue fractions: by default those of the ICBM 152 template that nilearn brings
-along (1 mm), raised to the fourth power, which makes of averaged probabilities borders as sharp as one
-person's; or maps of a person, whatever made them. Tissues get T1-weighted intensities (WM 1000, GM 700,
-CSF 250) with 3 % of their own texture, shading of +-15 %, and Gaussian noise. This tells how well tissue is
-found when the image holds what the model assumes; it is no substitute for brains with manual labels.
+A digital phantom is made from tissue fractions. By default these are the maps of the ICBM 152 template from
+nilearn (1 mm), raised to the fourth power: this gives averaged maps the sharp borders of a single person.
+Or give maps of a person. Tissues get T1-weighted intensities (WM 1000, GM 700, CSF 250) with 3 % of
+texture, a bias field of +-15 %, and Gaussian noise. The phantom follows the assumptions of the engine, so
+it does not replace brains with manual labels.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def template_maps() -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Fractions of GM, WM and CSF of the template's brain."""
+    """Return the fractions of GM, WM and CSF in the brain of the template."""
     from nilearn import datasets
 
     names = {"GM": "gm_template", "WM": "wm_template", "mask": "brain_mask"}
@@ -65,14 +65,14 @@ def template_maps() -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 
 def read_maps(paths: list[Path]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Fractions from probability maps."""
+    """Return fractions from probability maps."""
     images = [open_nifti(path) for path in paths]
     maps = [image.get_fdata(dtype=np.float32) for image in images]
     return dict(zip(("GM", "WM", "CSF"), maps, strict=True)), images[0].affine
 
 
 def make_image(truth: dict[str, np.ndarray], affine: np.ndarray, snr: float) -> nib.Nifti1Image:
-    """T1-weighted image of the fractions, zero outside of the brain."""
+    """Return a T1-weighted image of the fractions, zero outside the brain."""
     rng = np.random.default_rng(0)
     shape = truth["GM"].shape
     texture = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), 1.5)
@@ -86,7 +86,7 @@ def make_image(truth: dict[str, np.ndarray], affine: np.ndarray, snr: float) -> 
 
 
 def dice(found: np.ndarray, true: np.ndarray) -> float:
-    """Of the voxels where each is above one half."""
+    """Return the Dice of the voxels above one half."""
     a, b = found > 0.5, true > 0.5
     return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
 

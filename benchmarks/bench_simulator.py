@@ -1,12 +1,11 @@
-"""The simulator against the straightforward way: nibabel on full volumes, for each draw.
+"""Compare the simulator with the simple way: nibabel on full volumes, for each draw.
 
     python benchmarks/bench_simulator.py [--shape W H D] [--draws N]
 
 Both run on one thread, in one process, on the same volumes in the memory order of NIfTI files. Times are
-seconds of processor time, the shortest of the repetitions, so that they mean the same on a busy machine; the
-wall clock is printed beside them. Memory is the peak of the resident set above what Python and the libraries
-take, in volumes of float32 of the input's size, the inputs themselves included; the command reads them from
-files.
+seconds of processor time, the shortest of the repetitions; the wall clock is printed, too. Memory is the
+peak of the resident set above Python and its libraries, in float32 volumes of the input's size, including
+the inputs, which the command reads from files.
 """
 
 from __future__ import annotations
@@ -45,14 +44,14 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def main() -> None:
-    if any(os.environ.get(name) != "1" for name in THREADS):  # read when the libraries load: start again
+    if any(os.environ.get(name) != "1" for name in THREADS):  # the libraries read them once: start again
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **dict.fromkeys(THREADS, "1")})
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shape", type=int, nargs=3, default=(260, 311, 260))
     parser.add_argument("--k", type=int, nargs="+", default=(4, 8))
-    parser.add_argument("--draws", type=int, default=5, help="repetitions of our own draws")
+    parser.add_argument("--draws", type=int, default=5, help="repetitions of the draws of iqtflow")
     options = parser.parse_args()
     volumes = make_volumes(tuple(options.shape))
     print(f"volume {options.shape}, one thread; load average {os.getloadavg()[0]:.1f}")
@@ -64,7 +63,7 @@ def main() -> None:
 
 
 def make_volumes(shape: tuple[int, int, int]) -> list[nib.Nifti1Image]:
-    """Image, WM and GM: smooth random maps and a textured image, in Fortran order as nibabel reads them."""
+    """Return image, WM and GM: a textured image and smooth random maps, in the memory order of nibabel."""
     rng = np.random.default_rng(0)
     coarse = rng.standard_normal((2, *(n // 8 + 2 for n in shape))).astype(np.float32)
     maps = []
@@ -78,7 +77,7 @@ def make_volumes(shape: tuple[int, int, int]) -> list[nib.Nifti1Image]:
 
 
 def compare(volumes: list[nib.Nifti1Image], k: int, n_draws: int) -> None:
-    """Print times, ratios and differences for one factor."""
+    """Print times, ratios and differences for one k."""
     edge = 0.7
     stack = SliceStack(axis=2, spacing_mm=k * edge, thickness_mm=0.75 * k * edge)
     draws = [draw_scan(PRIOR, Extras(), stack, seed=seed) for seed in range(n_draws)]
@@ -101,7 +100,7 @@ def prepared(arrays: list[np.ndarray], volumes: list[nib.Nifti1Image], stack: Sl
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of processor time and of wall clock."""
+    """Return seconds of processor time and of the wall clock."""
     began = time.process_time(), time.perf_counter()
     work()
     return time.process_time() - began[0], time.perf_counter() - began[1]
@@ -120,7 +119,7 @@ def straightforward(
 
 
 def differences(volume: nib.Nifti1Image, k: int) -> dict[str, float]:
-    """Compare blurred and down-sampled intensities where both ways are defined alike.
+    """Compare blurred and down-sampled intensities where both ways have the same definition.
 
     That is: slices centred on thin voxels (an even k centres them between two, where the straightforward way
     interpolates; half a voxel of offset puts them on one), and away from the ends of the stack.
@@ -147,7 +146,7 @@ def differences(volume: nib.Nifti1Image, k: int) -> dict[str, float]:
 
 
 def peak_memory(volumes: list[nib.Nifti1Image]) -> float:
-    """Run the command in a process of its own; its peak above an idle process that imported the same."""
+    """Return the peak memory of the command above that of an idle process with the same imports."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [str(Path(folder, f"{name}.nii")) for name in ("image", "wm", "gm", "low")]
         for path, volume in zip(paths, volumes, strict=False):

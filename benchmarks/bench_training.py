@@ -1,13 +1,13 @@
-"""A step of our training beside a plain loop around the same network, on the same device.
+"""Compare a training step of iqtflow with a plain loop around the same network, on the same device.
 
     python benchmarks/bench_training.py [--device cpu|cuda] [--filters 16] [--batch-size 32] [--steps 8]
 
-Both sides take turns in one process: after each of our steps (reading, fresh draws of the simulator,
-Lightning, checks, optimiser) comes a step of a plain loop (forward, backward, Adam) on a batch that lies in
-memory. On a CPU the figure to look at is processor time, which means the same on a busy machine; the wall
-clock is printed beside it. On a GPU it is the wall clock, after three steps of warming up; the batch sizes
-32, 64 and 128 are measured in mixed precision, with the share of the time that the device's memory needs to
-move what the layers read and write, and what a profile says about the rest.
+The two take turns in one process: a step of iqtflow (reading, fresh draws of the simulator, Lightning,
+checks, optimiser), then a step of the plain loop (forward, backward, Adam) on a batch in memory. On a CPU,
+look at the processor time, which other programs hardly change; the wall clock is printed, too. On a GPU,
+look at the wall clock, after three steps of warming up. There the batch sizes 32, 64 and 128 are measured
+in mixed precision, with the share of the time that the memory of the device needs for what the layers read
+and write, and a profile of the rest.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is a GPU")
     parser.add_argument("--filters", type=int, default=16)
-    parser.add_argument("--batch-size", type=int, nargs="+", help="32; on a GPU 32 64 128")
-    parser.add_argument("--steps", type=int, default=8, help="steps that are measured")
+    parser.add_argument("--batch-size", type=int, nargs="+", help="default: 32; on a GPU 32 64 128")
+    parser.add_argument("--steps", type=int, default=8, help="number of measured steps")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     options = parser.parse_args()
 
@@ -79,7 +79,7 @@ def compare(folder: Path, device: str, batch_size: int, options: argparse.Namesp
     clock = Clock(device)
 
     class Alternate(Callback):
-        """Times our steps, from the end of the plain step before, and takes a plain one after each."""
+        """Times each step of iqtflow, and runs a plain step after it."""
 
         def __init__(self) -> None:
             self.ours: list[tuple[float, float]] = []
@@ -127,7 +127,7 @@ def compare(folder: Path, device: str, batch_size: int, options: argparse.Namesp
 
 
 def plain_step(network: Any, device: str, batch_size: int) -> Callable[[], None]:
-    """Return one step of the plainest loop: forward, backward, Adam, on a batch that is there already."""
+    """Return one step of a plain loop: forward, backward, Adam, on a batch in memory."""
     import torch
 
     low = torch.rand(batch_size, 1, 32, 32, 8, device=device).contiguous(memory_format=torch.channels_last_3d)
@@ -146,13 +146,13 @@ def plain_step(network: Any, device: str, batch_size: int) -> Callable[[], None]
 
 
 class Clock:
-    """Wall clock and processor time, once the device has done what it was told to."""
+    """Wall clock and processor time, after the device has finished."""
 
     def __init__(self, device: str) -> None:
         self.device = device
 
     def now(self) -> tuple[float, float]:
-        """Seconds of both, since some time."""
+        """Return seconds of both since a time."""
         if self.device == "cuda":
             import torch
 
@@ -160,7 +160,7 @@ class Clock:
         return time.perf_counter(), time.process_time()
 
     def since(self, begin: tuple[float, float]) -> tuple[float, float]:
-        """Seconds of both since `begin`."""
+        """Return seconds of both since `begin`."""
         now = self.now()
         return now[0] - begin[0], now[1] - begin[1]
 
@@ -188,7 +188,7 @@ def bytes_moved(network: Any, batch_size: int) -> float:
 
 
 def tell_gpu(seconds: float, batch_size: int, traffic: float, step: Callable[[], None]) -> None:
-    """Print patches a second, the share of the bandwidth floor, and where a profile sees the time go."""
+    """Print patches per second, the share that memory transfers need, and a profile."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 

@@ -1,11 +1,11 @@
-"""Calibration in a closed loop: scans simulated from a known prior, through the embedded engine, and back.
+"""Test the calibration on scans that were simulated from a known prior.
 
     python benchmarks/calibration_loop.py --subject T1w.nii.gz WM.nii.gz GM.nii.gz [--subject ...]
 
-Each scan is made of one of the subjects in turn (high-field image, and the maps that training makes of it),
-with Rician noise; then the engine finds the tissues in the scan alone, and the SNR is measured as ``--mode
-calibrate`` does it. `--coarsen 2` averages voxels of the plane by two, to save time. Results are lines of
-JSON; a summary comes last.
+Each scan is made from one of the subjects in turn (high-field image and tissue maps of the training), with
+Rician noise. Then the embedded engine finds the tissues in the scan alone, and the SNR is measured as in
+``--mode calibrate``. `--coarsen 2` averages pairs of voxels in the slice plane, to save time. Results are
+lines of JSON; the last one is a summary.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from iqtflow.simulation.simulate import SliceStack, draw_scan, prepare_subject, 
 from iqtflow.simulation.snr_estimation import fit_prior, measure_snr
 from iqtflow.simulation.snr_prior import SNRPrior
 
-#: Not the published one: another level, another contrast, a looser correlation (0.85).
+#: Differs from the published prior: another mean and contrast, a lower correlation (0.85).
 SITE = SNRPrior("known", (35.0, 25.0), ((25.0, 17.0), (17.0, 16.0)))
 
 
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def one_scan(paths: list[Path], seed: int, options: argparse.Namespace) -> dict:
-    """Simulate a scan, segment it, measure it."""
+    """Simulate a scan, segment it, and measure its SNR."""
     volumes, affine = read_subject(paths, options.axis, options.coarsen)
     edge = float(voxel_sizes(affine)[options.axis])
     stack = SliceStack(options.axis, options.k * edge, 0.75 * options.k * edge)
@@ -77,7 +77,7 @@ def one_scan(paths: list[Path], seed: int, options: argparse.Namespace) -> dict:
 
 
 def read_subject(paths: list[Path], axis: int, by: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Image, WM and GM, averaged by so many voxels along the two axes of the plane."""
+    """Return image, WM and GM, averaged over this many voxels along both axes of the slice plane."""
     affine = np.array(open_nifti(paths[0]).affine, dtype=float)
     volumes = [read_volume(path)[1] for path in paths]
     for a in (a for a in range(3) if a != axis and by > 1):

@@ -1,8 +1,8 @@
-"""Agreement of two engines' tissue maps: Dice of each tissue where its probability is above .5, and volumes.
+"""Compare the tissue maps of two engines: Dice of each tissue where its probability is above .5, and volumes.
 
     python benchmarks/compare_segmentations.py FIRST SECOND [--participant-label LABEL ...]
 
-FIRST and SECOND are outputs of ``iqtflow ... participant --mode train``. Prints a table in Markdown; volumes
+FIRST and SECOND are outputs of ``iqtflow ... participant --mode train``. Prints a Markdown table. Volumes
 (ml) are sums of probabilities.
 """
 
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def compare(first: Path, second: Path, label: str, tissue: str) -> tuple[float, list[float], dict]:
-    """Dice, volumes (ml) of both, and the first's record of how the maps were made."""
+    """Return Dice, both volumes (ml), and the sidecar of the first map."""
     name = f"sub-{label}/anat/sub-{label}_label-{tissue}_probseg"
     images = [open_nifti(root / f"{name}.nii.gz") for root in (first, second)]
     if images[0].shape != images[1].shape or not np.allclose(images[0].affine, images[1].affine, atol=1e-3):

@@ -1,19 +1,21 @@
-"""Are lesions that the scan shows still in its estimate, with what contrast, and are there more of them?
+"""Are lesions of the scan still visible in the enhanced volume, with which contrast, and are there new ones?
 
     python benchmarks/lesions.py SCAN ENHANCED SPLINE MASK [--flair FLAIR] [--json FILE]
 
-Lesions are chosen by a rule, not by eye, and from the input alone. With a FLAIR of the same session: what is
-brighter there than the median of the deep brain (5 mm from its surface) by three times its spread, 30 mm^3 or
-more. Without one: dark regions of the T1w of at least 1 ml that survive an opening by 3 mm, which takes in
-ventricles as well as strokes and tumours. A lesion's contrast is 1 - (its mean) / (mean of the brain 2 to
-5 mm around it); it counts as visible on the T1w input from .05 and three standard errors of the noise on.
-Before and after are compared on the scan's own voxels: the estimate is averaged over each slice.
+A rule chooses the lesions from the scan alone. With a FLAIR of the same session: what is brighter on it
+than the median of the deep brain (5 mm from its surface) by three times its spread, 30 mm^3 or more.
+Without a FLAIR: dark regions of the T1w of at least 1 ml that survive an opening by 3 mm; this includes
+ventricles, strokes and tumours. The contrast of a lesion is 1 - (its mean) / (mean of the brain 2 to 5 mm
+around it). A lesion is visible on the T1w if its contrast is at least .05 and three standard errors of the
+noise. Before and after are compared on the voxels of the scan: the enhanced volume is averaged over each
+slice.
 
-Two counts guard against invention. Pieces: within 3 mm of a lesion, connected parts darker than half way
-between lesion and surround, of at least a fifth of its volume, in the spline and in the estimate. Spots:
-parts of 10 to 200 mm^3, at least 8 mm inside the brain, that are darker than their surround (a Gaussian of
-4 mm) by 15 % in the estimate and by less than 7 % in the spline; those whose surround is white matter, and
-all (which takes in grey matter that the estimate tells from white and the scan does not).
+Two counts look for invented lesions. *Pieces*: connected parts within 3 mm of a lesion that are darker than
+half way between lesion and surroundings, of at least a fifth of its volume, in the spline and in the
+enhanced volume. *Spots*: parts of 10 to 200 mm^3, at least 8 mm inside the brain, that are darker than
+their surroundings (a Gaussian of 4 mm) by 15 % in the enhanced volume and by less than 7 % in the spline.
+Spots are counted in white matter and in the whole brain. The second count includes grey matter that is
+visible only in the enhanced volume.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ def main() -> None:
 
 
 def compare(scan: Path, enhanced: Path, spline: Path, mask: Path, flair: Path | None) -> dict[str, Any]:
-    """Measure every lesion before and after; count."""
+    """Measure every lesion before and after, and count."""
     image = open_nifti(scan)
     fine_image = open_nifti(spline)
     sizes = np.linalg.norm(image.affine[:3, :3], axis=0)
@@ -65,7 +67,7 @@ def compare(scan: Path, enhanced: Path, spline: Path, mask: Path, flair: Path | 
     after, before = (np.asarray(open_nifti(p).dataobj, dtype=np.float32) for p in (enhanced, spline))
     k = round(after.shape[axis] / brain.shape[axis])
     if after.shape != tuple(n * (k if a == axis else 1) for a, n in enumerate(brain.shape)):
-        # The plane was resampled: look at everything on the estimate's plane.
+        # The slice plane was resampled: use the plane of the enhanced volume for all.
         grid = fine_image.affine.copy()
         grid[:3, 3] += grid[:3, axis] * (k - 1) / 2
         grid[:3, axis] *= k
@@ -113,7 +115,7 @@ def compare(scan: Path, enhanced: Path, spline: Path, mask: Path, flair: Path | 
 
 
 def averaged(volume: np.ndarray, axis: int, k: int) -> np.ndarray:
-    """Mean over the k thin slices of each thick one."""
+    """Return the mean over the k thin slices of each thick slice."""
     shape = [*volume.shape[:axis], volume.shape[axis] // k, k, *volume.shape[axis + 1 :]]
     return volume.reshape(shape).mean(axis=axis + 1)
 
@@ -140,14 +142,14 @@ def dark_regions(given, brain, depth, sizes) -> np.ndarray:
 
 
 def keep_large(labels: np.ndarray, least: float) -> np.ndarray:
-    """Leave out components of fewer voxels than `least`."""
+    """Remove components with fewer voxels than `least`."""
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     return ndimage.label(np.isin(labels, np.flatnonzero(sizes >= least)), EVERYWHERE)[0]
 
 
 def measure(number, place, labels, volumes, brain, sizes, fine_sizes, axis, k) -> dict[str, Any] | None:
-    """Contrast and pieces of one lesion, in a box 8 mm larger than it."""
+    """Return contrast and pieces of one lesion, in a box 8 mm larger than the lesion."""
     pad = [int(np.ceil(8 / s)) for s in sizes]
     box = tuple(slice(max(p.start - m, 0), p.stop + m) for p, m in zip(place, pad, strict=True))
     fine = tuple(slice(b.start * k, b.stop * k) if a == axis else b for a, b in enumerate(box))
@@ -155,7 +157,7 @@ def measure(number, place, labels, volumes, brain, sizes, fine_sizes, axis, k) -
     lesion, others = labels[box] == number, labels[box] > 0
     away = ndimage.distance_transform_edt(~lesion, sampling=sizes)
     shell = (away > 2) & (away <= 5) & ~others & brain[box]
-    # Fluid is no surround to be compared with.
+    # Fluid does not count as surroundings.
     shell &= given > 0.7 * np.median(given[shell]) if shell.any() else shell
     if np.count_nonzero(shell) < 20:
         return None
@@ -179,14 +181,14 @@ def measure(number, place, labels, volumes, brain, sizes, fine_sizes, axis, k) -
 
 
 def noise_of(given: np.ndarray, brain: np.ndarray, axis: int) -> float:
-    """Noise over the brain's 80th percentile, from second differences in the plane."""
+    """Return the noise / the 80th percentile of the brain, from second differences in the plane."""
     volume, inside = np.moveaxis(given, axis, 2), np.moveaxis(brain, axis, 2)[1:, 1:]
     diagonal = volume[1:, 1:] - volume[:-1, 1:] - volume[1:, :-1] + volume[:-1, :-1]
     return float(np.median(np.abs(diagonal[inside])) / (2 * 0.6745) / np.percentile(given[brain], 80))
 
 
 def new_spots(before: np.ndarray, after: np.ndarray, depth: np.ndarray, sizes: np.ndarray) -> tuple[int, int]:
-    """Count small dark spots of the estimate that the spline lacks: inside white matter, and anywhere."""
+    """Count small dark spots that are not in the spline: in white matter, and anywhere."""
     deep = depth[tuple(slice(n) for n in after.shape)] > 8
 
     def below_surround(volume: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,16 +1,16 @@
-"""The experiments of Lin et al. 2019 (section 3) on any data set, as one command that can be stopped and
-started.
+"""Repeat the experiments of Lin et al. 2019 (section 3) on any data set, with one command.
 
     python -m benchmarks.paper plan    BIDS OUT [--preset lin2019]
     python -m benchmarks.paper run     BIDS OUT [--preset lin2019] [--cells NAME ...] [-- OPTIONS OF IQTFLOW]
     python -m benchmarks.paper table   BIDS OUT [--preset lin2019]
     python -m benchmarks.paper figures BIDS OUT [--preset lin2019]
 
-``run`` prints what the grid will take, and goes through the cells that are not done. Started again it goes on
-where it stopped; started several times at once (for each GPU with its CUDA_VISIBLE_DEVICES, as an array of
-SLURM jobs on a shared disk), each takes the next training that nobody has. What follows ``--`` is passed on
-to every ``iqtflow``: ``--device cuda``, ``--n-gpu-procs``, ``--use-plugin`` for a cluster's own queue,
-``--segmentation``, ``--nprocs``. ``table`` and ``figures`` work at any moment, with the cells that are done.
+``run`` prints the expected time and disk space, then runs the cells that are not done. Run the same command
+again to continue. Start it several times to use several GPUs (each with its own CUDA_VISIBLE_DEVICES) or an
+array of SLURM jobs on a shared disk: each process takes the next training that no other process has taken.
+Options after ``--`` go to every ``iqtflow`` command, such as ``--device cuda``, ``--n-gpu-procs``,
+``--use-plugin``, ``--segmentation`` and ``--nprocs``. ``table`` and ``figures`` show the cells that are
+done, at any time.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ from iqtflow.utils.gpus import resolve_device
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Command-line parser."""
+    """Build the command-line parser."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.paper",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("action", choices=("plan", "run", "table", "figures"))
-    parser.add_argument("bids_dir", type=Path, help="isotropic high-field T1w scans: BIDS, or HCP's folders")
+    parser.add_argument("bids_dir", type=Path, help="isotropic high-field T1w scans: BIDS, or folders of HCP")
     parser.add_argument("output_dir", type=Path)
-    parser.add_argument("--preset", default="lin2019", help="packaged design, or a TOML file (lin2019)")
-    parser.add_argument("--split", type=Path, help="split to use, in the place of one that is drawn")
-    parser.add_argument("--cells", nargs="+", metavar="NAME", help="only these; plan lists them")
-    parser.add_argument("--hours", type=float, help="begin no cell after this time")
+    parser.add_argument("--preset", default="lin2019", help="included design or TOML file (default: lin2019)")
+    parser.add_argument("--split", type=Path, help="split of the subjects (default: one is drawn)")
+    parser.add_argument("--cells", nargs="+", metavar="NAME", help="only these cells; plan lists them")
+    parser.add_argument("--hours", type=float, help="start no cell after this time")
     parser.add_argument(
         "--statistic",
         default="averaged",
         choices=("averaged", "best-member", "members-mean"),
-        help="of an ensemble, for the tables: its averaged image, its best network (the paper's), or the "
-        "mean of its networks' figures (averaged)",
+        help="values of an ensemble in the tables: of its averaged volume, of its best network (as in the "
+        "paper), or the mean over its networks (default: averaged)",
     )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command; return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     cut = argv.index("--") if "--" in argv else len(argv)
     options = build_parser().parse_args(argv[:cut])

@@ -1,4 +1,4 @@
-"""Whether the paper's claims hold on the figures at hand: what was compared, and a verdict."""
+"""Compare each claim of the paper with the results: the comparisons, and a verdict."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from benchmarks.paper.design import Cell
 if TYPE_CHECKING:
     from benchmarks.paper.results import Results, Scores
 
-#: What claims are judged by: name, digits and unit of a difference.
+#: Measures of the claims: name, digits and unit of a difference.
 MEASURES = {"psnr": ("PSNR", 2, " dB"), "mssim": ("MSSIM (3-D)", 4, "")}
 
 
 class Pair(NamedTuple):
-    """One comparison: what is compared, the difference that the claim wants positive, and its p value."""
+    """One comparison: its text, the difference (positive if the claim is right), and its p value."""
 
     text: str
     difference: float
@@ -26,12 +26,12 @@ class Pair(NamedTuple):
 
 
 def judge(results: Results) -> list[str]:
-    """Judge each claim of the design by PSNR and by MSSIM; one item of a Markdown list for each.
+    """Judge each claim of the design by PSNR and by MSSIM; each verdict is one item of a Markdown list.
 
-    A claim holds at a factor when all its differences have the claimed sign with p < 0.01 (for "not worse":
-    when none has the opposite sign with p < 0.01). It does not hold when one has the opposite sign with
-    p < 0.01. Anything else is not decided. Cells that have not been run are named. The test is over people:
-    it says nothing of what another seed of the same training would do.
+    A claim holds at a k if all its differences have the claimed sign with p < 0.01 (for "not worse": if
+    none has the opposite sign with p < 0.01). It does not hold if one has the opposite sign with p < 0.01.
+    Otherwise it is not decided. Cells that were not run are named. The test is over people: it does not
+    cover the effect of another seed.
     """
     lines = []
     for claim in results.design.fields.get("claims", ()):
@@ -63,7 +63,7 @@ def _verdict(pairs: Sequence[Pair], missing: Sequence[str], *, at_least: bool) -
 def _pairs(
     results: Results, claim: Mapping[str, Any], measure: str
 ) -> list[tuple[str, list[Pair], list[str]]]:
-    """Label, comparisons and missing cells of a claim, for each factor (or for all together)."""
+    """Label, comparisons and missing cells of a claim, for each k (or for all together)."""
     cells = {(c.place, c.k): c for c in results.design.cells}
     factors = results.design.fields["factors"]
     if "factors" in claim:
@@ -122,7 +122,7 @@ def _compare_all(
 
 
 def compare_mean(ours: Scores, theirs: Scores) -> tuple[float, float]:
-    """Mean difference over the subjects that both have, and Wilcoxon's p."""
+    """Return the mean difference over the common subjects, and the p value of the Wilcoxon test."""
     from benchmarks.paper.results import compare
 
     both = ours.keys() & theirs.keys()
@@ -130,8 +130,10 @@ def compare_mean(ours: Scores, theirs: Scores) -> tuple[float, float]:
 
 
 def compare_spread(ours: Scores, theirs: Scores) -> tuple[float, float]:
-    """By how much the standard deviation of theirs is larger, and the p value of Pitman and Morgan's test for
-    paired variances (doi:10.1093/biomet/31.1-2.13): the correlation of sum and difference.
+    """Return by how much the standard deviation of `theirs` is larger, and its p value.
+
+    The test of Pitman and Morgan for paired variances (doi:10.1093/biomet/31.1-2.13) uses the correlation
+    of sum and difference.
     """
     from scipy.stats import pearsonr
 

@@ -1,4 +1,4 @@
-"""What a grid will take, told before it starts: hours on the device at hand, and disk."""
+"""Estimate time and disk space of a grid before it starts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from iqtflow.utils.files import write_text
 #: Seconds on two processors for a head of usual size, as in `iqtflow.workflows.execution.progress`: tissue
 #: maps, one simulated scan, one patch library, one comparison with the truth.
 MAPS_S, DRAW_S, LIBRARY_S, COMPARISON_S = 120.0, 8.0, 8.0, 10.0
-#: Share of a skull-stripped volume's tiles that hold brain, and high-resolution voxels computed for one that
-#: is kept (tiles overlap by a quarter).
+#: Share of the tiles of a skull-stripped volume that contain brain; computed voxels for each voxel of the
+#: result (tiles overlap by a quarter).
 BUSY_SHARE, OVERLAPPING = 0.35, (1 / 0.75) ** 3
 #: Bytes for each voxel: a library's crop (half of the volume at 2 + 1 + 1 bytes), a stored or simulated draw
 #: (2 bytes in the library's, 1 in the compressed file's thick voxel), compressed maps and mask; compressed
@@ -47,13 +47,13 @@ def estimate(
 ) -> list[Item]:
     """Estimate each preparation and each training, from a timed step of each network on this device.
 
-    Hours are an upper bound: early stopping shortens a training. Tissue maps are counted as the embedded
-    engine's.
+    Hours are an upper limit: early stopping makes a training shorter. Tissue maps are counted with the time
+    of the embedded engine.
 
     Returns
     -------
     list of Item
-        In the order in which they are run.
+        In the order of the runs.
     """
     subject = next(label for labels in split.values() for label in labels)
     shape = open_nifti(find_scans(place.bids_dir, subjects=[subject])[0].path).shape[:3]
@@ -66,7 +66,7 @@ def estimate(
         size = people * voxels * (LIBRARY_BYTES + n * DRAW_BYTES / preparation.k + MAPS_BYTES)
         name = f"prepared_{preparation.name}"
         items.append(Item(name, seconds / 3600, size / 1e9, done(place, name, wanted)))
-        maps = False  # the others take its maps
+        maps = False  # the others use its maps
     trained: set[str] = set()
     for cell in cells:
         timed = time_network(cell, place, device)
@@ -85,7 +85,7 @@ def estimate(
 
 
 def time_network(cell: Cell, place: Place, device: str) -> dict[str, float]:
-    """Time a network's step once for each device, and remember it."""
+    """Time a step of a network once for each device, and store the result."""
     keys = ("network", "upsampling_factor", "filters", "shrink", "residual", "batch_size")
     train = json.dumps({key: cell.train[key] for key in keys if key in cell.train}, sort_keys=True)
     path = place.output_dir / "state" / "timings.json"
@@ -103,7 +103,7 @@ def time_network(cell: Cell, place: Place, device: str) -> dict[str, float]:
 
 
 def format_estimate(items: Sequence[Item], *, device: str, free_gb: float) -> str:
-    """The estimate as lines of text."""
+    """Return the estimate as lines of text."""
     width = max(len(item.name) for item in items)
     unit = "GPU hours" if device == "cuda" else "CPU hours"
     lines = [f"{'':{width}}  {unit}      GB"]
@@ -117,7 +117,7 @@ def format_estimate(items: Sequence[Item], *, device: str, free_gb: float) -> st
 
 
 def free_gb(folder: Path) -> float:
-    """Free space (GB) where a folder is or will be."""
+    """Return the free space (GB) where a folder is or will be."""
     import shutil
 
     while not folder.exists():

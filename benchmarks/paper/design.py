@@ -1,4 +1,4 @@
-"""The experiments as data: a TOML file to cells, and what they share (trainings, prepared data sets)."""
+"""Read the experiments from a TOML file: cells, and the trainings and prepared data sets that they share."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ PRESETS = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Preparation:
-    """A participant-level output: one factor, one SNR prior, as many draws as any cell needs; with the
-    paper's explicit library (``patch_library``) where one does.
+    """Output of a participant level: one k, one SNR prior, and the largest number of draws of any cell.
+
+    `patch_library` is "pairs" if any cell uses the paper's library of pairs.
     """
 
     k: int
@@ -30,28 +31,28 @@ class Preparation:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         return f"k{self.k}_{self.prior}"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of one table at one factor.
+    """One row of one table at one k.
 
     Attributes
     ----------
     table, row, k
-        Where it stands.
+        Its position.
     method, samples
-        What the table calls it.
+        Its names in the table.
     train
         Settings of iqtflow's section ``[train]``; empty for the spline, which is not trained.
     prior, evaluation
-        Names of the priors that its training and its evaluation scans are drawn from.
+        Names of the priors of its training scans and of its evaluation scans.
     seed
-        Of its training.
+        Seed of its training.
     paper
-        ``psnr`` and ``mssim``: mean, standard deviation and, maybe, an asterisk.
+        ``psnr`` and ``mssim``: mean, standard deviation and, if the paper has one, an asterisk.
     """
 
     table: str
@@ -72,17 +73,17 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its folder, and on the command line."""
+        """Name of its folder, and on the command line."""
         return f"{self.table}-{self.row}-k{self.k}"
 
     @property
     def is_trained(self) -> bool:
-        """Whether there is a network; the spline comes with every network's evaluation."""
+        """Whether it has a network; the spline is part of the evaluation of every network."""
         return bool(self.train)
 
     @property
     def training(self) -> str:
-        """Name of its training: cells that differ in their evaluation alone share one."""
+        """Name of its training: cells that differ only in their evaluation share one."""
         content = json.dumps([self.k, self.prior, self.train, self.seed], sort_keys=True)
         network = re.sub(r"\W+", "-", str(self.train.get("network", "aniso-unet")).rpartition(":")[2])
         return f"{network}-k{self.k}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
@@ -90,24 +91,24 @@ class Cell:
 
 @dataclass(frozen=True)
 class Design:
-    """All of a TOML file, with what it extends filled in."""
+    """Content of a TOML file, with the content of the file that it extends."""
 
     name: str
     fields: Mapping[str, Any]
 
     @property
     def split(self) -> Mapping[str, int]:
-        """Numbers of subjects, and the seed that they are drawn with."""
+        """Numbers of subjects, and the seed of the split."""
         return self.fields["split"]
 
     @property
     def priors(self) -> Mapping[str, str]:
-        """What iqtflow takes for each named prior."""
+        """Value of ``--snr-prior`` for each named prior."""
         return self.fields["priors"]
 
     @property
     def tables(self) -> Sequence[Mapping[str, Any]]:
-        """Tables as the file has them."""
+        """Tables of the file."""
         return self.fields["tables"]
 
     @cached_property
@@ -122,7 +123,7 @@ class Design:
 
     @cached_property
     def homes(self) -> Mapping[str, str]:
-        """Name of the cell whose run serves each cell: the first with the same training and evaluation."""
+        """For each cell, the name of the first cell with the same training and evaluation."""
         first: dict[tuple[str, str], str] = {}
         return {
             c.name: first.setdefault((c.training, c.evaluation), c.name) for c in self.cells if c.is_trained
@@ -130,11 +131,11 @@ class Design:
 
     @property
     def order(self) -> tuple[Cell, ...]:
-        """Trained cells in the order in which they are run: those that ``run`` names, or all."""
+        """Trained cells in the order of the runs: those that ``run`` names, or all."""
         return self.choose(self.fields.get("run") or list(self.homes))
 
     def choose(self, names: Sequence[str] | None) -> tuple[Cell, ...]:
-        """Return the cells that have to be run for these ones (all of `order` when none is named).
+        """Return the cells that must be run for these names (all of `order` if there is no name).
 
         Raises
         ------
@@ -155,8 +156,9 @@ class Design:
         return tuple(known[name] for name in dict.fromkeys(self.homes[name] for name in names))
 
     def preparations(self, cells: Sequence[Cell]) -> tuple[Preparation, ...]:
-        """Prepared data sets that cells need. The number of draws is that of the whole design, so that it
-        does not change with the choice of cells.
+        """Return the prepared data sets that cells need.
+
+        The number of draws is that of the whole design, so it does not depend on the choice of cells.
         """
         most: dict[tuple[int, str], int] = {}
         explicit = set()
@@ -190,11 +192,11 @@ class Design:
 
 
 def read_design(preset: str) -> Design:
-    """Read a packaged design by name, or a TOML file.
+    """Read an included design by name, or a TOML file.
 
-    ``extends`` names another one: tables of the file are merged into it, key by key; ``[[tables]]`` replace
-    those of the same id, and everything else replaces what it finds. ``[always]`` has settings that go before
-    those of all rows.
+    ``extends`` names another design. Tables of the file are merged into it, key by key; ``[[tables]]``
+    replace those with the same id; everything else is replaced. Settings in ``[always]`` replace those of
+    all rows.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Pictures in the manner of the paper's Fig. 3, and Table 2 as curves, from the cells that are done."""
+"""Draw slices as in Fig. 3 of the paper, and Table 2 as curves, from the finished cells."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from iqtflow.image.nifti_file import open_nifti
 from iqtflow.training.split import read_split
 from iqtflow.utils.files import write_atomically
 
-ZOOM = 0.28  #: edge of the enlarged square, over that of the brain
-#: Colours that stay apart for colour-blind readers and in grey print (Okabe & Ito, doi:10.1038/nmeth.1618).
+ZOOM = 0.28  #: edge of the enlarged square / edge of the brain
+#: Colours that differ for colour-blind readers and in grey print (Okabe & Ito, doi:10.1038/nmeth.1618).
 COLOURS = ("#0060a8", "#c25a00", "#8a8a8a")
-PLANES = {"R": "sagittal", "A": "coronal", "S": "axial"}  #: by the axis that they are orthogonal to
+PLANES = {"R": "sagittal", "A": "coronal", "S": "axial"}  #: by the axis that is orthogonal to them
 
 
 def draw_figures(design: Design, place: Place, *, statistic: str = "averaged") -> list[Path]:
-    """Draw what can be drawn; returns the files."""
+    """Draw all figures of the finished cells; return the files."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -45,13 +45,14 @@ def draw_figures(design: Design, place: Place, *, statistic: str = "averaged") -
 
 
 def draw_slices(cells: Sequence[tuple[Cell, Cell]], place: Place, subject: str) -> Path:
-    """Draw input, spline, each network's estimate and the truth in the two planes that cut through the thick
-    slices, each with an enlarged square (Fig. 3).
+    """Draw scan, spline, each enhanced volume and the truth in two planes across the thick slices (Fig. 3).
+
+    Each plane has an enlarged square.
 
     Parameters
     ----------
     cells
-        Cells of one table and factor, each with the cell whose run serves it.
+        Cells of one table and k, each with the cell that was run for it.
     place
         The experiment.
     subject
@@ -121,9 +122,7 @@ def draw_slices(cells: Sequence[tuple[Cell, Cell]], place: Place, subject: str) 
 
 
 def draw_samples(results: Results, cells: Sequence[Cell], place: Place) -> Path:
-    """Draw figures against the number of samples: each subject as a thin line, the mean as a thick one
-    (Table 2).
-    """
+    """Draw values against the number of samples (Table 2): thin lines for subjects, thick for the mean."""
     import matplotlib.pyplot as plt
 
     order = list(
@@ -146,7 +145,7 @@ def draw_samples(results: Results, cells: Sequence[Cell], place: Place) -> Path:
 
 
 def _title(cell: Cell) -> str:
-    """Return a cell's name in at most a few short lines."""
+    """Return the name of a cell in a few short lines."""
     return "\n".join(textwrap.wrap(f"{cell.method} {cell.samples}".strip(), 20))
 
 

@@ -1,8 +1,8 @@
-"""Running the cells: every step is iqtflow's own command on a settings file.
+"""Run the cells: every step is a command of iqtflow on a settings file.
 
-Under the output folder lie ``split.json``, ``prepared/`` (participant levels), ``cells/`` (group levels; each
-an output folder whose patch libraries and evaluation scans are links into ``prepared``), ``work/`` (what a
-later start goes on from) and ``state/`` (what is done, and by whom what is being done).
+The output folder has ``split.json``, ``prepared/`` (participant levels), ``cells/`` (group levels; each is
+an output folder with links to patch libraries and evaluation scans in ``prepared``), ``work/`` (from which
+a run continues) and ``state/`` (what is done, and which process is running what).
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from iqtflow.utils.errors import UsageError
 from iqtflow.utils.files import write_text
 
 ROOT = Path(__file__).parents[2]
-#: Settings of ``[train]`` that decide what the participant level makes.
+#: Settings of ``[train]`` that change the participant level.
 PREPARED = ("slice_axes", "patch_step", "patch_size", "background_limit", "patch_fraction")
 
 
 @dataclass(frozen=True)
 class Place:
-    """A data set, where results go, and what is passed on to every command.
+    """A data set, an output folder, and options for every command.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class Place:
     options: tuple[str, ...] = ()
 
     def option(self, name: str, default: str) -> str:
-        """Return the value that is passed on for an option of iqtflow."""
+        """Return the value of an option of iqtflow."""
         return self.options[self.options.index(name) + 1] if name in self.options else default
 
     def cell(self, cell: Cell) -> Path:
@@ -68,13 +68,12 @@ class Place:
         return self.output_dir / "prepared" / preparation.name
 
     def state(self, name: str) -> Path:
-        """Return the file that says that something is done, with what and in which time."""
+        """Return the file that records a finished step, with its settings and time."""
         return self.output_dir / "state" / f"{name}.json"
 
 
 def settle_split(design: Design, place: Place, given: Path | None = None) -> dict[str, tuple[str, ...]]:
-    """Return who trains, validates and evaluates: as given, as stored, or drawn from the design's seed. It is
-    stored.
+    """Return the subjects for training, validation and evaluation: as given, as stored, or drawn. Store them.
 
     Raises
     ------
@@ -105,7 +104,7 @@ def settle_split(design: Design, place: Place, given: Path | None = None) -> dic
 
 
 def prepare(preparation: Preparation, design: Design, place: Place, *, maps: Preparation | None) -> bool:
-    """Run the participant level for the subjects of the split, unless that is done; tell whether it is now.
+    """Run the participant level for the split, unless it is done; return whether it is done now.
 
     Parameters
     ----------
@@ -114,7 +113,7 @@ def prepare(preparation: Preparation, design: Design, place: Place, *, maps: Pre
     design, place
         The experiment.
     maps
-        Prepared data whose tissue maps are taken; None makes them.
+        Prepared data whose tissue maps are used; None makes new maps.
     """
     split = read_split(place.output_dir / "split.json")
     wanted = settings_of(preparation, design, split)
@@ -134,7 +133,7 @@ def prepare(preparation: Preparation, design: Design, place: Place, *, maps: Pre
 def settings_of(
     preparation: Preparation, design: Design, split: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
-    """What decides a prepared data set: settings of the section ``[train]``, and the subjects."""
+    """Return what decides a prepared data set: settings of the section ``[train]``, and the subjects."""
     shared = {**design.fields["train"], **design.fields.get("always", {})}
     settings = {
         **{key: shared[key] for key in PREPARED if key in shared},
@@ -147,7 +146,7 @@ def settings_of(
 
 
 def run_cell(cell: Cell, design: Design, place: Place) -> bool | None:
-    """Train and evaluate a cell, unless that is done; None: another process is at its training."""
+    """Train and evaluate a cell, unless it is done; None if another process runs its training."""
     preparations = {p.prior: p for p in design.preparations([cell])}
     wanted = {"train": dict(cell.train), "split": json.loads((place.output_dir / "split.json").read_text())}
     with lock(place, cell.training, wait=False) as mine:
@@ -168,13 +167,13 @@ def run_cell(cell: Cell, design: Design, place: Place) -> bool | None:
 
 
 def software() -> str:
-    """Versions of what decides the figures."""
+    """Return the versions of the software that decides the results."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "nipype"))
     return f"iqtflow {iqtflow.__version__}, Python {platform.python_version()}, {packages}"
 
 
 def done(place: Place, name: str, wanted: dict) -> bool:
-    """Return whether something was done with these settings."""
+    """Return whether a step was finished with these settings."""
     try:
         return json.loads(place.state(name).read_text())["wanted"] == json.loads(json.dumps(wanted))
     except (OSError, ValueError, KeyError):
@@ -183,7 +182,7 @@ def done(place: Place, name: str, wanted: dict) -> bool:
 
 @contextmanager
 def lock(place: Place, name: str, *, wait: bool) -> Iterator[bool]:
-    """Hold a training or a preparation for this process; yields False when another one holds it."""
+    """Lock a training or a preparation for this process; yields False if another process has it."""
     path = place.state(name).with_suffix(".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as stream:
@@ -220,14 +219,14 @@ def _run(
     ]
     network = str(train.get("network", ""))
     environment = dict(os.environ)
-    if ":" in network:  # one of ours: to be found, and to be trusted
+    if ":" in network:  # a network of this folder: allow its import
         environment[ALLOWED] = network
         environment["PYTHONPATH"] = os.pathsep.join([os.fspath(ROOT), os.environ.get("PYTHONPATH", "")])
     print(f"paper: {name}: {level} level", flush=True)
     began = time.time()
     code = subprocess.run([os.fspath(a) for a in arguments], env=environment, check=False).returncode
     if code != 0:
-        print(f"paper: {name} failed (exit code {code}); the same command tries again", flush=True)
+        print(f"paper: {name} failed (exit code {code}); run the same command again", flush=True)
         return False
     record = {
         "wanted": wanted,

@@ -1,8 +1,8 @@
-"""Seconds of a training step and of a patch's enhancement on this machine, for the estimate of a grid's cost.
+"""Time a training step and the enhancement of a patch on this machine, to estimate the cost of a grid.
 
     python -m benchmarks.paper.timing '{"network": "aniso-unet", "upsampling_factor": 4, ...}' cpu 1
 
-Prints JSON. A process of its own, since nothing else here needs PyTorch.
+Prints JSON. Runs in a process of its own, because the rest does not need PyTorch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import sys
 import time
 
-STEPS = 3  #: that are timed, after one that is not
+STEPS = 3  #: timed steps, after one for warming up
 
 
 def main(train: dict, device: str, threads: int) -> dict[str, float]:
@@ -29,7 +29,7 @@ def main(train: dict, device: str, threads: int) -> dict[str, float]:
     Returns
     -------
     dict
-        Seconds of a step ("step_s") and of one patch forward ("patch_s"), and "parameters".
+        Seconds of a step ("step_s") and of the enhancement of a patch ("patch_s"), and "parameters".
     """
     import torch
 
@@ -64,7 +64,7 @@ def main(train: dict, device: str, threads: int) -> dict[str, float]:
             began = _now(device)
             work()
             taken.append(_now(device) - began)
-        seconds[name] = min(taken) / share  # the least disturbed by what else runs here
+        seconds[name] = min(taken) / share  # the one least disturbed by other programs
     return {**seconds, "parameters": sum(p.numel() for p in network.parameters())}
 
 

@@ -1,4 +1,4 @@
-"""Networks of the ablations: ANISO U-Net with one thing changed, brought in as anybody's own network is."""
+"""Networks of Table A: ANISO U-Net with one change, given to iqtflow as ``module:function``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from iqtflow.models.registry import build_network
 
 
 def instance_normalised(**settings: object) -> nn.Module:
-    """ANISO U-Net with instance normalisation (doi:10.48550/arXiv.1607.08022) in the place of batch
-    normalisation.
-    """
+    """ANISO U-Net with instance instead of batch normalisation (doi:10.48550/arXiv.1607.08022)."""
     network = build_network("aniso-unet", **settings)
     for module in list(network.modules()):
         for name, child in module.named_children():
@@ -21,7 +19,7 @@ def instance_normalised(**settings: object) -> nn.Module:
 
 
 def patch_normalised(**settings: object) -> nn.Module:
-    """ANISO U-Net that sees each patch with mean 0 and standard deviation 1, whatever the brain's scale."""
+    """ANISO U-Net that gets each patch with mean 0 and standard deviation 1."""
     return _PatchNormalised(build_network("aniso-unet", **settings))
 
 

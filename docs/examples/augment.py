@@ -1,9 +1,8 @@
-"""Our simulator inside an augmentation pipeline: many low-field versions of one high-field image, then
-steps of one's own.
+"""Use the simulator in an augmentation pipeline: many low-field versions of one high-field image.
 
     python augment.py T1w.nii.gz WM.nii.gz GM.nii.gz WORK_DIR [N]
 
-prints the names of the images made.
+Prints the names of the images.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from iqtflow.interfaces.simulate import SimulateLowField
 
 
 def stretch_contrast(in_file: str, seed: int) -> str:
-    """Apply a gamma between 0.8 and 1.25: what stands here for anyone's own augmentation."""
+    """Apply a gamma between 0.8 and 1.25. Replace this function by your own augmentation."""
     import os
 
     import nibabel as nib
@@ -34,11 +33,11 @@ def stretch_contrast(in_file: str, seed: int) -> str:
 
 
 def init_augment_wf(n: int = 4, name: str = "augment") -> Workflow:
-    """Build the graph: n draws of the simulator, of which each goes through `stretch_contrast`."""
+    """Build the graph: n draws of the simulator; each goes through `stretch_contrast`."""
     inputnode = Node(IdentityInterface(["in_file", "wm_file", "gm_file"]), name="inputnode")
     outputnode = Node(IdentityInterface(["images", "drawn"]), name="outputnode")
 
-    # A seed for each draw is all that the simulator needs: signal-to-noise ratios and noise follow from it.
+    # The simulator needs one seed for each draw: SNR and noise follow from it.
     simulate = MapNode(
         SimulateLowField(upsampling_factor=4, bias_amplitude=0.2),
         iterfield=["seed", "slice_axis"],
@@ -68,7 +67,7 @@ def init_augment_wf(n: int = 4, name: str = "augment") -> Workflow:
 
 
 def main(image: str, wm: str, gm: str, work_dir: str, n: str = "4") -> None:
-    """Run it."""
+    """Run the graph."""
     workflow = init_augment_wf(int(n))
     workflow.base_dir = os.path.abspath(work_dir)
     given = workflow.get_node("inputnode").inputs

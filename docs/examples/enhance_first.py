@@ -1,9 +1,10 @@
-"""EnhanceVolume before the first steps of an anatomical pipeline, as sMRIPrep takes them: a clinical scan
-becomes one that a pipeline made for isotropic images can work with.
+"""Enhance a clinical scan before the first steps of an anatomical pipeline (as in sMRIPrep).
+
+A pipeline for isotropic images can then work with it.
 
     python enhance_first.py SCAN.nii.gz WORK_DIR [MODEL]
 
-prints the names of the bias-corrected image and of the uncertainty, if the model has one.
+Prints the names of the bias-corrected image and of the standard deviation, if the model has one.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def reorient(in_file: str) -> str:
 
 
 def clip(in_file: str) -> str:
-    """Cut the tails of the histogram: sMRIPrep's `IntensityClip`."""
+    """Clip the tails of the histogram: sMRIPrep's `IntensityClip`."""
     import os
 
     import nibabel as nib
@@ -44,7 +45,7 @@ def clip(in_file: str) -> str:
 
 
 def correct_bias(in_file: str) -> str:
-    """Remove the smooth shading: sMRIPrep's `N4BiasFieldCorrection`."""
+    """Remove the bias field: sMRIPrep's `N4BiasFieldCorrection`."""
     import os
 
     import ants
@@ -58,7 +59,7 @@ def correct_bias(in_file: str) -> str:
 
 
 def init_anatomical_wf(model: str | None = None, name: str = "anatomical") -> Workflow:
-    """Build the graph: enhance, then the steps that any pipeline begins with."""
+    """Build the graph: enhance, then the first steps of a pipeline."""
     inputnode = Node(IdentityInterface(["t1w", "sidecar"]), name="inputnode")
     inputnode.inputs.sidecar = {}
     outputnode = Node(IdentityInterface(["t1w_preproc", "uncertainty", "details"]), name="outputnode")
@@ -76,7 +77,7 @@ def init_anatomical_wf(model: str | None = None, name: str = "anatomical") -> Wo
             (ras, clipped, [("out_file", "in_file")]),
             (clipped, n4, [("out_file", "in_file")]),
             (n4, outputnode, [("out_file", "t1w_preproc")]),
-            # What a pipeline makes of an estimate is worth no more than the estimate: keep its uncertainty.
+            # Keep the standard deviation: later results are not better than the enhanced volume.
             (enhance, outputnode, [("outputnode.std", "uncertainty"), ("outputnode.details", "details")]),
         ]
     )
@@ -84,7 +85,7 @@ def init_anatomical_wf(model: str | None = None, name: str = "anatomical") -> Wo
 
 
 def main(scan: str, work_dir: str, model: str | None = None) -> None:
-    """Run it."""
+    """Run the graph."""
     workflow = init_anatomical_wf(model and os.path.abspath(model))
     workflow.base_dir = os.path.abspath(work_dir)
     workflow.get_node("inputnode").inputs.t1w = os.path.abspath(scan)

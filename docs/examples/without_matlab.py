@@ -1,8 +1,8 @@
-"""UnifiedSegmentation in the place of ``nipype.interfaces.spm.NewSegment``: the graph stays, MATLAB goes.
+"""Replace ``nipype.interfaces.spm.NewSegment`` by UnifiedSegmentation: the same graph, without MATLAB.
 
     python without_matlab.py T1w.nii.gz WORK_DIR [SAMPLING_MM]
 
-prints the volumes of grey matter, white matter and cerebrospinal fluid in ml.
+Prints the volumes of grey matter, white matter and cerebrospinal fluid in ml.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def measure(native_class_images: list[list[str]]) -> list[float]:
 
 
 def init_volumes_wf(segment, name: str = "volumes") -> Workflow:
-    """Build the graph around an interface: ``NewSegment()`` of nipype, or ours. Nothing else differs."""
+    """Build the graph around an interface: ``NewSegment()`` of nipype, or UnifiedSegmentation."""
     inputnode = Node(IdentityInterface(["t1w"]), name="inputnode")
     outputnode = Node(IdentityInterface(["volumes_ml", "bias_corrected"]), name="outputnode")
 
@@ -51,7 +51,7 @@ def init_volumes_wf(segment, name: str = "volumes") -> Workflow:
 
 
 def main(t1w: str, work_dir: str, sampling_mm: str = "3") -> None:
-    """Run it: SPM under Octave is found as ``iqtflow --doctor`` finds it; .nii.gz is taken as it is."""
+    """Run the graph. SPM under Octave is found as in ``iqtflow --doctor``; .nii.gz files work as they are."""
     workflow = init_volumes_wf(UnifiedSegmentation(sampling_distance=float(sampling_mm)))
     workflow.base_dir = os.path.abspath(work_dir)
     workflow.get_node("inputnode").inputs.t1w = os.path.abspath(t1w)

@@ -1,4 +1,4 @@
-"""Draw ``demo.png``, the picture of the README, from a folder that ``make demo`` made.
+"""Draw ``demo.png``, the picture of the README, from the folder of ``make demo``.
 
 Usage: ``python docs/images/draw_demo.py demo docs/images/demo.png``
 """
