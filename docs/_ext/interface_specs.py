@@ -1,7 +1,8 @@
-"""Adds inputs and outputs of nipype interfaces and workflows to their pages."""
+"""Adds inputs and outputs of nipype interfaces and workflows, and settings, to their pages."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
@@ -35,13 +36,16 @@ def take_sections(app: Sphinx, what: str, name: str, obj: Any, options: Any, lin
 
 
 def add_sections(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Append a workflow's sections, or the traits of an interface."""
+    """Append a workflow's sections, the traits of an interface, or the settings of a section."""
     if name in _taken:
         lines.extend(_as_rubrics(_taken.pop(name)))
     if what == "class" and inspect.isclass(obj) and issubclass(obj, BaseInterface):
         for spec, inputs in ((obj.input_spec, True), (obj.output_spec, False)):
             if spec is not None:
                 lines.extend(_describe(spec, inputs=inputs))
+    settings = dataclasses.fields(obj) if what == "class" and dataclasses.is_dataclass(obj) else ()
+    for item in (item for item in settings if "help" in item.metadata):
+        lines.extend(["", f"* **{item.name}** (default ``{item.default}``): {item.metadata['help']}"])
 
 
 def skip_plumbing(app: Sphinx, what: str, name: str, *_: Any) -> bool | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from iqtflow.bids.scan import Scan
-from iqtflow.config import Settings
+from iqtflow.config import LABEL, Settings
 
 #: What an image file's name may end in.
 EXTENSIONS = (".nii", ".nii.gz")
@@ -31,7 +31,7 @@ def sidecar_name(image: Path) -> Path:
 
 def is_label(text: str) -> bool:
     """Return whether a text is a label of BIDS: letters, digits and plus signs."""
-    return re.fullmatch(r"[A-Za-z0-9+]+", text) is not None
+    return re.fullmatch(LABEL, text) is not None
 
 
 def can_have_page(label: str) -> bool:

@@ -1,4 +1,4 @@
-"""``iqtflow``: check what was asked for, settle the settings, and hand over to the workflows."""
+"""``iqtflow``: check the arguments, make settings of them, and start the workflows."""
 
 from __future__ import annotations
 
@@ -69,33 +69,20 @@ def _run(argv: Sequence[str] | None) -> int:
             return write_reports(settings)
         if options.boilerplate_only:
             return write_boilerplate(settings, listing)
-    prepare(settings, clean=options.clean_workdir)
+    from iqtflow.workflows.execution.lock import check_own, clean_work_dir
+
+    work_dir = settings.paths.work_dir
+    place_sockets()
+    if options.clean_workdir:
+        clean_work_dir(work_dir)
+    check_own(work_dir)
     announce(settings, reason)
-    with working_in(settings.paths.work_dir):
+    with working_in(work_dir):
         return run_workflow(settings, listing)
 
 
-def prepare(settings: Settings, *, clean: bool) -> None:
-    """Make the machine ready for a run, and look whose the work directory is.
-
-    Raises
-    ------
-    UsageError
-        No folder is short enough for sockets; or the work directory is another user's, open to others, or,
-        when it is to be emptied, another run's.
-    OutputError
-        It cannot be emptied.
-    """
-    from iqtflow.workflows.execution.lock import check_own, clean_work_dir
-
-    place_sockets()
-    if clean:
-        clean_work_dir(settings.paths.work_dir)
-    check_own(settings.paths.work_dir)
-
-
 def settle(options: argparse.Namespace) -> tuple[Settings, tuple[Listing, str]]:
-    """Turn parsed arguments into settings, after all checks that need no image to be opened.
+    """Make settings of parsed arguments, and check everything that can be checked without opening an image.
 
     Parameters
     ----------
@@ -112,9 +99,9 @@ def settle(options: argparse.Namespace) -> tuple[Settings, tuple[Listing, str]]:
     Raises
     ------
     UsageError
-        The input is no data set, or has none of the scans asked for; output or work directory would touch the
-        input; the output folder or a file in it is somebody else's; a model, split or device asked for is
-        not there.
+        The input is not a data set, or has none of the scans asked for; the output or work directory would
+        change the input; the output folder, or a file in it, was not made by iqtflow; or a model, split or
+        device that was asked for does not exist.
     OutputError
         The output or work directory cannot be written.
     """
@@ -150,15 +137,16 @@ def settle(options: argparse.Namespace) -> tuple[Settings, tuple[Listing, str]]:
     try:
         listing = list_inputs(settings)
     except UsageError:
-        if not inputs.skip_validation:  # a name that is no name of BIDS may be why nothing was found
+        if not inputs.skip_validation:  # nothing may have been found because of names that are not BIDS
             look_over(settings, Listing([], []))
         raise
     if not inputs.skip_validation:
         look_over(settings, listing)
-    if listing.scans and needs_tissue_maps(settings):
+    run = settings.run
+    if listing.scans and run.mode != "enhance" and "participant" in run.levels:
         check_engines(listing.scans, settings)
-    device = resolve_device(settings.run.device, elsewhere=settings.run.use_plugin is not None)
-    settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, device=device.name))
+    device = resolve_device(run.device, elsewhere=run.use_plugin is not None)
+    settings = dataclasses.replace(settings, run=dataclasses.replace(run, device=device.name))
     check_names(settings, listing, pages_only=options.reports_only)
     if options.dry_run:
         check_could_be_written(output_dir)
@@ -170,7 +158,7 @@ def settle(options: argparse.Namespace) -> tuple[Settings, tuple[Listing, str]]:
 
 
 def examine(options: argparse.Namespace) -> int:
-    """Check what a run with these arguments needs (``--doctor``); return 0 when it can run, 1 when not."""
+    """Check what a run with these arguments needs (``--doctor``); return 0 if it can run, else 1."""
     from iqtflow.cli.doctor import run_doctor
 
     return run_doctor(
@@ -187,13 +175,8 @@ def examine(options: argparse.Namespace) -> int:
     )
 
 
-def needs_tissue_maps(settings: Settings) -> bool:
-    """Return whether a run segments scans."""
-    return settings.run.mode != "enhance" and "participant" in settings.run.levels
-
-
 def announce(settings: Settings, reason: str) -> None:
-    """Say what is about to run, and where: on whose device a result was made is asked later."""
+    """Print what will run, with which folders, device and resources."""
     run, paths = settings.run, settings.paths
     processors = "1 processor" if run.nprocs == 1 else f"{run.nprocs} processors"
     print(f"iqtflow {iqtflow.__version__}: {run.mode}, {' and '.join(run.levels)} level")
@@ -204,13 +187,13 @@ def announce(settings: Settings, reason: str) -> None:
 
 
 def _refuse_foreign_bytes(options: argparse.Namespace) -> None:
-    """Refuse names that are no text in UTF-8: JSON and TOML files could not name them."""
+    """Refuse names that are not UTF-8, since JSON and TOML files cannot hold them."""
     for value in vars(options).values():
         text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else ""
         if any("\udc80" <= character <= "\udcff" for character in text):
             raise UsageError(
                 printable(text),
-                found="bytes that are no text in UTF-8",
+                found="bytes that are not UTF-8",
                 expected="a name in UTF-8",
                 next_step="Rename it, or make a link with a plain name (ln -s) and give that.",
             )

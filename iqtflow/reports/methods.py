@@ -59,7 +59,7 @@ _TOLD = {
     "enhance": ("model", "contrast"),
     "train": (
         "split", "upsampling_factor", "slice_axes", "network", "filters", "shrink", "residual", "uncertainty",
-        "ensemble", "loss", "model_name", "devices", "num_nodes", "tensorboard",
+        "ensemble", "loss", "optimiser", "model_name", "devices", "num_nodes", "tensorboard",
     ),
 }  # fmt: skip
 #: Networks of this package, all of which can predict their error. (Their registry would load PyTorch.)
@@ -238,6 +238,7 @@ def _training(settings: Settings) -> Paragraph:
     loss = {"mse": "mean squared error", "l1": "mean absolute error"}.get(train.loss, train.loss)
     # Networks of one's own need not be able to.
     uncertainty = train.uncertainty if train.network in OWN_NETWORKS else "none"
+    optimiser = {"adam": "Adam", "adamw": "AdamW"}[train.optimiser]
     how_many = "A network" if train.ensemble == 1 else f"An ensemble of {train.ensemble} networks"
     blocks = f", {train.shrink} shrinking layers in each bottleneck block" if "aniso" in train.network else ""
     learned = "what to add to the cubic spline" if train.residual else "the high-field image"
@@ -246,7 +247,7 @@ def _training(settings: Settings) -> Paragraph:
         "Training",
         f"{how_many} ({train.network}, {train.filters} channels at the first level{blocks}) was trained on "
         f"patches to estimate {learned} from simulated low-field scans with an up-sampling factor of "
-        f"{train.upsampling_factor}, by Adam on the {loss}{_UNCERTAINTY[uncertainty]}. Subjects were "
+        f"{train.upsampling_factor}, by {optimiser} on the {loss}{_UNCERTAINTY[uncertainty]}. Subjects were "
         "split into those for training, validation and evaluation."
         f"{_changed(settings, 'train', without=PARTICIPANT)}",
         ("lin2019",) if uncertainty == "none" else ("lin2019", "kendall2017", "tanno2021"),

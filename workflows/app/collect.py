@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-
-import nibabel as nib
+from typing import TYPE_CHECKING
 
 from iqtflow.bids import Listing, Scan, list_scans
 from iqtflow.config import Settings
-from iqtflow.image.nifti_file import peek_nifti
 from iqtflow.segmentation.select import EngineChoice, check_engine, engine_for
+
+if TYPE_CHECKING:
+    import nibabel as nib
 
 
 def list_inputs(settings: Settings, subjects: Iterable[str] | None = None) -> Listing:
@@ -67,6 +68,8 @@ def peek(path: str | os.PathLike) -> nib.Nifti1Image:
 
 @lru_cache(maxsize=100_000)
 def _peek(path: str, _: int) -> nib.Nifti1Image:
+    from iqtflow.image.nifti_file import peek_nifti  # with numpy, for which the parser need not wait
+
     return peek_nifti(path)
 
 
