@@ -1,4 +1,4 @@
-"""BIDS: which images to process, and the names and sidecars of what is written."""
+"""BIDS: find images, name outputs, read and write sidecars."""
 
 from iqtflow.bids.dataset import check_dataset, list_subjects
 from iqtflow.bids.names import derivative_name, read_entities, scan_seed

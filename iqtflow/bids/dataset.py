@@ -1,4 +1,4 @@
-"""The root of a data set: what is one, and what to do with a folder or file that is something else."""
+"""Check the root of a data set. For another kind of folder or file, the error says what to do."""
 
 from __future__ import annotations
 
@@ -8,28 +8,27 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from iqtflow.bids.hcp import is_hcp
 from iqtflow.bids.names import EXTENSIONS, is_label
 from iqtflow.utils.datalad import how_to_fetch
 from iqtflow.utils.errors import UsageError
 
-#: Files that are looked at before a folder is said to hold no DICOM.
+#: Number of files that are tested for DICOM.
 MOST_FILES = 200
 _TO_BIDS = "put the images into a BIDS data set: sub-01/anat/sub-01_T1w.nii.gz and so on."
 
 
 def check_dataset(bids_dir: str | os.PathLike) -> Path:
-    """Return the absolute root of a data set: BIDS, or HCP's folders as they are downloaded.
+    """Return the absolute root of a BIDS data set or of HCP downloads.
 
     Raises
     ------
     UsageError
-        There is no such folder, or it is neither. What a DICOM folder, a single image, a folder of images or
-        one subject's folder needs is said.
+        There is no such folder, or it is neither. The message has a next step for a DICOM folder, a single
+        image, a folder of images, and the folder of one subject.
     """
-    from iqtflow.bids.hcp import is_hcp
-
     root = Path(bids_dir).absolute()
-    # os.path, unlike pathlib, takes a name that is too long, or a closed folder, for one that is not there.
+    # Unlike pathlib, os.path treats a name that is too long, or a closed folder, as missing.
     if os.path.exists(root) and not os.path.isdir(root):
         raise _refuse_file(root)
     if not os.path.isdir(root):
@@ -49,13 +48,12 @@ def check_dataset(bids_dir: str | os.PathLike) -> Path:
             next_step="Check its permissions.",
         ) from fault
     description = root / "dataset_description.json"
-    way_out = how_to_fetch(description)
-    if way_out:
+    if fetch := how_to_fetch(description):
         raise UsageError(
             description,
             found="a pointer to content that has not been fetched",
             expected="the description of a BIDS data set",
-            next_step=way_out,
+            next_step=fetch,
         )
     if not os.path.isfile(description) and not is_hcp(root):
         raise _refuse_folder(root)
@@ -81,7 +79,7 @@ def _refuse_file(path: Path) -> UsageError:
 
 
 def _refuse_folder(root: Path) -> UsageError:
-    """Say what a folder without a description is, and what to do with it."""
+    """Return the error for a folder without a description: what it is, and what to do."""
     found = "no dataset_description.json, and no <id>/T1w/T1w_acpc_dc_restore.nii.gz"
     next_step = 'Give its root; if it lacks the file, write {"Name": "...", "BIDSVersion": "1.10.0"}.'
     subject = next((p for p in (root, *root.parents) if _is_subject(p)), None)
@@ -107,7 +105,7 @@ def _refuse_folder(root: Path) -> UsageError:
 
 
 def _is_subject(folder: Path) -> bool:
-    """Return whether a folder is a subject's: by its name, and by what it or its parent holds."""
+    """Return whether a folder is that of a subject, by its name, its content and its parent."""
     if not (folder.name.startswith("sub-") and is_label(folder.name[4:])):
         return False
     within = (folder / "anat").is_dir() or any(folder.glob("ses-*/anat"))

@@ -1,4 +1,4 @@
-"""Downloads of the Human Connectome Project: which images to process, and whose they are in BIDS."""
+"""Downloads of the Human Connectome Project (HCP): their images, and BIDS labels for them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from iqtflow.bids.scans import Scan
+from iqtflow.bids.scan import Scan
 
-#: Lifespan studies put visit and modality into the folder's name: ``HCA6002236_V1_MR``.
+#: In Lifespan studies the folder name has visit and modality: ``HCA6002236_V1_MR``.
 _VISIT = re.compile(r"(?P<subject>[A-Za-z0-9]+)_(?P<session>V\d+)(_(MR|[A-Z]))?")
 
 
 def is_hcp(root: Path) -> bool:
-    """Return whether a folder holds downloads of HCP: no BIDS data set, subjects with a structural image."""
+    """Return whether a folder holds HCP downloads: subjects with a structural image, but no BIDS data set."""
     if (root / "dataset_description.json").exists():
         return False
     return any(True for _ in _images(root, "T1w"))
@@ -23,8 +23,9 @@ def is_hcp(root: Path) -> bool:
 def list_hcp_scans(root: Path, suffix: str = "T1w") -> list[Scan]:
     """List the structural image of each subject, sorted by path.
 
-    Where an image is there with and without its skull, the one without is taken: its mask is the HCP
-    pipelines' own. SPM is given the whole head all the same, since it lies beside it.
+    If there is an image with and one without the skull, the one without is taken, because its mask is that
+    of the HCP pipelines. SPM still segments the whole head, which is beside it. Folders without a letter or
+    digit in their name are ignored.
 
     Parameters
     ----------
@@ -32,9 +33,6 @@ def list_hcp_scans(root: Path, suffix: str = "T1w") -> list[Scan]:
         Folder that holds a folder for each subject.
     suffix
         ``"T1w"`` or ``"T2w"``.
-
-    Two folders may come to one subject and session in BIDS: `iqtflow.bids.gate.admit` leaves both out. A
-    folder without a letter or digit in its name is none of HCP's.
     """
     scans = []
     for folder, image in _images(root, suffix):
@@ -73,7 +71,7 @@ def _images(root: Path, suffix: str) -> Iterator[tuple[Path, Path]]:
             for place in (folder / "T1w", folder)
             for extension in (".nii.gz", ".nii")
         ]
-        # A link whose content has not been fetched is the subject's image all the same.
+        # Also a link whose content has not been fetched is the image of the subject.
         image = next((path for path in paths if os.path.lexists(path)), None)
         if image is not None:
             yield folder, image

@@ -1,4 +1,4 @@
-"""Asking pybids which images a data set has: what a filter file may ask for, and the index that is kept."""
+"""Find images with pybids: filter files, and pybids' index of a data set (--bids-database-dir)."""
 
 from __future__ import annotations
 
@@ -16,45 +16,44 @@ from iqtflow.image.metadata import read_whole
 from iqtflow.utils.errors import UsageError, printable
 from iqtflow.utils.files import read_text
 
-#: Folders at the root of a data set that hold no images to process, for an index that is kept.
+#: Folders at the root of a data set without images to process, for an index on disk.
 _IGNORED = ("code", "stimuli", "sourcedata", "models", "derivatives")
 _DATABASE = "layout_index.sqlite"  # pybids' own name for it
-#: Names that SQLite cannot store, being no UTF-8; no filter can ask for them.
+#: File names that are not UTF-8. SQLite, pybids' database, cannot store them.
 _NO_TEXT = re.compile("[\udc80-\udcff]")
-#: Half characters, which no text has, and the largest whole number of SQLite: pybids asks it.
+#: Incomplete characters, and the largest whole number of SQLite.
 _NO_UNICODE = re.compile("[\ud800-\udfff]")
 _LARGEST = 2**63 - 1
-#: Keys of a filter file: what its queries are called here, and in other programs that share the file.
+#: Names of queries in filter files, also of other programs.
 _QUERIES = (
     *("t1w", "t2w", "flair", "pdw", "pdt2", "t2starw", "t1rho", "inplanet1", "inplanet2", "angio"),
     *("bold", "sbref", "fmap", "dwi", "asl", "m0scan", "pet", "meg", "eeg", "roi", "mask", "anat", "func"),
 )
-#: What a query may ask for by other names than those of entities.
+#: Properties of files that a query can use besides entities.
 _PROPERTIES = ("suffix", "extension", "datatype")
 
 
 def read_filters(path: str | os.PathLike, contrast: str = "T1w") -> dict[str, Any]:
-    """Read which images to take from a filter file in the format of fMRIPrep's.
+    """Read the query for one contrast from a filter file in the format of fMRIPrep.
 
     Parameters
     ----------
     path
         JSON such as ``{"t1w": {"session": "pre", "acquisition": null}}``: entities by their long names, or
-        fields of the sidecars. A list allows any of its values, null demands that there is none, ``"*"`` that
-        there is one. Keys of other contrasts are for other programs.
+        fields of the sidecars. A list allows any of its values, null means no value, ``"*"`` any value. Keys
+        of other contrasts are for other programs.
     contrast
-        BIDS suffix; in lower case it is the key that counts.
+        BIDS suffix. In lower case it is the key of the query.
 
     Returns
     -------
     dict
-        What was asked for, as it stands in the file; empty when the file says nothing of this contrast.
+        The query, unchanged; empty if the file has none for this contrast.
 
     Raises
     ------
     UsageError
-        The file is not there, not JSON, or of another form; a key is of no program's query, or of no entity;
-        or a value cannot be meant.
+        The file is missing, not JSON, or has another form; a key is unknown; or a value is invalid.
     """
     try:
         content = json.loads(read_text(path), parse_int=read_whole)
@@ -99,7 +98,7 @@ def read_filters(path: str | os.PathLike, contrast: str = "T1w") -> dict[str, An
 
 
 def _entities() -> tuple[str, ...]:
-    """Entities that pybids knows, by their long names, and properties of files."""
+    """Return the long names of pybids' entities, and properties of files."""
     from bids.layout import Config
 
     known = {*Config.load("bids").entities, *Config.load("derivatives").entities} - {"scans"}
@@ -114,7 +113,7 @@ def list_images(
     filters: Mapping[str, Any] | None = None,
     database_dir: str | os.PathLike | None = None,
 ) -> list[Path]:
-    """List the image files of one suffix, sorted; no image is opened.
+    """List the image files of one suffix, sorted. No image is opened.
 
     Parameters
     ----------
@@ -123,18 +122,19 @@ def list_images(
     subjects
         Labels without ``sub-``.
     suffix
-        BIDS suffix. A filter may name another.
+        BIDS suffix. A filter can name another.
     filters
         From `read_filters`.
     database_dir
-        Folder of pybids' index of the whole data set; it is made when there is none yet, and then has the
-        metadata too, as fMRIPrep and MRIQC make it, who can share it. Without one, only what can matter is
-        looked at, and no metadata: that is quicker for one run, and one unreadable JSON file stops nobody.
+        Folder of pybids' index of the whole data set, with metadata. It is made if missing, and can be shared
+        with fMRIPrep and MRIQC. Without it only relevant files are indexed, and metadata only for filters on
+        them. That is faster for one run, and an unreadable JSON file does not matter.
 
     Raises
     ------
     UsageError
-        The index is of another data set, or cannot be made; a filter asks for something that no image has.
+        The index is of another data set, or cannot be made; or a filter asks for an entity or field that no
+        image has.
     """
     wanted = {"suffix": suffix, "extension": list(EXTENSIONS), **(filters or {})}
     if database_dir is not None:
@@ -144,7 +144,7 @@ def list_images(
         layout = _index(root, _relevant(subjects, suffixes), metadata=_ask_metadata(wanted))
     try:
         found = layout.get(return_type="filename", **{key: _query(value) for key, value in wanted.items()})
-    except Exception as fault:  # pybids names the key that may have been meant; or the index is broken
+    except Exception as fault:  # an unknown key, or a broken index
         if database_dir is not None and not isinstance(fault, ValueError):
             raise _bad_database(Path(database_dir), fault) from fault
         known = set(layout.get_entities(metadata=True))
@@ -158,13 +158,13 @@ def list_images(
             next_step="Correct the key, or its value.",
         ) from fault
     inside = {f"sub-{label}" for label in subjects}
-    # An index may know the root by another path, through a link.
+    # The index can have the root by another path, through a link.
     paths = [root / Path(name).relative_to(layout.root) for name in found]
     return sorted(path for path in paths if _is_scan(path.relative_to(root).parts, inside))
 
 
 def _is_scan(parts: tuple[str, ...], homes: set[str]) -> bool:
-    """Return whether a file lies where scans do: ``sub-X/[ses-Y/]anat/*.nii[.gz]``."""
+    """Return whether a file is in a place of scans: ``sub-X/[ses-Y/]anat/*.nii[.gz]``."""
     home, *sessions, folder, name = (*parts, "", "")[: max(len(parts), 3)]
     return (
         home in homes
@@ -176,12 +176,12 @@ def _is_scan(parts: tuple[str, ...], homes: set[str]) -> bool:
 
 
 def has_database(database_dir: str | os.PathLike) -> bool:
-    """Return whether there is an index in a folder, or something in its place.
+    """Return whether a folder has an index.
 
     Raises
     ------
     UsageError
-        It is no folder.
+        It is not a folder.
     """
     folder = Path(database_dir)
     if os.path.exists(folder) and not os.path.isdir(folder):
@@ -195,7 +195,7 @@ def has_database(database_dir: str | os.PathLike) -> bool:
 
 
 def wipe_database(database_dir: str | os.PathLike) -> bool:
-    """Delete the index in a folder, and nothing else; return whether there was one."""
+    """Delete only the index in a folder. Return whether there was one."""
     file = Path(database_dir, _DATABASE)
     there = os.path.exists(file)
     try:
@@ -211,7 +211,7 @@ def wipe_database(database_dir: str | os.PathLike) -> bool:
 
 
 def _relevant(subjects: Sequence[str], suffixes: Sequence[str]) -> list[re.Pattern]:
-    """Patterns of everything that cannot matter to a query, for pybids to pass by."""
+    """Return patterns of all files that are irrelevant to a query, for pybids to skip."""
     labels = "|".join(re.escape(label) for label in subjects)
     names = "|".join(re.escape(str(suffix)) for suffix in suffixes)
     return [
@@ -224,15 +224,13 @@ def _relevant(subjects: Sequence[str], suffixes: Sequence[str]) -> list[re.Patte
 
 
 class _NoFile:
-    """Stands among the patterns of what pybids passes by: JSON files that are pipes or devices, for which it
-    would wait.
-    """
+    """A pattern for pybids to skip JSON files that are pipes or devices. It would wait for them."""
 
     def __init__(self, root: Path) -> None:
         self._root = os.fspath(root)
 
     def search(self, path: str) -> bool:
-        """Return whether a path under the root, with a slash before it, is to be passed by."""
+        """Return whether to skip a path below the root, which begins with a slash."""
         return path.endswith(".json") and not os.path.isfile(self._root + path)
 
 
@@ -242,20 +240,20 @@ def _index(root: Path, ignore: Sequence[re.Pattern | str], *, metadata: bool, da
     ignored = [*ignore, _NoFile(root)]
     indexer = BIDSLayoutIndexer(validate=False, index_metadata=metadata, ignore=ignored)
     try:
-        # Of derivatives, too: desc and space may be asked for.
+        # With derivatives, for the entities desc and space.
         config = ["bids", "derivatives"]
         return BIDSLayout(root, validate=False, indexer=indexer, database_path=database, config=config)
-    except Exception as fault:  # whatever a data set makes pybids raise, it is the data set's
+    except Exception as fault:  # any error of pybids comes from the data set
         raise UsageError(
             root,
             found=f"a data set that pybids cannot read ({_said(fault)})",
-            expected="JSON files that can be read, for --bids-database-dir and for filters on metadata",
-            next_step="Mend the file; or leave the option out: the file's scan then goes without.",
+            expected="readable JSON files, for --bids-database-dir and for filters on metadata",
+            next_step="Correct the file; or leave the option out, and the metadata of this file is ignored.",
         ) from fault
 
 
 def _open_database(root: Path, folder: Path):
-    """Open the index in a folder; make it first, whole or not at all, where there is none."""
+    """Open the index in a folder. Make it first if there is none, whole or not at all."""
     from bids import BIDSLayout
 
     if not os.path.exists(folder / _DATABASE):
@@ -264,7 +262,7 @@ def _open_database(root: Path, folder: Path):
             partial.mkdir(parents=True)
             ignore = [re.compile(rf"^/({'|'.join(_IGNORED)})"), re.compile(r"/\."), _NO_TEXT]
             _index(root, ignore, metadata=True, database=partial)
-            os.replace(partial / _DATABASE, folder / _DATABASE)  # jobs that start together: the last one wins
+            os.replace(partial / _DATABASE, folder / _DATABASE)  # of several jobs, the last one wins
         except OSError as fault:
             raise UsageError(
                 folder,
@@ -276,20 +274,20 @@ def _open_database(root: Path, folder: Path):
             shutil.rmtree(partial, ignore_errors=True)
     try:
         layout = BIDSLayout(root, validate=False, database_path=folder)
-    except Exception as fault:  # no SQLite file, another program's, one of an older pybids, or unreadable
+    except Exception as fault:  # no SQLite file, or one of another program or of an older pybids
         raise _bad_database(folder, fault) from fault
     if Path(layout.root).resolve() != root.resolve():
         raise UsageError(
             folder,
             found=f"an index of {layout.root}",
             expected=f"one of {root}",
-            next_step="Choose another --bids-database-dir, or have it made anew with --bids-database-wipe.",
+            next_step="Choose another --bids-database-dir, or make it again with --bids-database-wipe.",
         )
     return layout
 
 
 def _ask_metadata(wanted: Mapping[str, Any]) -> bool:
-    """Return whether a query is about fields of the sidecars, which are in CamelCase; entities are not."""
+    """Return whether a query uses fields of sidecars. Their names begin with a capital letter."""
     return any(key[:1].isupper() for key in wanted)
 
 
@@ -304,20 +302,20 @@ def _query(value: Any) -> Any:
 def _bad_database(folder: Path, fault: Exception) -> UsageError:
     return UsageError(
         folder / _DATABASE,
-        found=f"a file that is no index of this pybids, or cannot be read ({_said(fault)})",
+        found=f"an unreadable file, or no index of this version of pybids ({_said(fault)})",
         expected="pybids' index of the data set",
-        next_step="Have it made anew with --bids-database-wipe, or choose another --bids-database-dir.",
+        next_step="Make it again with --bids-database-wipe, or choose another --bids-database-dir.",
     )
 
 
 def _shortly(value: Any) -> str:
-    """A value as it stands in a JSON file, cut if long."""
+    """Return a value as JSON, shortened."""
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _said(fault: Exception) -> str:
-    """The first line of what an exception says; below it is SQL, say."""
+    """Return the first line of an exception's message. The other lines can be SQL."""
     text = printable(str(fault).strip().partition("\n")[0]) or type(fault).__name__
     return text if len(text) <= 200 else text[:197] + "..."
 

@@ -1,4 +1,4 @@
-"""One image of a data set, and what a look through the data set has found."""
+"""One image of a data set, and the list of images in it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,20 +17,19 @@ class Scan:
     path
         The image, absolute.
     subject, session
-        Labels without ``sub-`` and ``ses-``; no session is None.
+        Labels without ``sub-`` and ``ses-``; None without a session.
     entities
-        Short BIDS names and labels as in the file name, in its order, ``sub`` and ``ses`` included.
+        Short BIDS names and labels, in the order of the file name, with ``sub`` and ``ses``.
     suffix
-        ``"T1w"``, for one.
+        For example ``"T1w"``.
     sidecar
-        Metadata from all JSON files that apply (BIDS inheritance principle), the nearest winning.
+        Metadata from all JSON files of the image (BIDS inheritance principle). The nearest file wins.
     sidecar_path
         The JSON file beside the image, if there is one.
     root
         Root of the data set.
     warnings
-        What is wrong with the metadata, as sentences: a JSON file that cannot be read is left out, and so is
-        a value that cannot be meant; neither is fatal.
+        Errors in the metadata, as sentences. Unreadable JSON files and invalid values are ignored.
     """
 
     path: Path
@@ -45,7 +44,7 @@ class Scan:
 
     @property
     def name(self) -> str:
-        """BIDS name without extension; the file's own, but for an image whose data set is not in BIDS."""
+        """BIDS name without extension, also for images of a data set that is not BIDS."""
         return "_".join([*(f"{key}-{value}" for key, value in self.entities.items()), self.suffix])
 
     @property
@@ -56,14 +55,14 @@ class Scan:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file that looks like a scan, and is not processed.
+    """A file that looks like a scan, but is not processed.
 
     Attributes
     ----------
     path
         The file (or a folder that cannot be listed), absolute.
     subject
-        Label of the subject whose folder it lies in.
+        Label of the subject of its folder.
     reason
         Why, and what to do, as sentences.
     """
@@ -77,7 +76,7 @@ class LeftOut:
 
 
 class Listing(NamedTuple):
-    """What was found in a data set: scans to process, and files that look like scans and cannot be."""
+    """Images of a data set: scans to process, and files that are left out."""
 
     scans: list[Scan]
     left_out: list[LeftOut]

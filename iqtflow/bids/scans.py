@@ -1,22 +1,36 @@
-"""Which images of a BIDS data set to process, and what is known about each."""
+"""Find the images of a data set that are processed, with their metadata."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from iqtflow.bids.dataset import check_dataset, list_subjects
-from iqtflow.bids.gate import admit, check_name
-from iqtflow.bids.names import EXTENSIONS, read_entities, stem_of
+from iqtflow.bids.hcp import is_hcp, list_hcp_scans
+from iqtflow.bids.names import (
+    ENTITY_ORDER,
+    EXTENSIONS,
+    LONGEST_NAME,
+    derivative_name,
+    is_label,
+    node_name,
+    read_entities,
+    stem_of,
+)
 from iqtflow.bids.scan import LeftOut, Listing, Scan
-from iqtflow.image.metadata import read_fields, settle_values
-from iqtflow.utils.errors import InputError, UsageError, printable
+from iqtflow.bids.sidecars import InheritedSidecars
+from iqtflow.utils.errors import UsageError, printable
+
+#: Errors of broken links to content that has not been fetched. Only the scan fails, with a next step.
+_NOT_THERE = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)
 
 
 def find_scans(bids_dir: str | os.PathLike, **options: Any) -> list[Scan]:
-    """Find the images of one contrast; `list_scans` without what it leaves out."""
+    """Find the images of one contrast, without the files that `list_scans` leaves out."""
     return list_scans(bids_dir, **options).scans
 
 
@@ -29,21 +43,20 @@ def list_scans(
     filters: Mapping[str, Any] | None = None,
     database_dir: str | os.PathLike | None = None,
 ) -> Listing:
-    """Find the images of one contrast in a BIDS data set, or among downloads of HCP.
+    """Find the images of one contrast in a BIDS data set, or in HCP downloads. No image is opened.
 
-    Only names are looked at: no image is opened. A file whose name cannot be worked with, or whose output
-    another scan would overwrite, is left out (`iqtflow.bids.gate`), and the rest is there.
+    A file is left out if its name is invalid, or if another scan would overwrite its output.
 
     Parameters
     ----------
     bids_dir
         Root of the data set.
     subjects
-        Labels of the subjects wanted, with or without ``sub-``; none means all.
+        Labels of the subjects, with or without ``sub-``. None: all.
     sessions
-        Labels of the sessions wanted, with or without ``ses-``; none means all, and images without a session.
+        Labels of the sessions, with or without ``ses-``. None: all, and images without a session.
     suffix
-        BIDS suffix, for instance ``"T1w"``.
+        BIDS suffix, for example ``"T1w"``.
     filters, database_dir
         As for `iqtflow.bids.index.list_images`.
 
@@ -55,17 +68,16 @@ def list_scans(
     Raises
     ------
     UsageError
-        Neither, an unknown subject or session, or no such image (of a subject asked for by name).
+        The folder is no data set, a subject or session is unknown, or there is no such image (of a subject
+        that was asked for).
     """
-    from iqtflow.bids.hcp import is_hcp, list_hcp_scans
-
     root = check_dataset(bids_dir)
     left_out: list[LeftOut] = []
     if is_hcp(root):
         if filters or database_dir is not None:
             raise UsageError(
                 root,
-                found="folders of the Human Connectome Project",
+                found="HCP downloads",
                 expected="a BIDS data set, for --bids-filter-file and --bids-database-dir",
                 next_step="Leave these options out; choose subjects with --participant-label.",
             )
@@ -87,7 +99,7 @@ def list_scans(
         kept = _known_labels(sessions, sorted(filter(None, present)), entity="ses", where=root)
         scans = [scan for scan in scans if scan.session in kept]
         left_out = [left for left in left_out if _session_of(left.path, root) in kept]
-    scans, others = admit(scans)
+    scans, others = _select(scans)
     left_out += others
     asked = wanted if subjects else []
     there = {*(scan.subject for scan in scans), *(left.subject for left in left_out)}
@@ -106,7 +118,7 @@ def list_scans(
 
 
 def _session_of(path: Path, root: Path) -> str | None:
-    """Label of the session folder that a file lies in."""
+    """Return the label of the session folder of a file."""
     parts = path.relative_to(root).parts[1:-1]
     return next((part.removeprefix("ses-") for part in parts if part.startswith("ses-")), None)
 
@@ -114,14 +126,14 @@ def _session_of(path: Path, root: Path) -> str | None:
 def _known_labels(
     wanted: Iterable[str] | None, known: Sequence[str], *, entity: str, where: Path
 ) -> list[str]:
-    """Return the wanted labels without prefix, each once, or all that are known; refuse an unknown one."""
+    """Return the wanted labels without prefix, each once, or all known labels. Refuse unknown labels."""
     labels = list(dict.fromkeys(label.removeprefix(f"{entity}-") for label in wanted or ()))
     unknown = [f"{entity}-{label}" for label in labels if label not in known]
     if unknown:
         raise UsageError(
             where,
             found=f"no {printable(', '.join(unknown))}",
-            expected=f"labels that the data set has ({_some(known, entity)})",
+            expected=f"labels of the data set ({_some(known, entity)})",
             next_step="Correct the label; labels are case-sensitive.",
         )
     return labels or list(known)
@@ -135,7 +147,7 @@ def _some(labels: Sequence[str], entity: str, limit: int = 8) -> str:
 
 
 def _list_images(root: Path, subjects: Sequence[str], suffix: str) -> tuple[list[Path], list[LeftOut]]:
-    """List files that are named as images of a contrast, and folders that cannot be listed."""
+    """List files named as images of a contrast, and folders that cannot be listed."""
     endings = tuple(f"_{suffix}{extension}" for extension in EXTENSIONS)
     paths, left_out = [], []
     for label in subjects:
@@ -154,20 +166,20 @@ def _list_images(root: Path, subjects: Sequence[str], suffix: str) -> tuple[list
 
 
 def _as_scans(paths: Iterable[Path], root: Path, *, parts: bool) -> tuple[list[Scan], list[LeftOut]]:
-    """Describe the images whose names can be worked with; `parts`: phase and complex parts, too."""
-    metadata = _Inheritance(root)
+    """Describe the images with valid names; with `parts`, also phase and complex parts."""
+    metadata = InheritedSidecars(root)
     scans, left_out = [], []
     for path in paths:
-        reason = check_name(path, root)
+        reason = _check_name(path, root)
         if reason is not None:
             home = path.relative_to(root).parts[0]
             left_out.append(LeftOut(path, home.removeprefix("sub-"), reason))
-        elif parts or read_entities(stem_of(path.name)).get("part", "mag") == "mag":  # else no anatomy
+        elif parts or read_entities(stem_of(path.name)).get("part", "mag") == "mag":  # no phase images
             scans.append(_as_scan(path, root, metadata))
     return scans, left_out
 
 
-def _as_scan(path: Path, root: Path, metadata: _Inheritance) -> Scan:
+def _as_scan(path: Path, root: Path, metadata: InheritedSidecars) -> Scan:
     stem = stem_of(path.name)
     entities = read_entities(stem)
     sidecar, warnings = metadata.merge(path)
@@ -185,52 +197,92 @@ def _as_scan(path: Path, root: Path, metadata: _Inheritance) -> Scan:
     )
 
 
-class _Inheritance:
-    """Metadata by the BIDS inheritance principle; each folder is listed, and each file read, once."""
+def _check_name(path: Path, root: Path) -> str | None:
+    """Return why the name ``ROOT/sub-X/[ses-Y/]anat/NAME`` of an image is invalid; None if it is valid."""
+    home, *sessions, _, name = path.relative_to(root).parts
+    folders = {folder[:3]: folder[4:] for folder in (home, *sessions)}
+    entities: dict[str, str] = {}
+    for part in stem_of(name).split("_")[:-1]:
+        key, _, label = part.partition("-")
+        if key not in ENTITY_ORDER or not label:
+            return _wrong(f"{part!r} in its name", "entities of BIDS, such as sub-01 or acq-axial")
+        if key in entities:
+            return _wrong(f"two entities {key}- in its name", "each entity once")
+        entities[key] = label
+    for key, label in [*folders.items(), *entities.items()]:
+        if not is_label(label):
+            return _wrong(f"the label {label!r} in {key}-{label}", "letters, digits and + in a label")
+    for key in ("sub", "ses"):
+        if folders.get(key) != entities.get(key):
+            found = f"{key}-{entities[key]}" if key in entities else f"no {key}-"
+            wanted = f"{key}-{folders[key]}, as its folder says" if key in folders else f"no {key}-"
+            return _wrong(f"{found} in its name", wanted)
+    length = len(node_name(stem_of(name)))
+    if length > LONGEST_NAME:
+        plus = " (a + counts twice)" if "+" in name else ""
+        return _wrong(
+            f"a name of {length} characters{plus}",
+            f"at most {LONGEST_NAME}, because names of results are longer, and file systems take 255",
+        )
+    return None
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._listed: dict[Path, list[tuple[Path, str, dict[str, str]]]] = {}
-        self._read: dict[Path, tuple[dict[str, Any], str | None]] = {}
 
-    def merge(self, image: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Merge the JSON files that apply to an image, from the root down."""
-        stem = stem_of(image.name)
-        suffix, own = stem.rpartition("_")[2], read_entities(stem).items()
-        merged: dict[str, Any] = {}
-        origin: dict[str, Path] = {}
-        warnings = []
-        for folder in reversed(image.parents):
-            if folder != self._root and self._root not in folder.parents:
-                continue
-            for file, its_suffix, entities in self._list(folder):
-                if its_suffix == suffix and entities.items() <= own:
-                    content, warning = self._content(file)
-                    merged.update(content)
-                    origin.update(dict.fromkeys(content, file))
-                    warnings += [warning] if warning else []
-        settled, notes = settle_values(merged, origin)
-        return settled, (*warnings, *notes)
+def _select(scans: Iterable[Scan]) -> tuple[list[Scan], list[LeftOut]]:
+    """Separate scans that are processed from those that are not files, or would overwrite each other.
 
-    def _list(self, folder: Path) -> list[tuple[Path, str, dict[str, str]]]:
-        if folder not in self._listed:
-            try:
-                found = [path for path in folder.iterdir() if path.name.endswith(".json")]
-            except OSError:  # it can be passed through, and not listed
-                found = []
-            files = sorted(found, key=lambda file: (file.name.count("_"), file.name))
-            stems = [file.name.removesuffix(".json") for file in files]
-            self._listed[folder] = [
-                (file, stem.rpartition("_")[2], read_entities(stem))
-                for file, stem in zip(files, stems, strict=True)
-            ]
-        return self._listed[folder]
+    Of scans with the same output name, the one with the simplest BIDS name is taken: without ``desc-``, with
+    ordered entities, compressed. If two are equally simple, none is taken.
+    """
+    left_out: list[LeftOut] = []
+    by_output: dict[Path, list[Scan]] = {}
+    for scan in scans:
+        reason = _check_file(scan.path)
+        if reason is None:
+            by_output.setdefault(derivative_name(scan, desc="iqt"), []).append(scan)
+        else:
+            left_out.append(LeftOut(scan.path, scan.subject, reason))
+    admitted = []
+    for output, group in by_output.items():
+        taken = _simplest(group)
+        admitted += [] if taken is None else [taken]
+        for scan in group:
+            if scan is not taken:
+                others = ", ".join(_told(s) for s in group if s is not scan)
+                end = f"{_told(taken)} is taken." if taken else "None of them is taken."
+                reason = (
+                    f"found the same output name as {others} ({output.name}); expected one of its own. "
+                    f"{end} Rename or remove one of them."
+                )
+                left_out.append(LeftOut(scan.path, scan.subject, reason))
+    return admitted, left_out
 
-    def _content(self, file: Path) -> tuple[dict[str, Any], str | None]:
-        if file not in self._read:
-            try:
-                self._read[file] = (read_fields(file), None)
-            except InputError as fault:
-                why = f"found {fault.found}; expected {fault.expected}. {fault.next_step}"
-                self._read[file] = ({}, f"{file} could not be read and was left out ({why})")
-        return self._read[file]
+
+def _simplest(scans: Sequence[Scan]) -> Scan | None:
+    def rank(scan: Scan) -> tuple[bool, ...]:
+        keys = [ENTITY_ORDER.index(key) for key in scan.entities]
+        return "desc" in scan.entities, keys != sorted(keys), not scan.path.name.endswith(".gz")
+
+    first, *others = sorted(scans, key=rank)
+    alike = any(rank(s) == rank(first) or s.path.parent != first.path.parent for s in others)
+    return None if alike else first
+
+
+def _check_file(path: Path) -> str | None:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as fault:
+        if fault.errno in _NOT_THERE:
+            return None
+        return f"found a file that cannot be opened ({fault.strerror}). Check its permissions."
+    if stat.S_ISREG(mode):
+        return None
+    kind = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a socket or device"
+    return f"found {kind}; expected a file. Remove or rename it."
+
+
+def _told(scan: Scan) -> str:
+    return printable(scan.path.relative_to(scan.root))
+
+
+def _wrong(found: str, expected: str) -> str:
+    return f"found {printable(found)}; expected {expected}. Rename the file."

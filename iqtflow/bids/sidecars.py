@@ -1,4 +1,4 @@
-"""What is written beside images: the description of a folder of derivatives, and sidecars."""
+"""Read and write sidecars, and the description of a folder of derivatives."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import iqtflow
-from iqtflow.utils.errors import UsageError
+from iqtflow.bids.names import read_entities, stem_of
+from iqtflow.image.metadata import read_fields, settle_values
+from iqtflow.utils.errors import InputError, UsageError
 from iqtflow.utils.files import read_text, write_text
 
 BIDS_VERSION = "1.10.0"  #: version of the standard that the derivatives follow
 
-#: What the pages, models and logs beside the images are to a BIDS validator: not its business.
+#: Pages, models and logs, which are not BIDS.
 IGNORED_BY_VALIDATORS = (
     "*.html",
     "figures",
@@ -28,7 +30,7 @@ IGNORED_BY_VALIDATORS = (
     "group_metrics.*",
 )
 
-#: For people who come upon the folder.
+#: Explains the folder to its readers.
 README = """\
 # Image quality transfer
 
@@ -50,14 +52,14 @@ def write_dataset_description(
     source_dir: str | os.PathLike,
     name: str = "Image quality transfer (iqtflow)",
 ) -> Path:
-    """Describe a folder of derivatives, and tell validators what in it is not BIDS.
+    """Write the description of a folder of derivatives, its README, and the list of files that are not BIDS.
 
     Parameters
     ----------
     out_dir
-        Root of the derivatives; made when missing.
+        Root of the derivatives; made if missing.
     source_dir
-        Root of the data set that they derive from; becomes the ``raw`` of BIDS URIs.
+        Root of the source data set, the ``raw`` of BIDS URIs.
     name
         Title of the data set.
 
@@ -72,10 +74,10 @@ def write_dataset_description(
         The folder cannot be written.
     """
     out, source = Path(out_dir).absolute(), Path(source_dir).absolute()
-    # A data set that holds its derivatives is moved as a whole; one elsewhere is where it is.
+    # Derivatives inside the data set move together with it, so their link is relative.
     link = os.path.relpath(source, out) if source in out.parents else source.as_uri()
     write_text(out / ".bidsignore", "".join(f"{pattern}\n" for pattern in IGNORED_BY_VALIDATORS))
-    if not any(out.glob("README*")):  # a person may have written a better one
+    if not any(out.glob("README*")):  # keep the one of a user
         write_text(out / "README.md", README.format(version=iqtflow.__version__))
     raw = _read_description(source)
     return write_sidecar(
@@ -84,7 +86,7 @@ def write_dataset_description(
             "Name": name,
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
-            # Whose data, and under which terms: no processing changes that.
+            # Processing does not change authors and licence.
             "License": raw.get("License"),
             "Authors": raw.get("Authors"),
             "HowToAcknowledge": "Cite the data set that these data derive from, and the publications in "
@@ -103,13 +105,13 @@ def write_dataset_description(
 
 
 def check_owner(output_dir: Path) -> None:
-    """Refuse to mix two programs' derivatives in one folder: each would replace what the other wrote.
+    """Refuse an output folder of another program: each would replace files of the other.
 
     Raises
     ------
     UsageError
-        The folder is another program's, holds a file of somebody else that a run would replace, or has a
-        description that cannot be read.
+        The folder belongs to another program, has a file of another program that a run would replace, or has
+        an unreadable description.
     """
     path = output_dir / "dataset_description.json"
     instead = f"Choose another folder, for instance {output_dir / 'iqtflow'}."
@@ -123,7 +125,7 @@ def check_owner(output_dir: Path) -> None:
             if (output_dir / name).is_file() and mark not in (output_dir / name).read_bytes():
                 raise UsageError(
                     output_dir / name,
-                    found="a file that iqtflow did not write, and that a run would replace",
+                    found="a file that iqtflow did not write and a run would replace",
                     expected="an empty folder, or earlier output of iqtflow",
                     next_step=instead,
                 ) from None
@@ -131,9 +133,9 @@ def check_owner(output_dir: Path) -> None:
     except (OSError, ValueError, RecursionError) as fault:
         raise UsageError(
             path,
-            found=f"something that cannot be read ({type(fault).__name__}: {fault})",
+            found=f"an unreadable file ({type(fault).__name__}: {fault})",
             expected="nothing, or the description that iqtflow wrote",
-            next_step=f"If the folder is iqtflow's, delete it: the run writes it anew. Else: {instead}",
+            next_step=f"If iqtflow made the folder, delete this file. Otherwise: {instead}",
         ) from fault
     except (TypeError, KeyError, AttributeError):
         makers = []
@@ -146,7 +148,7 @@ def check_owner(output_dir: Path) -> None:
         )
 
 
-#: What is in files at the root of the derivatives that iqtflow wrote.
+#: Bytes by which files of iqtflow at the root of the derivatives are recognised.
 _MARKS = {
     ".bidsignore": b"sub-*/figures",
     "index.html": b'content="iqtflow',
@@ -156,7 +158,7 @@ _MARKS = {
 
 
 def _read_description(root: Path) -> dict[str, Any]:
-    """Return what a data set says of itself; nothing where it does not, as downloads of HCP do not."""
+    """Return the description of a data set; empty if there is none, as in HCP downloads."""
     try:
         content = json.loads(read_text(root / "dataset_description.json"))
     except (OSError, ValueError, RecursionError):
@@ -165,14 +167,14 @@ def _read_description(root: Path) -> dict[str, Any]:
 
 
 def write_sidecar(path: str | os.PathLike, metadata: Mapping[str, Any]) -> Path:
-    """Write metadata as JSON. Values that are None are left out; NumPy scalars and paths are converted.
+    """Write metadata as JSON, without values that are None. NumPy scalars and paths are converted.
 
     Parameters
     ----------
     path
         The ``.json`` file.
     metadata
-        What to write, in this order.
+        Fields, in this order.
 
     Returns
     -------
@@ -184,7 +186,7 @@ def write_sidecar(path: str | os.PathLike, metadata: Mapping[str, Any]) -> Path:
     OutputError
         The folder cannot be written.
     ValueError
-        A number is not finite; JSON has no such thing.
+        A number is not finite. JSON has no such numbers.
     """
     present = {key: value for key, value in metadata.items() if value is not None}
     text = json.dumps(present, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
@@ -192,9 +194,60 @@ def write_sidecar(path: str | os.PathLike, metadata: Mapping[str, Any]) -> Path:
 
 
 def _plain(value: Any) -> Any:
-    """Convert what JSON does not know: NumPy scalars and arrays (by their own method), paths."""
+    """Convert types that JSON does not have: NumPy scalars, arrays and paths."""
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+class InheritedSidecars:
+    """Metadata by the BIDS inheritance principle. Each folder is listed once, and each file is read once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._listed: dict[Path, list[tuple[Path, str, dict[str, str]]]] = {}
+        self._read: dict[Path, tuple[dict[str, Any], str | None]] = {}
+
+    def merge(self, image: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Merge the JSON files of an image, from the root down; also return warnings."""
+        stem = stem_of(image.name)
+        suffix, own = stem.rpartition("_")[2], read_entities(stem).items()
+        merged: dict[str, Any] = {}
+        origin: dict[str, Path] = {}
+        warnings = []
+        for folder in reversed(image.parents):
+            if folder != self._root and self._root not in folder.parents:
+                continue
+            for file, its_suffix, entities in self._list(folder):
+                if its_suffix == suffix and entities.items() <= own:
+                    content, warning = self._content(file)
+                    merged.update(content)
+                    origin.update(dict.fromkeys(content, file))
+                    warnings += [warning] if warning else []
+        settled, notes = settle_values(merged, origin)
+        return settled, (*warnings, *notes)
+
+    def _list(self, folder: Path) -> list[tuple[Path, str, dict[str, str]]]:
+        if folder not in self._listed:
+            try:
+                found = [path for path in folder.iterdir() if path.name.endswith(".json")]
+            except OSError:  # a folder that cannot be listed
+                found = []
+            files = sorted(found, key=lambda file: (file.name.count("_"), file.name))
+            stems = [file.name.removesuffix(".json") for file in files]
+            self._listed[folder] = [
+                (file, stem.rpartition("_")[2], read_entities(stem))
+                for file, stem in zip(files, stems, strict=True)
+            ]
+        return self._listed[folder]
+
+    def _content(self, file: Path) -> tuple[dict[str, Any], str | None]:
+        if file not in self._read:
+            try:
+                self._read[file] = (read_fields(file), None)
+            except InputError as fault:
+                why = f"found {fault.found}; expected {fault.expected}. {fault.next_step}"
+                self._read[file] = ({}, f"{file} could not be read and was left out ({why})")
+        return self._read[file]

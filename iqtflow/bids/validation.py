@@ -1,4 +1,4 @@
-"""What is wrong with a data set as BIDS, in a few lines that name files."""
+"""Validate a data set as BIDS, and summarise errors in a few lines that name files."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from iqtflow.bids.scans import Listing
 from iqtflow.utils.errors import UsageError, printable
 from iqtflow.utils.files import read_text
 
-#: Longer than this (s) a run does not wait for the validator.
+#: The run waits for the validator at most so long (s).
 PATIENCE_S = 60
-#: Lines for all faults, and files named in each.
+#: Most lines for all faults, and most files in each line.
 LINES, FILES = 6, 3
-#: Faults of a file's name: what the run does with the file is said.
+#: Faults of a file name. The line says what the run does with the file.
 _NAMES = ("NOT_INCLUDED", "ENTITY_NOT_IN_RULE", "FILENAME_MISMATCH", "INVALID_LOCATION")
-#: Stands for all faults of a file that the listing leaves out, and of which it tells the reason.
+#: Code for all faults of a file that is left out.
 _LEFT_OUT = "LEFT_OUT"
-#: Faults that say nothing about the images that are read here.
-_BESIDE_THE_POINT = re.compile(r"README|AUTHORS|PARTICIPANT|CITATION|CHANGES|EMPTY_FILE")
+#: Faults that do not concern the images.
+_IRRELEVANT = re.compile(r"README|AUTHORS|PARTICIPANT|CITATION|CHANGES|EMPTY_FILE")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One breach of the standard.
+    """One violation of BIDS.
 
     Attributes
     ----------
     code
         Its name, such as ``"NOT_INCLUDED"``.
     message
-        What it is, as a phrase.
+        A description.
     file
-        Path under the root.
+        Path below the root.
     """
 
     code: str
@@ -49,23 +49,23 @@ class Fault:
 
 
 def validate(root: Path, subjects: Sequence[str] = ()) -> tuple[list[Fault], list[str]]:
-    """Find breaches of BIDS: by bids-validator-deno if it is installed, else by names and descriptions alone.
+    """Find violations of BIDS by bids-validator-deno. Without it, check only names and the description.
 
-    The validator can only look at a whole data set. Of some subjects, names and description are looked at:
-    each of the thousand jobs of an array would look at everything.
+    The validator checks the whole data set. If only some subjects are processed, their names and the
+    description are checked instead, because each of many jobs would check everything.
 
     Parameters
     ----------
     root
-        Root of the data set; derivatives and source data in it are not looked at.
+        Root of the data set. Derivatives and source data in it are not checked.
     subjects
-        Labels of the subjects that are processed; none means all.
+        Labels of the subjects that are processed; empty: all.
 
     Returns
     -------
     faults : list of Fault
     notes : list of str
-        What is to be known about how they were found.
+        Notes on the check, for the user.
     """
     beside = Path(sys.executable).with_name("bids-validator-deno")
     program = beside if beside.exists() else shutil.which("bids-validator-deno")
@@ -74,19 +74,18 @@ def validate(root: Path, subjects: Sequence[str] = ()) -> tuple[list[Fault], lis
     try:
         return _ask_validator(str(program), root), []
     except subprocess.TimeoutExpired:
-        why = f"gave no answer in {PATIENCE_S} s"
+        why = f"did not end within {PATIENCE_S} s"
     except (OSError, ValueError, KeyError, TypeError) as fault:
-        why = f"gave no result ({type(fault).__name__})"
-    return _look(root), [f"bids-validator-deno {why}; only names and the description were looked at"]
+        why = f"failed ({type(fault).__name__})"
+    return _look(root), [f"bids-validator-deno {why}; only names and the description were checked"]
 
 
 def summarise(
     faults: Iterable[Fault], root: Path, subjects: Sequence[str] = (), listing: Listing | None = None
 ) -> list[str]:
-    """Put faults into lines for the terminal: those of the images that are read, and a count of the others.
+    """Return lines for the terminal: faults of images and their sidecars, and the number of other faults.
 
-    A fault of a file does not stop a run: the scan fails by itself, is left out, or is not found, and the
-    lines say which.
+    A fault does not stop the run. The lines say whether the file is read, not read, or left out.
 
     Parameters
     ----------
@@ -95,9 +94,9 @@ def summarise(
     root
         Root of the data set.
     subjects
-        Labels of the subjects that are processed; none means all.
+        Labels of the subjects that are processed; empty: all.
     listing
-        What the run has found.
+        The images that the run has found.
 
     Raises
     ------
@@ -113,14 +112,14 @@ def summarise(
                 root / fault.file,
                 found=fault.message,
                 expected='JSON such as {"Name": "...", "BIDSVersion": "1.10.0"}',
-                next_step="Mend it; or say --skip-bids-validation.",
+                next_step="Correct it, or add --skip-bids-validation.",
             )
         if _concerns(fault, subjects):
             code, fate, path = fault.code, "", root / fault.file
             if path in left_out:
-                code, fate = _LEFT_OUT, "left out; the reason is told below"
+                code, fate = _LEFT_OUT, "left out; see the reason below"
             elif path in scans:
-                fate = "read all the same" if code in _NAMES else ""
+                fate = "read nevertheless" if code in _NAMES else ""
             elif path.name.endswith(EXTENSIONS):
                 fate = "not read"
             by_kind.setdefault((code, fate), []).append(fault)
@@ -141,8 +140,8 @@ def summarise(
 
 
 def _concerns(fault: Fault, subjects: Sequence[str]) -> bool:
-    """Tell whether a fault is about structural images, what describes them, or the data set."""
-    if _BESIDE_THE_POINT.search(fault.code):
+    """Return whether a fault is about structural images, their sidecars, or the description."""
+    if _IRRELEVANT.search(fault.code):
         return False
     parts = fault.file.split("/")
     if not parts[0].startswith("sub-"):
@@ -154,7 +153,7 @@ def _concerns(fault: Fault, subjects: Sequence[str]) -> bool:
 
 def _ask_validator(program: str, root: Path) -> list[Fault]:
     command = [program, str(root), "--json", "--ignoreWarnings", "--ignoreNiftiHeaders", "--prune"]
-    # Deno, which runs the validator, asks its server for updates half a second after it has started.
+    # Without this, Deno, which runs the validator, asks its server for updates.
     silent = {**os.environ, "DENO_NO_UPDATE_CHECK": "1"}
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=silent
@@ -171,7 +170,7 @@ def _ask_validator(program: str, root: Path) -> list[Fault]:
 
 
 def _look(root: Path, subjects: Sequence[str] = ()) -> list[Fault]:
-    """Look at the description and at the names of structural images, of all subjects or of some."""
+    """Check the description and the names of structural images, of all subjects or of some."""
     from bids_validator import BIDSValidator
 
     faults = []
@@ -191,10 +190,10 @@ def _look(root: Path, subjects: Sequence[str] = ()) -> list[Fault]:
         try:
             folders = [folder for folder in (home / "anat", *home.glob("ses-*/anat")) if folder.is_dir()]
             paths = sorted(path for folder in folders for path in folder.iterdir())
-        except OSError:  # the listing says so
+        except OSError:  # the listing reports it
             continue
         for path in paths:
             name = path.relative_to(root).as_posix()
             if not path.name.startswith(".") and not is_bids(f"/{name}"):
-                faults.append(Fault("NOT_INCLUDED", "no name of BIDS", name))
+                faults.append(Fault("NOT_INCLUDED", "not a BIDS name", name))
     return faults

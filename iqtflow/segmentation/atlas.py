@@ -1,9 +1,9 @@
-"""Where in a brain each tissue is to be expected: probability maps of many people, laid onto one scan.
+"""Tissue segmentation with an atlas: prior probabilities of each tissue, registered to one scan.
 
-Intensities alone do not tell grey matter in thick slices: most of its voxels are mixed with white matter or
-fluid, and a mixture of Gaussians takes the mixed ones for a tissue of their own. What is known of place does
-tell, as in SPM's unified segmentation [1]_. The maps are those of the ICBM 152 template [2]_, which nilearn
-brings along in its wheel.
+In thick slices, intensities alone do not identify grey matter: most of its voxels are mixed with white matter
+or fluid, and a mixture of Gaussians takes mixed voxels for a separate tissue. Prior probabilities of each
+place help, as in SPM's unified segmentation [1]_. They are the maps of the ICBM 152 template [2]_, which are
+part of nilearn.
 
 References
 ----------
@@ -24,33 +24,33 @@ from nibabel.affines import voxel_sizes
 from iqtflow.image.geometry import slice_axis
 
 ATLAS = "ICBM 152 (nilearn)"
-#: Voxel edge of the atlas; slices thicker than this are averaged over so many samples.
+#: Voxel edge of the atlas. In thicker slices several samples are averaged.
 ATLAS_MM = 2
-#: A template that covers the brain worse than this (Dice) has not found it.
+#: Below this overlap with the brain (Dice), the registration of the template has failed.
 LEAST_OVERLAP = 0.8
-#: No tissue is impossible anywhere: the atlas is of healthy adults, and an affine map is no exact fit.
+#: Smallest prior. The atlas is of healthy adults, and an affine registration is not exact.
 LEAST_PRIOR = 1e-3
 N_ITERATIONS = 60
 
 
 @dataclass(frozen=True)
 class AtlasPriors:
-    """Prior probabilities on a scan's grid.
+    """Prior probabilities on the grid of a scan.
 
     Attributes
     ----------
     maps : ndarray, shape (3, w, h, d), float32
         CSF, GM, WM; they sum to 1.
     overlap
-        Dice of the atlas's brain and the scan's.
+        Dice of the brains of atlas and scan.
     """
 
     maps: np.ndarray
     overlap: float
 
 
-def lay_atlas(ants: Any, brain: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> AtlasPriors:
-    """Register the atlas to a brain by an affine map and sample its tissues there.
+def register_atlas(ants: Any, brain: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> AtlasPriors:
+    """Register the atlas to a brain by an affine transform and sample its tissues there.
 
     Parameters
     ----------
@@ -65,13 +65,13 @@ def lay_atlas(ants: Any, brain: np.ndarray, mask: np.ndarray, affine: np.ndarray
     """
     fixed = _image(ants, np.where(mask, brain, 0), affine)
     template, *maps = (_image(ants, *volume) for volume in _load())
-    # Otherwise ANTs samples other voxels each time, and another map results: GM differs by up to 4 %.
+    # Without this ANTs samples other voxels each time, and GM differs by up to 4 %.
     ants.config.set_ants_deterministic(on=True, seed_value=1)
     try:
         found = ants.registration(fixed, template, type_of_transform="Affine")
     finally:
         ants.config.set_ants_deterministic(on=False, seed_value=None)
-    # Thick slices are averages over their thickness; so are their priors.
+    # Thick slices are averages over their thickness, so the priors are averaged, too.
     axis = slice_axis(affine)
     n = max(1, round(float(voxel_sizes(affine)[axis]) / ATLAS_MM))
     fine = _image(ants, *_subdivided(mask.shape, affine, axis, n))
@@ -91,9 +91,9 @@ def lay_atlas(ants: Any, brain: np.ndarray, mask: np.ndarray, affine: np.ndarray
 
 
 def classify_with_priors(values: np.ndarray, priors: np.ndarray) -> np.ndarray:
-    """Tissue probabilities of voxels by three Gaussians and what is known of their place.
+    """Return tissue probabilities of voxels from three Gaussians and prior probabilities.
 
-    Expectation maximisation of the mixture of [1] without its deformation: the prior of tissue j in a voxel
+    Expectation maximisation of the mixture of [1]_ without its deformation. The prior of tissue j in a voxel
     is ``g_j b_j / sum_l g_l b_l``, with the atlas's probability b and a weight g of each tissue.
 
     Parameters
@@ -109,7 +109,7 @@ def classify_with_priors(values: np.ndarray, priors: np.ndarray) -> np.ndarray:
         Columns sum to 1.
     """
     values, priors = np.asarray(values, np.float64), np.asarray(priors, np.float64)
-    # Regression on calibrated probabilities gives the means of pure tissues, where weighted means would not.
+    # Regression on calibrated probabilities gives the means of pure tissues. Weighted means would not.
     mean = np.linalg.lstsq(priors.T, values, rcond=None)[0]
     spread = np.full(3, values.std() / 2)
     least = 1e-3 * float(np.ptp(values))
@@ -129,7 +129,7 @@ def classify_with_priors(values: np.ndarray, priors: np.ndarray) -> np.ndarray:
 
 
 def _load() -> list[tuple[np.ndarray, np.ndarray]]:
-    """Template, WM, GM and brain mask with their affines."""
+    """Return template, WM, GM and brain mask with their affines."""
     from nilearn import datasets
 
     names = ("template", "wm_template", "gm_template", "brain_mask")
@@ -138,7 +138,7 @@ def _load() -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _image(ants: Any, data: np.ndarray, affine: np.ndarray) -> Any:
-    """Image of ITK, whose world has left and posterior positive."""
+    """Make an ITK image. In ITK's world, left and posterior are positive."""
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     spacing = voxel_sizes(lps)
     return ants.from_numpy(
@@ -152,7 +152,7 @@ def _image(ants: Any, data: np.ndarray, affine: np.ndarray) -> Any:
 def _subdivided(
     shape: tuple[int, ...], affine: np.ndarray, axis: int, n: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Empty grid with n slices in the place of each one."""
+    """Return an empty grid with n slices instead of each slice, and its affine."""
     fine = affine.copy()
     fine[:3, 3] -= affine[:3, axis] * (n - 1) / (2 * n)
     fine[:3, axis] /= n

@@ -1,8 +1,8 @@
 """Tissue probability maps without SPM: bias correction and a Gaussian mixture with a Markov random field.
 
-N4 [1]_ removes the receive field, a mixture of Gaussians finds the intensities of the three tissues
-(Atropos' own k-means start splits white matter in two in some brains), and Atropos [2]_ refines the
-posteriors with a Markov random field.
+N4 [1]_ removes the bias field, a mixture of Gaussians finds the intensities of the three tissues (the k-means
+start of Atropos splits white matter in two in some brains), and Atropos [2]_ refines the posteriors with a
+Markov random field.
 
 References
 ----------
@@ -26,31 +26,31 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
 
-from iqtflow.segmentation.atlas import ATLAS, LEAST_OVERLAP, classify_with_priors, lay_atlas
+from iqtflow.segmentation.atlas import ATLAS, LEAST_OVERLAP, classify_with_priors, register_atlas
 from iqtflow.segmentation.brainmask import find_brain_mask
 from iqtflow.segmentation.mixture import fit_tissue_mixture
 from iqtflow.utils.errors import InputError
 
-#: In the order of their mean intensity in T1-weighting, which is how they are told apart.
+#: In the order of their mean intensity in T1-weighting, which identifies them.
 TISSUES = ("CSF", "GM", "WM")
-#: N4 and the mixture see nothing of the volume beyond this many voxels around the brain.
+#: Margin around the brain, in voxels, that N4 and the mixture use.
 MARGIN_VOXELS = 3
-#: Spacing of the grid on which N4 fits its smooth field, mm.
+#: Spacing (mm) of the grid on which N4 fits the bias field.
 N4_SPACING_MM = 6.0
-#: Iterations at each of N4's four levels; the mesh of control points is halved from one to the next.
+#: Iterations at each of N4's four levels. The mesh of control points is halved from level to level.
 N4_ITERATIONS = (50, 50, 50, 50)
-#: Iterations of Atropos: it starts from a converged mixture and only has to settle its neighbourhoods.
+#: Iterations of Atropos. It starts from a converged mixture.
 ATROPOS_ITERATIONS = 2
 #: Weight of the Markov random field over 3 x 3 x 3 voxels (ANTs' own choice for brains).
 MRF_WEIGHT = 0.1
 
-#: Brain volumes (ml) outside of which a mask is wrong: a newborn's has 350 ml, the largest adults' 2000.
+#: Outside these volumes (ml) a brain mask is wrong. A newborn's brain has 350 ml, the largest adult's 2000.
 BRAIN_ML = (300.0, 2300.0)
-#: GM to WM volume: 1.1 to 1.9 in healthy adults, up to 2.5 in infants; mixed voxels may be given to either.
+#: GM to WM volume: 1.1 to 1.9 in healthy adults, up to 2.5 in infants. Mixed voxels can go to either.
 GM_TO_WM = (0.9, 2.5)
-#: The least share of the brain that each of WM and GM takes.
+#: Smallest share of the brain for WM and for GM.
 LEAST_SHARE = 0.12
-#: Extent below which a volume shows only part of a brain, so that its volumes mean nothing, mm.
+#: Below this extent (mm) an image shows only part of a brain, and its volumes mean nothing.
 PARTIAL_EXTENT_MM = 80.0
 
 
@@ -65,12 +65,11 @@ class TissueMaps:
     mask : ndarray of bool, shape (w, h, d)
         The brain.
     bias_corrected : ndarray of float32, shape (w, h, d)
-        The volume with its smooth field removed, the brain's mean unchanged; outside the brain as it was.
+        The volume without its bias field. The mean of the brain and all voxels outside it are unchanged.
     engine, version : str
-        What made the maps.
+        Program that made the maps.
     details : dict
-        Figures and settings for the record: volumes (ml), mean intensities, seconds, seed, origin of the
-        mask.
+        For the record: volumes (ml), mean intensities, seconds, seed, origin of the mask, settings.
     """
 
     wm: np.ndarray
@@ -99,20 +98,18 @@ def segment_tissues(
     image
         T1-weighted volume, (w, h, d), any orientation and intensity unit.
     mask : ndarray of bool, shape (w, h, d), optional
-        The brain; found by `find_brain_mask` when not given.
+        The brain; by default from `find_brain_mask`.
     skull_stripped
-        Passed on to `find_brain_mask`.
+        For `find_brain_mask`.
     priors
-        "none": intensities and neighbourhoods alone, the maps that the shipped models were trained on.
-        "atlas": intensities and place (`iqtflow.segmentation.atlas`) instead of Atropos, for thick slices,
-        whose mixed
-        voxels the former takes for grey matter. Where only part of a brain is in view, or where the atlas
-        does not fit it, "none" is done and the details say so.
+        "none": intensities and neighbourhoods, the maps that the included models were trained on. "atlas":
+        intensities and prior probabilities (`iqtflow.segmentation.atlas`) instead of Atropos. Use it for
+        thick slices, in which "none" takes mixed voxels for grey matter. If the image shows only part of a
+        brain, or the atlas does not fit, "none" is used, and the details say so.
     num_threads
-        CPU threads. ITK reads this once in a process: the first call decides.
+        CPU threads. ITK reads this once in a process, in the first call.
     seed
-        Recorded with the result. Nothing depends on it: Atropos, which alone draws at random (the order in
-        which it visits voxels), is run with its own constant seed.
+        For the record only. Only Atropos draws at random (the order of the voxels), with a constant seed.
 
     Returns
     -------
@@ -122,12 +119,12 @@ def segment_tissues(
     Raises
     ------
     InputError
-        The volume is constant, the mask is on another grid, or fewer than three distinct intensities lie
-        in it.
+        The volume is constant, the mask is on another grid, or the brain has fewer than three different
+        intensities.
 
     Notes
     -----
-    Tissues are told apart by their mean intensity, which in T1-weighting rises from CSF over GM to WM.
+    Tissues are identified by their mean intensity, which in T1-weighting increases from CSF to GM to WM.
     """
     started = time.perf_counter()
     data = np.asarray(image.get_fdata(dtype=np.float32))
@@ -136,7 +133,7 @@ def segment_tissues(
         raise InputError(
             name,
             found=f"shape {data.shape}, intensities from {data.min():g} to {data.max():g}",
-            expected="one three-dimensional volume with something in it",
+            expected="one three-dimensional volume with different intensities",
             next_step="Look at the volume.",
         )
     if mask is None:
@@ -147,7 +144,7 @@ def segment_tissues(
     _check_mask(mask, data, name)
     seconds = {"mask": time.perf_counter() - started}
 
-    # Registration on two threads sums its metric in another order each time, and ends elsewhere.
+    # On two threads the registration sums its metric in another order each time, and the result differs.
     ants = _import_ants(1 if priors == "atlas" else num_threads)
     spacing_mm = voxel_sizes(image.affine)
     box = _bounding_box(mask)
@@ -201,29 +198,28 @@ def segment_tissues(
 
 
 def check_plausible(maps: TissueMaps, image: nib.Nifti1Image) -> list[str]:
-    """Refuse tissue maps that no brain can have, and say what is unusual about the others.
+    """Refuse impossible tissue maps, and return notes on unusual ones.
 
     Parameters
     ----------
     maps
-        What `segment_tissues` returned (or maps of another engine).
+        From `segment_tissues` or another engine.
     image
-        The volume they belong to.
+        The volume of the maps.
 
     Returns
     -------
     list of str
-        Sentences about what is unusual; empty when nothing is.
+        Notes, as sentences; empty if nothing is unusual.
 
     Raises
     ------
     InputError
-        Volumes, proportions or the order of the tissues' mean intensities are impossible; the message gives
-        the figures.
+        Volumes, proportions or the order of the mean intensities are impossible. The message states them.
 
     Notes
     -----
-    Volumes are judged only where the whole brain can be in the field of view (every extent at least 80 mm).
+    The brain volume is checked only if the whole brain can be in the image (every extent at least 80 mm).
     """
     name = image.get_filename() or "image"
     spacing_mm = voxel_sizes(image.affine)
@@ -253,7 +249,7 @@ def check_plausible(maps: TissueMaps, image: nib.Nifti1Image) -> list[str]:
     notes = []
     partial = min(np.array(image.shape[:3]) * spacing_mm) < PARTIAL_EXTENT_MM
     if partial:
-        notes.append(f"only part of a brain is in the field of view ({figures}): its volumes say nothing")
+        notes.append(f"only part of a brain is in the field of view ({figures}): ignore its volumes")
     elif not BRAIN_ML[0] <= brain_ml <= BRAIN_ML[1]:
         raise InputError(
             name,
@@ -265,12 +261,12 @@ def check_plausible(maps: TissueMaps, image: nib.Nifti1Image) -> list[str]:
         usual = f"{GM_TO_WM[0]} to {GM_TO_WM[1]}"
         notes.append(f"GM is {gm_ml / wm_ml:.2f} times WM ({figures}); {usual} is usual")
     if maps.details.get("mask_method") == "head":
-        notes.append("no brain was found, so that the whole head was segmented")
+        notes.append("no brain was found: the whole head was segmented")
     return notes
 
 
 def _import_ants(num_threads: int) -> Any:
-    # ITK reads this once, when the first filter of the process runs.
+    # ITK reads this once, at the first filter of the process.
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(num_threads)
     import ants
 
@@ -303,11 +299,11 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def _correct_bias(ants: Any, brain: np.ndarray, mask: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
-    """Remove the smooth multiplicative field; keep the brain's mean, so that intensities stay comparable."""
-    # N4 works on logarithms: values at and below zero (noise, ringing) are lifted to a positive floor.
+    """Remove the bias field. The mean of the brain does not change, so that intensities stay comparable."""
+    # N4 uses logarithms: values of zero and below (noise, ringing) are raised to a positive floor.
     floor = 1e-3 * float(brain[mask].mean())
     positive = np.maximum(brain, floor)
-    # ANTs shrinks every axis by one factor: a few thick slices must not be shrunk to nothing.
+    # ANTs shrinks every axis by the same factor. A few thick slices must not disappear.
     shrink = max(1, min(round(N4_SPACING_MM / spacing_mm.min()), min(brain.shape) // 4))
     spacing = tuple(float(s) for s in spacing_mm)
     field_image = ants.n4_bias_field_correction(
@@ -323,7 +319,7 @@ def _correct_bias(ants: Any, brain: np.ndarray, mask: np.ndarray, spacing_mm: np
 
 
 def _affine_of(box: tuple[slice, ...], affine: np.ndarray) -> np.ndarray:
-    """Affine of a part of a volume."""
+    """Return the affine of a part of a volume."""
     part = np.array(affine, dtype=float)
     part[:3, 3] = nib.affines.apply_affine(affine, [s.start for s in box])
     return part
@@ -332,27 +328,27 @@ def _affine_of(box: tuple[slice, ...], affine: np.ndarray) -> np.ndarray:
 def _by_atlas(
     ants: Any, data: np.ndarray, mask: np.ndarray, affine: np.ndarray
 ) -> tuple[np.ndarray | None, dict[str, Any]]:
-    """Posteriors (3, w, h, d) by intensity and place, and what to record; None where the atlas is no help."""
+    """Return posteriors (3, w, h, d) with the atlas (None if it does not fit), and details."""
     extent_mm = voxel_sizes(affine) * data.shape
     if extent_mm.min() < PARTIAL_EXTENT_MM:
-        why = f"a field of view of {extent_mm.min():.0f} mm is too little for the atlas"
-        return None, {"atlas": None, "remarks": [f"{why}: tissues were told by intensity alone"]}
+        why = f"a field of view of {extent_mm.min():.0f} mm is too small for the atlas"
+        return None, {"atlas": None, "remarks": [f"{why}: only intensities were used"]}
     with _temporary_files_removed():
-        found = lay_atlas(ants, data, mask, affine)
+        found = register_atlas(ants, data, mask, affine)
     posteriors = np.zeros((3, *data.shape), dtype=np.float32)
     posteriors[:, mask] = classify_with_priors(data[mask], found.maps[:, mask])
     posteriors[0] = np.clip(mask - posteriors[1] - posteriors[2], 0.0, 1.0)
     means = _means(data, posteriors)
     if found.overlap < LEAST_OVERLAP or not means[0] < means[1] < means[2]:
         why = f"the atlas does not fit this brain (overlap {found.overlap:.2f})"
-        return None, {"atlas": None, "remarks": [f"{why}: tissues were told by intensity alone"]}
+        return None, {"atlas": None, "remarks": [f"{why}: only intensities were used"]}
     return posteriors, {"atlas": ATLAS, "atlas_overlap": round(found.overlap, 3)}
 
 
 def _refine(
     ants: Any, data: np.ndarray, mask: np.ndarray, start: np.ndarray, spacing_mm: np.ndarray
 ) -> np.ndarray:
-    """Let Atropos add the Markov random field; (3, w, h, d), ordered by mean, sums to 1 in the mask."""
+    """Refine posteriors with Atropos; return (3, w, h, d), ordered by mean, with sum 1 in the mask."""
     spacing = tuple(float(s) for s in spacing_mm)
     with _temporary_files_removed():
         result = ants.atropos(
@@ -362,15 +358,15 @@ def _refine(
             m=f"[{MRF_WEIGHT},1x1x1]",
             c=f"[{ATROPOS_ITERATIONS},0]",
             priorweight=0.0,
-            # Without this Atropos visits voxels in an order drawn from the clock, and maps differ in the
-            # fifth digit from run to run, whatever ANTS_RANDOM_SEED says.
+            # Without this Atropos takes the order of voxels from the clock, and maps differ in the fifth
+            # digit from run to run, also with ANTS_RANDOM_SEED.
             r="0",
         )
     maps = np.stack([tissue.numpy() for tissue in result["probabilityimages"]]).astype(np.float64)
     maps = np.clip(np.nan_to_num(maps), 0.0, 1.0) * mask
     total = maps.sum(axis=0)
     maps = np.where(total > 0.5, maps / np.maximum(total, 0.5), start)[np.argsort(_means(data, maps))]
-    # The last map takes what rounding leaves, so that the sum is 1 to the last bits of float32.
+    # The last map takes the rounding error, so that the sum is 1 within float32.
     maps = maps.astype(np.float32)
     maps[0] = np.clip(mask - maps[1] - maps[2], 0.0, 1.0)
     return maps
@@ -378,7 +374,7 @@ def _refine(
 
 @contextmanager
 def _temporary_files_removed() -> Iterator[None]:
-    """Give ANTsPy a folder of its own: it passes probability maps through files and leaves them behind."""
+    """Give ANTsPy a temporary folder, because it leaves probability maps in files behind."""
     before = tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="iqtflow-") as folder:
         tempfile.tempdir = folder
@@ -389,6 +385,6 @@ def _temporary_files_removed() -> Iterator[None]:
 
 
 def _means(data: np.ndarray, maps: np.ndarray) -> np.ndarray:
-    """Probability-weighted mean intensity of each map."""
+    """Return the mean intensity of each map, weighted by probability."""
     weights = np.maximum(maps.sum(axis=(1, 2, 3), dtype=np.float64), 1e-9)
     return (maps * data).sum(axis=(1, 2, 3), dtype=np.float64) / weights

@@ -1,8 +1,8 @@
-"""Where the brain is, in skull-stripped volumes and in whole heads, with isotropic voxels or thick slices.
+"""Find the brain in skull-stripped volumes and whole heads, with isotropic voxels or thick slices.
 
-Scalp fat is two to three times brighter than white matter in many clinical T1-weighted scans, so that
-intensities can only be referred to tissue inside a brain mask. Whole heads are masked by deepbet [1]_,
-which carries its weights inside its wheel and therefore works offline.
+In many clinical T1-weighted scans scalp fat is two to three times brighter than white matter. So intensity
+normalisation needs a brain mask. Whole heads are masked by deepbet [1]_, which contains its weights and works
+offline.
 
 References
 ----------
@@ -25,36 +25,36 @@ from scipy import ndimage
 from iqtflow.image.geometry import slice_axis
 from iqtflow.image.intensity import bridge_slices, empty_slices
 
-#: Below this share of the brightest voxels (their 99th percentile) a voxel counts as zero: resampling a
-#: stripped brain leaves a haze of tiny values around it.
+#: Voxels below this share of the 99th percentile count as zero. Resampling a stripped brain leaves tiny
+#: values around it.
 ZERO_LEVEL = 0.005
-#: A volume with a smaller share of zeros has noise or tissue, not an erased background, around the brain.
+#: With a smaller share of zeros, the background was not erased: there is noise or tissue around the brain.
 #: (A brain cropped to its bounding box leaves about half of the box empty.)
 ERASED_BACKGROUND = 0.3
-#: No brain with its cerebrospinal fluid is larger; what is larger and surrounded by zeros is a head.
+#: Brains with their cerebrospinal fluid are smaller. Something larger in zeros is a head.
 LARGEST_BRAIN_ML = 2300.0
-#: An erased surround is skull-stripping when what is left is not this much larger than the brain found in it.
+#: With an erased background, a volume this much larger than the brain found in it is not skull-stripped.
 HEAD_TO_BRAIN = 1.35
-#: Below this extent along any axis a volume is a slab, part of a brain: nothing that deepbet was trained on.
+#: Below this extent along an axis a volume is a slab, a part of a brain. deepbet was not trained on slabs.
 SLAB_EXTENT_MM = 80.0
-#: A brain mask smaller than this share of the head is a failure.
+#: A brain mask smaller than this share of the head is wrong.
 SMALLEST_BRAIN_IN_HEAD = 0.1
-#: So is one with less than this share of itself within the head.
+#: A brain mask with a smaller share of itself inside the head is wrong.
 LEAST_BRAIN_INSIDE_HEAD = 0.5
 
 
 @dataclass(frozen=True)
 class BrainMask:
-    """A brain mask and how it was found.
+    """A brain mask, and how it was found.
 
     Attributes
     ----------
     mask : ndarray of bool, shape (w, h, d)
         True inside the brain, cerebrospinal fluid included.
     skull_stripped : bool
-        Whether the volume shows a brain without its skull.
+        True if the volume shows a brain without its skull.
     method : str
-        "nonzero" (erased background), "deepbet", "deepbet-slab" or "head" (all of it, when no brain was
+        "nonzero" (erased background), "deepbet", "deepbet-slab" or "head" (the whole head, if no brain was
         found).
     """
 
@@ -71,13 +71,13 @@ def find_brain_mask(
     Parameters
     ----------
     data : ndarray, shape (w, h, d)
-        Intensities, any unit; slices may be thick, along any axis.
+        Intensities, any unit. Slices may be thick, along any axis.
     affine : ndarray, shape (4, 4)
-        Voxel indices to world millimetres; any orientation, oblique ones too.
+        Voxel indices to world millimetres; any orientation, also oblique.
     skull_stripped
-        True: the skull is known to be gone. False: it is known to be there. None: look.
+        True: the skull has been removed. False: it has not. None: find out.
     num_threads
-        CPU threads that the neural network may use; the mask does not depend on it by more than rounding.
+        CPU threads for the neural network. The mask depends on it only by rounding.
 
     Returns
     -------
@@ -91,13 +91,13 @@ def find_brain_mask(
 
     Notes
     -----
-    A skull-stripped volume with zeros outside the brain needs no more than its non-zero voxels. One with
-    *noise* outside (as a scanner or the simulator leaves it) goes the way of whole heads.
+    The mask of a skull-stripped volume with zeros outside the brain is its non-zero voxels. A volume with
+    *noise* outside (from a scanner or the simulator) is masked like a whole head.
 
-    When deepbet finds nothing that can be a brain, the head is returned instead, with a warning.
+    If deepbet finds no brain, the head is returned, with a warning.
 
-    Lost slices would cut a head into parts, the largest of which may be as small as a brain: they are bridged
-    while the brain is looked for, and are no part of the mask.
+    Lost slices would cut a head into parts, the largest of which can be as small as a brain. They are
+    interpolated for the search, and are not part of the mask.
     """
     data = np.asarray(data, dtype=np.float32)
     if data.ndim != 3 or not np.isfinite(data).all() or not data.any():
@@ -117,7 +117,7 @@ def _find(
     voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000.0
 
     remaining = _filled_largest_part(np.abs(data) > ZERO_LEVEL * np.percentile(data, 99))
-    # Noise around a brain has voxels near zero too, but they are holes in what remains, and filled.
+    # Noise has voxels near zero, too, but they are holes, which are filled.
     if 1.0 - remaining.mean() >= ERASED_BACKGROUND and skull_stripped is not False:
         if skull_stripped:
             return BrainMask(remaining, True, "nonzero")
@@ -131,12 +131,12 @@ def _find(
 
 
 def _mask_by_deepbet(data: np.ndarray, affine: np.ndarray, num_threads: int) -> BrainMask:
-    """Mask a whole head, or a brain in noise; fall back on the head itself, with a warning."""
+    """Mask a whole head, or a brain in noise. If that fails, return the head, with a warning."""
     spacing_mm = voxel_sizes(affine)
     axis = int(np.argmin(np.array(data.shape) * spacing_mm))
     slab = data.shape[axis] * spacing_mm[axis] < SLAB_EXTENT_MM
-    # deepbet stretches every volume to a cube. The outermost slices of a slab then look like the top and
-    # bottom of a head to it; slices repeated outside of them keep the real ones in the interior.
+    # deepbet resamples every volume to a cube, and takes the first and last slices of a slab for the ends of
+    # a head. Repeated slices outside keep the real ones inside.
     pad = [(0, 0)] * 3
     if slab:
         pad[axis] = (data.shape[axis], data.shape[axis])
@@ -156,7 +156,7 @@ def _mask_by_deepbet(data: np.ndarray, affine: np.ndarray, num_threads: int) -> 
 
 
 class _NoBrainError(Exception):
-    """deepbet finds no brain."""
+    """deepbet found no brain."""
 
 
 def _run_deepbet(data: np.ndarray, affine: np.ndarray, num_threads: int) -> np.ndarray:
@@ -167,7 +167,7 @@ def _run_deepbet(data: np.ndarray, affine: np.ndarray, num_threads: int) -> np.n
         extraction, image = BrainExtraction(no_gpu=True), nib.Nifti1Image(data.astype(np.float32), affine)
         try:
             _, mask, _ = extraction.run(image)
-        except (AssertionError, ValueError) as fault:  # how deepbet says that it sees no brain at all
+        except (AssertionError, ValueError) as fault:  # deepbet's errors if there is no brain at all
             raise _NoBrainError(str(fault)) from fault
     return np.asarray(mask.dataobj) > 0
 
@@ -199,22 +199,22 @@ def head_mask(data: np.ndarray) -> np.ndarray:
 
     Notes
     -----
-    The threshold is found on intensities clipped at their 95th percentile, lest bright fat alone be
-    foreground.
+    The threshold is computed on intensities clipped at their 95th percentile. Otherwise only bright fat would
+    be above it.
     """
     from skimage.filters import threshold_otsu
 
     clipped = np.minimum(data, np.percentile(data[data > 0], 95))
     spread = float(np.ptp(clipped))
-    if spread < 1e-4 * float(np.abs(clipped).max()):  # too little for a histogram: few voxels stand out
+    if spread < 1e-4 * float(np.abs(clipped).max()):  # too small for a histogram: few voxels differ
         return _filled_largest_part(data > (data.min() + data.max()) / 2)
     return _filled_largest_part(data > threshold_otsu(clipped.ravel()))
 
 
 def _whole_head(data: np.ndarray, reason: str) -> BrainMask:
     warnings.warn(
-        f"No brain mask: {reason}. The whole head is used instead, so that intensities may be referred to "
-        "fat; give a mask if there is one.",
+        f"No brain mask: {reason}. The whole head is used instead, and fat can change the intensity "
+        "normalisation. Give a brain mask if you have one.",
         RuntimeWarning,
         stacklevel=5,
     )
@@ -231,6 +231,6 @@ def _filled_largest_part(mask: np.ndarray) -> np.ndarray:
 
 
 def _filled_in_each_slice(mask: np.ndarray, axis: int) -> np.ndarray:
-    """Fill holes within the slices of a slab, where nothing above or below closes them."""
+    """Fill holes in each slice of a slab. In 3-D they would be open above or below."""
     slices = [ndimage.binary_fill_holes(slice_) for slice_ in np.moveaxis(mask, axis, 0)]
     return np.moveaxis(np.stack(slices), 0, axis)

@@ -1,4 +1,4 @@
-"""Three Gaussians in the histogram of a brain: where CSF, GM and WM lie, and what an intensity tells."""
+"""Fit three Gaussians to the histogram of a brain: intensities of CSF, GM and WM."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Where the fit starts: quantiles that fall within CSF, GM and WM of nearly every T1-weighted brain.
+#: Start of the fit: quantiles within CSF, GM and WM of nearly every T1-weighted brain.
 START_QUANTILES = (0.05, 0.4, 0.8)
-#: Bins of the histogram that is fitted in place of the voxels themselves.
+#: Bins of the histogram. The fit uses it instead of the voxels.
 N_BINS = 512
-#: Iterations; the means of a real brain stand still to 1e-4 of their range after about 100.
+#: Iterations. The means of a real brain change by less than 1e-4 of their range after about 100.
 N_ITERATIONS = 200
 
 
@@ -25,7 +25,7 @@ class TissueMixture:
     share : ndarray, shape (3,)
         Share of the brain's voxels; sums to 1.
     range : tuple of float
-        Intensities that were fitted; what lies beyond is taken as if it lay on the border.
+        Range of the fitted intensities. Values beyond are clipped to it.
     """
 
     mean: np.ndarray
@@ -64,7 +64,7 @@ def fit_tissue_mixture(values: np.ndarray) -> TissueMixture:
     Returns
     -------
     TissueMixture
-        The fit; the same for the same values (nothing is drawn at random).
+        The fit, the same each time: nothing is random.
 
     References
     ----------
@@ -75,7 +75,7 @@ def fit_tissue_mixture(values: np.ndarray) -> TissueMixture:
     low, high = np.percentile(values, (0.1, 99.9))
     counts, edges = np.histogram(values, bins=N_BINS, range=(low, high))
     centres, weights = (edges[1:] + edges[:-1]) / 2.0, counts / counts.sum()
-    # A class of one bin would otherwise shrink until it swallows itself.
+    # Without a limit, a class of one bin would shrink to nothing.
     least_std = (high - low) / 200.0
     fit = TissueMixture(
         mean=np.quantile(values, START_QUANTILES),

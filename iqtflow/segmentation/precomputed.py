@@ -1,7 +1,7 @@
-"""Tissue probability maps that another program has made, as fMRIPrep and sMRIPrep write them.
+"""Ready-made tissue probability maps, as fMRIPrep and sMRIPrep write them.
 
-They lie in the space of the T1w image (no ``space-`` entity), though not always on its voxels: sMRIPrep
-turns images to RAS, and resamples where the images of one person differ.
+They are in the space of the T1w image (no ``space-`` entity), but not always on its grid: sMRIPrep reorders
+the axes to RAS, and resamples if the images of a subject differ.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from iqtflow.segmentation.atropos import TissueMaps
 
 LABELS = ("WM", "GM", "CSF")  #: of the maps, in the order of the fields of `ReadyMaps`
-#: A map that is resampled to the image must keep its volume; one that reaches beyond the image does not.
+#: Largest share of its volume that a map may lose in resampling to the image.
 LARGEST_LOSS = 0.05
-#: Share of intensity variance that the three tissues explain, on uncorrected scans of 1 to 1.3 mm: 0.79 to
-#: 0.81 with maps of the same image, 0.44 to 0.60 when they are 2 mm off, 0.25 to 0.39 at 4 mm, 0.06 to 0.27
-#: when left and right are exchanged.
+#: Share of intensity variance that the three tissues explain. On uncorrected scans of 1 to 1.3 mm it was 0.79
+#: to 0.81 with maps of the same image, 0.44 to 0.60 with a shift of 2 mm, 0.25 to 0.39 with 4 mm, and 0.06 to
+#: 0.27 with left and right exchanged.
 LEAST_EXPLAINED = 0.35
 USUAL_EXPLAINED = 0.6
-#: How far from 0 to 1 rounding may leave a probability.
+#: Rounding may move a probability this far beyond 0 and 1.
 ROUNDING = 0.01
 
 
@@ -45,21 +45,21 @@ class ReadyMaps:
 
 
 def find_ready_maps(image: str | os.PathLike, derivatives_dir: str | os.PathLike) -> ReadyMaps | None:
-    """Find the maps that belong to an image, by BIDS names alone.
+    """Find the maps of an image by BIDS names.
 
     Parameters
     ----------
     image
-        An image with a BIDS name, ``sub-X[_ses-Y]..._T1w.nii.gz``; it is not opened.
+        Image with a BIDS name, ``sub-X[_ses-Y]..._T1w.nii.gz``. It is not opened.
     derivatives_dir
-        Root of the derivatives, which holds ``sub-X/[ses-Y/]anat/..._label-{WM,GM,CSF}_probseg.nii.gz``.
+        Root of the derivatives, with ``sub-X/[ses-Y/]anat/..._label-{WM,GM,CSF}_probseg.nii.gz``.
 
     Returns
     -------
     ReadyMaps or None
-        None where the three are not there. Besides ``label`` and ``desc`` the names have no entity that the
-        image's has not, or has another value of; several images averaged into one leave entities out. Of
-        several sets the one with the most entities counts, and one without ``desc`` before one with.
+        None if one of the three is missing. All entities of a map except ``label`` and ``desc`` must be those
+        of the image; some may be missing, because averages of several images leave entities out. Of several
+        sets, the one with the most entities is taken, and one without ``desc`` before one with it.
     """
     from iqtflow.bids import read_entities
 
@@ -91,7 +91,7 @@ def find_ready_maps(image: str | os.PathLike, derivatives_dir: str | os.PathLike
 def read_ready_maps(
     image: nib.Nifti1Image, data: np.ndarray, files: ReadyMaps, *, skull_stripped: bool | None = None
 ) -> TissueMaps:
-    """Read ready-made maps onto the grid of their image, and make sure that they belong to it.
+    """Read ready-made maps onto the grid of their image, and check that they belong to it.
 
     Parameters
     ----------
@@ -100,22 +100,23 @@ def read_ready_maps(
     data : ndarray of float32, shape (w, h, d)
         Its intensities.
     files
-        From `find_ready_maps`, or named by the user. Without a mask the brain is where the three tissues
-        sum to more than one half.
+        From `find_ready_maps`, or from the user. Without a mask, the brain is where the three tissues sum to
+        more than one half.
     skull_stripped
-        Recorded, when known.
+        For the record, if known.
 
     Returns
     -------
     TissueMaps
-        On the image's grid: as they are, turned without loss, or linearly interpolated; ``details["grid"]``
-        says which. The image stands for the bias-corrected image. ``details["remarks"]`` is for the user.
+        On the image's grid. ``details["grid"]`` is "same", "turned" (axes reordered, without loss) or
+        "resampled" (linear interpolation). The bias-corrected image is the image itself.
+        ``details["remarks"]`` is for the user.
 
     Raises
     ------
     InputError
-        A file cannot be read, holds no probabilities, reaches beyond the image, or shows other tissue than
-        the image: maps in another space.
+        A file cannot be read, is not a probability map, reaches beyond the image, or does not fit the image
+        (maps in another space).
     """
     import numpy as np
 
@@ -137,14 +138,14 @@ def read_ready_maps(
         raise InputError(
             files.gm,
             found=f"tissue that explains {explained:.2f} of the variance of {image.get_filename()}",
-            expected=f"at least {LEAST_EXPLAINED:g}: maps in the space of this very image",
+            expected=f"at least {LEAST_EXPLAINED:g}: maps in the space of this image",
             next_step="Give the maps without a space- entity of this image, or choose another segmentation.",
         )
     remarks = []
     if explained < USUAL_EXPLAINED:
         remarks.append(f"the maps explain only {explained:.2f} of the image's variance: are they aligned?")
     if "resampled" in grids:
-        remarks.append("the maps lie on another grid and were interpolated")
+        remarks.append("the maps are on another grid and were interpolated")
     voxel_ml = abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000
     details = {
         "maps": {label: os.fspath(path) for label, path in _by_label(files).items()},
@@ -174,7 +175,7 @@ def _by_label(files: ReadyMaps) -> Mapping[str, Path]:
 
 
 def _mask_beside(wm: Path) -> Path | None:
-    """Brain mask of the same image, in the same folder."""
+    """Find the brain mask of the same image in the same folder."""
     parts = wm.name.split("_")
     stem = "_".join(part for part in parts[:-1] if not part.startswith(("label-", "desc-")))
     for extension in (".nii.gz", ".nii"):
@@ -185,7 +186,7 @@ def _mask_beside(wm: Path) -> Path | None:
 
 
 def _read_onto(path: Path, image: nib.Nifti1Image) -> tuple[np.ndarray, str]:
-    """Read probabilities onto an image's grid; also tell how: "same", "turned" or "resampled"."""
+    """Read probabilities onto an image's grid; also return how: "same", "turned" or "resampled"."""
     import numpy as np
     from scipy import ndimage
 
@@ -206,7 +207,7 @@ def _read_onto(path: Path, image: nib.Nifti1Image) -> tuple[np.ndarray, str]:
     if values.shape == shape and np.allclose(to_source, np.eye(4), atol=1e-3):
         return values, "same"
     rounded = np.rint(to_source)
-    # Voxels that fall on voxels: a rotation by 90 degrees, a mirrored axis, another field of view.
+    # Voxels coincide: a rotation by 90 degrees, a mirrored axis, another field of view.
     turned = np.allclose(to_source, rounded, atol=1e-3) and abs(round(np.linalg.det(rounded))) == 1
     matrix = rounded if turned else to_source
     moved = ndimage.affine_transform(values, matrix[:3, :3], matrix[:3, 3], shape, order=1, cval=0.0)
@@ -224,7 +225,7 @@ def _read_onto(path: Path, image: nib.Nifti1Image) -> tuple[np.ndarray, str]:
 
 
 def _maker(path: Path) -> str:
-    """Program and version that wrote derivatives, as their ``dataset_description.json`` states them."""
+    """Return program and version from the ``dataset_description.json`` of derivatives."""
     for folder in path.absolute().parents:
         try:
             text = read_text(folder / "dataset_description.json")

@@ -1,4 +1,4 @@
-"""Which engine makes the tissue maps of a scan: ready-made ones, SPM, or the embedded engine."""
+"""Choose the source of a scan's tissue maps: ready-made maps, SPM, or the embedded engine."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ EMBEDDED = "embedded engine (ANTs N4 and Atropos)"
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """An engine, and why it was taken.
+    """An engine, and the reason for it.
 
     Attributes
     ----------
     engine
         ``"derivatives"``, ``"spm"`` or ``"ants"``.
     reason
-        Why, as a phrase for people.
+        Why it was chosen.
     maps
-        The ready-made maps; None for the other engines, and where maps were insisted on but are not there.
+        Ready-made maps; None for the other engines, and if ``"derivatives"`` was asked for but has no maps.
     spm
         The installation; None for the other engines.
     whole_head
-        The image before its skull was removed, which SPM segments in its place, if the data set has it.
+        The image before skull stripping, if the data set has it. SPM segments it instead.
     """
 
     engine: str
@@ -47,7 +47,7 @@ class EngineChoice:
     whole_head: Path | None = None
 
     def describe(self) -> str:
-        """One line for the terminal."""
+        """Return one line for the terminal."""
         if self.engine == "spm":
             return f"{self.spm.describe()}; {describe_priors(self.spm)}"
         if self.engine == "derivatives":
@@ -63,50 +63,50 @@ def choose_engine(
     tpm: str | os.PathLike | None = None,
     octave: str | os.PathLike | None = None,
 ) -> EngineChoice:
-    """Choose the engine for one scan: ready-made maps before SPM, and SPM before the embedded engine.
+    """Choose the engine for one scan: ready-made maps first, then SPM, then the embedded engine.
 
     Parameters
     ----------
     wanted
-        ``"auto"``, or the engine that is insisted on.
+        ``"auto"``, or the engine that the user asks for.
     maps
-        The scan's ready-made maps, if it has any.
+        Ready-made maps of the scan, if there are any.
     spm_dir, tpm, octave
         As for `iqtflow.segmentation.spm.install.find_spm`.
 
     Raises
     ------
     SpmNotFoundError
-        There is no usable SPM, and the user wants it: by ``"spm"``, or by naming one of its parts.
+        There is no usable SPM, and the user asks for ``"spm"`` or names one of its parts.
     """
     if wanted == "ants":
         return EngineChoice("ants", "asked for")
     if wanted == "derivatives" or (wanted == "auto" and maps is not None):
-        return EngineChoice("derivatives", "asked for" if wanted != "auto" else "they are there", maps=maps)
+        return EngineChoice("derivatives", "asked for" if wanted != "auto" else "found", maps=maps)
     try:
         found = find_spm(spm_dir=spm_dir, tpm=tpm, octave=octave)
     except SpmNotFoundError as fault:
         if wanted == "spm" or any(value is not None for value in (spm_dir, tpm, octave)):
             raise
         return EngineChoice("ants", f"no SPM ({fault.found})")
-    return EngineChoice("spm", "asked for" if wanted == "spm" else "it is there", spm=found)
+    return EngineChoice("spm", "asked for" if wanted == "spm" else "found", spm=found)
 
 
 def engine_for(
     image: str | os.PathLike, settings: SegmentationSettings, *, name: str | None = None
 ) -> EngineChoice:
-    """Choose the engine for one image of a data set, as the settings say.
+    """Choose the engine for one image of a data set.
 
-    Under ``"auto"`` an image that shows too little of the head for SPM goes to the embedded engine.
+    With ``"auto"``, an image that shows too little of the head for SPM gets the embedded engine.
 
     Parameters
     ----------
     image
         The image.
     settings
-        What the user asked for.
+        Settings of the user.
     name
-        Its name in BIDS, by which ready-made maps are looked for; None takes the file's own.
+        Its BIDS name, to find ready-made maps; None: the name of the file.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def engine_for(
         extent_mm = least_extent_mm(image)
         if settings.engine == "auto" and extent_mm is not None and extent_mm < MIN_EXTENT_MM:
             return EngineChoice("ants", f"SPM needs {MIN_EXTENT_MM:.0f} mm along every axis")
-        # Data sets in BIDS' form often are links to files under the names that they came with.
+        # BIDS data sets are often made of links to files with their original names.
         choice = replace(choice, whole_head=find_unstripped_sibling(os.path.realpath(image)))
     return choice
 
@@ -138,21 +138,21 @@ def check_engine(
     *,
     names: Sequence[str] | None = None,
 ) -> str:
-    """Make sure, before anything is written, that there is an engine; describe it for the terminal.
+    """Check, before anything is written, that there is an engine; describe it for the terminal.
 
     Parameters
     ----------
     images
-        All images that maps are needed of.
+        All images that need maps.
     settings
-        What the user asked for.
+        Settings of the user.
     names
-        The images' names in BIDS; None takes the files' own.
+        BIDS names of the images; None: the names of the files.
 
     Raises
     ------
     UsageError
-        Ready-made maps are insisted on and there are none, or named though another engine is insisted on.
+        The user asks for ready-made maps and there are none, or names them together with another engine.
     SpmNotFoundError
         As `choose_engine`.
     """
@@ -168,7 +168,7 @@ def check_engine(
         raise UsageError(
             "--derivatives",
             found=f"--segmentation {settings.engine}",
-            expected="auto or derivatives: other engines take no ready-made maps",
+            expected="auto or derivatives: other engines do not use ready-made maps",
             next_step="Leave one of the two out.",
         )
     called = names or [None] * len(images)
@@ -178,9 +178,9 @@ def check_engine(
             folder,
             found="no tissue maps of any image",
             expected="sub-X/anat/sub-X_label-WM_probseg.nii.gz, and the same for GM and CSF",
-            next_step="Check the path; or choose --segmentation auto, which lets another engine take over.",
+            next_step="Check the path; or choose --segmentation auto, which uses another engine.",
         )
-    # Counted before they are described, which reads the tissue priors.
+    # Counted before they are described, because the description reads the tissue priors.
     kinds = Counter((replace(c, maps=None, whole_head=None), c.maps is not None) for c in choices)
     said = {_describe(kind, has_maps=has_maps, folder=folder): n for (kind, has_maps), n in kinds.items()}
     if len(said) == 1:
@@ -191,11 +191,11 @@ def check_engine(
 def _describe(choice: EngineChoice, *, has_maps: bool, folder: Path | None) -> str:
     if choice.engine != "derivatives":
         return choice.describe()
-    return f"ready-made maps in {folder}" if has_maps else "nothing, and they will fail"
+    return f"ready-made maps in {folder}" if has_maps else "no ready-made maps: these will fail"
 
 
 def describe_priors(spm: SpmInstallation) -> str:
-    """Tell whether the tissue priors are SPM's own."""
+    """Return whether the tissue priors are SPM's own, as a phrase."""
     if spm.tpm is None:
         return "tissue priors inside standalone SPM"
     if tpm_blob_id(spm.tpm) == GENUINE_TPM_BLOB:

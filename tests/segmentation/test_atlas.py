@@ -9,7 +9,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from nilearn import datasets
 
 from iqtflow.cli.commands.segment import main as segment
-from iqtflow.segmentation.atlas import LEAST_OVERLAP, classify_with_priors, lay_atlas
+from iqtflow.segmentation.atlas import LEAST_OVERLAP, classify_with_priors, register_atlas
 from iqtflow.segmentation.atropos import segment_tissues
 from iqtflow.segmentation.mixture import fit_tissue_mixture
 from iqtflow.simulation.slice_profile import apply_profile, profile_matrix
@@ -72,7 +72,7 @@ def test_the_atlas_finds_its_place_in_thick_slices_of_any_orientation_and_twice_
     (intensity, wm, gm, mask), affine = template
     moved = affine.copy()
     moved[:3, 3] += (12, -20, 15)  # another scanner's centre
-    runs = [lay_atlas(ants, intensity, mask > 0.5, moved) for _ in range(2)]
+    runs = [register_atlas(ants, intensity, mask > 0.5, moved) for _ in range(2)]
     found = runs[0]
     assert found.overlap > 0.95 > LEAST_OVERLAP
     np.testing.assert_allclose(found.maps.sum(axis=0), 1, atol=1e-5)
@@ -94,5 +94,5 @@ def test_a_slab_is_told_by_intensity_alone_and_the_record_says_so():
     mask = radius < 1
     with_atlas = segment_tissues(image, mask=mask, priors="atlas")
     assert with_atlas.details["atlas"] is None
-    assert "40 mm is too little" in with_atlas.details["remarks"][0]
+    assert "field of view of 40 mm" in with_atlas.details["remarks"][0]
     np.testing.assert_array_equal(with_atlas.gm, segment_tissues(image, mask=mask).gm)

@@ -1,4 +1,4 @@
-"""Whose scan is whose: files whose names leave that open are named and left out; the others are processed."""
+"""Files with an invalid name or a shared output name are left out with a reason; the rest is processed."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_the_look_over_the_data_set_says_of_each_file_whether_it_is_read(mixed, 
         for name in ("sub-01_t1", "sub-01_space-a_T1w", "sub-01_desc-x_T1w", "sub-02_T1w")
     }
     assert "; not read (" in about["sub-01_t1"]
-    assert "; read all the same (" in about["sub-01_space-a_T1w"]
+    assert "; read nevertheless (" in about["sub-01_space-a_T1w"]
     assert "left out" in about["sub-01_desc-x_T1w"] and "left out" in about["sub-02_T1w"]
 
 
