@@ -1,14 +1,12 @@
-"""The pages in a real browser, opened from a folder: whole, silent, offline, on a phone and on a desk, by
-keyboard.
-"""
+"""The pages in Chromium: complete, without errors, offline, on a phone and on a desk, by keyboard."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from shutil import which
 from urllib.parse import unquote, urlparse
 
-import chromium
 import pytest
 from report_phantoms import UNFAMILIAR, failed, make_prepared_record, make_record
 
@@ -19,8 +17,8 @@ from iqtflow.reports.assemble.subject import write_subject_page
 from iqtflow.reports.record import Record
 
 PAGES = ("sub-01.html", "sub-02.html", "index.html", "group.html")
-#: A page is as wide as the screen, not wider; nothing in it sticks out of the screen either, but what
-#: scrolls by itself.
+PROGRAM = which("chromium") or which("chromium-browser") or which("google-chrome")
+#: Pixels that a page is wider than the screen, and all parts that are; parts that scroll may be.
 TOO_WIDE = """(() => {
   const root = document.documentElement;
   const out = [...document.querySelectorAll("body *")].filter(e => {
@@ -35,11 +33,34 @@ PICTURES = (
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if chromium.PROGRAM is None:
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    if PROGRAM is None:
         pytest.skip("chromium is not installed")
-    with chromium.Chromium(tmp_path_factory.mktemp("profile")) as started:
-        yield started
+    with playwright.sync_playwright() as started:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        with started.chromium.launch(executable_path=PROGRAM, args=options) as chromium:
+            yield chromium
+
+
+@pytest.fixture
+def tab(browser):
+    """A tab that notes the addresses that it asks for, and all errors and warnings."""
+    with browser.new_page(viewport={"width": 1280, "height": 900}) as page:
+        page.asked, page.faults = [], []
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.on("requestfailed", lambda request: page.faults.append(f"request failed: {request.url}"))
+        page.on("pageerror", lambda fault: page.faults.append(f"exception: {fault}"))
+        page.on(
+            "console",
+            lambda told: page.faults.append(told.text) if told.type in ("error", "warning") else None,
+        )
+        yield page
+
+
+def show(tab, page: Path, *, width: int = 1280) -> None:
+    tab.set_viewport_size({"width": width, "height": 900})
+    tab.goto(page.as_uri())
 
 
 @pytest.fixture(scope="module")
@@ -74,18 +95,18 @@ def site(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_opens_whole_silent_and_offline_and_fits_phone_and_desk(browser, site, name):
-    tab = browser.open(site / name, width=1280)
+def test_a_page_opens_whole_silent_and_offline_and_fits_phone_and_desk(tab, site, name):
+    show(tab, site / name)
     assert tab.evaluate(TOO_WIDE) == [0]
-    tab.resize(390)
+    tab.set_viewport_size({"width": 390, "height": 900})
     assert tab.evaluate(TOO_WIDE) == [0]
     pictures = tab.evaluate(PICTURES)
     assert all(complete and width > 0 and height > 0 for _, complete, width, height in pictures), pictures
     shown = {Path(unquote(urlparse(source).path)) for source, *_ in pictures}
     assert shown == expected_pictures(site, name)
-    assert {urlparse(address).scheme for address in tab.requests()} <= {"file", "data"}
-    assert tab.evaluate("document.getElementById('lost').hidden")
-    assert tab.faults() == []
+    assert {urlparse(address).scheme for address in tab.asked} <= {"file", "data"}
+    assert not tab.locator("#lost").is_visible()
+    assert tab.faults == []
 
 
 def expected_pictures(site: Path, name: str) -> set[Path]:
@@ -96,86 +117,79 @@ def expected_pictures(site: Path, name: str) -> set[Path]:
     return {p for p in folder.iterdir() if p.suffix != ".json" and not p.name.endswith("_thumbnail.webp")}
 
 
-def test_the_browser_test_can_fail(browser, tmp_path):
+def test_the_browser_test_can_fail(tab, tmp_path):
     (tmp_path / "bad.html").write_text(
         "<meta charset=utf-8><img src=gone.png><img src=//example.invalid/x.png>"
         "<script>undefined_name()</script><div style='width: 2000px'>wide</div>"
     )
-    tab = browser.open(tmp_path / "bad.html", width=390)
-    faults = " ".join(tab.faults())
+    show(tab, tmp_path / "bad.html", width=390)
+    faults = " ".join(tab.faults)
     assert "request failed" in faults and "exception" in faults
     assert tab.evaluate(TOO_WIDE)[0] > 0
     assert all(width == 0 for *_, width, _ in tab.evaluate(PICTURES))
 
 
-def test_everything_on_a_picture_can_be_done_by_keyboard(browser, site):
-    tab = browser.open(site / "sub-01.html", width=1280)
-    tab.evaluate("document.querySelector('nav a:last-of-type').focus()")
-    stage = "document.querySelector('.compare .stage')"
+def test_everything_on_a_picture_can_be_done_by_keyboard(tab, site):
+    show(tab, site / "sub-01.html")
+    tab.locator("nav a").last.focus()
+    stage, place = tab.locator(".compare .stage").first, tab.locator(".compare .place").first
     for _ in range(30):
-        tab.press("Tab")
+        tab.keyboard.press("Tab")
         if tab.evaluate("document.activeElement.className") == "wipe":
             break
-    assert tab.evaluate(f"{stage}.contains(document.activeElement)"), "the line is reached with the tab key"
-    tab.press("ArrowRight", 10)
-    assert tab.evaluate(f"{stage}.style.getPropertyValue('--wipe')") == "60%"
-    tab.press("Tab")
-    tab.press("Enter")
-    assert tab.evaluate(f"{stage}.style.getPropertyValue('--wipe')") == "100%", "before only"
-    before = tab.evaluate("document.querySelector('.compare .place').textContent")
-    tab.press("Tab", 3)
-    tab.press("ArrowRight")
-    assert tab.evaluate("document.querySelector('.compare .place').textContent") != before
-    tab.press("Tab")
-    tab.press(" ")
-    assert tab.evaluate(f"{stage}.classList.contains('sheet')"), "all slices at once"
+    assert stage.locator(":focus").count() == 1, "the line is reached with the tab key"
+    for _ in range(10):
+        tab.keyboard.press("ArrowRight")
+    assert "--wipe: 60%" in stage.get_attribute("style")
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Enter")
+    assert "--wipe: 100%" in stage.get_attribute("style"), "before only"
+    before = place.text_content()
+    for key in ("Tab", "Tab", "Tab", "ArrowRight"):
+        tab.keyboard.press(key)
+    assert place.text_content() != before
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Space")
+    assert "sheet" in stage.get_attribute("class").split(), "all slices at once"
     outline = "getComputedStyle(document.activeElement).outlineStyle"
     assert tab.evaluate(outline) != "none", "the focus is seen"
 
 
-def test_on_paper_before_and_after_stand_side_by_side_without_controls(browser, site):
-    tab = browser.open(site / "sub-01.html", width=794)
-    tab.call("Emulation.setEmulatedMedia", media="print")
-    controls = "[...document.querySelectorAll('.controls, .wipe, nav')]"
-    assert tab.evaluate(f"{controls}.every(e => getComputedStyle(e).display === 'none')")
-    boxes = tab.evaluate(
-        "[...document.querySelector('.compare .stage').querySelectorAll('.layer')].map(e => "
-        "{ const b = e.getBoundingClientRect(); return [b.left, b.right, b.height]; })"
-    )
-    (_, first_right, height), (second_left, *_) = boxes
-    assert first_right <= second_left + 1 and height > 50
+def test_on_paper_before_and_after_stand_side_by_side_without_controls(tab, site):
+    show(tab, site / "sub-01.html", width=794)
+    tab.emulate_media(media="print")
+    assert not any(part.is_visible() for part in tab.locator(".controls, .wipe, nav").all())
+    first, second = (tab.locator(".compare .stage .layer").nth(i).bounding_box() for i in (0, 1))
+    assert first["x"] + first["width"] <= second["x"] + 1 and first["height"] > 50
     assert tab.evaluate(TOO_WIDE)[0] == 0
 
 
-def test_a_page_without_its_figures_says_how_many_it_lacks(browser, site, tmp_path):
+def test_a_page_without_its_figures_says_how_many_it_lacks(tab, site, tmp_path):
     alone = tmp_path / "sub-01.html"
     alone.write_bytes((site / "sub-01.html").read_bytes())
-    tab = browser.open(alone, width=1280)
-    total = tab.evaluate("document.images.length")
+    show(tab, alone)
+    total = tab.locator("img").count()
     assert total > 30
-    assert tab.evaluate("document.getElementById('lost').innerText").startswith(
-        f"{total} of {total} pictures"
-    )
+    assert tab.locator("#lost").inner_text().startswith(f"{total} of {total} pictures")
 
 
 def test_without_script_both_halves_of_a_picture_are_there(browser, site):
-    tab = browser.open(site / "sub-02.html", width=390, script="")
-    tab.call("Emulation.setScriptExecutionDisabled", value=True)
-    tab.call("Page.navigate", url=(site / "sub-02.html").as_uri())
-    browser.wait(lambda m: m.get("method") == "Page.loadEventFired" and m.get("sessionId") == tab.session)
-    tab.call("Emulation.setScriptExecutionDisabled", value=False)
-    assert tab.evaluate("document.querySelector('.stage').getBoundingClientRect().height") > 50
-    assert tab.evaluate("getComputedStyle(document.querySelector('.controls')).display") == "none"
+    with browser.new_page(java_script_enabled=False) as tab:
+        show(tab, site / "sub-02.html", width=390)
+        assert tab.locator(".stage").first.bounding_box()["height"] > 50
+        assert not tab.locator(".controls").first.is_visible()
 
 
-def test_the_index_is_narrowed_to_those_that_failed_and_by_label(browser, site):
-    tab = browser.open(site / "index.html", width=390)
-    visible = "[...document.querySelectorAll('.card')].filter(c => c.offsetParent).map(c => c.dataset.label)"
-    assert tab.evaluate(visible) == ["sub-01", "sub-03", "sub-02"], "failures first"
-    tab.evaluate("document.querySelector('[data-filter=prepared]').click()")
-    assert tab.evaluate(visible) == ["sub-02"]
-    tab.evaluate("document.querySelector('[data-filter=\"\"]').click()")
-    tab.evaluate("document.querySelector('.filter input').focus()")
-    tab.call("Input.insertText", text="03")
-    assert tab.evaluate(visible) == ["sub-03"]
-    assert tab.evaluate("document.querySelector('.shown').textContent") == "1 of 3 shown"
+def test_the_index_is_narrowed_to_those_that_failed_and_by_label(tab, site):
+    show(tab, site / "index.html", width=390)
+
+    def visible() -> list[str]:
+        return [card.get_attribute("data-label") for card in tab.locator(".card:visible").all()]
+
+    assert visible() == ["sub-01", "sub-03", "sub-02"], "failures first"
+    tab.locator("[data-filter=prepared]").click()
+    assert visible() == ["sub-02"]
+    tab.locator("[data-filter='']").click()
+    tab.locator(".filter input").fill("03")
+    assert visible() == ["sub-03"]
+    assert tab.locator(".shown").text_content() == "1 of 3 shown"
