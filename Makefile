@@ -1,6 +1,6 @@
 # make demo   enhance a small simulated scan, from nothing to a page to look at
 # make test   all tests, two files at a time (PYTEST_ARGS="-m 'not slow'" for the quick ones, one at a time)
-# make lint   style, spelling, types
+# make lint   style, spelling, types, docstrings of public names
 # make docs   the documentation, as docs/_build/index.html, warnings are errors
 # Each makes its own virtual environment on first use.
 
@@ -30,6 +30,7 @@ lint: $(VENV)/.installed-test
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m codespell_lib
 	$(VENV)/bin/python -m mypy
+	$(VENV)/bin/python docs/_ext/check_docstrings.py
 
 docs: $(VENV)/.installed-docs
 	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build

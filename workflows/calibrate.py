@@ -39,6 +39,11 @@ def init_calibrate_wf(
     omp_nthreads
         Threads of the segmentation.
 
+    Returns
+    -------
+    nipype.pipeline.engine.Workflow
+        The graph, with the nodes ``inputnode`` and ``outputnode``.
+
     Inputs
     ------
     in_file
@@ -119,6 +124,11 @@ def init_fit_prior_wf(*, name: str = "fit_prior", prior_name: str = "site") -> W
         Name of the workflow.
     prior_name
         Name of the prior.
+
+    Returns
+    -------
+    nipype.pipeline.engine.Workflow
+        The graph, with the nodes ``inputnode`` and ``outputnode``.
 
     Inputs
     ------

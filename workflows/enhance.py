@@ -45,6 +45,11 @@ def init_enhance_wf(
     tiling, precision, mirror, keep_white_matter
         See `iqtflow.interfaces.enhance.EnhanceVolume`.
 
+    Returns
+    -------
+    nipype.pipeline.engine.Workflow
+        The graph, with the nodes ``inputnode`` and ``outputnode``.
+
     Inputs
     ------
     in_file

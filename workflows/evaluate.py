@@ -33,6 +33,11 @@ def init_evaluate_wf(
     mem_gb
         Memory of the enhancing node.
 
+    Returns
+    -------
+    nipype.pipeline.engine.Workflow
+        The graph, with the nodes ``inputnode`` and ``outputnode``.
+
     Inputs
     ------
     model

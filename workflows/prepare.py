@@ -73,6 +73,11 @@ def init_prepare_wf(
     derivatives_dir
         Where ready-made maps were looked for; for messages.
 
+    Returns
+    -------
+    nipype.pipeline.engine.Workflow
+        The graph, with the nodes ``inputnode`` and ``outputnode``.
+
     Inputs
     ------
     in_file

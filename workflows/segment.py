@@ -45,6 +45,11 @@ def init_segment_wf(
     omp_nthreads
         Threads of the embedded engine; SPM gains nothing from a second one.
 
+    Returns
+    -------
+    nipype.pipeline.engine.Workflow
+        The graph, with the nodes ``inputnode`` and ``outputnode``.
+
     Inputs
     ------
     in_file

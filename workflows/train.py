@@ -62,6 +62,11 @@ def init_train_wf(
     training
         More inputs of `iqtflow.interfaces.train.TrainModel` by name, such as ``{"upsampling_factor": 8}``.
 
+    Returns
+    -------
+    nipype.pipeline.engine.Workflow
+        The graph, with the nodes ``inputnode`` and ``outputnode``.
+
     Inputs
     ------
     train_libraries, validation_libraries

@@ -1,4 +1,4 @@
-"""Writes ``api/index.rst``, the list of all modules."""
+"""Writes ``api/index.rst`` with the public names, and ``api/internal.rst`` with all modules."""
 
 from __future__ import annotations
 
@@ -53,26 +53,48 @@ def list_modules(package: str) -> list[str]:
     return found
 
 
-def write_index(app: Sphinx, config: Config) -> None:
-    """Write the page before Sphinx looks for pages, unless nothing has changed."""
-    lines = [
-        "API",
-        "===",
+def list_public(package: str) -> list[str]:
+    """Return the public names of a package, each as the module that defines it documents it."""
+    found = importlib.import_module(package)
+    public = (getattr(found, name) for name in found.__all__)
+    return [f"~{one.__module__}.{one.__qualname__}" for one in public]
+
+
+def summary(names: list[str], *options: str) -> list[str]:
+    """Return the lines of a table of names."""
+    return [".. autosummary::", *(f"   {o}" for o in options), "", *(f"   {name}" for name in names), ""]
+
+
+def write_pages(app: Sphinx, config: Config) -> None:
+    """Write both pages before Sphinx looks for pages; leave a page alone when nothing has changed."""
+    public = [
+        *("API", "===", ""),
+        "These names are public. Import them as ``from iqtflow import enhance``,",
+        "``from iqtflow.interfaces import EnhanceVolume`` or",
+        "``from iqtflow.workflows import init_enhance_wf``. All other names are",
+        ":doc:`internal <internal>` and may change from one version to the next.",
         "",
-        "Import by full name: ``from iqtflow.interfaces.enhance import EnhanceVolume``.",
+    ]
+    modules = [
+        *("Internal modules", "================", ""),
+        "All modules. Their names may change from one version to the next.",
+        ":doc:`Public names <index>` stay.",
         "",
     ]
     for package, heading, text in PARTS:
-        lines += [heading, "-" * len(heading), "", text, "", ".. autosummary::", "   :toctree: generated", ""]
-        lines += [f"   {name}" for name in list_modules(package)] + [""]
-    page = Path(app.srcdir) / "api" / "index.rst"
-    page.parent.mkdir(exist_ok=True)
-    text = "\n".join(lines)
-    if not page.exists() or page.read_text() != text:
-        page.write_text(text)
+        public += [f"``{package}``", "-" * (len(package) + 4), "", *summary(list_public(package))]
+        modules += [heading, "-" * len(heading), "", text, ""]
+        modules += summary(list_modules(package), ":toctree: generated")
+    public += [".. toctree::", "   :hidden:", "", "   internal", ""]
+    folder = Path(app.srcdir) / "api"
+    folder.mkdir(exist_ok=True)
+    for name, lines in (("index", public), ("internal", modules)):
+        page, text = folder / f"{name}.rst", "\n".join(lines)
+        if not page.exists() or page.read_text() != text:
+            page.write_text(text)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx, before it lists the pages."""
-    app.connect("config-inited", write_index)
+    app.connect("config-inited", write_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

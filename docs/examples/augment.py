@@ -13,7 +13,7 @@ import sys
 from nipype.interfaces.utility import Function, IdentityInterface
 from nipype.pipeline.engine import MapNode, Node, Workflow
 
-from iqtflow.interfaces.simulate import SimulateLowField
+from iqtflow.interfaces import SimulateLowField
 
 
 def stretch_contrast(in_file: str, seed: int) -> str:

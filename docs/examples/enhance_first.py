@@ -15,7 +15,7 @@ import sys
 from nipype.interfaces.utility import Function, IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
-from iqtflow.workflows.enhance import init_enhance_wf
+from iqtflow.workflows import init_enhance_wf
 
 
 def reorient(in_file: str) -> str:

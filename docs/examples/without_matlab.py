@@ -13,7 +13,7 @@ import sys
 from nipype.interfaces.utility import Function, IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
-from iqtflow.interfaces.spm import UnifiedSegmentation
+from iqtflow.interfaces import UnifiedSegmentation
 
 
 def measure(native_class_images: list[list[str]]) -> list[float]:

@@ -1,9 +1,7 @@
-"""A thick-slice scan to a thin-slice one: the way of one image, from the scanner's file and back to its
-place.
+"""Enhancement of one scan: from a thick-slice image to the enhanced volume in the same place.
 
-Find the slices, put them last, bring the plane to a grid that the network knows, find the brain, scale
-intensities by it, run the network(s), scale back, put the axes back. Geometry, normalisation and brain mask
-are the functions that training uses.
+Find the slice axis, put it last, resample the plane to the model's ratio, find the brain, scale intensities,
+run the networks, scale back, put the axes back. Geometry, normalisation and brain mask are those of training.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import nibabel as nib
@@ -35,43 +34,45 @@ from iqtflow.image.geometry import (
 from iqtflow.image.intensity import bridge_slices, empty_slices, intensity_scale
 from iqtflow.image.metadata import settle_values
 from iqtflow.image.orientation import ReorientedScan
+from iqtflow.image.validate import check_scan
 from iqtflow.inference.ood import compare, find_reference, measure_scan
 from iqtflow.inference.predict import enhance_volume
 from iqtflow.inference.uncertainty import as_sidecar
 from iqtflow.inference.white_matter import correct_white_matter, usual_ratios
 from iqtflow.models.card import PAPER_PATCH
 from iqtflow.models.model_file import load_model
-from iqtflow.models.zoo import choose_model
+from iqtflow.models.zoo import choose_model, contrast_of
 from iqtflow.segmentation.brainmask import BrainMask, find_brain_mask
 from iqtflow.utils.errors import InputError
+from iqtflow.utils.gpus import resolve_device
 from iqtflow.utils.system import peak_memory_gb
 
-#: What the numbers in an enhanced volume mean.
+#: Meaning of the values of an enhanced volume.
 INTENSITIES = (
     "In the input scan's own arbitrary units: white matter keeps its intensity, values below 0 are set to 0. "
-    "WhiteMatter says how well it was kept, and by which factor the estimate was scaled for it."
+    "WhiteMatter gives the ratio of scan to enhanced volume, and the factor that was applied for it."
 )
-#: Share of brain voxels below 0 above which a scan is no magnitude image.
+#: A scan with a larger share of brain voxels below 0 is not a magnitude image.
 NEGATIVE_SHARE = 0.01
 
 
 @dataclass(frozen=True)
 class EnhancedScan:
-    """What becomes of a scan.
+    """Result of `enhance_image`.
 
     Attributes
     ----------
     mean
         Enhanced volume, in the scan's axis order, world space and units.
     std
-        Standard deviation of the error that is to be expected, on the same grid
-        (`iqtflow.inference.uncertainty`); None for a single network that does not predict it.
+        Standard deviation of the error on the same grid, in the scan's units
+        (`iqtflow.inference.uncertainty`); None if the model gives none.
     spline
         Cubic B-spline interpolation of the scan on the same grid.
     mask
         Brain mask on the scan's own grid.
     details
-        What a BIDS sidecar should say.
+        Fields of the BIDS sidecar.
     """
 
     mean: nib.Nifti1Image
@@ -82,9 +83,96 @@ class EnhancedScan:
 
 
 class NothingToGain(InputError):
-    """The scan is near-isotropic already. A run over a data set skips it; a command or a node that was asked
-    for this very scan fails, since it has no enhanced volume to give.
+    """The scan is near-isotropic. A run over a data set skips it; a command or node for this scan fails."""
+
+
+def enhance(
+    img: str | os.PathLike | nib.spatialimages.SpatialImage,
+    model: str | os.PathLike | None = None,
+    *,
+    return_std: bool = False,
+    device: str = "auto",
+    contrast: str | None = None,
+    sidecar: Mapping[str, Any] | None = None,
+    skull_stripped: bool | None = None,
+    force: bool = False,
+    num_threads: int = 1,
+    max_memory_gb: float | None = None,
+) -> nib.Nifti1Image | tuple[nib.Nifti1Image, nib.Nifti1Image | None]:
+    """Enhance a low-field scan with thick slices to a high-field-like volume with thin slices.
+
+    The voxels are those of the command ``iqtflow-enhance`` with the same options.
+
+    Parameters
+    ----------
+    img
+        Three-dimensional scan, slices along any axis: a ``.nii`` or ``.nii.gz`` file, or a nibabel image.
+    model
+        A model file, or the name of a model that ships; None: the model that ships whose upsampling factor is
+        nearest to slice spacing over in-plane voxel size.
+    return_std
+        Also return the standard deviation of the error (`iqtflow.inference.uncertainty`).
+    device
+        "cpu", "cuda", or "auto": CUDA if it works, else the CPU.
+    contrast
+        BIDS suffix, such as "T1w"; None: from the name of the file, else "T1w". The model must have been
+        trained on this contrast.
+    sidecar
+        BIDS metadata of the scan, such as ``SliceThickness`` in mm.
+    skull_stripped
+        Whether the scan shows the brain only; None: `sidecar` or the voxels decide.
+    force
+        Enhance a near-isotropic scan, too.
+    num_threads
+        CPU threads.
+    max_memory_gb
+        Memory that the networks may use, in GB; None: a share of the free memory.
+
+    Returns
+    -------
+    enhanced : nibabel.Nifti1Image, float32
+        Enhanced volume in the scan's world space, orientation and units; k times as many slices.
+    std : nibabel.Nifti1Image or None
+        With `return_std` only: standard deviation of the error on the same grid, in the same units. None for
+        a model that gives none.
+
+    Raises
+    ------
+    InputError
+        The scan cannot be used or is near-isotropic, the model cannot be read, or there is no model for the
+        contrast.
+    UsageError
+        `device` is "cuda" and there is no GPU that works.
+
+    Examples
+    --------
+    >>> import iqtflow
+    >>> enhanced = iqtflow.enhance("sub-01_T1w.nii.gz")  # doctest: +SKIP
+    >>> enhanced, std = iqtflow.enhance("sub-01_T1w.nii.gz", return_std=True)  # doctest: +SKIP
     """
+    if isinstance(img, (str, os.PathLike)):
+        scan = check_scan(img)
+        contrast = contrast or contrast_of(img)
+    else:
+        with TemporaryDirectory() as folder:  # the same checks as for a file
+            nib.save(nib.Nifti1Image.from_image(img), os.path.join(folder, "scan.nii"))
+            try:
+                scan = check_scan(os.path.join(folder, "scan.nii"))
+            except InputError as fault:
+                fault.path = img.get_filename() or "image in memory"
+                raise InputError(**vars(fault)) from None
+    result = enhance_image(
+        scan,
+        sidecar=sidecar,
+        model=model,
+        contrast=contrast or "T1w",
+        device=resolve_device(device).name,
+        num_threads=num_threads,
+        skull_stripped=skull_stripped,
+        force=force,
+        max_memory_gb=max_memory_gb,
+    )
+    return (result.mean, result.std) if return_std else result.mean
 
 
 def enhance_image(
@@ -111,25 +199,22 @@ def enhance_image(
     image
         Three-dimensional scan (`iqtflow.image.validate.check_scan`); slices along any axis, any orientation.
     sidecar
-        Its BIDS metadata.
-    model
-        A model file or the name of a model that ships; None chooses by slice spacing over in-plane voxel
-        size.
-    contrast
-        BIDS suffix of the scan; a model serves the contrast only that it was trained for.
+        BIDS metadata of the scan.
+    model, contrast
+        As for `iqtflow.models.zoo.choose_model`.
     device, precision, num_threads, max_memory_gb, tiling
         See `iqtflow.inference.predict.enhance_volume`.
     mirror
-        Average each network's estimate with that of the scan mirrored from left to right.
+        Average each network's output with that of the left-right mirrored scan.
     keep_white_matter
-        Scale an estimate whose white matter left the scan's by more than on the model's evaluation scans
-        (`iqtflow.inference.white_matter`).
+        Scale the enhanced volume if its white matter differs from the scan's by more than on the model's
+        evaluation scans (`iqtflow.inference.white_matter`).
     skull_stripped
-        Whether the scan shows the brain only; None believes the sidecar, and looks when that does not say.
+        Whether the scan shows the brain only; None: the sidecar decides, else the voxels.
     force
-        Enhance a near-isotropic scan too.
+        Enhance a near-isotropic scan, too.
     report
-        Receives two lines, before the work: with what it is done, and in which way and memory.
+        Function that receives two lines before the networks run: device, model and slices; tiling and memory.
 
     Returns
     -------
@@ -140,7 +225,7 @@ def enhance_image(
     NothingToGain
         The scan is near-isotropic and `force` is False.
     InputError
-        No model serves the scan, or its intensities cannot be worked with.
+        There is no model for the scan, or its intensities cannot be used.
     """
     began = time.monotonic()
     sidecar, notes = settle_values(sidecar or {}, "sidecar")
@@ -150,8 +235,8 @@ def enhance_image(
             image.get_filename() or "scan",
             found=f"slices {geometry.spacing_mm:.3g} mm apart, {_by(geometry.inplane_mm)} mm in plane",
             expected="thick slices",
-            next_step="There is nothing to gain along the slice axis, and nothing is written; --force "
-            "(force=True) enhances it all the same.",
+            next_step="There is nothing to gain along the slice axis, and nothing is written. Use --force "
+            "(force=True) to enhance it anyway.",
         )
     path, upsampling = choose_model(geometry, model, contrast)
     networks = load_model(path)
@@ -172,7 +257,7 @@ def enhance_image(
         )
     scale = intensity_scale(laid.data[brain.mask])
     support = _support(laid.data, brain)
-    # The network would see the edges of a lost slice: it is bridged for it, and empty in what results.
+    # An empty slice is interpolated for the network, and set to 0 in the result.
     missing = empty_slices(laid.data, laid.axis)
     laid.data = bridge_slices(laid.data, laid.axis, missing)
 
@@ -276,15 +361,15 @@ def enhance_image(
 
 
 def _left_right(slice_axis: int) -> int:
-    """Array axis of left and right after slices are put last, for axes laid as in RAS."""
+    """Left-right array axis after slices are put last, for a scan in RAS orientation."""
     return 2 if slice_axis == 0 else 0
 
 
 def _support(scan: np.ndarray, brain: BrainMask) -> np.ndarray | None:
-    """Where a scan with an erased surround has anything, or nearly so; None for other scans.
+    """Region that a skull-stripped scan shows, and three voxels around it; None for other scans.
 
-    Outside of it the enhanced volume is erased, too: it is still a skull-stripped one. Three voxels more
-    leave room for the brain's edge, anywhere within a thick slice, and for the spline's ringing about it.
+    The enhanced volume is set to 0 outside of it, so that it stays skull-stripped. The margin leaves room for
+    the brain's edge within a thick slice, and for the ringing of the spline.
     """
     if brain.method != "nonzero":
         return None
@@ -294,7 +379,7 @@ def _support(scan: np.ndarray, brain: BrainMask) -> np.ndarray | None:
 def _warnings(
     data: np.ndarray, brain: np.ndarray, geometry: SliceGeometry, upsampling: Upsampling
 ) -> list[str]:
-    """What a reader of the enhanced volume should know about the scan, as sentences."""
+    """Return sentences about the scan that a user of the enhanced volume must know."""
     found, n_slices, wanted = [], data.shape[2], PAPER_PATCH // upsampling.k
     if upsampling.inplane_mm is not None:
         found.append(
@@ -303,13 +388,11 @@ def _warnings(
             f"{_by((upsampling.inplane_mm,) * 2)} mm."
         )
     if n_slices < wanted:
-        found.append(
-            f"The scan has {n_slices} slices, fewer than the {wanted} that networks see in training."
-        )
+        found.append(f"The scan has {n_slices} slices, fewer than the {wanted} of a training patch.")
     share = float(np.mean(brain < 0))
     if share > NEGATIVE_SHARE:
         found.append(
-            f"{share:.0%} of the brain's voxels are below 0; networks are trained on magnitudes (>= 0)."
+            f"{share:.0%} of the brain's voxels are below 0; models are trained on magnitude images (>= 0)."
         )
     return found
 

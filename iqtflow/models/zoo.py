@@ -6,6 +6,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
+from iqtflow.config import CONTRASTS
 from iqtflow.image.geometry import SliceGeometry, Upsampling, choose_upsampling
 from iqtflow.models.card import Card
 from iqtflow.models.model_file import ModelInfo, find_model, list_shipped, read_card
@@ -85,6 +86,12 @@ def candidates(model: str | os.PathLike | None, contrast: str) -> dict[int, Path
             f"say otherwise, add --contrast {card.contrast}.",
         )
     return {card.k: path}
+
+
+def contrast_of(path: str | os.PathLike) -> str:
+    """Return the contrast in a file's BIDS name (``..._T2w.nii.gz``), else T1w."""
+    suffix = Path(path).name.split(".")[0].rpartition("_")[2]
+    return suffix if suffix in CONTRASTS else "T1w"
 
 
 def card_of(path: str | os.PathLike) -> Card:

@@ -19,11 +19,13 @@ from nibabel.orientations import axcodes2ornt, ornt_transform
 from phantoms import make_brain
 from small_models import write_model
 
-from iqtflow.cli.commands.enhance import contrast_of, main
+import iqtflow
+from iqtflow.cli.commands.enhance import main
 from iqtflow.image.geometry import cubic_upsample
 from iqtflow.image.validate import check_scan
 from iqtflow.inference.pipeline import NothingToGain, enhance_image
 from iqtflow.models import model_file as models
+from iqtflow.models.zoo import contrast_of
 from iqtflow.utils.errors import InputError
 
 torch.set_num_threads(1)
@@ -277,6 +279,26 @@ def test_the_command_on_a_plain_file(scan, tmp_path, model, capsys):
     assert main([str(a) for a in arguments]) == 0
     assert out.read_bytes() == before
     assert not list(out.parent.glob(".*"))
+    image = iqtflow.enhance(tmp_path / "scan.nii.gz", model, skull_stripped=True, device="cpu")
+    assert np.array_equal(image.get_fdata(), nib.load(out).get_fdata()), "the function gives the same voxels"
+
+
+def test_the_function_takes_an_image_and_gives_the_standard_deviation_on_request(scan, tmp_path):
+    """An image in memory is checked as a file is; a single network that predicts no error gives none."""
+    ensemble = write_model(tmp_path / "two.safetensors", n_members=2)
+    options = {"skull_stripped": True, "device": "cpu", "return_std": True}
+    nib.save(scan, tmp_path / "scan.nii.gz")
+    mean, std = iqtflow.enhance(scan, ensemble, **options)
+    for image, of_file in zip(
+        (mean, std), iqtflow.enhance(tmp_path / "scan.nii.gz", ensemble, **options), strict=True
+    ):
+        assert np.array_equal(image.get_fdata(), of_file.get_fdata())
+        assert np.array_equal(image.affine, of_file.affine)
+    assert std.get_fdata().max() > 0
+    assert iqtflow.enhance(scan, write_model(tmp_path / "one.safetensors"), **options)[1] is None
+    empty = nib.Nifti1Image(np.zeros((40, 40, 40), np.float32), np.eye(4))
+    with pytest.raises(InputError, match="image in memory: found the value 0 in every voxel"):
+        iqtflow.enhance(empty, ensemble)
 
 
 def test_command_and_node_refuse_a_near_isotropic_scan_and_say_why(scan, tmp_path, model, capsys):

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from iqtflow.cli.options import Formatter, add_command_options, value
-from iqtflow.config import CONTRASTS, SETTINGS
+from iqtflow.config import SETTINGS
 from iqtflow.reports.run_summary import describe_enhancement
 from iqtflow.utils.command import run_command
 from iqtflow.utils.errors import InputError
@@ -95,6 +95,7 @@ def _enhance(options: argparse.Namespace) -> None:
     from iqtflow.image.nifti import require_finite, write_image, write_json
     from iqtflow.image.validate import check_scan
     from iqtflow.inference.pipeline import enhance_image
+    from iqtflow.models.zoo import contrast_of
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError(
@@ -139,12 +140,6 @@ def _enhance(options: argparse.Namespace) -> None:
         write_json(options.json, result.details, maker=PROG)
     for line in describe_enhancement(result.details):
         print(f"{PROG}: {options.output}: {line}", flush=True)
-
-
-def contrast_of(path: Path) -> str:
-    """Return the BIDS suffix in a file's name (``..._T2w.nii.gz``), else T1w."""
-    suffix = path.name.split(".")[0].rpartition("_")[2]
-    return suffix if suffix in CONTRASTS else "T1w"
 
 
 def _read_sidecar(path: Path | None) -> dict:
