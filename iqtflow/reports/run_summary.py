@@ -1,4 +1,4 @@
-"""What a person at the terminal reads of finished scans: a line for each, and the table that ends a run."""
+"""What the terminal shows of finished scans: lines on one scan, and the table at the end of a run."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iqtflow.reports.terminal import duration, text_table
+from iqtflow.reports.terminal import duration
 from iqtflow.utils.files import read_text
 
-MOST_ROWS = 40  #: a longer run lists those that want attention first, and counts the rest
+MOST_ROWS = 40  #: further scans are counted
 REMARK_CHARACTERS = 60
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a scan.
+    """The outcome of one scan.
 
     Attributes
     ----------
@@ -29,7 +29,7 @@ class Outcome:
     remark
         Why it failed or was skipped.
     sidecar
-        JSON file beside what was made of it.
+        JSON file beside the result.
     """
 
     name: str
@@ -60,30 +60,36 @@ def describe_enhancement(details: Mapping[str, Any]) -> list[str]:
 
 
 def outcome_table(outcomes: Sequence[Outcome]) -> str:
-    """Table of a run's scans, those that want attention first; empty when there are none.
+    """Return the table of a run's scans, failed ones first; empty if there are none.
 
-    Columns that say nothing about any scan are left out.
+    A column that is empty for all scans is left out.
     """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not outcomes:
+        return ""
     rows = [_row(outcome) for outcome in outcomes]
     order = {"FAILED": 0, "skipped": 3}
     rows.sort(key=lambda row: order.get(row["outcome"], 1 if row["remark"] else 2))
     shown, rest = rows[:MOST_ROWS], rows[MOST_ROWS:]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     columns = [name for name in _COLUMNS if any(row[name] for row in shown)]
-    if not shown:
-        return ""
-    table = text_table(
-        columns,
-        [[row[name] for name in columns] for row in shown],
-        right=[i for i, name in enumerate(columns) if name in ("k", "time", "memory")],
-    )
+    for name in columns:
+        justify = "right" if name in ("k", "time", "memory") else "left"
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for row in shown:
+        table.add_row(*(Text(row[name]) for name in columns))
+    console = Console(width=1000, color_system=None)
+    with console.capture() as printed:
+        console.print(table)
+    lines = [line.rstrip() for line in printed.get().splitlines()]
     if rest:
         counts = Counter(row["outcome"] for row in rest)
-        table += (
-            "\n... and "
-            + ", ".join(f"{n} more {status}" for status, n in counts.items())
-            + ": see index.html"
-        )
-    return table
+        more = ", ".join(f"{n} more {status}" for status, n in counts.items())
+        lines.append(f"... and {more}: see index.html")
+    return "\n".join(lines)
 
 
 _COLUMNS = ("scan", "outcome", "k", "voxel (mm)", "tissue (ml)", "device", "time", "memory", "remark")
@@ -115,14 +121,15 @@ def _row(outcome: Outcome) -> dict[str, str]:
 
 
 def _attention(found: Mapping[str, Any]) -> list[str]:
+    """Return remarks on a scan that somebody should look at."""
+    from iqtflow.reports.assemble.facts import find_warnings
+
     remarks = []
     familiar = found.get("OutOfDistribution")
     if isinstance(familiar, Mapping) and familiar.get("Flagged"):
-        remarks.append(f"unlike the training scans (score {familiar.get('Score')})")
-    warnings = [w for w in found.get("Warnings") or () if not str(w).startswith("Out of distribution")]
-    if warnings:
-        remarks.append(f"{len(warnings)} warning{'' if len(warnings) == 1 else 's'}")
-    return remarks
+        remarks.append(f"unlike the training data (score {familiar.get('Score')})")
+    n = len(find_warnings(found))
+    return [*remarks, f"{n} warning{'' if n == 1 else 's'}"] if n else remarks
 
 
 def _read(path: Path | None) -> dict[str, Any]:

@@ -1,21 +1,18 @@
-"""What a person at the terminal is told of a run: where each subject is, how long it will take, what came
-out.
+"""What a run prints while it works: where each subject is, and how long the run will take.
 
-The bookkeeping (`Ledger`) knows nothing of nipype and nothing of terminals; two views of it print. A
-terminal gets one line for each subject at work, redrawn in place; a file or a pipe gets plain lines, one for
-each thing that happened.
+`Ledger` does the counting; it does not know nipype or terminals. Two views print it. On a terminal, each
+subject at work has one line that is redrawn. A file or a pipe gets plain lines, one for each event.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-#: Steps that took less than this share of what was expected were found in the cache: they say nothing about
-#: others.
+#: A step that took less than this share of the expected time was in the cache. Its time is not used.
 CACHED_SHARE = 0.02
 
 
@@ -26,13 +23,13 @@ class Step:
     Attributes
     ----------
     subject
-        Whose it is, as it is printed: ``sub-01``.
+        As it is printed: ``sub-01``.
     name
         Unique among the steps of the subject.
     words
         What it does, in a few words.
     kind
-        Steps of one kind are expected to take equally long.
+        Steps of one kind should take the same time.
     expected_s
         Seconds that a step of this kind takes on two processors; used until one has been timed.
     state
@@ -58,26 +55,25 @@ class Ledger:
     steps
         All steps of the run.
     at_a_time
-        Most subjects that can be at work together.
+        Largest number of subjects at work at the same time.
     clock
-        Seconds that only ever grow.
+        Returns seconds.
     told_s
-        Returns how many seconds a running step itself says that it has left, or None.
+        Returns how many seconds a running step itself reports as left, or None.
     """
 
     steps: Iterable[Step]
     at_a_time: int = 1
     clock: Callable[[], float] = time.monotonic
     told_s: Callable[[Step], float | None] = lambda step: None
-    began: float = field(init=False)
-    subjects: dict[str, dict[str, Step]] = field(init=False)
+    subjects: dict[str, dict[str, Step]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.began = self.clock()
-        self.subjects = {}
         self._timed: dict[str, list[float]] = {}
+        self._expected: dict[str, float] = {}
         for step in self.steps:
             self.subjects.setdefault(step.subject, {})[step.name] = step
+            self._expected.setdefault(step.kind, step.expected_s)
 
     def start(self, subject: str, name: str) -> Step:
         """Note that a step begins."""
@@ -86,10 +82,10 @@ class Ledger:
         return step
 
     def end(self, subject: str, name: str, *, failed: bool = False) -> Step:
-        """Note that a step is over.
+        """Note that a step ends.
 
-        One that never began was found in the cache, or was dropped because another failed: schedulers
-        announce both in this way.
+        A step that never began was in the cache, or was dropped because another one failed: schedulers
+        report both in this way.
         """
         step = self.subjects[subject][name]
         if step.state == "running":
@@ -105,7 +101,7 @@ class Ledger:
         return step
 
     def state(self, subject: str) -> str:
-        """``failed`` as soon as one step has; ``done`` when all are; else ``running`` or ``waiting``."""
+        """Return ``failed`` if one step has failed, ``done`` if all are, else ``running`` or ``waiting``."""
         states = {step.state for step in self.subjects[subject].values()}
         if "failed" in states:
             return "failed"
@@ -114,16 +110,16 @@ class Ledger:
         return "running" if states & {"running", "done"} else "waiting"
 
     def count(self, state: str) -> int:
-        """How many subjects are in a state."""
+        """Return how many subjects are in a state."""
         return sum(self.state(subject) == state for subject in self.subjects)
 
     def running(self, subject: str) -> list[Step]:
-        """Steps of a subject that are being worked on, the one that began first in front."""
+        """Return the running steps of a subject, the first one that began in front."""
         steps = (s for s in self.subjects[subject].values() if s.state == "running")
         return sorted(steps, key=lambda s: s.began)
 
     def elapsed_s(self, subject: str) -> float:
-        """Seconds since the first step of a subject began, until the last one ended."""
+        """Return the seconds from the begin of a subject's first step to the end of the last one."""
         begun = [s for s in self.subjects[subject].values() if s.began]
         if not begun:
             return 0.0
@@ -133,17 +129,16 @@ class Ledger:
         return last - min(s.began for s in begun)
 
     def share(self, subject: str) -> float:
-        """Share of a subject's work that is done, 0 to 1, by time."""
+        """Return the share of a subject's work that is done, 0 to 1, by time."""
         steps = self.subjects[subject].values()
         total = sum(self._duration(s) for s in steps)
         return 1 - sum(self._left(s) for s in steps) / total if total else 1.0
 
     def seconds_left(self, subject: str | None = None) -> float:
-        """Estimate how long a subject, or the whole run, will still take, in seconds.
+        """Estimate how many seconds a subject, or the whole run, will still take.
 
-        From the mean duration of steps of each kind that this run has timed, else from what is expected of
-        them. The whole run shares its processors: the work left is divided by how many subjects run at a
-        time.
+        The mean duration of the steps of a kind is used if this run has timed some, else the expected one.
+        The subjects of a run share its processors: their work is divided by how many run at a time.
         """
         if subject is not None:
             return sum(self._left(s) for s in self.subjects[subject].values())
@@ -154,15 +149,10 @@ class Ledger:
         timed = self._timed.get(step.kind)
         if timed:
             return sum(timed) / len(timed)
-        # What has been timed of other kinds tells how fast this machine is.
-        known = [(sum(t) / len(t), self._expected(kind)) for kind, t in list(self._timed.items())]
+        # The timed steps of other kinds show how fast this machine is.
+        known = [(sum(t) / len(t), self._expected[kind]) for kind, t in list(self._timed.items())]
         speed = sum(took for took, _ in known) / sum(e for _, e in known) if known else 1.0
         return step.expected_s * speed
-
-    def _expected(self, kind: str) -> float:
-        return next(
-            s.expected_s for steps in self.subjects.values() for s in steps.values() if s.kind == kind
-        )
 
     def _left(self, step: Step) -> float:
         if step.state == "waiting":
@@ -170,7 +160,7 @@ class Ledger:
         if step.state == "running":
             told = self.told_s(step)
             spent = self.clock() - step.began
-            # A step that takes longer than thought is near its end, as far as anyone can tell.
+            # A step that takes longer than expected should end soon.
             return max(self._duration(step) - spent, 0.05 * spent) if told is None else told
         return 0.0
 
@@ -181,15 +171,14 @@ class PlainLines:
     Parameters
     ----------
     ledger
-        What to print from.
+        What to print.
     detailed
-        A line for every step, not for long ones only.
+        A line for every step, not only for long ones.
     write
         Prints a line.
     """
 
-    #: Steps expected to take longer (s) are announced.
-    LONG_S = 15.0
+    LONG_S = 15.0  #: steps with a longer expected time (s) are announced
 
     def __init__(
         self,
@@ -209,26 +198,26 @@ class PlainLines:
         pass
 
     def changed(self, step: Step) -> None:
-        """Print what there is to say after a step has begun or ended."""
+        """Print lines about a step that has begun or ended."""
         ends = {"done": f"done in {duration(step.took_s)}", "failed": "FAILED"}
         first = step.subject not in self._begun
         self._begun.add(step.subject)
+        lines = []
         if step.state == "running" and (self.detailed or step.expected_s >= self.LONG_S):
-            self._line(step.subject, step.words)
+            lines.append(step.words)
         elif step.state == "running" and first:
-            self._line(step.subject, f"begun: {step.words}")
+            lines.append(f"begun: {step.words}")
         elif self.detailed and step.state in ends:
-            self._line(step.subject, f"{step.words}: {ends[step.state]}")
+            lines.append(f"{step.words}: {ends[step.state]}")
         outcome = outcome_line(self.ledger, step)
         if outcome:
-            self._line(step.subject, f"{outcome}   ({overall(self.ledger)})")
-
-    def _line(self, subject: str, words: str) -> None:
-        self.write(f"  {time.strftime('%H:%M:%S')}  {subject:{self.width}}  {words}")
+            lines.append(f"{outcome}   ({overall(self.ledger)})")
+        for words in lines:
+            self.write(f"  {time.strftime('%H:%M:%S')}  {step.subject:{self.width}}  {words}")
 
 
 class LiveLines:
-    """One line for each subject at work, redrawn in place, below those of subjects that are through.
+    """One line for each subject at work, redrawn in place, below the lines of finished subjects.
 
     Parameters
     ----------
@@ -257,7 +246,7 @@ class LiveLines:
         self.live.stop()
 
     def changed(self, step: Step) -> None:
-        """Print the line of a subject that is through; the others are redrawn anyway."""
+        """Print the line of a finished subject; the others are redrawn anyway."""
         outcome = outcome_line(self.ledger, step)
         if outcome:
             style = "red" if "FAILED" in outcome else "green"
@@ -270,29 +259,23 @@ class LiveLines:
         from rich.text import Text
 
         ledger = self.ledger
-        # A copy: the scheduler's thread may finish a step while this one draws.
+        # A copy: the thread of the scheduler may end a step at the same time.
         at_work = [s for s in list(ledger.subjects) if ledger.running(s)]
         table = Table.grid(padding=(0, 2))
         for subject in at_work[: self.MOST]:
             steps = ledger.running(subject)
             words = steps[0].words + (f" and {len(steps) - 1} more" if len(steps) > 1 else "")
-            table.add_row(
-                Text(f"  {subject}"),
-                ProgressBar(total=1.0, completed=ledger.share(subject), width=20),
-                Text(words),
-                Text(
-                    f"{duration(ledger.elapsed_s(subject))}, {about(ledger.seconds_left(subject))}",
-                    style="dim",
-                ),
-            )
+            times = f"{duration(ledger.elapsed_s(subject))}, {about(ledger.seconds_left(subject))}"
+            bar = ProgressBar(total=1.0, completed=ledger.share(subject), width=20)
+            table.add_row(Text(f"  {subject}"), bar, Text(words), Text(times, style="dim"))
         more = len(at_work) - self.MOST
         last = Text(f"  {overall(ledger)}" + (f"; {more} more at work" if more > 0 else ""), style="dim")
         return Group(table, last)
 
 
 def choose_view(ledger: Ledger, *, verbose: int = 0) -> PlainLines | LiveLines:
-    """Return the view for where the output goes: redrawn lines on a terminal, plain ones elsewhere and with
-    ``-v`` (whose log would tear the redrawn lines apart).
+    """Return redrawn lines on a terminal; plain lines elsewhere and with ``-v``, which prints a log between
+    them.
     """
     if verbose == 0 and sys.stdout.isatty():
         from rich.console import Console
@@ -303,7 +286,7 @@ def choose_view(ledger: Ledger, *, verbose: int = 0) -> PlainLines | LiveLines:
 
 
 def outcome_line(ledger: Ledger, step: Step) -> str:
-    """What became of a subject, if this step was what decided it; else nothing."""
+    """Return the outcome of a subject if this step has decided it; else nothing."""
     if step.state == "failed":
         return f"FAILED after {duration(ledger.elapsed_s(step.subject))}: {step.words}"
     if step.state == "done" and ledger.state(step.subject) == "done":
@@ -313,42 +296,23 @@ def outcome_line(ledger: Ledger, step: Step) -> str:
 
 
 def overall(ledger: Ledger) -> str:
-    """The whole run in half a line."""
-    failed, total = ledger.count("failed"), len(ledger.subjects)
-    over = ledger.count("done") + failed
-    left = ledger.seconds_left()
-    parts = [f"{ledger.count('done')} of {total} done"]
-    if failed:
-        parts.append(f"{failed} failed")
-    return ", ".join(parts) + (f"; {about(left)}" if over < total else "")
+    """Return the state of the whole run in half a line."""
+    done, failed, total = ledger.count("done"), ledger.count("failed"), len(ledger.subjects)
+    text = f"{done} of {total} done" + (f", {failed} failed" if failed else "")
+    return text + (f"; {about(ledger.seconds_left())}" if done + failed < total else "")
 
 
 def duration(seconds: float) -> str:
-    """``0:07``, ``12:30``, ``3:05:00``."""
+    """Return ``0:07``, ``12:30`` or ``3:05:00``."""
     seconds = round(seconds)
     hours, minutes = divmod(seconds // 60, 60)
     return f"{hours}:{minutes:02d}:{seconds % 60:02d}" if hours else f"{minutes}:{seconds % 60:02d}"
 
 
 def about(seconds: float) -> str:
-    """Time left, no more exact than it can be: ``about 2 min left``."""
+    """Return the time left, rounded: ``about 2 min left``."""
     if seconds < 90:
         return f"about {max(5 * round(seconds / 5), 5)} s left"
     if seconds < 90 * 60:
         return f"about {round(seconds / 60)} min left"
     return f"about {seconds / 3600:.1f} h left"
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
-    """Table of plain text, columns as wide as they need; `right` names the columns of numbers by index."""
-    lines = [list(header), *map(list, rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-
-    def laid(line: Sequence[str]) -> str:
-        cells = (
-            c.rjust(w) if i in right else c.ljust(w)
-            for i, (c, w) in enumerate(zip(line, widths, strict=True))
-        )
-        return "  ".join(cells).rstrip()
-
-    return "\n".join([laid(lines[0]), "  ".join("-" * w for w in widths), *map(laid, lines[1:])])
