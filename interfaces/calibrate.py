@@ -1,4 +1,4 @@
-"""A site's own SNR prior as nodes: one for each scan, one for all."""
+"""The SNR prior of a scanner as nodes: one measures a scan, one fits the prior to all scans."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class _MeasureInputSpec(ChildCommandInputSpec):
     wm_file = File(exists=True, mandatory=True, argstr="--wm %s", desc="white-matter probability map")
     gm_file = File(exists=True, mandatory=True, argstr="--gm %s", desc="grey-matter probability map")
     mask_file = File(exists=True, mandatory=True, argstr="--mask %s", desc="brain mask")
-    label = traits.Str(argstr="--label %s", desc="what the scan is called")
-    source = traits.Str(argstr="--source %s", desc="where it comes from: a BIDS URI")
+    label = traits.Str(argstr="--label %s", desc="name of the scan")
+    source = traits.Str(argstr="--source %s", desc="origin of the scan: a BIDS URI")
 
 
 class _MeasureOutputSpec(TraitedSpec):
@@ -35,7 +35,7 @@ class MeasureSNR(ChildCommand):
 
     def _run_interface(self, runtime):
         runtime = super()._run_interface(runtime)
-        # The child's own lines are kept in a file; which way the noise was found is to be seen at once.
+        # The lines of the child process go to a file; this one goes to the terminal.
         print(summarise(json.loads(Path(runtime.cwd, self.inputs.out_file).read_text())), flush=True)
         return runtime
 
@@ -59,7 +59,7 @@ class _FitOutputSpec(TraitedSpec):
 
 
 class FitPrior(ChildCommand):
-    """Fit the distribution of tissue SNR to a site's scans."""
+    """Fit the distribution of tissue SNR to the scans of one scanner."""
 
     module = "calibrate"
     input_spec = _FitInputSpec
@@ -70,7 +70,7 @@ class FitPrior(ChildCommand):
 
 
 def summarise(record: dict) -> str:
-    """Say on one line what was measured on a scan.
+    """Return the measurement of a scan on one line.
 
     Parameters
     ----------

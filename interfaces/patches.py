@@ -1,4 +1,4 @@
-"""The patch library of one subject as a node, and the paper's explicit one."""
+"""The patch library of one subject as a node, and the pairs of patches of the paper."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class _ExtractInputSpec(BaseInterfaceInputSpec):
     )
     seed = setting_trait("run", "seed", argstr=None)
     draw_files = InputMultiObject(
-        File(exists=True), desc="simulated scans to store for training on N draws; fresh draws need none"
+        File(exists=True), desc="simulated scans to store, for training on N draws; fresh draws need none"
     )
     draw_metadata_files = InputMultiObject(
-        File(exists=True), requires=["draw_files"], desc="what was drawn for each of them (JSON)"
+        File(exists=True), requires=["draw_files"], desc="JSON of each simulated scan"
     )
 
 
@@ -122,13 +122,11 @@ class _PairsInputSpec(ChildCommandInputSpec):
 
 class _PairsOutputSpec(TraitedSpec):
     out_file = File(exists=True, desc="pairs (.npy)")
-    header_file = File(exists=True, desc="what they are (.json)")
+    header_file = File(exists=True, desc="description of the pairs (.json)")
 
 
 class WritePairs(ChildCommand):
-    """Write out the pairs of patches of a subject, all or a random part: the paper's explicit library (Lin et
-    al. 2019, sections 3.1 and 3.3).
-    """
+    """Write the pairs of patches of a subject, or a random part (Lin et al. 2019, sections 3.1 and 3.3)."""
 
     module = "pairs"
     input_spec = _PairsInputSpec

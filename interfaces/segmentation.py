@@ -1,4 +1,4 @@
-"""Tissue maps as a node: by the embedded engine, by SPM, or ready-made."""
+"""Tissue maps as a node: from the embedded engine, from SPM, or ready-made."""
 
 from __future__ import annotations
 
@@ -37,20 +37,25 @@ class _SegmentInputSpec(ChildCommandInputSpec):
     )
     seed = setting_trait("run", "seed")
     num_threads = setting_trait("run", "omp_nthreads", nohash=True)
-    # What follows has no defaults: undefined inputs are not part of the cache key, so that results of the
-    # embedded engine stay valid when another engine is added.
+    # No defaults below: undefined inputs are not in the cache key, and results of the embedded engine stay
+    # valid.
     engine = traits.Enum(
         "ants", "spm", "derivatives", argstr="--engine %s", desc="undefined: ants, the embedded engine"
     )
     priors = traits.Enum(
-        "atlas", "none", argstr="--priors %s", desc="what the embedded engine knows of place; undefined: none"
+        "atlas",
+        "none",
+        argstr="--priors %s",
+        desc="where the embedded engine expects tissues: as in an atlas, or anywhere; undefined: none",
     )
     wm_map = File(exists=True, argstr="--wm-map %s", desc="ready-made white-matter map")
     gm_map = File(exists=True, argstr="--gm-map %s", desc="ready-made grey-matter map")
     csf_map = File(exists=True, argstr="--csf-map %s", desc="ready-made cerebrospinal-fluid map")
-    ready_mask = File(exists=True, argstr="--mask-map %s", desc="brain mask that comes with these maps")
+    ready_mask = File(exists=True, argstr="--mask-map %s", desc="brain mask that belongs to these maps")
     derivatives = Directory(
-        nohash=True, argstr="--derivatives %s", desc="where ready-made maps were looked for, for messages"
+        nohash=True,
+        argstr="--derivatives %s",
+        desc="folder that was searched for ready-made maps, for messages",
     )
     tpm = File(exists=True, argstr="--tpm %s", desc="SPM's tissue priors")
     sampling_distance = setting_trait("segmentation", "sampling_mm", usedefault=False)
@@ -90,7 +95,7 @@ class SegmentTissues(ChildCommand):
 
 
 def summarise(image: str, record: dict) -> str:
-    """Say on one line what made the tissue maps of an image, and below it what the user should know.
+    """Return a line on how the tissue maps of an image were made, and a line for each warning.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The probabilistic decimation simulator as a node."""
+"""The simulator of low-field scans as a node."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class _SimulateInputSpec(ChildCommandInputSpec):
     )
     upsampling_factor = traits.Int(
         argstr="--k %d",
-        desc="k: slice spacing over the thin voxel edge; without it the spacing is thickness + gap when both "
-        "are given, else k = 4",
+        desc="upsampling factor k: slice spacing over the thin voxel edge; by default 4, or from thickness "
+        "and gap",
     )
     slice_axis = traits.Enum(
         "z",
@@ -52,7 +52,7 @@ class _SimulateInputSpec(ChildCommandInputSpec):
     from_json = File(
         exists=True,
         argstr="--from-json %s",
-        desc="JSON that was written with a scan: the same voxels again; it decides all other settings",
+        desc="JSON of a simulated scan: make the same voxels again; no other setting has an effect",
     )
     fwhm_jitter = traits.Float(
         argstr="--fwhm-jitter %.6g", desc="profile wider or narrower by a factor of up to 1 + this"
@@ -65,7 +65,10 @@ class _SimulateInputSpec(ChildCommandInputSpec):
         "train", "bias_amplitude", usedefault=False, argstr="--bias-amplitude %.6g"
     )
     metadata_file = File(
-        "lowfield.json", usedefault=True, argstr="--json %s", desc="name of the JSON with what was drawn"
+        "lowfield.json",
+        usedefault=True,
+        argstr="--json %s",
+        desc="name of the JSON with the settings of the simulated scan",
     )
 
 

@@ -37,8 +37,8 @@ class _TrainInputSpec(NetworkInputSpec):
     checkpoint_dir = traits.Str(
         nohash=True,
         argstr="--checkpoint-dir %s",
-        desc="folder of the checkpoints, outside the node's own (which is emptied before a re-run), to go on "
-        "from after an interruption; within it when not given",
+        desc="folder of the checkpoints, outside the node's folder, which is emptied before a re-run; needed "
+        "to continue an interrupted training",
     )
     name = traits.Str(argstr="--name %s", desc="the model's name")
     card_file = File(exists=True, argstr="--card %s", desc="JSON with more fields for the model's card")
@@ -97,9 +97,7 @@ class _TrainOutputSpec(TraitedSpec):
 
 
 class TrainModel(ChildCommand):
-    """Train one network on patch libraries, with fresh draws for every batch; goes on from its last
-    checkpoint after an interruption.
-    """
+    """Train one network on patch libraries. An interrupted training continues from its last checkpoint."""
 
     module = "train"
     input_spec = _TrainInputSpec
@@ -115,7 +113,7 @@ class TrainModel(ChildCommand):
 
     @property
     def cmdline(self):
-        """The command; on several computers SLURM starts it, once for each device."""
+        """The command; on several computers SLURM starts it once for each device."""
         nodes, devices = self.inputs.num_nodes, self.inputs.devices
         if nodes == 1:
             return super().cmdline
@@ -143,8 +141,8 @@ class _ModelOutputSpec(TraitedSpec):
 
 
 class JoinEnsemble(SimpleInterface):
-    """Join networks to one model file whose prediction is their mean, with their standard deviation as
-    uncertainty.
+    """Join networks to one model: its enhanced volume is their mean, its predicted error includes their
+    standard deviation.
     """
 
     input_spec = _EnsembleInputSpec
@@ -163,11 +161,11 @@ class JoinEnsemble(SimpleInterface):
 
 class _StampInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="model")
-    summary_file = File(exists=True, mandatory=True, desc="JSON with its figures on evaluation subjects")
+    summary_file = File(exists=True, mandatory=True, desc="JSON with its scores on evaluation subjects")
 
 
 class StampFigures(SimpleInterface):
-    """Write a model's figures on evaluation subjects into its card; the weights stay as they are."""
+    """Write a model's scores on evaluation subjects into its card; the weights do not change."""
 
     input_spec = _StampInputSpec
     output_spec = _ModelOutputSpec

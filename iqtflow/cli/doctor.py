@@ -1,4 +1,4 @@
-"""One screen that tells, before an overnight run, whether this machine can do what is asked of it."""
+"""``iqtflow --doctor``: check before a run whether this machine has everything that the run needs."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from iqtflow.utils.system import available_memory_gb
 
 OK, NOTE, FAULT = "ok", "note", "FAULT"
 
-#: Memory below which a mode cannot work, GB: a whole head through a network; SPM on 0.7 mm voxels.
+#: Least memory of each mode, GB: for a whole head in a network, and for SPM on 0.7 mm voxels.
 LEAST_MEMORY_GB = {"enhance": 3.0, "train": 6.0, "calibrate": 3.0}
 LEAST_DISK_GB = 2.0
 
-#: What is imported in child processes only, so that its absence would show late.
+#: Packages that only child processes import: without this check, a missing one is found late.
 PACKAGES = {
     "enhance": ("torch", "safetensors", "monai", "deepbet"),
     "train": ("torch", "safetensors", "monai", "lightning", "deepbet"),
@@ -52,13 +52,13 @@ class Check:
     Attributes
     ----------
     name
-        What was looked at.
+        What was checked.
     state
-        `OK`, `NOTE` (the run can go on) or `FAULT` (it cannot).
+        `OK`, `NOTE` (the run is possible) or `FAULT` (it is not).
     finding
         What was found.
     next_step
-        What to do about it; empty when there is nothing to do.
+        What to do about it; empty if there is nothing to do.
     """
 
     name: str
@@ -81,7 +81,7 @@ def run_doctor(
     work_dir: str | os.PathLike | None = None,
     stream: TextIO | None = None,
 ) -> int:
-    """Check everything that a run of this configuration will need, and print one screen.
+    """Check everything that a run with these settings needs, and print the result.
 
     Parameters
     ----------
@@ -96,16 +96,16 @@ def run_doctor(
     spm_dir, tpm, octave
         As for `iqtflow.segmentation.spm.install.find_spm`.
     model
-        Model file of the user, or the name of one that ships; the shipped models are checked in any case.
+        Model file, or name of a shipped model; the shipped models are checked in any case.
     output_dir, work_dir
-        Folders that will be written to; they need not exist yet.
+        Folders that the run writes to; they need not exist.
     stream
-        Where to print; standard output when None.
+        Where to print; None: standard output.
 
     Returns
     -------
     int
-        0 when the configuration can run, 1 when it cannot.
+        0 if the run is possible, else 1.
     """
     stream = stream or sys.stdout
     checks = [*_check_packages(mode, segmentation)]
@@ -149,12 +149,12 @@ def check_spm(
     tpm: str | os.PathLike | None = None,
     octave: str | os.PathLike | None = None,
 ) -> Iterator[Check]:
-    """Find SPM, start it once, call its MEX files, and identify the tissue priors.
+    """Find SPM, start it once, call its MEX files, and identify its tissue priors.
 
     Parameters
     ----------
     required
-        Whether a fault of SPM stops the run; otherwise it is a note.
+        Whether a fault of SPM makes the run impossible; otherwise it is a note.
     segmentation
         The engine asked for; ``"ants"`` and ``"derivatives"`` need no SPM.
     spm_dir, tpm, octave
@@ -164,7 +164,7 @@ def check_spm(
         yield Check("SPM", OK, f"not needed with --segmentation {segmentation}")
         return
     bad = FAULT if required else NOTE
-    otherwise = "" if required else " Until then the embedded engine (ants) is taken."
+    otherwise = "" if required else " Until then the embedded engine (ants) is used."
     try:
         installation = find_spm(spm_dir=spm_dir, tpm=tpm, octave=octave)
     except SpmNotFoundError as fault:
@@ -172,7 +172,7 @@ def check_spm(
         for cause in fault.causes or (fault,):
             name = "Octave" if isinstance(cause, OctaveNotFoundError) else "SPM"
             check = Check(name, bad, f"{cause.path}: {cause.found}", f"{cause.next_step}{otherwise}")
-            if check not in seen:  # one Octave is missing for all places
+            if check not in seen:  # a missing Octave is reported for every SPM that was found
                 yield check
             seen.add(check)
         return
@@ -190,7 +190,7 @@ def _place(installation: SpmInstallation) -> str:
 
 
 def check_memory(mode: str, *, available_gb: float | None = None) -> Check:
-    """Compare the memory that this process may use with what the mode needs.
+    """Compare the memory that this process may use with the memory that the mode needs.
 
     Parameters
     ----------
@@ -212,7 +212,7 @@ def check_memory(mode: str, *, available_gb: float | None = None) -> Check:
 
 
 def check_folder(name: str, folder: str | os.PathLike) -> Check:
-    """Check that a folder can be written, by writing, and has room; it may not exist yet."""
+    """Write a test file into a folder, or where it will be made, and check the free space."""
     from iqtflow.workflows.execution.lock import check_own
 
     folder = Path(folder).absolute()
@@ -240,7 +240,7 @@ def check_folder(name: str, folder: str | os.PathLike) -> Check:
 
 
 def check_temporary() -> Check:
-    """Check where SPM and ANTs unpack what they work on, and where processes put their sockets."""
+    """Check the folder of temporary files of SPM and ANTs, and the folder of sockets."""
     try:
         folder, sockets = temporary_folder(), place_sockets()
     except UsageError as fault:
@@ -313,7 +313,7 @@ def _check_packages(mode: str, segmentation: str) -> Iterator[Check]:
 
 
 def _check_mex(installation: SpmInstallation, bad: str, otherwise: str) -> Check:
-    """Start SPM for a second: MEX files of another Octave version load in no other way than by trying."""
+    """Start SPM for a second: only a trial shows whether its MEX files fit this Octave."""
     try:
         with tempfile.TemporaryDirectory(prefix="iqtflow-doctor-") as folder:
             names = place_priors(Path(folder), UnifiedSegmentationSettings(), installation)
@@ -343,7 +343,7 @@ def _check_tpm(installation: SpmInstallation) -> Check:
         "TPM",
         NOTE,
         f"{installation.tpm}: not SPM's TPM.nii (git blob {blob[:12]}, SPM's is {GENUINE_TPM_BLOB[:12]})",
-        "Maps will differ from SPM's; take TPM.nii from the SPM distribution unless this is meant.",
+        "The maps will differ from SPM's; use TPM.nii of the SPM distribution unless you want this.",
     )
 
 
@@ -358,7 +358,7 @@ def _check_device(device: str) -> Check:
 
 
 def _driver() -> str:
-    """Name and free memory of the GPUs, as the driver tells them."""
+    """Return name and free memory of the GPUs, as the driver reports them."""
     if not shutil.which("nvidia-smi"):
         return ""
     query = ["nvidia-smi", "--query-gpu=name,memory.free", "--format=csv,noheader"]
@@ -373,7 +373,7 @@ def _check_model_file(model: str | os.PathLike) -> Check:
     from iqtflow.models.model_file import list_shipped, read_card
 
     if os.fspath(model) in [info.name for info in list_shipped()]:
-        return Check("Model", OK, f"{model}, which ships")
+        return Check("Model", OK, f"{model}, a shipped model")
     if not os.path.isfile(model):
         return Check("Model", FAULT, f"{model}: no such file", "Correct --model.")
     try:

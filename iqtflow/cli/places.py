@@ -15,21 +15,21 @@ from iqtflow.utils.errors import OutputError, UsageError
 
 
 def default_work_dir(bids_dir: Path, output_dir: Path) -> Path:
-    """Choose a place for intermediate results: beside the output, or the data set that the output is in."""
+    """Choose a work directory: beside the output, or beside the data set if the output is inside it."""
     if _is_inside(output_dir, bids_dir):
         return bids_dir.with_name(f"{bids_dir.name}-{output_dir.name}-work")
     return output_dir.with_name(f"{output_dir.name or 'iqtflow'}-work")
 
 
 def check_places(settings: Settings) -> None:
-    """Make sure that nothing is written into the data set, but for its ``derivatives``, and that emptying the
-    work directory takes neither input nor results along.
+    """Make sure that a run writes nothing into the data set except in its ``derivatives``, and that emptying
+    the work directory deletes neither input nor results.
 
     Raises
     ------
     UsageError
-        Output or work directory is the data set, in it or around it; the work directory is the output or
-        around it; or the output holds what another program made.
+        The output or work directory is the data set, is inside it or contains it; the work directory is the
+        output or contains it; or the output was made by another program.
     """
     paths = settings.paths
     derivatives = paths.bids_dir / "derivatives"
@@ -38,7 +38,7 @@ def check_places(settings: Settings) -> None:
     if settings.inputs.database_dir is not None:
         places["index"] = settings.inputs.database_dir
     for name, place in places.items():
-        if _same(place, paths.bids_dir):
+        if _resolved(place) == _resolved(paths.bids_dir):
             raise UsageError(
                 place,
                 found=f"the {name} equal to the input",
@@ -46,12 +46,12 @@ def check_places(settings: Settings) -> None:
                 next_step=instead,
             )
         if _is_inside(place, paths.bids_dir) and (
-            not _is_inside(place, derivatives) or _same(place, derivatives)
+            not _is_inside(place, derivatives) or _resolved(place) == _resolved(derivatives)
         ):
             raise UsageError(
                 place,
                 found=f"the {name} inside the input",
-                expected="a folder outside of it, or one in its derivatives",
+                expected="a folder outside of it, or a folder in its derivatives",
                 next_step=instead,
             )
     for name, place in (("input", paths.bids_dir), ("output directory", paths.output_dir)):
@@ -62,22 +62,22 @@ def check_places(settings: Settings) -> None:
                 expected=f"a folder of its own: --clean-workdir would delete the {name}",
                 next_step="Choose another folder with -w.",
             )
-    # BIDS has the input of derivatives in their sourcedata.
-    within = _is_inside(paths.bids_dir, paths.output_dir / "sourcedata")
-    if _is_inside(paths.bids_dir, paths.output_dir) and not within:
+    # BIDS allows the input inside the sourcedata of derivatives.
+    sourcedata = paths.output_dir / "sourcedata"
+    if _is_inside(paths.bids_dir, paths.output_dir) and not _is_inside(paths.bids_dir, sourcedata):
         raise UsageError(
             paths.output_dir,
             found=f"an output directory that holds the input {paths.bids_dir}",
-            expected="a folder for results alone: in this one they would lie among the scans",
+            expected="a folder for results only: here they would be mixed with the scans",
             next_step=instead,
         )
     check_owner(paths.output_dir)
 
 
 def check_names(settings: Settings, listing: Listing, *, pages_only: bool = False) -> None:
-    """Make sure that a run can write its files under their names, and replaces none that is not iqtflow's.
+    """Make sure that a run can write its files, and that it replaces no file that iqtflow did not make.
 
-    In a folder that iqtflow has described as its own, files under these names are its own.
+    In a folder whose description names iqtflow, all files with these names count as iqtflow's.
 
     Parameters
     ----------
@@ -91,8 +91,8 @@ def check_names(settings: Settings, listing: Listing, *, pages_only: bool = Fals
     Raises
     ------
     UsageError
-        A folder has the name of a file, a file that of a folder; or a file has the name of a result, in a
-        folder that is not iqtflow's.
+        There is a folder in the place of a file, or a file in the place of a folder; or a file has the name
+        of a result, in a folder that is not iqtflow's.
     """
     root = settings.paths.output_dir
     if not os.path.isdir(root):
@@ -110,7 +110,7 @@ def check_names(settings: Settings, listing: Listing, *, pages_only: bool = Fals
         if stat.S_ISDIR(kind) or os.path.isdir(root / name):
             raise _taken(root / name, "a folder", "a file that iqtflow made, or nothing")
         there.append(name)
-    # Only now: another job of the same array may just have begun, and describes the folder first.
+    # Read last: another job of the same array, which writes the description first, may just have begun.
     own = any((root / output_name(what)).is_file() for what in ("description", "ignored"))
     if there and not own and not _has_written(settings):
         raise _taken(
@@ -134,7 +134,7 @@ def check_writable(folder: Path, *, mode: int = 0o777) -> None:
     Raises
     ------
     OutputError
-        The folder cannot be made or written. (Permissions alone do not tell: quotas, read-only mounts.)
+        The folder cannot be made or written. (Permissions do not show quotas and read-only mounts.)
     """
     try:
         folder.mkdir(mode=mode, parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def check_writable(folder: Path, *, mode: int = 0o777) -> None:
 
 
 def check_could_be_written(folder: Path) -> None:
-    """Look whether a folder could be made and written, as far as that is seen without writing.
+    """Check without writing whether a folder could be made and written.
 
     Raises
     ------
@@ -157,14 +157,14 @@ def check_could_be_written(folder: Path) -> None:
         existing = existing.parent
     if not os.path.isdir(existing):
         raise _not_writable(folder, f"{existing} is no folder")
-    # In the kernel's own file systems nobody makes a folder, though root may write there.
+    # In the kernel's file systems no folder can be made, though root has permission.
     kernel = _resolved(existing).parts[1:2] in (("proc",), ("sys",))
     if kernel or not os.access(existing, os.W_OK | os.X_OK):
         raise _not_writable(folder, f"no permission in {existing}")
 
 
 def _has_written(settings: Settings) -> bool:
-    """Whether a run with this work directory wrote into this output folder, whatever became of it since."""
+    """Return whether an earlier run with this work directory wrote into this output folder."""
     try:
         before = read_sections(settings.paths.work_dir / "settings.toml")
     except UsageError:  # none, or of another version
@@ -203,18 +203,14 @@ def _not_writable(folder: Path, why: str) -> OutputError:
     return OutputError(
         folder,
         found=f"a folder that cannot be written ({why})",
-        expected="one that can",
+        expected="a writable folder",
         next_step="Choose another folder, or change its permissions; in a container, mount it writable.",
     )
 
 
 def _is_inside(place: Path, folder: Path) -> bool:
-    """Return whether `place`, which need not exist, is `folder` or in it, links followed."""
+    """Return whether `place`, which need not exist, is `folder` or inside it; links are followed."""
     return _resolved(folder) in (_resolved(place), *_resolved(place).parents)
-
-
-def _same(one: Path, other: Path) -> bool:
-    return _resolved(one) == _resolved(other)
 
 
 def _resolved(path: Path) -> Path:

@@ -1,3 +1,1 @@
-"""Commands that do the heavy work, each in a process of its own and each usable alone on plain NIfTI
-files.
-"""
+"""Commands for plain NIfTI files. The interfaces run them in processes of their own."""

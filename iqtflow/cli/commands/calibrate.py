@@ -1,6 +1,6 @@
-"""``iqtflow-calibrate``: a site's own SNR prior, from its low-field scans.
+"""``iqtflow-calibrate``: the SNR prior of your own scanner, from its low-field scans.
 
-"scan" measures the white- and grey-matter SNR of one scan; "fit" fits the prior to many.
+"scan" measures the SNR of white and grey matter in one scan; "fit" fits the prior to many scans.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ PROG = "iqtflow-calibrate"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Command-line parser; cheap, imports nothing heavy."""
+    """Command-line parser; imports nothing heavy."""
     parser = argparse.ArgumentParser(prog=PROG, description=__doc__)
     steps = parser.add_subparsers(dest="step", required=True)
     scan = steps.add_parser("scan", help="measure the tissue SNR of one scan")
-    scan.add_argument("image", type=Path, help="low-field T1w scan, as the scanner made it")
+    scan.add_argument("image", type=Path, help="low-field T1w scan, not processed")
     scan.add_argument("output", type=Path, help="JSON to write")
     scan.add_argument(
         "--wm", type=Path, required=True, help="white-matter probability map on the scan's grid"
     )
     scan.add_argument("--gm", type=Path, required=True, help="grey-matter probability map on the scan's grid")
     scan.add_argument("--mask", type=Path, required=True, help="brain mask on the scan's grid")
-    scan.add_argument("--label", help="what the scan is called (default: its file name)")
-    scan.add_argument("--source", metavar="URI", help="where it comes from, for the JSON (default: its path)")
+    scan.add_argument("--label", help="name of the scan (default: its file name)")
+    scan.add_argument("--source", metavar="URI", help="origin of the scan, for the JSON (default: its path)")
     fit = steps.add_parser("fit", help="fit a prior to measured scans")
     fit.add_argument("scans", type=Path, nargs="+", help='JSON files that "scan" wrote')
     fit.add_argument("--output", type=Path, required=True, help="prior to write (.json), for --snr-prior")
@@ -116,7 +116,7 @@ def _fit(options: argparse.Namespace) -> None:
             raise InputError(
                 path,
                 found=f"a second scan called {label}",
-                expected="scans with names of their own",
+                expected="a different name for each scan",
                 next_step="Give each scan once, or name it with --label.",
             )
         scans[label] = (values, method)
@@ -127,7 +127,7 @@ def _fit(options: argparse.Namespace) -> None:
     if len(methods) > 1:
         ways = ", ".join(f"{method} for {n}" for method, n in sorted(methods.items()))
         notes.append(
-            f"noise was found in more than one way ({ways} scans): are all of one scanner and protocol?"
+            f"noise was measured in more than one way ({ways} scans): are all of one scanner and protocol?"
         )
     fields = {
         **calibration.prior.as_dict(),
@@ -158,7 +158,7 @@ def read_scan(path: str | os.PathLike) -> tuple[str, tuple[float, float], str]:
     Raises
     ------
     InputError
-        Not a file that "iqtflow-calibrate scan" wrote.
+        It is not a file that "iqtflow-calibrate scan" wrote.
     """
     import json
 

@@ -1,10 +1,10 @@
-"""``python -m iqtflow.cli.commands.demo DIR``: the whole way once, offline, on a head that everybody has.
+"""``python -m iqtflow.cli.commands.demo DIR``: all steps once, offline, on a brain template.
 
-A small low-field BIDS data set is made from the MNI template that nilearn carries (an average of 152 people;
-no model was trained on it), by this package's own simulator; ``iqtflow`` enhances it; what comes out is
-compared with the truth. The template has less contrast between grey and white matter than a scan at 3 T,
-which is what the models aim at: it is given that contrast first (`GM_OVER_WM`). It is also smoother than any
-person's brain, so that its figures are no measure of the models: their cards hold those of people.
+The simulator makes a small low-field BIDS data set from the MNI template of nilearn (an average of 152
+people; no model was trained on it). ``iqtflow`` enhances it, and the enhanced volume is compared with the
+template. The template has less contrast between grey and white matter than the 3 T scans that the models
+were trained on, and is given their contrast first (`GM_OVER_WM`). It is also smoother than the brain of a
+person, so that the scores do not describe the models; their cards have scores on people.
 """
 
 from __future__ import annotations
@@ -28,16 +28,15 @@ PROG = "iqtflow-demo"
 K = 4
 SEED = 1
 LABEL = "mni"
-#: Mean intensity of grey over that of white matter that the truth is given; .67 to .70 in the models'
-#: training scans.
+#: Mean intensity of grey over white matter that the truth is given; 0.67 to 0.70 in the training scans.
 GM_OVER_WM = 0.63
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the demonstration; returns its exit code."""
     parser = argparse.ArgumentParser(prog=PROG, description=__doc__.split("\n\n")[1])
-    parser.add_argument("folder", type=Path, help="where to put data set and results")
-    parser.add_argument("--model", help="model to use; chosen by slice spacing when not given")
+    parser.add_argument("folder", type=Path, help="folder for data set and results")
+    parser.add_argument("--model", help="model to use (default: by slice spacing)")
     return run_command(PROG, lambda: _demonstrate(parser.parse_args(argv)))
 
 
@@ -61,13 +60,13 @@ def _demonstrate(options: argparse.Namespace) -> None:
     enhanced = out / f"sub-{LABEL}/anat/sub-{LABEL}_desc-iqt_T1w.nii.gz"
     page = out / f"sub-{LABEL}.html"
     if done.returncode != 0 or not enhanced.exists() or not page.exists():
-        raise IQTFlowError(f"iqtflow ended with exit code {done.returncode}; the lines above say why.")
+        raise IQTFlowError(f"iqtflow ended with exit code {done.returncode}; see the lines above.")
     _compare(truth, mask, scan, enhanced)
     print(f"\nthe enhanced scan   {enhanced}\nthe page to open    {page}", flush=True)
 
 
 def _require_own(folder: Path) -> None:
-    """Make sure that the folder is new, or an earlier demonstration's: a data set there is somebody's."""
+    """Make sure that the folder is new, or was made by an earlier demonstration."""
     from iqtflow.image.nifti import write_json
 
     description = folder / "bids" / "dataset_description.json"
@@ -75,8 +74,8 @@ def _require_own(folder: Path) -> None:
         if (folder / name).exists() and not is_made_by(PROG, description):
             raise UsageError(
                 folder,
-                found=f"something called {name} that this command did not make",
-                expected="a new folder, or one of an earlier demonstration",
+                found=f"{name}, which this command did not make",
+                expected="a new folder, or the folder of an earlier demonstration",
                 next_step="Choose another folder.",
             )
     fields = {"Name": "Low-field scan simulated from the MNI template", "BIDSVersion": "1.10.0"}
@@ -110,7 +109,7 @@ def make_truth(folder: Path) -> tuple[Path, Path]:
     volumes["T1w"] = _with_contrast(volumes["T1w"], volumes["wm"], volumes["gm"])
     head = np.argwhere(volumes["T1w"] > 0.05 * volumes["T1w"].max())
     low, high = head.min(axis=0), head.max(axis=0) + 1
-    low[2] = max(high[2] - 168, low[2])  # the brain and a little neck: what is below only costs time
+    low[2] = max(high[2] - 168, low[2])  # the brain and a little neck; more would only take time
     low, high = np.maximum(low - 2, 0), np.minimum(high + 2, template.shape)
     affine = template.affine.copy()
     affine[:3, 3] = nib.affines.apply_affine(template.affine, low)
@@ -155,7 +154,7 @@ def make_data_set(bids: Path, truth: Path) -> Path:
         ]
     )
     if done.returncode != 0:
-        raise IQTFlowError(f"the simulator ended with exit code {done.returncode}; the lines above say why.")
+        raise IQTFlowError(f"the simulator ended with exit code {done.returncode}; see the lines above.")
     fields = json.loads(drawn.read_text())
     kept = {name: fields[name] for name in ("SliceThickness", "SpacingBetweenSlices")}
     sidecar = {**kept, "Modality": "MR", "SkullStripped": True}
@@ -174,7 +173,7 @@ def _compare(truth: Path, mask: Path, scan: Path, enhanced: Path) -> None:
     spline = truth.with_name("spline.nii.gz")
     write_volume(spline, cubic_upsample(data, K), thin_affine(image.affine, K), like=image)
     scores = evaluate_files(truth, mask, {"cubic spline": spline, "iqtflow": enhanced})
-    print(f"\ninside the brain, against what the scan was simulated from:\n{score_table(scores)}")
+    print(f"\ninside the brain, compared with the template:\n{score_table(scores)}")
 
 
 if __name__ == "__main__":

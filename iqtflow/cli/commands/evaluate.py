@@ -1,7 +1,7 @@
-"""``iqtflow-evaluate``: compare estimates with the truth inside the brain: PSNR and MSSIM.
+"""``iqtflow-evaluate``: compare enhanced volumes with the truth inside the brain: PSNR and MSSIM.
 
-The table has two kinds of MSSIM, which are not to be compared with each other: Wang's (2004), in three
-dimensions, and the slice-wise one of the paper's authors (see `iqtflow.evaluation.metrics`).
+The table has two kinds of MSSIM. Do not compare them with each other: Wang's (2004) is three-dimensional, the
+one of the paper's authors is computed slice by slice (see `iqtflow.evaluation.metrics`).
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ PROG = "iqtflow-evaluate"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Command-line parser; cheap, imports nothing heavy."""
+    """Command-line parser; imports nothing heavy."""
     parser = argparse.ArgumentParser(prog=PROG, description=__doc__)
-    parser.add_argument("reference", type=Path, help="the truth; its grid may go on beyond the estimates'")
-    parser.add_argument("estimates", type=Path, nargs="+", help="estimates on the truth's grid")
     parser.add_argument(
-        "--mask", type=Path, help="brain mask on the truth's grid; the truth above 0 if not given"
+        "reference", type=Path, help="the truth; its grid may be larger than that of the enhanced volumes"
+    )
+    parser.add_argument("estimates", type=Path, nargs="+", help="enhanced volumes on the truth's grid")
+    parser.add_argument(
+        "--mask", type=Path, help="brain mask on the truth's grid (default: the truth above 0)"
     )
     parser.add_argument(
         "--std",
         type=Path,
-        help="standard deviation (desc-iqtstd) of the first estimate: also show how the error grows with it",
+        help="predicted error (desc-iqtstd) of the first volume: compare it with the actual error",
     )
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument("--json", type=Path, help="write the scores here, too")
     add_overwrite(parser)
     return parser
 
@@ -61,7 +63,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         reliability = reliability_of_files(options.reference, mask, first, options.std)
         print(f"\n{options.std}:\n{reliability_table(reliability)}")
     if options.json:
-        # JSON has no infinity: null is the PSNR of an estimate that is the truth.
+        # JSON has no infinity: the PSNR of a volume equal to the truth is null.
         finite: dict[str, dict[str, Any]] = {
             n: {k: v if math.isfinite(v) else None for k, v in row.items()} for n, row in scores.items()
         }
@@ -71,9 +73,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def score_table(scores: dict[str, dict[str, float]]) -> str:
-    """Figures of each estimate as lines of text; see `iqtflow.evaluation.scores.COLUMNS` for their
-    definitions.
-    """
+    """Return the scores of each volume as lines of text; `iqtflow.evaluation.scores.COLUMNS` defines them."""
     width = max(len(name) for name in scores)
     lines = [f"{'':{width}}  PSNR (dB)   MSSIM   MSSIM, slice-wise"]
     for name, row in scores.items():

@@ -1,5 +1,6 @@
-"""``python -m iqtflow.cli.commands.pairs``: write the explicit patch library of the paper for one subject,
-from its patch library with stored draws.
+"""``python -m iqtflow.cli.commands.pairs``: write the pairs of patches of one subject, as in the paper.
+
+They are made from its patch library with stored draws.
 """
 
 from __future__ import annotations

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from iqtflow.segmentation.atropos import TissueMaps
 
 PROG = "iqtflow-segment"
-#: What the answers on the command line mean to `find_brain_mask`.
+#: Values of --skull-stripped, as `find_brain_mask` takes them.
 SKULL_STRIPPED = {"yes": True, "no": False, "auto": None}
-#: What follows the prefix in the names of the images.
+#: Ends of the images' names, after the prefix.
 IMAGES = ("label-WM_probseg", "label-GM_probseg", "label-CSF_probseg", "desc-brain_mask", "desc-preproc_T1w")
 
 
@@ -103,10 +103,10 @@ def _segment(options: argparse.Namespace) -> None:
         raise UsageError(
             "--priors atlas",
             found=f"it together with --engine {options.engine}",
-            expected="the engine ants (or auto), whose maps an atlas can help",
+            expected="--engine ants or auto, which can use an atlas",
             next_step="Leave one of the two out: SPM has priors of its own.",
         )
-    # Known before minutes are spent: the outputs can be written, the files can be read, the engine is there.
+    # First check that the outputs can be written, the files can be read and the engine exists.
     details_file = Path(f"{options.out_prefix}_segmentation.json").absolute()
     beginning = str(details_file).removesuffix("_segmentation.json")
     maps = _ready_maps(options)
@@ -143,7 +143,7 @@ def _segment(options: argparse.Namespace) -> None:
     data = np.asarray(image.dataobj)
     mask = None if options.mask is None else read_volume(options.mask, like=image)[1] > 0.5
     volume = nib.Nifti1Image(data, image.affine)
-    volume.set_filename(os.fspath(options.image))  # what messages call it
+    volume.set_filename(os.fspath(options.image))  # the name in messages
     print(f"{PROG}: {options.image}: {choice.describe()}", flush=True)
     engine = {"ants": _by_ants, "spm": _by_spm, "derivatives": _ready_made}[choice.engine]
     tissues = engine(choice, volume, mask, options, details_file.parent)
@@ -196,7 +196,7 @@ def _by_ants(
 def _by_spm(
     choice: EngineChoice, volume: nib.Nifti1Image, mask: np.ndarray | None, options: Any, folder: Path
 ) -> TissueMaps:
-    """Segment with SPM: the whole head where there is one, and only where the image itself has data."""
+    """Segment with SPM: the whole head if there is one, and then only voxels where the image has data."""
     import numpy as np
 
     from iqtflow.image.nifti import read_volume
@@ -233,7 +233,7 @@ def _ready_made(
             options.image,
             found=f"no tissue maps of it in {options.derivatives or 'no folder given'}",
             expected="files named as the image, with label-WM, label-GM and label-CSF and the suffix probseg",
-            next_step="Run sMRIPrep or fMRIPrep on it, or choose auto: other engines then take its place.",
+            next_step="Run sMRIPrep or fMRIPrep on it, or choose auto, which then uses another engine.",
         )
     maps = read_ready_maps(
         volume,
@@ -245,7 +245,7 @@ def _ready_made(
 
 
 def _within(maps: TissueMaps, region: np.ndarray) -> TissueMaps:
-    """Leave out what lies outside of a region."""
+    """Set maps and mask to 0 outside of a region."""
     import numpy as np
 
     tissues: dict[str, Any] = {

@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--from-json",
         type=Path,
-        help="make a scan again from the JSON that was written with it, instead of drawing a new one",
+        help="simulate a scan again from the JSON that was written with it, instead of drawing a new one",
     )
 
     slices = parser.add_argument_group("slices")
@@ -167,7 +167,7 @@ def _simulate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> N
 
 
 def _drawn(options: argparse.Namespace, edges_mm: Any) -> tuple[Any, dict[str, str], dict[str, Any]]:
-    """Settle what the options leave open, and draw the rest; nothing is known of the inputs' digests."""
+    """Return the recipe that the options ask for, with random values drawn, and its record."""
     from iqtflow.simulation.artifacts import Extras
     from iqtflow.simulation.recipe import Recipe, record_of
     from iqtflow.simulation.simulate import draw_scan, plan_slices

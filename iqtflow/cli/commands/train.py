@@ -1,5 +1,6 @@
-"""``iqtflow-train``: train one network on the patch libraries of some subjects, or go on with a training that
-was interrupted.
+"""``iqtflow-train``: train one network on the patch libraries of some subjects.
+
+A training that was interrupted is continued.
 """
 
 from __future__ import annotations
@@ -29,20 +30,13 @@ if TYPE_CHECKING:
     from iqtflow.training.pairs import PairFile
 
 PROG = "iqtflow-train"
-#: Settings that are options of this command, by heading.
-GROUPS = {
-    "network": ("network", "filters", "shrink", "start_from", "residual", "uncertainty"),
-    "optimisation": (
-        *("batch_size", "learning_rate", "schedule", "loss", "optimiser", "warmup", "clip", "averaging"),
-        *("background_weight", "precision", "patch_size", "validation_batches", "steps", "steps_per_epoch"),
-        *("max_epochs", "patience"),
-    ),
-    "simulated low field": (
-        *("draws", "snr_prior", "thickness_fraction", "snr_scale", "bias_amplitude", "mirror", "zoom"),
-        *("spacing_jitter", "contrast_jitter", "stripes"),
-    ),
-    "machine": ("devices", "num_nodes"),
+#: Settings that `iqtflow` alone reads: they prepare libraries, split subjects, join and evaluate networks.
+NOT_HERE = {
+    *("slice_axes", "patch_library", "patch_step", "background_limit", "patch_fraction", "split"),
+    *("split_ratio", "ensemble", "model_name", "evaluate_model", "tensorboard", "network_options"),
 }
+#: Settings that are options of this command.
+HERE = [name for name in SETTINGS["train"] if name not in NOT_HERE]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,12 +55,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder of the checkpoints; a training whose checkpoints are here is continued",
     )
     add("--name", help="name of the model; without it, the output's name without extension")
-    groups = {heading: parser.add_argument_group(heading) for heading in GROUPS}
-    for heading, names in GROUPS.items():
-        add_command_options(groups[heading], "train", names)
-    # A network of your own may have another factor than those that ship.
-    any_factor: dict[str, Any] = {"type": value(int, low=1), "choices": None, "metavar": "K"}
-    add_command_options(groups["network"], "train", ["upsampling_factor"], **any_factor)
+    headings = {name: SETTINGS["train"][name].group.removeprefix("train: ") for name in HERE}
+    groups = {
+        heading: parser.add_argument_group(heading)
+        for heading in (*dict.fromkeys(headings.values()), "machine")
+    }
+    # A network of your own may have another factor than the shipped ones.
+    changes = {"upsampling_factor": {"type": value(int, low=1), "choices": None, "metavar": "K"}}
+    for name, heading in headings.items():
+        add_command_options(groups[heading], "train", [name], **changes.get(name, {}))
     groups["network"].add_argument(
         "--network-option",
         dest="network_options",
@@ -76,9 +73,10 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="a setting that only this network has; repeat the option for another one",
     )
-    add_command_options(groups["optimisation"], "run", ["seed"], type=value(int, low=0))
-    add_command_options(groups["machine"], "run", ["omp_nthreads"])
-    add_command_options(groups["machine"], "run", ["device"], choices=("cpu", "cuda"), help="where to train")
+    machine = groups["machine"]
+    add_command_options(machine, "run", ["seed"], type=value(int, low=0))
+    add_command_options(machine, "run", ["omp_nthreads"])
+    add_command_options(machine, "run", ["device"], choices=("cpu", "cuda"), help="where to train")
     add("--tensorboard", type=Path, metavar="DIR", help="write curves for TensorBoard here")
     add("--card", type=Path, help="JSON with more fields for the model's card (data, licence, ...)")
     add_overwrite(parser)
@@ -115,7 +113,7 @@ def _train(options: argparse.Namespace) -> None:
 
     from iqtflow.image.intensity import NORMALISATION
     from iqtflow.models.model_file import save_model
-    from iqtflow.models.registry import choose_settings, setting_names
+    from iqtflow.models.registry import build_network, choose_settings, setting_names
     from iqtflow.simulation.snr_prior import read_prior
     from iqtflow.training.checkpoints import LOG
     from iqtflow.training.module import curves_as_csv
@@ -132,8 +130,7 @@ def _train(options: argparse.Namespace) -> None:
             next_step="Start the container with --gpus all (Docker) or --nv (Apptainer), or use --device "
             "cpu.",
         )
-    names = ["upsampling_factor", *(name for group in GROUPS.values() for name in group)]
-    train = TrainSettings(**{name: getattr(options, name) for name in names})
+    train = TrainSettings(**{name: getattr(options, name) for name in HERE})
     check_training(train)
     allow_network(train.network)
     extra = _read_card(options.card)
@@ -174,6 +171,8 @@ def _train(options: argparse.Namespace) -> None:
     )
     if member is None:  # one of several processes; the first one writes
         return
+    network = build_network(train.network, **settings)
+    memory = getattr(network, "pass_bytes", None)
     card = {
         "name": options.name or options.output.stem,
         "k": train.upsampling_factor,
@@ -182,7 +181,8 @@ def _train(options: argparse.Namespace) -> None:
         "normalisation": {"name": NORMALISATION},
         "geometry": "slab-centred",
         "predicts_error": any(name.startswith(ERROR_HEAD) for name in member.state_dict),
-        **described(train.network, settings),
+        "context": getattr(network, "context", "patch"),
+        **({} if memory is None else {"pass_bytes": dict(memory)}),
         "patch_size": plan.patch_size,
         "slice_profile": {"shape": "gaussian", "fwhm_over_spacing": list(train.thickness_fraction)},
         "snr_prior": prior.as_dict(),
@@ -214,20 +214,8 @@ def _network_option(text: str) -> tuple[str, Any]:
         return name, given
 
 
-def described(network: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a network says of its context and memory, for the model's card."""
-    from iqtflow.models.registry import build_network
-
-    built = build_network(network, **settings)
-    memory = getattr(built, "pass_bytes", None)
-    return {
-        "context": getattr(built, "context", "patch"),
-        **({} if memory is None else {"pass_bytes": dict(memory)}),
-    }
-
-
 class Start(NamedTuple):
-    """Weights that a training begins with, what they are called, and the training that made them."""
+    """Weights that a training begins with, their name, and the record of the training that made them."""
 
     name: str
     weights: dict[str, torch.Tensor]
@@ -237,21 +225,21 @@ class Start(NamedTuple):
 def read_start(
     model: str | Path | None, network: str, settings: dict[str, object], *, seed: int
 ) -> Start | None:
-    """Return the weights of a model to begin with; None when no model is given.
+    """Return the weights that a fine-tuning begins with; None if no model is given.
 
     Parameters
     ----------
     model
         A model file, or the name of one that ships.
     network, settings
-        Of the network that is to be trained.
+        Name and settings of the network to train.
     seed
-        Of the training: chooses the member when the model is an ensemble.
+        Seed of the training: chooses the member of an ensemble.
 
     Raises
     ------
     InputError
-        The model cannot be read, or is of another network.
+        The model cannot be read, or its network is another one.
     """
     if model is None:
         return None
@@ -264,24 +252,24 @@ def read_start(
             model,
             found=f"a model of {source.card['network']}",
             expected=f"one of {wanted}, the network to be trained",
-            next_step="Choose the settings of that network (iqtflow --list-models), or begin without it.",
+            next_step="Choose the settings of that network (iqtflow --list-models), or leave out the model.",
         )
     number = seed % len(source.members)
     name, training = f"{source.card['name']} (SHA-256 {source.sha256})", source.card.get("training", {})
     parts = training.get("members", [])
-    # Ensembles that were joined to one have fewer trainings here than networks: then all are its origin.
+    # An ensemble that was joined from ensembles has fewer records than networks; then all are kept.
     before = parts[number] if len(parts) == len(source.members) else training
     return Start(name, source.members[number].state_dict(), before)
 
 
 def _estimates_by(network: Mapping[str, Any]) -> dict[str, Any]:
-    """A network as a model's card describes it, whether it predicts its error or not."""
+    """Return a network of a model's card without its setting for the predicted error."""
     settings = {key: value for key, value in network["kwargs"].items() if key != "uncertainty"}
     return {"name": network["name"], "kwargs": settings}
 
 
 def read_source(path: Path) -> PatchLibrary | PairFile:
-    """Open a patch library, or an explicit one, by what its name ends in."""
+    """Open a patch library (.safetensors) or a file of pairs (.npy)."""
     from iqtflow.training.library import read_library
     from iqtflow.training.pairs import read_pairs
 
@@ -289,7 +277,7 @@ def read_source(path: Path) -> PatchLibrary | PairFile:
 
 
 def _report(line: str, log: Path, *, progress: bool) -> None:
-    """Print a line, unless the progress bar does, and add it to the log beside the checkpoints."""
+    """Print a line, if there is no progress bar, and add it to the log beside the checkpoints."""
     import time
 
     if not progress:
