@@ -75,6 +75,14 @@ def bids_tree(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture
+def no_spm(monkeypatch):
+    """Leave no SPM to be found by this process."""
+    for name in ("SPM_HOME", "SPM_PATH", "SPM_DIR", "SPMSTANDALONE_HOME", "FORCE_SPMMCR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("iqtflow.segmentation.spm.install.SPM_FOLDERS", ())
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder with real scans (``mixed/`` and ``highfield/``, both BIDS); without one the test is skipped."""

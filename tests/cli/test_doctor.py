@@ -36,14 +36,6 @@ def make_models(folder: Path, *, sha256: str | None = None) -> Path:
 
 
 @pytest.fixture
-def no_spm(monkeypatch, tmp_path):
-    """Leave no SPM to be found by this process."""
-    for name in ("SPM_HOME", "SPM_PATH", "SPM_DIR", "SPMSTANDALONE_HOME", "FORCE_SPMMCR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("iqtflow.segmentation.spm.install.SPM_FOLDERS", ())
-
-
-@pytest.fixture
 def spm(tmp_path):
     """Return a folder that looks like SPM, and a program that looks like an Octave in which it works."""
     says = "echo IQTFLOW-SPM-RUNNER GNU Octave 9.2.0; echo IQTFLOW-SPM-DONE"

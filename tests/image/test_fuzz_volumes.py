@@ -44,12 +44,10 @@ SHAPE, VOXEL_MM = (20, 18, 5), (2.0, 2.0, 8.0)
 #: Where fields are in a header of NIfTI-1, and their types.
 FIELDS = {
     "dim": (40, "8h"),
-    "datatype": (70, "h"),
-    "bitpix": (72, "h"),
+    "datatype": (70, "2h"),  # and bitpix
     "pixdim": (76, "8f"),
     "vox_offset": (108, "f"),
-    "scl_slope": (112, "f"),
-    "scl_inter": (116, "f"),
+    "slope": (112, "2f"),  # and scl_inter
     "xyzt_units": (123, "B"),
     "codes": (252, "2h"),
     "quaternion": (256, "3f"),
@@ -150,9 +148,9 @@ RARE = st.fixed_dictionaries(
             st.sampled_from([2, 4, 8, 16, 32, 64, 128, 256, 512, 768, 1024, 1536, 1792, 2304, 0, 1, 77]),
             st.sampled_from([8, 16, 32, 64, 0, 7]),
         ),
-        "vox_offset": any_number | st.sampled_from([352.0, 368.0, 351.0, 348.0, 353.5]),
+        "vox_offset": st.tuples(any_number | st.sampled_from([352.0, 368.0, 351.0, 348.0, 353.5])),
         "slope": st.tuples(any_number, any_number),
-        "magic": st.sampled_from([b"n+1\0", b"ni1\0", b"n+2\0", b"\0\0\0\0", b"n+1 "]),
+        "magic": st.tuples(st.sampled_from([b"n+1\0", b"ni1\0", b"n+2\0", b"\0\0\0\0", b"n+1 "])),
         "bytes": st.lists(st.tuples(st.integers(0, 351), st.integers(0, 255)), max_size=6),
     }
 )
@@ -164,21 +162,11 @@ def edited(edits: dict, rare: dict) -> bytes:
     for field in FIELDS:
         if field in edits:
             put(content, field, *edits[field])
-    if which == "dim":
-        put(content, "dim", *rare["dim"])
-    elif which == "datatype":
-        put(content, "datatype", rare["datatype"][0])
-        put(content, "bitpix", rare["datatype"][1])
-    elif which == "vox_offset":
-        put(content, "vox_offset", rare["vox_offset"])
-    elif which == "slope":
-        put(content, "scl_slope", rare["slope"][0])
-        put(content, "scl_inter", rare["slope"][1])
-    elif which == "magic":
-        put(content, "magic", rare["magic"])
-    elif which == "bytes":
+    if which == "bytes":
         for offset, value in rare["bytes"]:
             content[offset] = value
+    elif which in rare:
+        put(content, which, *rare[which])
     return bytes(content)
 
 

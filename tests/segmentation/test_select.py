@@ -33,14 +33,6 @@ TISSUES = ("WM", "GM", "CSF")
 
 
 @pytest.fixture
-def no_spm(monkeypatch):
-    """Leave no SPM to be found by this process."""
-    for name in ("SPM_HOME", "SPM_PATH", "SPM_DIR", "SPMSTANDALONE_HOME", "FORCE_SPMMCR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("iqtflow.segmentation.spm.install.SPM_FOLDERS", ())
-
-
-@pytest.fixture
 def some_spm(monkeypatch, no_spm, tmp_path):
     """Leave one SPM to be found, by its variable."""
     monkeypatch.setenv("SPM_HOME", os.fspath(make_spm(tmp_path / "spm")))
@@ -189,23 +181,30 @@ def test_maps_on_coarser_voxels_are_interpolated_and_that_is_said(brain, tmp_pat
     assert any("interpolated" in remark for remark in maps.details["remarks"])
 
 
-def test_maps_of_another_person_are_refused(brain, tmp_path):
-    other = make_brain((72, 76, 72), seed=7)
-    mirrored = write_maps(tmp_path / "a", other, turn=lambda v: np.roll(v[::-1], 6, axis=1))
-    with pytest.raises(InputError, match=r"explains 0\.\d+ of the variance .* at least 0\.35"):
-        read_ready_maps(as_image(brain), brain.intensity, mirrored)
+FAR = AFFINE + np.array([[0, 0, 0, 40], [0, 0, 0, 40], [0, 0, 0, 40], [0, 0, 0, 0]])
 
 
-def test_maps_elsewhere_in_the_world_are_refused(brain, tmp_path):
-    far = AFFINE.copy()
-    far[:3, 3] += 40
-    with pytest.raises(InputError, match=r"only \d+% of its tissue inside"):
-        read_ready_maps(as_image(brain), brain.intensity, write_maps(tmp_path, brain, affine=far))
-
-
-def test_what_is_no_probability_is_refused(brain, tmp_path):
-    files = write_maps(tmp_path, brain, turn=lambda volume: volume * np.float32(255))
-    with pytest.raises(InputError, match="values from 0 to 255; expected probabilities"):
+@pytest.mark.parametrize(
+    ("seed", "change", "words"),
+    [
+        pytest.param(
+            7,
+            {"turn": lambda volume: np.roll(volume[::-1], 6, axis=1)},
+            r"explains 0\.\d+ of the variance .* at least 0\.35",
+            id="another subject",
+        ),
+        pytest.param(0, {"affine": FAR}, r"only \d+% of its tissue inside", id="elsewhere in the world"),
+        pytest.param(
+            0,
+            {"turn": lambda volume: volume * np.float32(255)},
+            "values from 0 to 255; expected probabilities",
+            id="no probabilities",
+        ),
+    ],
+)
+def test_maps_that_do_not_belong_to_the_image_are_refused(brain, tmp_path, seed, change, words):
+    files = write_maps(tmp_path, make_brain((72, 76, 72), seed=seed), **change)
+    with pytest.raises(InputError, match=words):
         read_ready_maps(as_image(brain), brain.intensity, files)
 
 
@@ -378,7 +377,8 @@ def test_a_slab_goes_to_the_embedded_engine_unless_spm_is_insisted_on(tmp_path):
 # --- the doctor ---
 
 
-def test_the_doctor_needs_no_folders_and_its_exit_code_tells_whether_the_run_can_go(
+@pytest.mark.usefixtures("no_spm")
+def test_the_doctor_takes_the_arguments_of_a_run_and_its_exit_code_says_whether_it_can_start(
     monkeypatch, capsys, tmp_path, brain
 ):
     monkeypatch.setattr("iqtflow.cli.doctor.available_memory_gb", lambda: 16.0)
@@ -391,17 +391,10 @@ def test_the_doctor_needs_no_folders_and_its_exit_code_tells_whether_the_run_can
     write_maps(tmp_path / "sub-01" / "anat", brain)
     assert cli.main([*common, "derivatives", "--derivatives", str(tmp_path)]) == 0
     assert "1 grey-matter maps" in capsys.readouterr().out
-
-
-@pytest.mark.usefixtures("no_spm")
-def test_the_doctor_takes_the_arguments_of_the_run_as_they_are(capsys, tmp_path):
     (tmp_path / "file").touch()
-    arguments = ["/data", str(tmp_path / "file" / "out"), "participant", "--mode", "train"]
-    assert cli.main([*arguments, "--segmentation", "spm", "--device", "cpu", "--doctor"]) == 1
+    assert cli.main(["/data", str(tmp_path / "file" / "out"), "participant", *common, "spm"]) == 1
     screen = capsys.readouterr().out
-    assert "Output" in screen
-    assert "--spm-dir" in screen
-    assert "2 faults" in screen
+    assert "Output" in screen and "--spm-dir" in screen and "2 faults" in screen
 
 
 # --- all of it ---

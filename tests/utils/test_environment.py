@@ -1,4 +1,4 @@
-"""Odd surroundings: no name, no home, a folder of strange files, no network, a pipe that nobody reads."""
+"""Unusual environments: no user name, no home, files named like libraries, no network, a closed pipe."""
 
 from __future__ import annotations
 
@@ -34,14 +34,41 @@ COMMANDS = [
 ]
 
 
-def test_a_user_without_a_name_gets_one(monkeypatch):
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        pytest.param(
+            {"USER": "reader", "MPLCONFIGDIR": "/somewhere"}, {"USER": "reader"}, id="set by the user"
+        ),
+        pytest.param({"USER": "reader"}, {"USER": "reader", "MPLCONFIGDIR": None}, id="writable home"),
+        pytest.param({"MPLBACKEND": "module://inline"}, {"MPLBACKEND": "Agg"}, id="figures go to files"),
+        pytest.param(
+            {"PYTHONPATH": ":/libraries:mine:", "TMPDIR": "here"},
+            {"PYTHONPATH": "/libraries:{here}/mine", "TMPDIR": "{here}/here"},
+            id="an empty part of PYTHONPATH is not the current folder",
+        ),
+    ],
+)
+def test_variables_of_the_user_stay_and_paths_become_absolute(tmp_path, monkeypatch, given, expected):
+    monkeypatch.chdir(tmp_path)
+    variables = {"HOME": os.fspath(tmp_path), **given}
+    settle_environment(variables)
+    assert variables["HOME"] == os.fspath(tmp_path) and list(tmp_path.iterdir()) == []
+    assert variables.get("MPLCONFIGDIR") == given.get("MPLCONFIGDIR")
+    for name, value in expected.items():
+        assert variables.get(name) == (value and value.format(here=tmp_path))
+
+
+def test_a_user_without_name_and_home_gets_a_name_and_a_folder_for_matplotlib(monkeypatch):
     monkeypatch.setattr(environment, "_account", lambda: None)
+    monkeypatch.setattr(environment, "_writable", lambda folder: "nonexistent" not in folder.parts)
     variables = {"HOME": "/nonexistent"}
     settle_environment(variables)
     assert variables["USER"] == f"uid{os.getuid()}"
+    assert Path(variables["MPLCONFIGDIR"]).is_dir()
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert getpass.getuser() == variables["USER"]  # what PyTorch asks
+    assert getpass.getuser() == variables["USER"]  # PyTorch calls it
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
@@ -50,33 +77,6 @@ def test_a_home_that_cannot_be_written_is_left_alone(tmp_path):
     variables = {"HOME": os.fspath(tmp_path), "USER": "reader"}
     settle_environment(variables)
     assert Path(variables["MPLCONFIGDIR"]).is_dir()
-
-
-def test_a_home_that_is_not_there_is_replaced_for_matplotlib(monkeypatch):
-    monkeypatch.setattr(environment, "_writable", lambda folder: "nonexistent" not in folder.parts)
-    variables = {"HOME": "/nonexistent"}
-    settle_environment(variables)
-    assert Path(variables["MPLCONFIGDIR"]).is_dir()
-
-
-def test_what_the_user_has_set_stays(tmp_path):
-    variables = {"HOME": os.fspath(tmp_path), "USER": "reader", "MPLCONFIGDIR": "/somewhere"}
-    before = dict(variables)
-    settle_environment(variables)
-    assert {name: variables[name] for name in before} == before
-
-
-def test_figures_go_to_files_whatever_matplotlib_is_told_to_open():
-    variables = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    settle_environment(variables)
-    assert variables["MPLBACKEND"] == "Agg"
-
-
-def test_a_home_that_can_be_written_is_used(tmp_path):
-    variables = {"HOME": os.fspath(tmp_path), "USER": "reader"}
-    settle_environment(variables)
-    assert "MPLCONFIGDIR" not in variables
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_matplotlib_s_folder_goes_when_the_program_ends(tmp_path):
@@ -265,19 +265,6 @@ def test_nodes_run_no_file_of_the_current_folder(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "work/graph/a/job2/out.txt").read_text() == "a0 a1 a2 "
     assert not (here / "ran").exists()
-
-
-def test_an_empty_part_of_pythonpath_is_not_the_current_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    variables = {
-        "HOME": os.fspath(tmp_path),
-        "USER": "reader",
-        "PYTHONPATH": ":/libraries:mine:",
-        "TMPDIR": "here",
-    }
-    settle_environment(variables)
-    assert variables["PYTHONPATH"] == f"/libraries:{tmp_path / 'mine'}"
-    assert variables["TMPDIR"] == os.fspath(tmp_path / "here")
 
 
 @pytest.mark.parametrize("module", COMMANDS)

@@ -19,7 +19,8 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from iqtflow.segmentation.spm.script import (
     job_script,
 )
 from iqtflow.utils.errors import InputError, OutputError
+from iqtflow.utils.files import require_parent
 
 _SCRIPT = "iqtflow_job.m"
 
@@ -125,9 +127,8 @@ def run_unified_segmentation(
     settings = settings or UnifiedSegmentationSettings()
     name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else (image.get_filename() or "image")
     stem = stem or plain_stem(name)
-    out_dir = Path(out_dir).absolute()
-    private = _private_folder(out_dir)
-    try:
+    out_dir = require_parent(Path(out_dir, "outputs")).parent
+    with private_folder(out_dir) as private:
         _place_image(image, private / f"{STEM}.nii", name)
         _require_space(private, settings)
         tpm_names = place_priors(private, settings, installation)
@@ -145,8 +146,6 @@ def run_unified_segmentation(
         outputs = expected_outputs(out_dir, stem, settings)
         for path, target in zip(_flat(made), _flat(outputs), strict=True):
             os.replace(path, target)
-    finally:
-        shutil.rmtree(private, ignore_errors=True)
     tpm_said = _line_after(TPM_USED, log)
     return UnifiedSegmentationRun(
         **outputs,
@@ -254,18 +253,28 @@ def single_thread_environment(environ: Mapping[str, str] | None = None) -> dict[
     return {**(os.environ if environ is None else environ), **dict.fromkeys(names, "1")}
 
 
-def _private_folder(out_dir: Path) -> Path:
-    """Make an empty folder in `out_dir`: a test that it is writable, and results are moved by renaming."""
+@contextmanager
+def private_folder(parent: str | os.PathLike) -> Iterator[Path]:
+    """Make an empty folder in `parent`, and remove it afterwards.
+
+    Raises
+    ------
+    OutputError
+        `parent` does not exist or cannot be written.
+    """
     try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=".spm-", dir=out_dir))
+        folder = Path(tempfile.mkdtemp(prefix=".spm-", dir=parent))
     except OSError as fault:
         raise OutputError(
-            out_dir,
+            parent,
             found=f"{type(fault).__name__} ({fault.strerror})",
             expected="a writable folder",
             next_step="Choose another folder, or change its permissions.",
         ) from fault
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _place_image(image: str | os.PathLike | nib.spatialimages.SpatialImage, target: Path, name: str) -> None:

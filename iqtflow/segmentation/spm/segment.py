@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -21,7 +20,7 @@ from scipy import ndimage
 from iqtflow.segmentation.atropos import TissueMaps
 from iqtflow.segmentation.spm.checks import SpmFigures, check_spm_input, judge, measure
 from iqtflow.segmentation.spm.install import GENUINE_TPM_BLOB, SpmInstallation, find_spm, tpm_blob_id
-from iqtflow.segmentation.spm.job import UnifiedSegmentationRun, run_unified_segmentation
+from iqtflow.segmentation.spm.job import UnifiedSegmentationRun, private_folder, run_unified_segmentation
 from iqtflow.segmentation.spm.script import UnifiedSegmentationSettings
 from iqtflow.segmentation.spm.stripped import (
     looks_stripped,
@@ -29,7 +28,6 @@ from iqtflow.segmentation.spm.stripped import (
     write_brain_priors,
     write_with_background,
 )
-from iqtflow.utils.errors import OutputError
 
 #: Memory (GB) of a run on 0.7 mm voxels, for schedulers. A head of 1 mm voxels needs a third of it.
 MEMORY_GB = 2.0
@@ -83,7 +81,7 @@ def segment_with_spm(
     """
     installation = installation or find_spm()
     settings = UnifiedSegmentationSettings(sampling_mm=float(sampling_mm))
-    with _temporary_folder(work_dir) as folder:
+    with private_folder(work_dir or tempfile.gettempdir()) as folder:
         path = _on_disk(image, folder)
         scan = check_spm_input(path)
         present = scan.get_fdata(dtype=np.float32) != 0
@@ -157,21 +155,6 @@ def _on_disk(image: str | os.PathLike | nib.Nifti1Image, folder: Path) -> Path:
     placed = image.header["sform_code"] > 0 or image.header["qform_code"] > 0
     nib.Nifti1Image(image.dataobj, image.affine if placed else None, image.header).to_filename(path)
     return path
-
-
-@contextmanager
-def _temporary_folder(work_dir: str | os.PathLike | None) -> Iterator[Path]:
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="iqtflow-spm-", dir=work_dir)
-    except OSError as fault:
-        raise OutputError(
-            work_dir or tempfile.gettempdir(),
-            found=f"{type(fault).__name__} ({fault.strerror})",
-            expected="a writable folder",
-            next_step="Choose another working folder.",
-        ) from fault
-    with folder as name:
-        yield Path(name)
 
 
 def _details(
