@@ -12,11 +12,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import iqtflow
 from iqtflow.bids.names import output_name
@@ -62,14 +61,14 @@ _TOLD = {
         "ensemble", "loss", "optimiser", "model_name", "devices", "num_nodes", "tensorboard",
     ),
 }  # fmt: skip
-#: Networks of this package, all of which can predict their error. (Their registry would load PyTorch.)
+#: Networks of this package: all can predict their error. (Their registry would load PyTorch.)
 OWN_NETWORKS = ("aniso-unet", "iso-unet", "sru-net")
-#: What a description of training adds for each way of learning uncertainty.
+_LIKELIHOOD = "by maximum likelihood (Kendall and Gal, 2017; Tanno et al., 2021)"
+#: What the text on training adds for each value of ``uncertainty``.
 _UNCERTAINTY = {
-    "learn": "; from its features the variance of its error was learned by maximum likelihood (Kendall and "
-    "Gal, 2017; Tanno et al., 2021)",
-    "only": " in an earlier training; the variance of its error was now learned from its features by maximum "
-    "likelihood (Kendall and Gal, 2017; Tanno et al., 2021)",
+    "learn": f"; the variance of its error was learned from its features {_LIKELIHOOD}",
+    "only": f" in an earlier training; the variance of its error was now learned "
+    f"from its features {_LIKELIHOOD}",
     "none": "",
 }
 
@@ -86,49 +85,65 @@ def describe_run(settings: Settings, level: str, engines: Iterable[EngineChoice]
     engines
         What makes the tissue maps, for each scan that needs them.
     """
-    mode = settings.run.mode
-    first = [_introduction()]
-    if mode == "enhance":
-        return [*first, _enhancement(settings)] if level == "participant" else first
-    if mode == "calibrate":
-        if level == "group":
-            return [*first, _prior_fit()]
-        return [*first, *_tissue_maps(engines, settings), _measurement()]
-    if level == "group":
-        trained = [] if settings.train.evaluate_model else [_training(settings)]
-        return [*first, *trained, _evaluation()]
-    return [*first, *_tissue_maps(engines, settings), _simulation(settings)]
+    mode, participant = settings.run.mode, level == "participant"
+    texts = [(0, "Software", _software())]
+    if participant and mode != "enhance":
+        texts += [(10, "Tissue maps", text) for text in _tissue_maps(engines, settings)]
+    if mode == "enhance" and participant:
+        texts.append((40, "Enhancement", _enhancement(settings)))
+    elif mode == "calibrate":
+        texts.append((20, "Calibration", _MEASUREMENT) if participant else (21, "Calibration", _PRIOR_FIT))
+    elif mode == "train" and participant:
+        texts.append((30, "Simulation", _simulation(settings)))
+    elif mode == "train":
+        if not settings.train.evaluate_model:
+            texts.append((50, "Training", _training(settings)))
+        texts.append((60, "Evaluation", _EVALUATION))
+    return [Paragraph(order, heading, text, _cited(text)) for order, heading, text in texts]
 
 
-def _introduction() -> Paragraph:
-    return Paragraph(
-        0,
-        "Software",
-        f"Results were obtained with iqtflow {iqtflow.__version__}, which implements image quality "
-        "transfer (Lin et al., 2019) as a BIDS App (Gorgolewski et al., 2016) on nipype "
+def _cited(text: str) -> tuple[str, ...]:
+    """Return the keys of the references in a text: ``lin2019`` for "Lin et al., 2019"."""
+    named = re.findall(r"([A-Z][a-z]+)(?: and [A-Z][a-z]+| et al\.)?, (\d{4})", text)
+    return tuple(sorted({f"{name.lower()}{year}" for name, year in named}))
+
+
+_MEASUREMENT = (
+    "The signal-to-noise ratio of white and grey matter was measured in each low-field scan as the mean of "
+    "the tissue divided by the standard deviation of the noise (Lin et al., 2019, equation 4)."
+)
+_PRIOR_FIT = (
+    "A two-dimensional normal distribution was fitted to the signal-to-noise ratios of white and grey matter "
+    "of all measured scans (Lin et al., 2019)."
+)
+_EVALUATION = (
+    "On subjects that were not used for training or validation, the network was compared with cubic spline "
+    "interpolation by peak signal-to-noise ratio and mean structural similarity (Wang et al., 2004) in the "
+    "brain, with a two-tailed Wilcoxon signed-rank test (Wilcoxon, 1945)."
+)
+
+
+def _software() -> str:
+    return (
+        f"Results were obtained with iqtflow {iqtflow.__version__}, which implements image quality transfer "
+        "(Lin et al., 2019) as a BIDS App (Gorgolewski et al., 2016) on nipype "
         f"{_version('nipype')} (Gorgolewski et al., 2011) and PyTorch {_version('torch')} (Paszke et al., "
-        "2019).",
-        ("lin2019", "gorgolewski2011", "gorgolewski2016", "paszke2019"),
+        "2019)."
     )
 
 
-def _enhancement(settings: Settings) -> Paragraph:
-    contrast, white = settings.enhance.contrast, ""
-    if settings.enhance.keep_white_matter:
-        white = (
-            " An estimate whose white matter had left the scan's by more than on scans of known truth was "
-            "scaled by one factor, back to the border of that range."
-        )
-    return Paragraph(
-        40,
-        "Enhancement",
-        f"Thick-slice {contrast} scans were enhanced by image quality transfer (Lin et al., 2019). Slice "
-        "axis, spacing and thickness were taken from each scan's header and metadata. Intensities were "
-        "scaled by the 80th percentile of the brain, which in whole heads was found by deepbet "
-        f"{_version('deepbet')} (Fisch et al., 2024). {_models(settings)}{white} Detail between the acquired "
-        "slices is inferred from what the network learned from other people; it was not "
-        f"measured.{_changed(settings, 'enhance')}",
-        ("lin2019", "fisch2024"),
+def _enhancement(settings: Settings) -> str:
+    white = (
+        " If the mean of white matter differed from that of the scan by more than in the evaluation of the "
+        "model, the enhanced volume was multiplied by one factor, to the limit of that range."
+    )
+    return (
+        f"Thick-slice {settings.enhance.contrast} scans were enhanced by image quality transfer (Lin et al., "
+        "2019). Slice axis, spacing and thickness were taken from the header and metadata of each scan. "
+        "Intensities were divided by the 80th percentile of the brain. In whole heads, the brain was found "
+        f"by deepbet {_version('deepbet')} (Fisch et al., 2024). {_models(settings)}"
+        f"{white if settings.enhance.keep_white_matter else ''} Detail between the acquired slices was not "
+        f"measured; the network inferred it from other brains.{_changed(settings, 'enhance')}"
     )
 
 
@@ -136,50 +151,44 @@ def _models(settings: Settings) -> str:
     from iqtflow.models.model_file import find_model, list_shipped, read_card
 
     def say(name: str, k: int, sha256: str) -> str:
-        return f"{name} (up-sampling factor {k}, SHA-256 {sha256})"
+        return f"{name} (upsampling factor {k}, SHA-256 {sha256})"
 
     if settings.enhance.model is not None:
         path = find_model(settings.enhance.model)[0]
         card, digest = read_card(path), hashlib.sha256(path.read_bytes()).hexdigest()
-        return f"The model was {say(card['name'], card['k'], digest)}."
+        return f"The model was {say(card.name, card.k, digest)}."
     shipped = [info for info in list_shipped() if info.contrast == settings.enhance.contrast]
     named = " and ".join(say(info.name, info.k, info.sha256) for info in shipped)
-    return f"For each scan the model nearest to its slice spacing was taken out of {named}."
+    return f"For each scan, the model for the nearest slice spacing was used, out of {named}."
 
 
-def _tissue_maps(engines: Iterable[EngineChoice], settings: Settings) -> list[Paragraph]:
-    """One paragraph for each kind of engine that made maps."""
-    found = {}
-    # Described once for each kind: that reads SPM's tissue priors.
+def _tissue_maps(engines: Iterable[EngineChoice], settings: Settings) -> list[str]:
+    """Return a paragraph for each kind of engine."""
+    found = set()
+    # Once for each kind: SPM's tissue priors have to be read.
     for choice in {dataclasses.replace(one, maps=None, whole_head=None, reason="") for one in engines}:
         if choice.engine == "spm":
-            paragraph = _spm(choice, settings)
+            found.add(_spm(choice, settings))
         elif choice.engine == "derivatives":
-            paragraph = Paragraph(
-                10, "Tissue maps", "Tissue probability maps were taken ready-made from derivatives."
-            )
+            found.add("Tissue probability maps were taken ready-made from derivatives.")
         else:
-            paragraph = _ants(thick=settings.run.mode == "calibrate")
-        found[paragraph.text] = paragraph
-    return [found[text] for text in sorted(found)]
+            found.add(_ants(thick=settings.run.mode == "calibrate"))
+    return sorted(found)
 
 
-def _spm(choice: EngineChoice, settings: Settings) -> Paragraph:
+def _spm(choice: EngineChoice, settings: Settings) -> str:
     runner = "the MATLAB Runtime" if choice.spm.compiled else "GNU Octave"
     priors = describe_priors(choice.spm)
     priors = "SPM's own tissue priors" if priors.startswith("SPM's own") else "priors that are not SPM's own"
-    return Paragraph(
-        10,
-        "Tissue maps",
+    return (
         "Probability maps of white matter, grey matter and cerebrospinal fluid were made by unified "
         f"segmentation (Ashburner and Friston, 2005) in {choice.spm.version} under {runner}, with {priors} "
-        f"and a sampling distance of {settings.segmentation.sampling_mm:g} mm.",
-        ("ashburner2005",),
+        f"and a sampling distance of {settings.segmentation.sampling_mm:g} mm."
     )
 
 
-def _ants(*, thick: bool) -> Paragraph:
-    """The embedded engine: by intensity and place in thick slices, by intensity alone in thin ones."""
+def _ants(*, thick: bool) -> str:
+    """Describe the embedded engine: with a template for thick slices, by intensity alone for thin ones."""
     classified = "Atropos (Avants et al., 2011)"
     if thick:
         classified = (
@@ -187,93 +196,53 @@ def _ants(*, thick: bool) -> Paragraph:
             "2011), registered to each brain by an affine map, as priors, or by Atropos (Avants et al., "
             "2011) where the template did not fit,"
         )
-    return Paragraph(
-        10,
-        "Tissue maps",
+    return (
         f"Brains were found in whole heads by deepbet {_version('deepbet')} (Fisch et al., 2024). "
         "Probability maps of white matter, grey matter and cerebrospinal fluid were made by N4 bias "
-        f"correction (Tustison et al., 2010) and {classified} in ANTsPy {_version('antspyx')}.",
-        ("fisch2024", "tustison2010", "avants2011", *(("fonov2011",) if thick else ())),
+        f"correction (Tustison et al., 2010) and {classified} in ANTsPy {_version('antspyx')}."
     )
 
 
-def _measurement() -> Paragraph:
-    return Paragraph(
-        20,
-        "Calibration",
-        "The signal-to-noise ratio of white and grey matter was measured in each low-field scan as the "
-        "mean of the tissue over the standard deviation of the noise (Lin et al., 2019, equation 4).",
-        ("lin2019",),
-    )
-
-
-def _prior_fit() -> Paragraph:
-    return Paragraph(
-        21,
-        "Calibration",
-        "A two-dimensional normal distribution was fitted to the signal-to-noise ratios of white and grey "
-        "matter of all measured scans.",
-        ("lin2019",),
-    )
-
-
-def _simulation(settings: Settings) -> Paragraph:
+def _simulation(settings: Settings) -> str:
     train = settings.train
-    # Whatever fresh draws of the group level are: these are stored, and as in the paper.
+    # Settings of fresh draws are for the group level only: stored scans are simulated as in the paper.
     thickness = TrainSettings.thickness_fraction[0]
-    return Paragraph(
-        30,
-        "Simulation",
-        "Low-field scans were simulated from high-field ones by the probabilistic decimation simulator "
+    return (
+        "Low-field scans were simulated from high-field scans by the probabilistic decimation simulator "
         f"(Lin et al., 2019, algorithm 1): slices {train.upsampling_factor} voxels apart along the "
         f"{', '.join(train.slice_axes)} axis, with a Gaussian profile whose full width at half maximum is "
         f"{thickness:g} of their distance, and signal-to-noise ratios of white and grey matter drawn from "
-        f"the prior {os.path.basename(str(train.snr_prior))}.{_changed(settings, 'train', only=PARTICIPANT)}",
-        ("lin2019",),
+        f"the prior {os.path.basename(str(train.snr_prior))}.{_changed(settings, 'train', only=PARTICIPANT)}"
     )
 
 
-def _training(settings: Settings) -> Paragraph:
+def _training(settings: Settings) -> str:
     train = settings.train
     loss = {"mse": "mean squared error", "l1": "mean absolute error"}.get(train.loss, train.loss)
-    # Networks of one's own need not be able to.
+    # Other networks may not be able to.
     uncertainty = train.uncertainty if train.network in OWN_NETWORKS else "none"
     optimiser = {"adam": "Adam", "adamw": "AdamW"}[train.optimiser]
     how_many = "A network" if train.ensemble == 1 else f"An ensemble of {train.ensemble} networks"
     blocks = f", {train.shrink} shrinking layers in each bottleneck block" if "aniso" in train.network else ""
     learned = "what to add to the cubic spline" if train.residual else "the high-field image"
-    return Paragraph(
-        50,
-        "Training",
+    return (
         f"{how_many} ({train.network}, {train.filters} channels at the first level{blocks}) was trained on "
-        f"patches to estimate {learned} from simulated low-field scans with an up-sampling factor of "
+        f"patches to estimate {learned} from simulated low-field scans with an upsampling factor of "
         f"{train.upsampling_factor}, by {optimiser} on the {loss}{_UNCERTAINTY[uncertainty]}. Subjects were "
         "split into those for training, validation and evaluation."
-        f"{_changed(settings, 'train', without=PARTICIPANT)}",
-        ("lin2019",) if uncertainty == "none" else ("lin2019", "kendall2017", "tanno2021"),
-    )
-
-
-def _evaluation() -> Paragraph:
-    return Paragraph(
-        60,
-        "Evaluation",
-        "On subjects that had no part in training, the network was compared with cubic spline "
-        "interpolation by peak signal-to-noise ratio and mean structural similarity (Wang et al., 2004) "
-        "inside the brain, with a two-tailed Wilcoxon signed-rank test (Wilcoxon, 1945).",
-        ("wang2004", "wilcoxon1945"),
+        f"{_changed(settings, 'train', without=PARTICIPANT)}"
     )
 
 
 def _changed(
     settings: Settings, section: str, *, only: Collection[str] | None = None, without: Collection[str] = ()
 ) -> str:
-    """Name the settings of a section that are not the defaults, and that no other sentence tells of."""
-    values: Mapping[str, Any] = dataclasses.asdict(getattr(settings, section))
+    """Name the settings of a section that are not the defaults and that no other sentence names."""
+    chosen = getattr(settings, section)
     changed = [
         f"{item.name} {os.path.basename(value) if isinstance(value, (str, os.PathLike)) else value}"
-        for item in dataclasses.fields(getattr(settings, section))
-        for value in [values[item.name]]
+        for item in dataclasses.fields(chosen)
+        for value in [getattr(chosen, item.name)]
         if value != item.default and item.name not in (*_TOLD[section], *without)
         if only is None or item.name in only
     ]
@@ -288,14 +257,14 @@ def _version(package: str) -> str:
 
 
 def write_citation(output_dir: str | os.PathLike, paragraphs: Iterable[Paragraph]) -> Path:
-    """Add paragraphs to those of a folder of derivatives, and write its citation anew.
+    """Add paragraphs to those of a folder of derivatives, and write its citation again.
 
     Parameters
     ----------
     output_dir
         Root of the derivatives.
     paragraphs
-        What this run does. Which subjects, and when, is no part of it.
+        What this run does, without subjects and dates.
 
     Returns
     -------
@@ -318,11 +287,11 @@ def write_citation(output_dir: str | os.PathLike, paragraphs: Iterable[Paragraph
     citation = output_dir / output_name("citation")
     while True:
         names = _names(folder)
-        # What no run has written, or only half, is left out: this run's own paragraphs are whole.
+        # Files that are no paragraphs are left out.
         known = [one for name in names if (one := _read(folder / name)) is not None]
         write_text(citation, render_citation(known))
         write_text(output_dir / output_name("references"), render_bibliography(known))
-        # Whichever job writes last looks again afterwards: no other's paragraph is lost.
+        # Several jobs may write at the same time: the last one looks again, so that no paragraph is lost.
         if _names(folder) == names:
             return citation
 
@@ -362,21 +331,16 @@ def _entries(paragraphs: Sequence[Paragraph]) -> dict[str, str]:
 
 
 def _in_words(entry: str) -> str:
-    """One line of a list of references, from a BibTeX entry."""
-    fields = {
-        key: re.sub(r"[{}]", "", value) for key, value in re.findall(r"^  (\w+) = \{(.*)\}", entry, re.M)
-    }
+    """Return a line for the list of references, from a BibTeX entry."""
+    found = re.findall(r"^  (\w+) = \{(.*)\}", entry, re.M)
+    fields = {key: re.sub(r"[{}]", "", value) for key, value in found}
     names = fields["author"].split(" and ")
-    authors = "; ".join(names[:3]) + (" et al." if len(names) > 3 or names[-1] == "others" else "")
-    authors = authors.replace("; others", "")
-    where = ", ".join(
-        filter(
-            None,
-            [fields.get("journal") or fields.get("booktitle"), fields.get("volume"), fields.get("pages")],
-        )
-    ).replace("--", "-")
+    others = len(names) > 3 or names[-1] == "others"
+    authors = "; ".join(name for name in names[:3] if name != "others") + (" et al." if others else "")
+    where = (fields.get("journal") or fields.get("booktitle"), fields.get("volume"), fields.get("pages"))
+    place = ", ".join(filter(None, where)).replace("--", "-")
     doi = f" https://doi.org/{fields['doi']}" if "doi" in fields else ""
-    return f"{authors} ({fields['year']}). {fields['title']}. {where}.{doi}"
+    return f"{authors} ({fields['year']}). {fields['title']}. {place}.{doi}"
 
 
 def _names(folder: Path) -> list[str]:

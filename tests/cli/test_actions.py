@@ -150,7 +150,7 @@ def test_the_citation_comes_without_a_run_and_is_the_same_for_every_job_of_an_ar
         assert not list(out.rglob("*.nii.gz"))
     assert texts[0] == texts[1]
     markdown, bibtex = texts[0]
-    assert f"iqtflow {iqtflow.__version__}" in markdown and "iqt-k4 (up-sampling factor 4" in markdown
+    assert f"iqtflow {iqtflow.__version__}" in markdown and "iqt-k4 (upsampling factor 4" in markdown
     for key in re.findall(r"@\w+\{(\w+),", bibtex):
         assert key in bibliography()
     assert markdown.count("https://doi.org/") == bibtex.count("doi = ")
