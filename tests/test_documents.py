@@ -11,6 +11,8 @@ import doctest
 import importlib
 import json
 import os
+import pkgutil
+import re
 import shlex
 import subprocess
 import sys
@@ -97,6 +99,15 @@ def test_every_block_has_a_language_and_is_right(tmp_path, monkeypatch):
             assert result.failed == 0 < result.attempted, str(block)
         elif block.language == "python":
             check_example(block)
+
+
+@pytest.mark.parametrize("page", BLOCKS)
+def test_modules_and_files_that_a_page_names_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name in set(re.findall(r"`(iqtflow(?:\.\w+)+)", text)) - {"iqtflow.networks"}:  # of entry points
+        pkgutil.resolve_name(name)
+    for path in re.findall(r"`((?:iqtflow|interfaces|workflows|tests|benchmarks|docs)/[\w/.-]+)`", text):
+        assert (ROOT / path).exists(), path
 
 
 def test_examples_in_docstrings_are_right():
