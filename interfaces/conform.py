@@ -33,14 +33,14 @@ class ConformScan(SimpleInterface):
     output_spec = _ConformOutputSpec
 
     def _run_interface(self, runtime):
-        from iqtflow.image.metadata import settle_values
+        from iqtflow.image.metadata import drop_invalid_fields
         from iqtflow.image.nifti import write_json
         from iqtflow.image.validate import check_scan
 
         check_scan(self.inputs.in_file)
         self._results["out_file"] = os.path.abspath(self.inputs.in_file)
         given = self.inputs.sidecar if isdefined(self.inputs.sidecar) else {}
-        sidecar, notes = settle_values(given, "sidecar")
+        sidecar, notes = drop_invalid_fields(given, "sidecar")
         for note in notes:
             print(f"{self.inputs.in_file}: note: {note}", flush=True)
         self._results["sidecar_file"] = os.fspath(

@@ -1,4 +1,4 @@
-"""What tests share: small synthetic scans, small BIDS data sets, and real scans where there are any."""
+"""Shared by tests: small synthetic scans, small BIDS data sets, and real scans if available."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def write_scan(
 
 @pytest.fixture
 def bids_tree(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that makes a BIDS data set of empty files, for tests that look at names only.
+    """Return a function that makes a BIDS data set of empty files, for tests of names.
 
     It takes the paths of files, relative to the root, and optionally the content of JSON files by their path.
     """
@@ -77,7 +77,7 @@ def bids_tree(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def no_spm(monkeypatch):
-    """Leave no SPM to be found by this process."""
+    """Let this process find no SPM."""
     for name in ("SPM_HOME", "SPM_PATH", "SPM_DIR", "SPMSTANDALONE_HOME", "FORCE_SPMMCR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("iqtflow.segmentation.spm.install.SPM_FOLDERS", ())

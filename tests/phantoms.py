@@ -1,4 +1,4 @@
-"""A synthetic high-field brain with known tissue maps, for tests that need truth."""
+"""A synthetic high-field brain with known tissue maps."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Programs and folders that look like Octave and SPM from outside, for tests of what happens around them."""
+"""Programs and folders that imitate Octave and SPM."""
 
 from __future__ import annotations
 
 import stat
 from pathlib import Path
 
-#: What an Octave does that runs the default job to its end.
+#: Shell commands with the outputs of a completed default job.
 SUCCESS = "; ".join(
     [
         "for f in c1 c2 c3 c4 c5 m; do echo new > ${f}T1.nii; done",

@@ -1,4 +1,4 @@
-"""A head made from SPM's own tissue priors: its tissues are known, and nothing has to be downloaded."""
+"""A head with known tissues, made from SPM's tissue priors without a download."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from nibabel.affines import apply_affine, from_matvec
 from scipy.ndimage import map_coordinates
 
-VOXEL_MM = 5.0  #: coarse, so that a run takes about ten seconds of one processor
+VOXEL_MM = 5.0  #: coarse: a run takes about ten seconds
 SAMPLING_MM = 20.0
 #: T1-weighted intensities of GM, WM, CSF, bone, soft tissue, air.
 INTENSITIES = (65, 100, 30, 15, 70, 2)
@@ -34,7 +34,7 @@ def make_phantom(tpm: Path) -> Phantom:
     in_template = np.diag([*(np.sign(np.diag(priors.affine)[:3]) * VOXEL_MM), 1])
     in_template[:3, 3] = priors.affine[:3, 3]
     voxels = apply_affine(np.linalg.inv(priors.affine) @ in_template, np.indices(shape).reshape(3, -1).T)
-    # The fourth power makes of averaged priors a head with tissues as distinct as one person's.
+    # The fourth power makes averaged priors as distinct as the tissues of one subject.
     maps = (np.asarray(priors.dataobj[..., i], dtype=np.float32) for i in range(6))
     tissues = [map_coordinates(tissue, voxels.T, order=1, mode="nearest") for tissue in maps]
     tissues = np.stack(tissues).reshape(6, *shape) ** 4

@@ -1,4 +1,4 @@
-"""What the BIDS validator says about a folder."""
+"""Errors and warnings of the BIDS validator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 
 def find_faults(folder: Path) -> list[str]:
-    """Every error and warning about a folder; the test is skipped where there is no validator."""
+    """Return all errors and warnings about a folder. Without the validator the test is skipped."""
     beside = Path(sys.executable).with_name("bids-validator-deno")
     program = beside if beside.exists() else shutil.which("bids-validator-deno")
     if not program:

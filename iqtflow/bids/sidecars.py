@@ -10,7 +10,7 @@ from typing import Any
 
 import iqtflow
 from iqtflow.bids.names import read_entities, stem_of
-from iqtflow.image.metadata import read_fields, settle_values
+from iqtflow.image.metadata import drop_invalid_fields, read_fields
 from iqtflow.utils.errors import InputError, UsageError
 from iqtflow.utils.files import read_text, write_text
 
@@ -226,7 +226,7 @@ class InheritedSidecars:
                     merged.update(content)
                     origin.update(dict.fromkeys(content, file))
                     warnings += [warning] if warning else []
-        settled, notes = settle_values(merged, origin)
+        settled, notes = drop_invalid_fields(merged, origin)
         return settled, (*warnings, *notes)
 
     def _list(self, folder: Path) -> list[tuple[Path, str, dict[str, str]]]:

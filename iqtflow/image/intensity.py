@@ -35,11 +35,11 @@ RAYLEIGH_MEDIAN, RAYLEIGH_MAD, RAYLEIGH_STD = 1.177, 0.448, 0.655
 #: In an inverted image, air is this close to the brightest voxels.
 INVERTED = 0.2
 #: Outliers are further above bright tissue than this. Tissue, fat and vessels are not.
-WILD_ABOVE = 10.0
+OUTLIER_ABOVE = 10.0
 #: Outliers are further below air than this. The undershoot of a filter is not.
-WILD_BELOW = 2.0
+OUTLIER_BELOW = 2.0
 #: Outliers in more than this share of the voxels mean a damaged file.
-WILD_SHARE = 1e-4
+OUTLIER_SHARE = 1e-4
 #: A magnitude image does not reach as far below 0 as this share of its bright tissue.
 SIGNED = 0.5
 #: A slice at the end was lost if more than this share of the next slice is tissue ...
@@ -81,7 +81,7 @@ def intensity_scale(values: np.ndarray) -> float:
     return scale
 
 
-def settle_intensities(path: str | os.PathLike, data: np.ndarray) -> tuple[np.ndarray, list[str]]:
+def correct_intensities(path: str | os.PathLike, data: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Correct intensities so that air is near 0, as in magnitude images.
 
     Parameters
@@ -114,12 +114,12 @@ def settle_intensities(path: str | os.PathLike, data: np.ndarray) -> tuple[np.nd
         if rest.size and 0 < 2 * rest.max() < highest:
             data = np.where(filled, np.float32(0), data)
             notes.append(f"{filled.mean():.0%} of the voxels, outside the head, are {highest:g}: set to 0.")
-    data, wild = _replace_wild(path, data)
-    notes += wild
+    data, replaced = _replace_outliers(path, data)
+    notes += replaced
     lowest = float(data.min())
     if lowest >= 0:
         _refuse_inverted(path, data)
-        data, offset = _take_off_pedestal(data)
+        data, offset = _subtract_offset(data)
         return data, notes + offset
     bright = float(np.percentile(data, 99.5))
     air = _corner_level(data)
@@ -151,20 +151,20 @@ def settle_intensities(path: str | os.PathLike, data: np.ndarray) -> tuple[np.nd
     return data, notes
 
 
-def _replace_wild(path: str | os.PathLike, data: np.ndarray) -> tuple[np.ndarray, list[str]]:
+def _replace_outliers(path: str | os.PathLike, data: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Replace single outliers by the median of their neighbours."""
     dark, bright = (float(level) for level in np.percentile(data, (0.5, 99.5)))
-    least, most = dark - WILD_BELOW * (bright - dark), bright + WILD_ABOVE * (bright - dark)
+    least, most = dark - OUTLIER_BELOW * (bright - dark), bright + OUTLIER_ABOVE * (bright - dark)
     if bright == dark or (data.min() >= least and data.max() <= most):
         return data, []
-    wild = (data < least) | (data > most)
-    places = np.argwhere(wild)
+    outliers = (data < least) | (data > most)
+    places = np.argwhere(outliers)
     first = tuple(int(i) for i in places[0])
     found = (
         f"{len(places)} voxel{'s' * (len(places) > 1)} far beyond all others "
         f"(first: {data[first]:g} at {first}, counted from 0)"
     )
-    if len(places) > max(1, WILD_SHARE * data.size):
+    if len(places) > max(1, OUTLIER_SHARE * data.size):
         raise InputError(
             path,
             found=found,
@@ -174,7 +174,7 @@ def _replace_wild(path: str | os.PathLike, data: np.ndarray) -> tuple[np.ndarray
     mended = data.copy()
     for place in places:
         around = tuple(slice(max(i - 1, 0), i + 2) for i in place)
-        good = data[around][~wild[around]]
+        good = data[around][~outliers[around]]
         mended[tuple(place)] = np.median(good) if good.size else dark
     return mended, [f"{found}: set to the median of their neighbours. Check the scan there."]
 
@@ -192,7 +192,7 @@ def _refuse_inverted(path: str | os.PathLike, data: np.ndarray) -> None:
         )
 
 
-def _take_off_pedestal(data: np.ndarray) -> tuple[np.ndarray, list[str]]:
+def _subtract_offset(data: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Subtract an offset of air above 0. The noise floor stays."""
     corners = [corner - np.median(corner) for corner in _corners(data)]
     air, bright = _corner_level(data), float(np.percentile(data, 99.5))
@@ -200,7 +200,7 @@ def _take_off_pedestal(data: np.ndarray) -> tuple[np.ndarray, list[str]]:
     spread = RAYLEIGH_STD * sigma
     if air <= max(AIR_ABOVE_ZERO * (bright - air), AIR_IN_SPREADS * spread):
         return data, []
-    if np.mean(data < air - 4 * sigma) > WILD_SHARE:  # something is darker: the corners are not air
+    if np.mean(data < air - 4 * sigma) > OUTLIER_SHARE:  # something is darker: the corners are not air
         return data, []
     offset = np.float32(air - RAYLEIGH_MEDIAN * sigma)
     return np.maximum(data - offset, np.float32(0)), [
@@ -236,7 +236,7 @@ def _shows_head(values: np.ndarray, empty: float, tissue: float) -> bool:
     return bool(np.mean(values > tissue) > LOST_AT_END and np.mean(values == empty) < LEAST_ERASED)
 
 
-def bridge_slices(data: np.ndarray, axis: int, missing: list[int]) -> np.ndarray:
+def interpolate_slices(data: np.ndarray, axis: int, missing: list[int]) -> np.ndarray:
     """Interpolate missing slices linearly. Returns the same array if none is missing."""
     if not missing:
         return data

@@ -38,7 +38,7 @@ def read_fields(path: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
-def settle_values(
+def drop_invalid_fields(
     fields: Mapping[str, Any], origin: str | os.PathLike | Mapping[str, str | os.PathLike]
 ) -> tuple[dict[str, Any], list[str]]:
     """Remove invalid values, with a note for each.

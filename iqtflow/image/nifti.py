@@ -59,7 +59,7 @@ def read_volume(
             f"{np.round(like.affine[:3, 3], 2).tolist()}",
             next_step="Resample it to the image's grid.",
         )
-    return in_memory(image, data), data
+    return with_voxels(image, data), data
 
 
 def read_voxels(path: str | os.PathLike, image: nib.Nifti1Image) -> np.ndarray:
@@ -71,7 +71,7 @@ def read_voxels(path: str | os.PathLike, image: nib.Nifti1Image) -> np.ndarray:
         raise unreadable(path, fault) from fault
 
 
-def in_memory(image: nib.Nifti1Image, data: np.ndarray) -> nib.Nifti1Image:
+def with_voxels(image: nib.Nifti1Image, data: np.ndarray) -> nib.Nifti1Image:
     """Return an image with other voxels (float32); header and notes stay."""
     made = type(image)(data, image.affine, image.header, extra=image.extra)
     made.set_data_dtype(np.float32)

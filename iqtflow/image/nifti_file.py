@@ -19,7 +19,7 @@ from typing import Any, Literal
 import nibabel as nib
 import numpy as np
 
-from iqtflow.image.orientation import settle_forms
+from iqtflow.image.orientation import correct_forms
 from iqtflow.utils.datalad import how_to_fetch
 from iqtflow.utils.errors import InputError
 
@@ -72,7 +72,7 @@ def open_nifti(path: str | os.PathLike, *, kind: Kind = "map") -> nib.Nifti1Imag
     -------
     nibabel.Nifti1Image
         Voxels in memory, as stored. ``affine``, sform and qform are corrected
-        (`iqtflow.image.orientation.settle_forms`), in mm. ``extra["notes"]`` holds sentences for the user.
+        (`iqtflow.image.orientation.correct_forms`), in mm. ``extra["notes"]`` holds sentences for the user.
 
     Raises
     ------
@@ -251,7 +251,7 @@ def _read_header(path: Path, kind: Kind) -> tuple[nib.Nifti1Header, int, list[st
         raise unreadable(path, fault) from fault
     _check_shape(path, shape, header.get_data_dtype(), several=kind == "priors")
     header["vox_offset"] = least  # nibabel prints remarks on other values, without the file name
-    notes += settle_forms(path, header, head=kind == "scan")
+    notes += correct_forms(path, header, head=kind == "scan")
     slope = float(header["scl_slope"])
     if not np.isfinite(slope):
         notes.append(f"scl_slope is {slope:g} in the header: voxels are not scaled.")

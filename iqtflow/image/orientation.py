@@ -35,7 +35,7 @@ _TO_MM = {1: (1000.0, "metres"), 3: (0.001, "microns")}
 _SPACES = {1: "scanner", 2: "aligned", 3: "Talairach", 4: "MNI 152", 5: "template"}
 
 
-def settle_forms(path: str | os.PathLike, header: nib.Nifti1Header, *, head: bool = True) -> list[str]:
+def correct_forms(path: str | os.PathLike, header: nib.Nifti1Header, *, head: bool = True) -> list[str]:
     """Decide which form of the affine is used, and correct the header.
 
     The sform is used, unless it is wrong and the qform is valid. It is wrong if it is singular or not
@@ -75,7 +75,7 @@ def settle_forms(path: str | os.PathLike, header: nib.Nifti1Header, *, head: boo
             expected="a header with the place of the voxels",
             next_step="Convert the DICOM files again (dcm2niix): without it, left and right are a guess.",
         )
-    faults = {name: fault for name, form in given.items() if (fault := fault_of(form, shape))}
+    faults = {name: fault for name, form in given.items() if (fault := affine_error(form, shape))}
     if len(faults) == len(given) and not head:
         faults = {name: faults[name] for name, form in given.items() if not _is_affine(form)}
     if len(faults) == len(given):
@@ -94,7 +94,7 @@ def settle_forms(path: str | os.PathLike, header: nib.Nifti1Header, *, head: boo
     return notes
 
 
-def fault_of(affine: np.ndarray, shape: tuple[int, ...]) -> tuple[str, str, str] | None:
+def affine_error(affine: np.ndarray, shape: tuple[int, ...]) -> tuple[str, str, str] | None:
     """Return why an affine is wrong for a head scan of this shape: found, expected, next step; or None."""
     sizes = voxel_sizes(affine)
     if not _is_affine(affine):
@@ -216,7 +216,7 @@ def _in_mm(
     header.set_xyzt_units("mm")
     if factor == 1:
         return sform, qform, pixdim
-    if fault_of(sform if header["sform_code"] > 0 else qform, shape) is None:
+    if affine_error(sform if header["sform_code"] > 0 else qform, shape) is None:
         notes.append(f"The header gives {name} as its unit, but its numbers are in mm: mm are used.")
         return sform, qform, pixdim
     sform[:3] *= factor

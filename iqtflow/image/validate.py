@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 
 from iqtflow.image.geometry import AXIS_NAMES, slice_axis
-from iqtflow.image.intensity import empty_slices, settle_intensities
-from iqtflow.image.nifti import in_memory, read_voxels
+from iqtflow.image.intensity import correct_intensities, empty_slices
+from iqtflow.image.nifti import read_voxels, with_voxels
 from iqtflow.image.nifti_file import open_nifti
 from iqtflow.utils.errors import InputError
 
@@ -34,8 +34,8 @@ def check_scan(path: str | os.PathLike) -> nib.Nifti1Image:
     -------
     nibabel.Nifti1Image
         Shape (w, h, d), voxels in memory as float32. Intensities are corrected
-        (`iqtflow.image.intensity.settle_intensities`), and so are sform and qform
-        (`iqtflow.image.orientation.settle_forms`). ``extra["notes"]`` holds sentences for the user.
+        (`iqtflow.image.intensity.correct_intensities`), and so are sform and qform
+        (`iqtflow.image.orientation.correct_forms`). ``extra["notes"]`` holds sentences for the user.
 
     Raises
     ------
@@ -47,8 +47,8 @@ def check_scan(path: str | os.PathLike) -> nib.Nifti1Image:
     image = open_nifti(path, kind="scan")
     data = read_voxels(path, image)
     _check_voxels(path, image, data)
-    data, notes = settle_intensities(path, data)
-    checked = in_memory(image, data)
+    data, notes = correct_intensities(path, data)
+    checked = with_voxels(image, data)
     checked.extra["notes"] = [*image.extra["notes"], *notes, *_name_empty_slices(checked, data)]
     return checked
 

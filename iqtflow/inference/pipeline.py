@@ -31,8 +31,8 @@ from iqtflow.image.geometry import (
     slices_last,
     thin_affine,
 )
-from iqtflow.image.intensity import bridge_slices, empty_slices, intensity_scale
-from iqtflow.image.metadata import settle_values
+from iqtflow.image.intensity import empty_slices, intensity_scale, interpolate_slices
+from iqtflow.image.metadata import drop_invalid_fields
 from iqtflow.image.orientation import ReorientedScan
 from iqtflow.image.validate import check_scan
 from iqtflow.inference.ood import compare, find_reference, measure_scan
@@ -228,7 +228,7 @@ def enhance_image(
         There is no model for the scan, or its intensities cannot be used.
     """
     began = time.monotonic()
-    sidecar, notes = settle_values(sidecar or {}, "sidecar")
+    sidecar, notes = drop_invalid_fields(sidecar or {}, "sidecar")
     geometry = find_slice_geometry(image, sidecar)
     if geometry.near_isotropic and not force:
         raise NothingToGain(
@@ -259,7 +259,7 @@ def enhance_image(
     support = _support(laid.data, brain)
     # An empty slice is interpolated for the network, and set to 0 in the result.
     missing = empty_slices(laid.data, laid.axis)
-    laid.data = bridge_slices(laid.data, laid.axis, missing)
+    laid.data = interpolate_slices(laid.data, laid.axis, missing)
 
     data, affine = slices_last(laid.data, laid.affine, laid.axis)
     if upsampling.inplane_mm is not None:

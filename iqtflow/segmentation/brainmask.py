@@ -23,7 +23,7 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from iqtflow.image.geometry import slice_axis
-from iqtflow.image.intensity import bridge_slices, empty_slices
+from iqtflow.image.intensity import empty_slices, interpolate_slices
 
 #: Voxels below this share of the 99th percentile count as zero. Resampling a stripped brain leaves tiny
 #: values around it.
@@ -104,7 +104,7 @@ def find_brain_mask(
         raise ValueError(f"a brain mask needs a finite, non-empty 3-D volume, not this of shape {data.shape}")
     axis = slice_axis(affine)
     missing = empty_slices(data, axis)
-    bridged = bridge_slices(data, axis, missing)
+    bridged = interpolate_slices(data, axis, missing)
     found = _find(bridged, affine, skull_stripped=skull_stripped, num_threads=num_threads)
     if missing:
         np.moveaxis(found.mask, axis, 0)[missing] = False

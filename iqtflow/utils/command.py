@@ -21,7 +21,7 @@ from iqtflow.utils.errors import (
     NotEnoughMemory,
 )
 from iqtflow.utils.files import DISK_FULL, cannot_write
-from iqtflow.utils.system import require_memory, tells_of_memory, too_little_memory
+from iqtflow.utils.system import is_memory_error, require_memory, too_little_memory
 
 #: Errors of a closed terminal or pipe (``iqtflow ... | head -1``). After others the user has lost output.
 CLOSED = (errno.EPIPE, errno.EBADF, errno.EIO)
@@ -70,7 +70,7 @@ def run_command(
             print(f"{prog}: interrupted{afterwards}", file=sys.stderr)
             code = EXIT_INTERRUPTED
         except Exception as fault:
-            if tells_of_memory(fault):
+            if is_memory_error(fault):
                 told_as = too_little_memory(needs_gb, advice=spares_memory)
                 code = NotEnoughMemory.exit_code
             elif isinstance(fault, OSError) and fault.errno in (*DISK_FULL, errno.EROFS):

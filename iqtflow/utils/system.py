@@ -83,13 +83,13 @@ def process_limits() -> list[int]:
     return [limit for limit in limits if limit != resource.RLIM_INFINITY]
 
 
-def tells_of_memory(told: BaseException | str) -> bool:
+def is_memory_error(told: BaseException | str) -> bool:
     """Return whether an exception, or the standard error of a process, reports too little memory."""
     if isinstance(told, MemoryError):
         return True
     if isinstance(told, BaseException):
         before = told.__cause__ or told.__context__  # libraries such as numpy wrap the reason
-        if before is not None and tells_of_memory(before):
+        if before is not None and is_memory_error(before):
             return True
         text = f"{type(told).__name__}: {told}"
     else:

@@ -28,7 +28,7 @@ from iqtflow.cli.parser import parse
 from iqtflow.workflows.app.collect import list_inputs
 
 EXAMPLES = int(os.environ.get("IQTFLOW_FUZZ", "150"))
-#: Labels that collide when somebody thinks of letters only, and ones that are none.
+#: Labels that are equal if only letters count, and invalid labels.
 GOOD = st.sampled_from(["01", "02", "01+a", "01a", "a+", "+", "++"])
 LABELS = st.one_of(GOOD, GOOD, GOOD, st.sampled_from(["01-a", "x y", "", "é", "\udcff", "01\n", "A"]))
 TOKENS = st.sampled_from(["acq-a", "acq-a+", "run-1", "desc-x", "desc-iqt", "space-a", "rec-a", "part-mag"])
@@ -63,7 +63,7 @@ SIDECARS = st.one_of(
 
 @st.composite
 def names(draw, subject: str, session: str | None) -> str:
-    """A file's name: most often the right one with something added, left out, or moved."""
+    """A file name, mostly valid, or with a part added, missing or moved."""
     chance = st.integers(0, 9)
     parts = [f"sub-{subject}" if draw(chance) else "sub-02"]
     parts += [f"ses-{session}"] if session is not None and draw(chance) else []
@@ -75,7 +75,7 @@ def names(draw, subject: str, session: str | None) -> str:
 
 @st.composite
 def trees(draw) -> dict[str, object]:
-    """Paths under the root, and what lies there: a few subjects with several files each."""
+    """Paths below the root and their content: a few subjects with several files each."""
     found: dict[str, object] = {}
     for _ in range(draw(st.integers(1, 3))):
         subject, session = draw(LABELS), draw(SESSIONS)
@@ -116,7 +116,7 @@ def scan_bytes(tmp_path_factory) -> bytes:
 
 
 def put(path: Path, what: object, scan: bytes) -> None:
-    """Make one file; what the file system refuses, or what is there already, is left out."""
+    """Make one file, unless it exists or the file system refuses it."""
     with contextlib.suppress(OSError, ValueError):
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(what, dict):
@@ -137,7 +137,7 @@ def put(path: Path, what: object, scan: bytes) -> None:
 
 
 def run(*arguments: str) -> tuple[int, str]:
-    """Run the command line; return its code, and all that it printed."""
+    """Run the command; return exit code and output."""
     said = io.StringIO()
     signal.signal(signal.SIGALRM, lambda *_: pytest.fail(f"waits without end: {said.getvalue()}"))
     signal.alarm(120)
@@ -152,7 +152,7 @@ def run(*arguments: str) -> tuple[int, str]:
 
 
 def planned(arguments: list[str]) -> tuple[list[Path], list[str], list]:
-    """Files that the graph would write, names of its parts, and what the listing found."""
+    """Return the files that the graph would write, the names of its parts, and the listing."""
     from iqtflow.workflows.app.graphs import build_participant_graph
     from iqtflow.workflows.app.participant import other_records
     from iqtflow.workflows.app.plan import choose_scans
@@ -231,7 +231,7 @@ def test_no_data_set_brings_a_run_down_or_two_scans_into_one_file(scan_bytes, tr
 
 
 def candidates(root: Path) -> list[Path]:
-    """All that lies and is named as a scan does."""
+    """Return all files in a place and with a name of a scan."""
     found = [*root.glob("sub-*/anat/*"), *root.glob("sub-*/ses-*/anat/*")]
     return [p for p in found if p.name.endswith(("_T1w.nii", "_T1w.nii.gz")) and "part-" not in p.name]
 

@@ -1,4 +1,4 @@
-"""Downloads of HCP from the folder to a model, with ready-made tissue maps; and what is written about it."""
+"""From HCP downloads to a model, with ready-made tissue maps; and the texts about it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """Root of what both levels of a training leave."""
+    """Return the output of both levels of a training."""
     folder = tmp_path_factory.mktemp("hcp")
     affine = make_affine((1.6, 1.6, 1.6))
     for seed, label in enumerate(PEOPLE):
@@ -88,7 +88,7 @@ def test_the_model_and_its_figures_are_there(trained):
 
 
 def test_the_derivatives_have_no_fault_that_can_be_avoided(trained):
-    # Downloads of HCP name no authors, and nobody may invent them.
+    # HCP downloads name no authors.
     assert find_faults(trained) == ["warning: TOO_FEW_AUTHORS /dataset_description.json"]
 
 

@@ -22,7 +22,7 @@ T1W = "sub-01/anat/sub-01_T1w.nii.gz"
 
 
 def left_out(root: Path, **options) -> dict[str, str]:
-    """Names of files that were left out, with the reasons."""
+    """Return the names of files that are left out, with the reasons."""
     return {left.path.name: left.reason for left in list_scans(root, **options).left_out}
 
 
@@ -148,12 +148,12 @@ def test_a_name_that_no_terminal_can_show_is_told_in_escapes(bids_tree):
     assert str(left).isprintable() and "acq-\\udcff\\n" in str(left)
 
 
-# --- the same words in the look over the data set, the dry run and the run ---
+# --- validation, dry run and run report the same ---
 
 
 @pytest.fixture
 def mixed(bids_tree) -> Path:
-    """A near-isotropic scan, one under a name that BIDS has not for raw data, and two that are left out."""
+    """Write a near-isotropic scan, one with an invalid name for raw data, and two that are left out."""
     names = ("sub-01_T1w", "sub-01_space-a_T1w", "sub-01_desc-x_T1w", "sub-02_T1w")
     root = bids_tree(T1W, "sub-01/anat/sub-01_t1.nii.gz")
     for name in names:
@@ -212,7 +212,7 @@ def test_subjects_that_differ_by_a_plus_sign_have_folders_of_their_own_everywher
         assert told == {f"sub-{label}" for label in labels}
 
 
-# --- what is given as a data set ---
+# --- folders that are no data set ---
 
 
 def test_one_subjects_folder_leads_to_the_folder_above(bids_tree):
@@ -266,10 +266,10 @@ def test_a_path_that_is_no_utf8_is_refused_in_a_sentence(bids_tree, tmp_path, ca
 
 
 def test_percent_signs_are_characters_like_any_other(tmp_path, monkeypatch):
-    """Paths reach nipype's settings, in which they once stood for other settings."""
+    """In nipype's settings, a percent sign once referred to other settings."""
     from nipype import config
 
-    monkeypatch.setitem(config._sections["execution"], "crashdump_dir", "")  # so that it is put back
+    monkeypatch.setitem(config._sections["execution"], "crashdump_dir", "")  # restored afterwards
     root = tmp_path / "in %d"
     write_scan(root / T1W, make_head((40, 40, 30)), make_affine((4.0, 4.0, 5.0)))
     (root / "dataset_description.json").write_text(json.dumps({"Name": "x", "BIDSVersion": "1.10.0"}))

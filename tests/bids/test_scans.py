@@ -68,7 +68,7 @@ def test_other_contrasts_can_be_asked_for(bids_tree):
 
 
 def test_a_scan_that_lies_behind_a_dangling_link_is_still_listed(bids_tree):
-    # git-annex: the name is there, the content is not. It is reported for that subject, not overlooked.
+    # git-annex: the content has not been fetched. Only this subject fails, with a message.
     root = bids_tree("sub-02/anat/sub-02_T1w.nii.gz", "sub-01/anat/sub-01_T2w.nii.gz")
     (root / T1W).symlink_to("../../.git/annex/objects/absent.nii.gz")
     assert [scan.subject for scan in find_scans(root)] == ["01", "02"]

@@ -16,7 +16,7 @@ from iqtflow.bids.index import read_filters, wipe_database
 from iqtflow.bids.validation import Fault, _look, summarise, validate
 from iqtflow.cli import main as cli
 from iqtflow.cli.parser import parse
-from iqtflow.image.metadata import read_fields, settle_values
+from iqtflow.image.metadata import drop_invalid_fields, read_fields
 from iqtflow.utils.errors import UsageError
 
 VISITS = (
@@ -98,7 +98,7 @@ def test_a_field_that_no_sidecar_has_is_named(bids_tree):
 def test_a_number_of_thousands_of_digits_in_a_sidecar_is_not_used(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(f'{{"SliceThickness": {"9" * 5000}, "SkullStripped": true}}')
-    fields, notes = settle_values(read_fields(path), path)
+    fields, notes = drop_invalid_fields(read_fields(path), path)
     assert fields == {"SkullStripped": True} and "SliceThickness is Infinity" in notes[0]
 
 

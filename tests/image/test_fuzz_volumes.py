@@ -1,4 +1,4 @@
-"""Any header and any damage: a scan comes back where it was, or a sentence says why not.
+"""Random headers and random damage: a scan comes back in its place, or a message says why not.
 
 Each example is a NIfTI file that goes the way of `iqtflow-enhance`, from its bytes to those of the enhanced
 volume; only the network is a cubic spline. A few hundred are tried here; ``IQTFLOW_FUZZ=20000`` asks for so
@@ -26,7 +26,7 @@ from small_models import write_model
 from iqtflow.cli.commands.enhance import main
 from iqtflow.image.geometry import cubic_upsample
 from iqtflow.image.nifti_file import peek_nifti
-from iqtflow.image.orientation import fault_of
+from iqtflow.image.orientation import affine_error
 from iqtflow.image.validate import check_scan
 from iqtflow.inference.predict import Enhanced
 from iqtflow.models.model_file import load_model
@@ -41,7 +41,7 @@ many = settings(
 )
 
 SHAPE, VOXEL_MM = (20, 18, 5), (2.0, 2.0, 8.0)
-#: Where fields are in a header of NIfTI-1, and their types.
+#: First byte and type of fields in a NIfTI-1 header.
 FIELDS = {
     "dim": (40, "8h"),
     "datatype": (70, "2h"),  # and bitpix
@@ -58,7 +58,7 @@ FIELDS = {
 
 
 def scan_bytes() -> bytes:
-    """A skull-stripped head in 16-bit integers, oblique, both forms alike."""
+    """Return a skull-stripped oblique head in 16-bit integers, with equal sform and qform."""
     axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij")
     inside = sum(axis**2 for axis in axes) < 0.7
     data = np.where(inside, 600 + 300 * np.cos(4 * axes[0]) + 50 * axes[2], 0).astype(np.int16)
@@ -76,7 +76,7 @@ def put(content: bytearray, field: str, *values) -> None:
     struct.pack_into("<" + kind, content, offset, *values)
 
 
-# --- what may be in a header ---
+# --- contents of a header ---
 
 odd_number = st.sampled_from(
     [0.0, -0.0, 1.0, -1.0, 0.5, 1e-8, 1e-3, 3.0, 1e3, 1e30, -1e30, float("nan"), float("inf"), -float("inf")]
@@ -88,7 +88,7 @@ code = st.sampled_from([0, 1, 2, 3, 4, 5, -1, 99])
 
 @st.composite
 def rotations(draw):
-    """Unit quaternions (b, c, d), half of them of turns by 180 degrees, which rounding takes beyond 1."""
+    """Unit quaternions (b, c, d). Half are rotations by 180 degrees, longer than 1 by rounding."""
     vector = np.array([draw(st.floats(-1, 1)) for _ in range(4)])
     if draw(st.booleans()):
         vector[0] = 0
@@ -99,7 +99,7 @@ def rotations(draw):
 
 @st.composite
 def matrices(draw):
-    """Twelve numbers of an sform: the scan's own, turned, scaled, sheared, moved, mirrored or spoilt."""
+    """Twelve numbers of an sform: that of the scan, rotated, scaled, sheared, moved, mirrored or wrong."""
     affine = make_affine(VOXEL_MM)
     turn = np.eye(4)
     a = draw(rotations())
@@ -119,7 +119,7 @@ def matrices(draw):
 
 
 def edges(shape=None):
-    """Voxel sizes, with the sign of the qform's third axis before them."""
+    """Voxel sizes, after the sign of the qform's third axis."""
     good = st.tuples(st.sampled_from([-1.0, 1.0, 0.0]), *(st.just(v) for v in VOXEL_MM))
     odd = st.tuples(odd_number, *(st.floats(-10, 10) | any_number for _ in range(3)))
     return good | odd
@@ -170,9 +170,9 @@ def edited(edits: dict, rare: dict) -> bytes:
     return bytes(content)
 
 
-# --- what has to hold ---
+# --- the tests ---
 
-#: What the details of an estimate hold.
+#: Details of an enhanced volume.
 SAID = dict.fromkeys(("Device", "Precision", "Tiling", "PredictedMemoryGB", "FreeMemoryGB"), "none")
 
 
@@ -183,7 +183,7 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_network():
-    """The arithmetic of a network is the same for every scan, and takes most of the time."""
+    """Replace the network by a cubic spline: it would take most of the time."""
 
     def spline(data, networks, **_):
         return Enhanced(np.clip(cubic_upsample(data, networks.k), 0, None), None, SAID, ())
@@ -200,7 +200,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def enhanced(scan: Path, model: Path) -> nib.Nifti1Image | None:
-    """Enhance a file as the command does; None where it says why not. The scan's bytes stay as they are."""
+    """Enhance a file with the command; None if it is refused. The scan must not change."""
     before, out = scan.read_bytes(), scan.with_name("out.nii.gz")
     out.unlink(missing_ok=True)
     ended = main([str(scan), str(out), "--model", str(model), "--skull-stripped", "yes", "--force"])
@@ -211,12 +211,12 @@ def enhanced(scan: Path, model: Path) -> nib.Nifti1Image | None:
 
 
 def ends_mm(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Corners of a field of view in the world."""
+    """Return the corners of a field of view in world mm."""
     return nib.affines.apply_affine(affine, list(itertools.product(*((-0.5, n - 0.5) for n in shape[:3]))))
 
 
 def stated_forms(content: bytes) -> dict[str, np.ndarray]:
-    """Both forms in mm, read from the bytes; one that cannot be the place of a head is left out."""
+    """Return both forms in mm, read from the bytes, without a form that is wrong for a head."""
     read = {name: struct.unpack_from("<" + kind, content, at) for name, (at, kind) in FIELDS.items()}
     shape, (qform_code, sform_code) = read["dim"][1:4], read["codes"]
     units = {1: 1000.0, 3: 0.001}.get(read["xyzt_units"][0] & 7, 1.0)
@@ -232,11 +232,11 @@ def stated_forms(content: bytes) -> dict[str, np.ndarray]:
         qform[:3, 3] = read["offset"]
     else:
         qform[:] = np.nan
-    if units != 1 and fault_of(sform if 0 < sform_code < 6 else qform, shape):
+    if units != 1 and affine_error(sform if 0 < sform_code < 6 else qform, shape):
         sform[:3] *= units
         qform[:3] *= units
     forms = {"sform": (sform_code, sform), "qform": (qform_code, qform)}
-    return {n: form for n, (code, form) in forms.items() if 0 < code < 6 and not fault_of(form, shape)}
+    return {n: form for n, (code, form) in forms.items() if 0 < code < 6 and not affine_error(form, shape)}
 
 
 @many
@@ -273,7 +273,7 @@ def test_whatever_a_header_says_the_scan_stays_in_its_place_or_is_refused_in_wor
         kept = name in forms and f"replaces the {name}" not in replaced
         expected = forms[name] if kept else checked.affine
         apart = np.abs(ends_mm(written, result.shape) - ends_mm(expected, shape)).max()
-        # A plane that was resampled has a whole number of voxels: its ends move by up to half of one.
+        # A resampled plane has a whole number of voxels: its ends move by up to half a voxel.
         resampled = sum(a != b for a, b in zip(result.shape, shape, strict=True)) > 1
         rounding = np.sqrt(2) / 2 * max(result.header.get_zooms()) if resampled else 0
         assert apart < 0.5 + rounding, (name, apart)
@@ -294,7 +294,7 @@ DAMAGE = st.lists(
 @many
 @given(damage=DAMAGE, level=st.integers(0, 9))
 def test_a_compressed_scan_is_whole_or_refused(damage, level, folder, model):
-    """As Python's own gzip judges it: what that refuses is refused, all else gives the scan's voxels."""
+    """What Python's gzip refuses is refused; everything else gives the voxels of the scan."""
     packed = bytearray(gzip.compress(WHOLE, level, mtime=0))
     for kind, where, bit in damage:
         at = min(int(where * len(packed)), len(packed) - 1)
@@ -314,7 +314,7 @@ def test_a_compressed_scan_is_whole_or_refused(damage, level, folder, model):
     scan.write_bytes(packed)
     try:
         content = gzip.decompress(bytes(packed))
-    except Exception:  # whatever it is, gzip takes it for damaged
+    except Exception:  # gzip finds it damaged
         content = b""
     same = content.rstrip(b"\0") == WHOLE.rstrip(b"\0")
     voxels, why = None, ""
@@ -323,7 +323,7 @@ def test_a_compressed_scan_is_whole_or_refused(damage, level, folder, model):
     except IQTFlowError as fault:
         why = str(fault)
     if voxels is None:
-        # Python's gzip reads past flags that the format reserves, and past a header's own checksum.
+        # Python's gzip ignores reserved flags, and the checksum of a header.
         assert not same or "header" in why
         assert enhanced(scan, model) is None
     else:

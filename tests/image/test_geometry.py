@@ -1,4 +1,4 @@
-"""Where slices are, and that nothing moves when they are thickened, thinned or permuted."""
+"""Positions of slices are found, and stay when slices are thickened, thinned or permuted."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import make_affine, make_head, write_scan
 from scipy import ndimage
 
-from iqtflow.image.intensity import bridge_slices, empty_slices, settle_intensities
+from iqtflow.image.intensity import correct_intensities, empty_slices, interpolate_slices
 from iqtflow.image.validate import check_scan
 from iqtflow.utils.errors import InputError
 
@@ -16,7 +16,7 @@ SHAPE = (60, 56, 20)
 
 
 def head_and_air() -> tuple[np.ndarray, np.ndarray]:
-    """A head (about 320) in noise (about 20), and where a mask around it with a margin ends."""
+    """Return a head (about 320) in noise (about 20), and the voxels outside a margin around it."""
     data = np.abs(make_head(SHAPE))
     return data, ~ndimage.binary_dilation(data > 150, iterations=2)
 
@@ -25,7 +25,7 @@ def head_and_air() -> tuple[np.ndarray, np.ndarray]:
 def test_a_value_that_fills_up_the_air_becomes_0(value):
     data, outside = head_and_air()
     filled = np.where(outside, np.float32(value), data)
-    mended, notes = settle_intensities("x", filled)
+    mended, notes = correct_intensities("x", filled)
     np.testing.assert_array_equal(mended, np.where(outside, 0, data))
     assert len(notes) == 1 and f"{np.float32(value):g}" in notes[0]
 
@@ -33,16 +33,16 @@ def test_a_value_that_fills_up_the_air_becomes_0(value):
 def test_a_filling_that_was_resampled_leaves_no_negative_rim():
     data, outside = head_and_air()
     smooth = ndimage.zoom(np.where(outside, np.float32(-1024), data), (1.1, 1.1, 1), order=3)
-    mended, notes = settle_intensities("x", smooth)
+    mended, notes = correct_intensities("x", smooth)
     assert mended.min() == 0 and len(notes) == 1
     np.testing.assert_array_equal(mended[mended > 0], smooth[smooth > 0])
 
 
 def test_corners_alone_may_be_filled():
-    """As after a rotation: the other air is the scanner's."""
+    """For example after a rotation: the rest of the air has noise."""
     data, _ = head_and_air()
     data[:8, :8] = -1024
-    mended, notes = settle_intensities("x", data)
+    mended, notes = correct_intensities("x", data)
     assert mended.min() == 0 and len(notes) == 1
     np.testing.assert_array_equal(mended[8:], data[8:])
 
@@ -50,7 +50,7 @@ def test_corners_alone_may_be_filled():
 @pytest.mark.parametrize("offset", [-1024, -100])
 def test_an_offset_is_added_back(offset):
     data, _ = head_and_air()
-    mended, notes = settle_intensities("x", data + np.float32(offset))
+    mended, notes = correct_intensities("x", data + np.float32(offset))
     contrast = mended - np.median(mended[:5, :5, :2])
     np.testing.assert_allclose(contrast, data - np.median(data[:5, :5, :2]), atol=1)
     assert "was added to all voxels" in notes[0]
@@ -59,7 +59,7 @@ def test_an_offset_is_added_back(offset):
 @pytest.mark.parametrize("offset", [1024, 1e6])
 def test_an_offset_that_moved_air_above_0_is_taken_off(offset):
     data = rician(np.where(head_and_air()[0] > 150, np.float32(1000), np.float32(0)), 20)
-    mended, notes = settle_intensities("x", data + np.float32(offset))
+    mended, notes = correct_intensities("x", data + np.float32(offset))
     np.testing.assert_allclose(mended, data, atol=2)  # 0.2 % of the tissue
     assert len(notes) == 1 and "subtracted from all voxels" in notes[0]
 
@@ -69,12 +69,12 @@ def test_an_offset_that_moved_air_above_0_is_taken_off(offset):
 def test_the_noise_floor_of_a_magnitude_image_is_no_offset(coils, snr):
     head = np.where(head_and_air()[0] > 150, np.float32(1000), np.float32(0))
     data = rician(head, 1000 / snr, coils)
-    same, notes = settle_intensities("x", data)
+    same, notes = correct_intensities("x", data)
     assert same is data and notes == []
 
 
 def rician(head: np.ndarray, sigma: float, coils: int = 1) -> np.ndarray:
-    """Magnitude image of a head: the sum of squares of coils that all see the same, with noise."""
+    """Return a magnitude image of a head: the sum of squares of equal coils, with noise."""
     rng = np.random.default_rng(1)
     squares = (head / np.sqrt(coils) + sigma * rng.standard_normal((coils, *head.shape))) ** 2
     squares += (sigma * rng.standard_normal((coils, *head.shape))) ** 2
@@ -86,7 +86,7 @@ def test_a_wild_voxel_is_set_to_what_is_around_it(place, value):
     data, _ = head_and_air()
     spoilt = data.copy()
     spoilt[place] = value
-    mended, notes = settle_intensities("x", spoilt)
+    mended, notes = correct_intensities("x", spoilt)
     assert abs(mended[place] - data[place]) < 30
     mended[place] = data[place]
     np.testing.assert_array_equal(mended, data)
@@ -98,13 +98,13 @@ def test_many_wild_voxels_are_damage():
     data, _ = head_and_air()
     data.ravel()[::500] = 1e7
     with pytest.raises(InputError, match=r"135 voxels far beyond all others .first: 1e.07 at"):
-        settle_intensities("x", data)
+        correct_intensities("x", data)
 
 
 def test_noise_about_0_and_a_little_undershoot_are_left_alone():
     data, _ = head_and_air()
     for noisy in (data - 20, data, np.where(data < 30, np.float32(-2), data)):
-        same, notes = settle_intensities("x", noisy.astype(np.float32))
+        same, notes = correct_intensities("x", noisy.astype(np.float32))
         assert same is noisy or np.array_equal(same, noisy)
         assert notes == []
 
@@ -161,7 +161,7 @@ def test_numbers_beyond_32_bits_are_no_nan(tmp_path, factor, words):
 
 
 def test_an_image_without_contrast_is_no_image(tmp_path):
-    """As of a slope of 1e-8 and an intercept of 3."""
+    """For example with a slope of 1e-8 and an intercept of 3."""
     data = 3 + 1e-6 * head_and_air()[0]
     path = write_scan(tmp_path / "x.nii", data.astype(np.float32), make_affine((3, 3, 8)))
     with pytest.raises(InputError, match="nearly the same in every voxel"):
@@ -214,7 +214,7 @@ def test_a_lost_slice_is_bridged_in_a_straight_line():
     data = np.tile(np.arange(10, dtype=np.float32), (3, 4, 1))
     spoilt = data.copy()
     spoilt[:, :, [4, 5]] = 0
-    np.testing.assert_allclose(bridge_slices(spoilt, 2, [4, 5]), data, atol=1e-6)
+    np.testing.assert_allclose(interpolate_slices(spoilt, 2, [4, 5]), data, atol=1e-6)
     spoilt[:, :, 9] = 0
-    assert (bridge_slices(spoilt, 2, [4, 5, 9])[:, :, 9] == 8).all()
+    assert (interpolate_slices(spoilt, 2, [4, 5, 9])[:, :, 9] == 8).all()
     assert (spoilt[:, :, 4] == 0).all(), "the scan itself stays as it is"

@@ -19,7 +19,7 @@ from iqtflow.image.validate import check_scan
 from iqtflow.utils.errors import InputError
 
 SHAPE, VOXEL_MM = (64, 60, 16), (2.5, 2.5, 10.0)
-#: Where fields are in a header of NIfTI-1.
+#: First bytes of fields in a NIfTI-1 header.
 PIXDIM, UNITS, CODES, QUATERNION, SROW = 76, 123, 252, 256, 280
 MNI12 = np.array([[1.12, 0.05, 0, 3], [-0.04, 1.2, 0.06, -7], [0.02, 0, 1.05, 11], [0, 0, 0, 1]])
 
@@ -32,9 +32,7 @@ def write(
     codes: tuple[int, int] = (1, 1),
     **fields: tuple[int, str, tuple],
 ) -> Path:
-    """Write a head, its sform and qform as given (else the scan's place), then single fields of the header:
-    offset, type, values.
-    """
+    """Write a head with this sform and qform, then single fields of the header (offset, type, values)."""
     image = nib.Nifti1Image(make_head(SHAPE), None)
     image.header.set_xyzt_units("mm")
     place = make_affine(VOXEL_MM)
@@ -53,7 +51,7 @@ def corners_mm(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def thinned(scan: nib.Nifti1Image, k: int = 5) -> nib.Nifti1Image:
-    """What becomes of a scan's grid when it is enhanced, put back into the file's order."""
+    """Return the grid of a scan after enhancement, in the axis order of the file."""
     axis = find_slice_geometry(scan).axis
     laid = ReorientedScan(scan, axis)
     data, affine = slices_last(laid.data, laid.affine, laid.axis)
@@ -62,7 +60,7 @@ def thinned(scan: nib.Nifti1Image, k: int = 5) -> nib.Nifti1Image:
 
 
 def assert_in_place(image: nib.Nifti1Image, sform: np.ndarray, qform: np.ndarray, shape=SHAPE) -> None:
-    """Both forms put the ends of the field of view where the given ones do, within 0.5 mm."""
+    """Check that both forms put the corners of the field of view in the given places, within 0.5 mm."""
     for ours, expected in ((image.get_sform(), sform), (image.get_qform(), qform)):
         apart = np.linalg.norm(corners_mm(ours, image.shape) - corners_mm(expected, shape), axis=1)
         assert apart.max() < 0.5
@@ -70,7 +68,7 @@ def assert_in_place(image: nib.Nifti1Image, sform: np.ndarray, qform: np.ndarray
 
 @pytest.mark.parametrize("order", ["RAS", "LPS", "SAR", "AIL"])
 def test_an_sform_that_leads_to_a_template_and_the_scanners_qform_both_stay(tmp_path, order):
-    """Scales and shear of its own, as of a linear registration; slices along any axis of the file."""
+    """With scales and shear of a linear registration, and slices along any axis of the file."""
     place = make_affine(VOXEL_MM)
     turn = nib.orientations.ornt_transform(nib.io_orientation(place), nib.orientations.axcodes2ornt(order))
     turned = nib.Nifti1Image(make_head(SHAPE), place).as_reoriented(turn)
@@ -164,7 +162,7 @@ def test_two_forms_that_cannot_be_are_refused(tmp_path):
 
 
 def test_an_sform_of_1_mm_voxels_beside_a_qform_in_mm_was_a_placeholder(tmp_path):
-    """It would make the scan near-isotropic."""
+    """With it, the scan would be near-isotropic."""
     scan = check_scan(write(tmp_path / "x.nii", sform=np.diag([-1.0, 1, 1, 1]) * [2, 2, 2, 1]))
     assert find_slice_geometry(scan).spacing_mm == pytest.approx(10)
     assert "pixdim says 2.5 x 2.5 x 10 mm): the qform is used" in scan.extra["notes"][0]

@@ -24,11 +24,11 @@ from iqtflow.segmentation.spm.install import tpm_blob_id
 from iqtflow.utils.errors import InputError
 
 SHAPE, VOXEL_MM = (32, 30, 10), (4.0, 4.0, 9.0)
-DIM, DATATYPE, VOX_OFFSET = 40, 70, 108  # where fields are in a header of NIfTI-1
+DIM, DATATYPE, VOX_OFFSET = 40, 70, 108  # first bytes of fields in a NIfTI-1 header
 
 
 def whole() -> bytes:
-    """A small head, uncompressed."""
+    """Return a small head, uncompressed."""
     return nib.Nifti1Image(make_head(SHAPE), make_affine(VOXEL_MM)).to_bytes()
 
 
@@ -77,7 +77,7 @@ def test_a_page_does_not_show_a_damaged_image(tmp_path):
 
 
 def test_a_flipped_bit_that_still_decompresses_is_noticed(tmp_path):
-    """In a stored (level 0) stream every bit of the voxels may flip, and only the checksum knows."""
+    """In a stored (level 0) stream, only the checksum shows a flipped bit of the voxels."""
     packed = bytearray(gzip.compress(whole(), 0, mtime=0))
     packed[len(packed) // 2] ^= 4
     (tmp_path / "x.nii.gz").write_bytes(packed)
@@ -144,7 +144,7 @@ def test_a_pipe_is_no_image_and_nobody_waits_for_it(tmp_path):
 
 
 def test_sockets_devices_and_folders_are_no_images(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
     with socket.socket(socket.AF_UNIX) as end:
         end.bind("socket.nii")
         Path("device.nii").symlink_to("/dev/zero")

@@ -1,4 +1,4 @@
-"""Tissues of thick slices, told by intensity and by place."""
+"""Tissues of thick slices are found from intensities and prior probabilities."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_means_of_tissues_are_found_where_a_mixture_of_intensities_alone_goe
     """
     rng = np.random.default_rng(0)
     place = rng.dirichlet((0.3, 0.5, 0.6), 40_000)
-    share = np.stack([rng.multinomial(2, p) for p in place]).T / 2  # each voxel holds two thin ones
+    share = np.stack([rng.multinomial(2, p) for p in place]).T / 2  # two thin voxels in each
     values = MEAN @ share + rng.normal(0, 4, share.shape[1])
     told = classify_with_priors(values, place.T)
     np.testing.assert_allclose(told.sum(axis=0), 1, atol=1e-5)
@@ -50,7 +50,7 @@ def test_an_atlas_for_an_engine_that_has_none_is_refused(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def template():
-    """The template's own brain in slices of 6 mm, its array stored in an unusual order; and its tissues."""
+    """Return the template brain and its tissues in slices of 6 mm, in an unusual axis order."""
     names = ("template", "wm_template", "gm_template", "brain_mask")
     images = [getattr(datasets, f"load_mni152_{name}")(resolution=2) for name in names]
     turn = ornt_transform(io_orientation(images[0].affine), axcodes2ornt("PIR"))
@@ -84,7 +84,7 @@ def test_the_atlas_finds_its_place_in_thick_slices_of_any_orientation_and_twice_
 
 @pytest.mark.slow
 def test_a_slab_is_told_by_intensity_alone_and_the_record_says_so():
-    """Four thick slices show too little of a brain for an atlas to be laid onto it."""
+    """Four thick slices show too little of a brain for the registration of an atlas."""
     rng = np.random.default_rng(0)
     axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in (64, 72, 4)), indexing="ij")
     radius = np.hypot(axes[0], axes[1]) / 0.9

@@ -1,4 +1,4 @@
-"""Tissue maps recover known volumes, whatever the receive field, and impossible maps are refused."""
+"""Tissue maps recover known volumes despite a bias field, and impossible maps are refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from iqtflow.segmentation.mixture import fit_tissue_mixture
 from iqtflow.utils.errors import InputError
 
 MEAN = {"csf": 30.0, "gm": 75.0, "wm": 110.0}
-FINE = 2  # the phantom is drawn on a grid this much finer, so that voxels at borders hold two tissues
+FINE = 2  # the phantom is made on a grid finer by this factor, so that border voxels are mixed
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
@@ -27,7 +27,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.fixture(scope="module")
 def phantom() -> tuple[nib.Nifti1Image, dict[str, np.ndarray]]:
-    """Brain of 1.2 l, 2 mm voxels, receive field of +-25 %, WM SNR 40; and its tissue fractions."""
+    """Return a brain of 1.2 l, 2 mm voxels, bias field of +-25 %, WM SNR 40; and its tissue fractions."""
     shape = np.array([70, 86, 66])
     axes = [(np.arange(n * FINE) + 0.5) / FINE - n / 2 for n in shape]
     x, y, z = np.meshgrid(*axes, indexing="ij")

@@ -1,4 +1,4 @@
-"""The brain is found whether or not the skull is there, in thin and thick slices, along any axis."""
+"""The brain is found with and without the skull, in thin and thick slices, along any axis."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.fixture(scope="module")
 def template() -> tuple[nib.Nifti1Image, np.ndarray]:
-    """MNI brain, 2 mm, skull-stripped, and its mask."""
+    """Return the MNI brain, 2 mm, skull-stripped, and its mask."""
     image = datasets.load_mni152_template(resolution=2)
     return image, datasets.load_mni152_brain_mask(resolution=2).get_fdata() > 0
 
@@ -27,7 +27,7 @@ def template() -> tuple[nib.Nifti1Image, np.ndarray]:
 def low_field(
     image: nib.Nifti1Image, truth: np.ndarray, *, k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Thick slices along z in Gaussian noise of WM/60, as the simulator leaves them: data, affine, truth."""
+    """Return simulated thick slices along z, with Gaussian noise of WM/60: data, affine, true mask."""
     blurred = ndimage.gaussian_filter1d(image.get_fdata(), 0.75 * k / 2.355, axis=2)
     start, stop = k // 2, image.shape[2] // k * k
     noise = np.random.default_rng(1).normal(0, 0.85 / 60, blurred[:, :, start:stop:k].shape)
@@ -56,7 +56,7 @@ def test_a_few_voxels_that_stand_out_of_nothing_are_the_head():
 
 
 def test_lost_slices_do_not_make_a_brain_of_half_a_head(template):
-    """Two empty slices cut a whole head in parts that are no larger than brains."""
+    """Two empty slices cut a whole head into parts as small as brains."""
     image, truth = template
     shell = ndimage.binary_dilation(truth, iterations=8)
     rng = np.random.default_rng(0)
@@ -90,7 +90,7 @@ def test_noise_around_a_stripped_brain_is_not_brain_whichever_way_the_image_is_s
     turn = np.array([[2, -1], [0, 1], [1, -1]])
     turned = nib.Nifti1Image(data, affine).as_reoriented(turn)
     expected = nib.Nifti1Image(found.mask.astype(np.uint8), affine).as_reoriented(turn).get_fdata() > 0
-    # Being told that the skull is gone does not make brain of the noise either.
+    # Also with skull_stripped=True the noise is not brain.
     there = find_brain_mask(turned.get_fdata(), turned.affine, skull_stripped=True)
     assert there.skull_stripped
     assert dice(there.mask, expected) > 0.999
@@ -125,7 +125,7 @@ def test_a_clinical_head_in_3_mm_slices_gives_a_brain_without_its_fat(real_data:
     volume_ml = found.mask.sum() * np.prod(image.header.get_zooms()) / 1000
     assert (found.method, found.skull_stripped) == ("deepbet", False)
     assert 1000 < volume_ml < 1700
-    # Fat is the brightest of the head; of the brain, only a vessel here and there is as bright.
+    # Fat is the brightest part of the head. In the brain only a few vessels are as bright.
     fat = data > np.percentile(data[head_mask(data)], 95)
     assert np.mean(fat[found.mask]) < 0.01
 

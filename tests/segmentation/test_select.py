@@ -1,4 +1,4 @@
-"""What makes the tissue maps: ready-made ones before SPM, SPM before the embedded engine, and always said."""
+"""Choice of the engine for tissue maps: ready-made maps, then SPM, then the embedded engine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TISSUES = ("WM", "GM", "CSF")
 
 @pytest.fixture
 def some_spm(monkeypatch, no_spm, tmp_path):
-    """Leave one SPM to be found, by its variable."""
+    """Let one SPM be found, by its variable."""
     monkeypatch.setenv("SPM_HOME", os.fspath(make_spm(tmp_path / "spm")))
     monkeypatch.setenv("OCTAVE_EXEC", os.fspath(make_program(tmp_path / "octave-cli", "exit 1")))
 
@@ -53,7 +53,7 @@ def write_maps(
     turn=lambda volume: volume,
     mask: bool = True,
 ) -> ReadyMaps:
-    """Write maps as fMRIPrep does, with a mask beside them."""
+    """Write maps like fMRIPrep, with a mask."""
     csf = np.clip(brain.mask - brain.wm - brain.gm, 0, 1).astype(np.float32)
     paths = []
     for label, tissue in zip(TISSUES, (brain.wm, brain.gm, csf), strict=True):
@@ -108,7 +108,7 @@ def test_of_the_human_connectome_project_spm_gets_the_whole_head(some_spm, tmp_p
     stripped = write_scan(tmp_path / "T1w_acpc_dc_restore_brain.nii.gz")
     head = write_scan(tmp_path / "T1w_acpc_dc_restore.nii.gz")
     link = tmp_path / "sub-01_T1w.nii.gz"
-    link.symlink_to(stripped)  # the usual way to give these data the form of BIDS
+    link.symlink_to(stripped)  # the usual way to make a BIDS data set of them
     assert engine_for(link, SegmentationSettings()).whole_head == head
     assert engine_for(link, SegmentationSettings(engine="ants")).whole_head is None
 
@@ -159,7 +159,7 @@ def test_maps_on_the_grid_of_the_image_are_taken_as_they_are(brain, tmp_path):
 
 
 def test_maps_that_were_turned_to_ras_come_back_without_loss(brain, tmp_path):
-    """SMRIPrep turns every image to RAS; the scanner's own axes may lie in any order and direction."""
+    """SMRIPrep reorders every image to RAS; the scanner can use any order and direction."""
     turned = nib.Nifti1Image(brain.intensity, AFFINE).as_reoriented([[2, 1], [0, -1], [1, 1]])
     image = nib.Nifti1Image(np.asarray(turned.dataobj), turned.affine)
     image.set_filename("sub-01_T1w.nii.gz")
@@ -218,7 +218,7 @@ def test_without_a_mask_the_brain_is_where_the_tissues_are(brain, tmp_path):
 
 @pytest.fixture
 def prepared(brain, tmp_path) -> tuple[Path, Path]:
-    """Write a scan and, as another program's derivatives, its maps."""
+    """Write a scan, and its maps as derivatives of another program."""
     scan = write_scan(tmp_path / "raw" / T1W, brain.intensity, AFFINE)
     root = tmp_path / "smriprep"
     write_maps(root / "sub-01/anat", brain)
@@ -397,7 +397,7 @@ def test_the_doctor_takes_the_arguments_of_a_run_and_its_exit_code_says_whether_
     assert "Output" in screen and "--spm-dir" in screen and "2 faults" in screen
 
 
-# --- all of it ---
+# --- a whole run ---
 
 
 def run_iqtflow(*arguments: object) -> subprocess.CompletedProcess:
@@ -433,4 +433,4 @@ def test_a_subject_without_the_maps_that_are_insisted_on_fails_alone(prepared, b
     gm = nib.load(out / "sub-01/anat/sub-01_label-GM_probseg.nii.gz").get_fdata(dtype=np.float32)
     np.testing.assert_array_equal(gm, brain.gm)
     assert (out / "patches/sub-01_patches.safetensors").exists()
-    assert not (out / "sub-02/anat").exists()  # its page is there, and says why
+    assert not (out / "sub-02/anat").exists()  # only its page exists

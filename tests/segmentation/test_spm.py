@@ -50,7 +50,7 @@ from iqtflow.utils.system import peak_memory_gb
 
 @pytest.fixture
 def head(tmp_path: Path) -> Path:
-    """Return a compressed whole-head sized image in a folder of its own."""
+    """Write a compressed image as large as a head."""
     image = nib.Nifti1Image(
         np.random.default_rng(0).uniform(1, 9, (12, 12, 12)).astype("float32"), np.diag([10, 10, 10, 1])
     )
@@ -324,7 +324,7 @@ def test_an_unwritable_folder_is_noticed_before_anything_is_started(octave, head
 
 
 def write(path: Path, data: np.ndarray, voxel_mm: float = 10.0, **header) -> Path:
-    # nibabel writes an sform wherever it is given an affine.
+    # With an affine, nibabel writes an sform.
     affine = None if "sform_code" in header else np.diag([voxel_mm] * 3 + [1])
     image = nib.Nifti1Image(data.astype("float32"), affine)
     image.header.set_zooms([voxel_mm] * 3 + [1] * (data.ndim - 3))
@@ -563,13 +563,13 @@ def test_m_code_that_is_run_leaves_its_log_in_its_folder(octave, tmp_path):
     )
     assert "hello" in log
     assert seconds < 30
-    # A child's peak begins with what its parent holds when it forks: here a process full of tests.
+    # The peak of a child starts with the memory of its parent: here a process full of tests.
     assert 0 < peak_gb < 1 + peak_memory_gb()
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """Return a folder with two images and priors, by name only: nothing is read here."""
+    """Return a folder with empty files for two images and priors."""
     monkeypatch.chdir(tmp_path)
     for name in ("sub-01_T1w.nii", "sub-02_T1w.nii", "TPM.nii"):
         (tmp_path / name).touch()
@@ -581,7 +581,7 @@ def tissues(*flags):
     return [(("TPM.nii", i + 1), gaussians[i], *flag) for i, flag in enumerate(flags)]
 
 
-#: Settings as nipype's users write them; the first is the example of NewSegment's own documentation.
+#: Settings of nipype's users. The first is the example in the documentation of NewSegment.
 SETTINGS = {
     "its documentation": {
         "channel_info": (0.0001, 60, (True, True)),
@@ -643,7 +643,7 @@ def test_what_newsegment_refuses_is_refused(folder, name, wrong):
 
 
 def test_a_workflow_written_for_newsegment_connects_to_it_unchanged(folder):
-    """Every output that such a workflow may use is connected, and every input set from another node."""
+    """All outputs are connected, and inputs come from another node."""
     source = Node(IdentityInterface(["image", "distance"]), name="source")
     sink = Node(IdentityInterface(sorted(NewSegment.output_spec().copyable_trait_names())), name="sink")
     segment = Node(UnifiedSegmentation(), name="segment")
@@ -671,7 +671,7 @@ AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 
 @pytest.fixture
 def stripped() -> nib.Nifti1Image:
-    """Return a brain in zeros, with zeros enclosed in its ventricles."""
+    """Return a brain in zeros, with zeros inside its ventricles."""
     data = make_brain().intensity
     data[38:42, 42:46, 38:42] = 0
     return nib.Nifti1Image(data, AFFINE)
@@ -680,7 +680,7 @@ def stripped() -> nib.Nifti1Image:
 def test_a_brain_in_zeros_is_told_from_a_head_in_zeros_and_from_a_brain_in_noise(stripped):
     present = stripped.get_fdata() != 0
     assert looks_stripped(present, AFFINE)
-    assert not looks_stripped(present, np.diag([3.5, 3.5, 3.5, 1.0]))  # 5 l: what is left is a head
+    assert not looks_stripped(present, np.diag([3.5, 3.5, 3.5, 1.0]))  # 5 l: a head
     assert not looks_stripped(np.ones_like(present), AFFINE)
 
 

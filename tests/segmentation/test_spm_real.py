@@ -60,7 +60,7 @@ DONE = "fprintf('\\nIQTFLOW-SPM-DONE\\n');"
 
 @pytest.fixture(scope="session")
 def installation() -> SpmInstallation:
-    """Return the SPM of this machine, found as users' SPM is."""
+    """Return the SPM of this machine, found like that of a user."""
     try:
         found = find_spm()
     except SpmNotFoundError as fault:
@@ -85,7 +85,7 @@ def scan(phantom: Phantom, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def run(installation: SpmInstallation, scan: Path, tmp_path_factory) -> UnifiedSegmentationRun:
-    """Return the one run that most tests look at."""
+    """Return the run that most tests use."""
     out_dir = tmp_path_factory.mktemp("alone") / AWKWARD
     return run_unified_segmentation(scan, out_dir, installation=installation, settings=SETTINGS)
 
@@ -127,7 +127,7 @@ def linux() -> None:
 
 
 def octaves_in(folder: Path) -> list[int]:
-    """Process ids of the children that work in `folder` or below it."""
+    """Return the ids of the processes whose current folder is `folder` or below it."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -139,7 +139,7 @@ def octaves_in(folder: Path) -> list[int]:
 
 
 def wait_for_octave(folder: Path, *, seconds: float = 180) -> int:
-    """Process id of the child that works in a folder below `folder` and has begun to segment."""
+    """Wait until a process below `folder` has begun to segment; return its id."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         for log in folder.glob("**/iqtflow_job.log"):
@@ -171,7 +171,7 @@ def killed(call: Callable[[], object], folder: Path, number: signal.Signals) -> 
 
 
 def ask(installation, folder: Path, code: str) -> str:
-    """Run m-code as a job is run; what it printed."""
+    """Run m-code like a job; return its output."""
     return run_m_code(code, folder, installation=installation, name="question")[0]
 
 
@@ -216,7 +216,7 @@ def test_everything_asked_for_is_written_under_the_users_name_and_the_users_fold
         "y_sub-01_T1w.nii",
         "iy_sub-01_T1w.nii",
         "sub-01_T1w_seg8.mat",
-    }  # and neither a private folder, nor a log, nor octave-workspace
+    }  # and no private folder, log or octave-workspace
     assert [path.name for path in scan.parent.iterdir()] == [scan.name]
 
 
@@ -268,7 +268,7 @@ def test_the_record_tells_engine_version_priors_sampling_distance_and_seconds(pa
 
 @pytest.fixture(scope="session")
 def outcomes(installation, phantom, pair, tmp_path_factory) -> dict[str, TissueMaps | InputError]:
-    """Segment heads that are badly placed, mislabelled and stripped; two at a time."""
+    """Segment a misplaced, a mislabelled and a stripped head; two at a time."""
     affine, data = phantom.image.affine, phantom.image.get_fdata(dtype=np.float32)
     angle = np.radians(30)
     tilt = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
@@ -309,7 +309,7 @@ def test_a_stripped_brain_is_recognised_and_its_maps_end_where_the_data_end(outc
     assert maps.details["skull_stripped"] is True
     assert any("skull-stripped" in remark for remark in maps.details["remarks"])
     assert not (maps.gm + maps.wm + maps.csf)[~brain].any()
-    # Priors that go on beyond the brain must not draw it out: its size is known to be the whole head's.
+    # Priors beyond the brain must not stretch it: the size is that of the whole head.
     assert maps.details["tissue_classes"] == 4
     assert maps.details["affine_determinant"] == pytest.approx(HEAD_SCALE**-3, rel=0.1)
     assert dice(maps.gm, np.where(brain, phantom.gm, 0)) > 0.75
@@ -369,7 +369,7 @@ def test_uncompressed_images_and_paths_as_nipype_names_it_are_taken(others):
 
 
 def test_the_sampling_distance_is_not_cosmetic(others, run):
-    """Maps of 20 and 14 mm differ as those of 3 and 2 mm do: it belongs to the method and to the record."""
+    """Maps with 20 and 14 mm differ, like those with 3 and 2 mm."""
     grey = (run.native[0], others.node.native_class_images[0][0])
     ours, other = (nib.load(path).get_fdata() > 0.5 for path in grey)
     dice = 2 * (ours & other).sum() / (ours.sum() + other.sum())
@@ -405,7 +405,7 @@ def test_octave_refuses_the_options_that_nipype_gives_matlab_and_we_give_none_of
 
 
 def test_an_spm_that_lacks_functions_is_reported_by_the_first_that_is_missing(octave, phantom, tmp_path):
-    """Not by an error of the error handling, as where an exception class is thrown that Octave lacks."""
+    """Not by an error in the error handling, for example an exception class that Octave lacks."""
     hollow = find_spm(spm_dir=make_spm(tmp_path / "hollow"), octave=octave, environ={})
     with pytest.raises(SpmError, match="spm_get_defaults"):
         run_unified_segmentation(phantom.image, tmp_path / "out", installation=hollow)
@@ -415,7 +415,7 @@ def test_the_version_is_read_without_starting_anything_and_is_the_one_that_spm_s
     octave, installation, tmp_path, monkeypatch
 ):
     said = ask(installation, tmp_path, f"[v, r] = spm('Ver'); fprintf('IS %s r%s\\n', v, r); {DONE}")
-    monkeypatch.setattr("subprocess.Popen", None)  # constructing and asking must not need a process
+    monkeypatch.setattr("subprocess.Popen", None)  # no process may be started
     node = UnifiedSegmentation(spm_dir=str(installation.spm_dir), octave=str(octave))
     assert f"IS {installation.release} r{installation.revision}" in said
     assert node.version == installation.version
@@ -433,7 +433,7 @@ def test_octave_that_ends_early_or_fails_at_the_end_has_not_completed(installati
 def test_a_run_that_takes_too_long_is_ended_and_leaves_nothing_behind(installation, scan, tmp_path):
     with pytest.raises(SpmError, match="still running after 1 s"):
         run_unified_segmentation(scan, tmp_path, installation=installation, settings=SETTINGS, timeout_s=1)
-    assert list(tmp_path.iterdir()) == []  # no octave-workspace either
+    assert list(tmp_path.iterdir()) == []  # also no octave-workspace
     assert octaves_in(tmp_path) == []
 
 
@@ -441,7 +441,7 @@ def test_a_run_that_takes_too_long_is_ended_and_leaves_nothing_behind(installati
 def test_octave_killed_under_a_subjects_segmentation_ends_that_command_within_seconds(
     installation, scan, tmp_path
 ):
-    """The command that a node of the graph runs: exit code 1, one line that says why, no map."""
+    """The command of a node ends with exit code 1, one line with the reason, and no map."""
     command = [sys.executable, "-m", "iqtflow.cli.commands.segment", str(scan), "--engine", "spm"]
     command += ["--out-prefix", str(tmp_path / "sub-01"), "--sampling-distance", str(SAMPLING_MM)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -457,7 +457,7 @@ def test_octave_killed_under_a_subjects_segmentation_ends_that_command_within_se
 @pytest.mark.usefixtures("linux")
 def test_octave_killed_in_the_middle_is_a_plain_failure_within_seconds(installation, scan, tmp_path):
     stale = tmp_path / "c1sub-01_T1w.nii"
-    stale.write_text("old")  # of an earlier run: not to be taken for new
+    stale.write_text("old")  # of an earlier run
     fault, seconds = killed(
         lambda: run_unified_segmentation(scan, tmp_path, installation=installation, settings=SETTINGS),
         tmp_path,

@@ -23,7 +23,7 @@ from iqtflow.utils.environment import LONGEST_FOLDER, command_line, place_socket
 from iqtflow.utils.errors import EXIT_CANTCREAT, EXIT_USAGE, UsageError
 from iqtflow.utils.gpus import _ASK_TORCH
 
-#: Names under which libraries and this package are imported.
+#: Names of libraries that are imported.
 STRAY = ("numpy", "scipy", "nibabel", "torch", "nipype", "json", "random", "socket", "multiprocessing")
 COMMANDS = [
     "cli.main",
@@ -99,7 +99,7 @@ def test_matplotlib_s_folder_goes_when_the_program_ends(tmp_path):
 
 
 def strange_folder(folder: Path) -> Path:
-    """Make a folder whose files would be imported for libraries; what is run notes it in `ran`."""
+    """Make a folder with files named like libraries. A file that runs writes its name to `ran`."""
     folder.mkdir()
     note = f"open({os.fspath(folder / 'ran')!r}, 'a').write(__file__)\n"
     for name in STRAY:
@@ -110,14 +110,14 @@ def strange_folder(folder: Path) -> Path:
     return folder
 
 
-#: Prints how many times something was to be sent to another machine: with no route, each attempt is counted.
+#: Prints the number of attempts to send something. Without a network the kernel counts each of them.
 COUNT_ATTEMPTS = """
 awk '/^Ip: F/ {for (i = 1; i <= NF; i++) if ($i == "OutNoRoutes") k = i; getline; print $k}' /proc/net/snmp
 """
 
 
 def without_network() -> list[str]:
-    """Beginning of a command that runs without a network; empty where this user may not make such a place."""
+    """Return the beginning of a command that runs without a network; empty if this user cannot."""
     for command in (["unshare", "--net"], ["unshare", "--map-root-user", "--net"]):
         try:
             if subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0:
@@ -129,7 +129,7 @@ def without_network() -> list[str]:
 
 @dataclass
 class Road:
-    """An enhancement and a training in odd surroundings."""
+    """An enhancement and a training in an unusual environment."""
 
     folder: Path
     codes: list[int]
@@ -196,7 +196,7 @@ def test_no_file_of_the_current_folder_is_run_or_obeyed(road):
 
 @pytest.mark.slow
 def test_nothing_is_sent_to_another_machine(road):
-    """Neither nipype's question for updates nor any other; the last count is of an attempt on purpose."""
+    """Also nipype does not ask for updates. The last attempt is made on purpose, to test the count."""
     if not without_network():
         pytest.skip(
             "no place without a network can be made here (unshare --net needs user namespaces or root)"
@@ -207,7 +207,7 @@ def test_nothing_is_sent_to_another_machine(road):
 
 
 def test_the_validator_s_engine_asks_for_no_update(tmp_path):
-    """Deno does, when it has run for half a second, which the road above may not take."""
+    """Deno would after half a second, longer than the run above may take."""
     validator = tmp_path / "validator"
     validator.write_text(
         "#!/bin/sh\n"
@@ -231,8 +231,8 @@ def test_children_and_questions_run_no_file_of_the_current_folder(tmp_path):
 
 def test_a_module_that_is_started_by_python_runs_no_file_of_the_current_folder(tmp_path):
     here = strange_folder(tmp_path / "here")
-    shutil.rmtree(here / "iqtflow")  # whose is -m iqtflow, only Python decides
-    for name in ("json", "random", "socket", "multiprocessing"):  # Python itself may want them before us
+    shutil.rmtree(here / "iqtflow")  # python -m would import this package
+    for name in ("json", "random", "socket", "multiprocessing"):  # Python itself can import them first
         (here / f"{name}.py").unlink()
     bids = dataset(tmp_path / "bids")
     write_thick_scan(bids / "sub-1/anat/sub-1_T1w.nii.gz")
@@ -243,7 +243,7 @@ def test_a_module_that_is_started_by_python_runs_no_file_of_the_current_folder(t
 
 
 def test_nodes_run_no_file_of_the_current_folder(tmp_path):
-    """Their processes come from a server that Python starts with the current folder first on its path."""
+    """Their processes come from a server whose path begins with the current folder."""
     here = strange_folder(tmp_path / "here")
     program = tmp_path / "program.py"
     program.write_text(
@@ -259,7 +259,7 @@ def test_nodes_run_no_file_of_the_current_folder(tmp_path):
         "    work.run(plugin=plugin)\n"
         "    raise SystemExit(len(plugin.crashes))\n"
     )
-    (here / "nipype.cfg").unlink()  # another program's, which may obey it
+    (here / "nipype.cfg").unlink()  # nipype reads it in this program
     command = [sys.executable, program, Path(__file__).parents[1], tmp_path / "work"]
     done = subprocess.run(list(map(str, command)), cwd=here, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -269,7 +269,7 @@ def test_nodes_run_no_file_of_the_current_folder(tmp_path):
 
 @pytest.mark.parametrize("module", COMMANDS)
 def test_every_command_can_be_read_by_a_pipe_that_closes(module):
-    """As ``| head -1`` does, or a terminal that is gone."""
+    """Like ``| head -1``, or a closed terminal."""
     reading, writing = os.pipe()
     os.close(reading)
     command = [*command_line(f"iqtflow.{module}"), "--help"]
@@ -288,7 +288,7 @@ def test_every_stream_may_be_closed():
 
 
 def test_a_closed_stream_is_open_in_child_processes_too():
-    """Else a pipe between the processes takes its place, and is closed with it."""
+    """Otherwise a pipe between the processes takes its number, and is closed with it."""
     child = "import os; [os.fstat(n) for n in range(3)]"
     program = (
         "import subprocess, sys; from iqtflow.utils.command import patient_streams\n"

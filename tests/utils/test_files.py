@@ -1,4 +1,4 @@
-"""A file has its final name only when it is whole."""
+"""A file gets its final name only when it is complete; pipes are not waited for."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_folders_after(tmp_path, monkeypatch):
-    """After a power cut the old file is there or the new one, whole."""
+    """After a power cut there is the old file or the complete new one."""
     steps = []
     sync, rename = os.fsync, os.replace
 
@@ -121,7 +121,7 @@ def test_a_name_that_is_a_path_or_means_something_to_a_shell_is_refused(name):
         require_name(name, "--model-name")
 
 
-#: Whatever reads a file that a user names, or that lies in a folder of a user's.
+#: All readers of files of a user.
 READERS = {
     "settings": read_sections,
     "filters": lambda path: read_filters(path, "T1w"),

@@ -1,4 +1,4 @@
-"""Which card a job gets, and that it never falls back to the CPU."""
+"""Each job gets a GPU of its own, and never falls back to the CPU."""
 
 from __future__ import annotations
 
@@ -109,7 +109,6 @@ def test_locks_may_be_taken_by_all_users(tmp_path):
 
 @pytest.mark.parametrize("command", ["enhance", "train"])
 def test_a_command_without_a_usable_gpu_fails_and_computes_nothing(tmp_path, command):
-    """Where PyTorch finds a GPU this cannot be tried."""
     if resolve_device("auto").name == "cuda":
         pytest.skip("there is a GPU")
     scan = tmp_path / "scan.nii.gz"

@@ -1,4 +1,4 @@
-"""An output never replaces an input, nor another's file; what cannot be written is told before the work."""
+"""An output never replaces an input or a foreign file; errors are reported before the work begins."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_a_node_does_not_replace_its_input(here):
 
 
 def test_what_a_node_is_told_reaches_the_command_as_it_is(here):
-    """It passes through a shell."""
+    """The command line passes through a shell."""
     line = EnhanceVolume(in_file="in.nii.gz", model="a model; touch bad").cmdline
     said = subprocess.run(
         f"printf '%s\n' {line}", shell=True, capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""Processors and memory of this machine; too little memory is recognised and told."""
+"""Processors and memory of this machine; too little memory is recognised."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from iqtflow.utils.system import (
     available_cpus,
     available_memory_gb,
     free_memory_gb,
+    is_memory_error,
     peak_memory_gb,
-    tells_of_memory,
     too_little_memory,
 )
 
@@ -89,8 +89,8 @@ TOLD = {
 
 @pytest.mark.parametrize("message", TOLD.values(), ids=TOLD)
 def test_too_little_memory_is_recognised_in_messages_of_many_programs(message):
-    assert tells_of_memory(message)
-    assert tells_of_memory(MemoryError())
+    assert is_memory_error(message)
+    assert is_memory_error(MemoryError())
 
 
 @pytest.mark.parametrize(
@@ -105,13 +105,13 @@ def test_too_little_memory_is_recognised_in_messages_of_many_programs(message):
     ],
 )
 def test_other_errors_are_not_taken_for_it(other):
-    assert not tells_of_memory(other)
+    assert not is_memory_error(other)
 
 
 def test_under_a_limit_of_the_process_vague_messages_mean_memory_too(monkeypatch):
     monkeypatch.setattr(system, "process_limits", lambda: [2_000_000_000])
-    assert tells_of_memory(SystemError("error return without exception set"))
-    assert tells_of_memory("RuntimeError: can't start new thread")
+    assert is_memory_error(SystemError("error return without exception set"))
+    assert is_memory_error("RuntimeError: can't start new thread")
     assert available_memory_gb() == 2.0
     assert free_memory_gb() <= 2.0
     told = too_little_memory(5.0)
@@ -124,7 +124,7 @@ def limited(gigabytes: float) -> None:
 
 @pytest.mark.parametrize("module", ["enhance", "train", "evaluate"])
 def test_a_command_under_a_tight_limit_says_what_it_has_and_what_it_needs(module, tmp_path):
-    """As with ``ulimit -v``, of which libraries die in ways of their own, or wait for ever."""
+    """Like ``ulimit -v``, under which libraries fail in various ways, or wait for ever."""
     files = {
         "enhance": ["scan.nii", "out.nii"],
         "train": ["--train", "a", "--validation", "b", "--output", "c", "--checkpoint-dir", "d"],

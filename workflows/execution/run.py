@@ -25,7 +25,7 @@ from iqtflow.utils.errors import (
     exit_code_of_failures,
 )
 from iqtflow.utils.gpus import visible_gpus
-from iqtflow.utils.system import tells_of_memory, too_little_memory
+from iqtflow.utils.system import is_memory_error, too_little_memory
 from iqtflow.workflows.execution.local import LocalProcesses
 from iqtflow.workflows.execution.lock import claimed, make_own
 from iqtflow.workflows.execution.nipype_config import configure_nipype
@@ -215,7 +215,7 @@ def reason(text: str, *, needs_gb: float | None = None) -> str:
         return too_little_memory(needs_gb) if said.startswith("not enough memory") else said
     if re.search(FULL, text):
         return "the disk is full: free space where the work and output directories are, and run again"
-    if tells_of_memory(text):
+    if is_memory_error(text):
         return too_little_memory(needs_gb)
     if re.search(r"Return code: (-9|137)\b", text):
         return too_little_memory(needs_gb, seen="the child process was killed, SIGKILL")

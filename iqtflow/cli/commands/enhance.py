@@ -145,9 +145,9 @@ def _enhance(options: argparse.Namespace) -> None:
 def _read_sidecar(path: Path | None) -> dict:
     if path is None:
         return {}
-    from iqtflow.image.metadata import read_fields, settle_values
+    from iqtflow.image.metadata import drop_invalid_fields, read_fields
 
-    fields, notes = settle_values(read_fields(path), path)
+    fields, notes = drop_invalid_fields(read_fields(path), path)
     for note in notes:
         print(f"{PROG}: note: {note}", flush=True)
     return fields
