@@ -121,7 +121,7 @@ def settle(options: argparse.Namespace) -> tuple[Settings, tuple[Listing, str]]:
         if item.group and item.metavar in ("FILE", "NAME|FILE", "NAME|PATH", "MODEL", "DIR"):
             given[item.section][item.name] = _absolute(item, given[item.section][item.name])
     index = given["inputs"]["database_dir"]
-    if options.dry_run and index and not has_database(index):  # a dry run writes nothing
+    if index and not has_database(index) and options.dry_run:  # which writes nothing
         given["inputs"]["database_dir"] = None
     octave = given["segmentation"]["octave"]
     if octave and os.sep in octave:

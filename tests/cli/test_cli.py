@@ -98,52 +98,11 @@ def test_every_model_that_ships_is_listed(capsys):
 
 
 def test_without_options_all_scans_are_enhanced(bids_tree, tmp_path):
-    settings = settle(bids_tree(T1W), tmp_path / "out", "participant")
+    settings = settle(bids_tree(T1W), tmp_path / "out", "participant", "--nprocs", 1, "--omp-nthreads", 4)
     assert (settings.run.mode, settings.run.levels) == ("enhance", ("participant",))
     assert (settings.run.participant_labels, settings.run.session_labels) == ((), ())
     assert settings.enhance.model is None
-
-
-def test_both_levels_run_one_after_the_other(bids_tree, tmp_path):
-    levels = settle(bids_tree(T1W), tmp_path / "out", "participant", "group", "--mode", "train").run.levels
-    assert levels == ("participant", "group")
-
-
-def test_labels_lose_their_prefix(bids_tree, tmp_path):
-    root = bids_tree("sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz")
-    settings = settle(
-        root, tmp_path / "out", "participant", "--participant_label", "sub-01", "--session-label", "a"
-    )
-    assert (settings.run.participant_labels, settings.run.session_labels) == (("01",), ("a",))
-
-
-def test_one_task_never_gets_more_processors_than_all_together(bids_tree, tmp_path):
-    settings = settle(bids_tree(T1W), tmp_path / "out", "participant", "--nprocs", 1, "--omp-nthreads", 4)
-    assert settings.run.omp_nthreads == 1
-
-
-def test_training_options_reach_the_settings(bids_tree, tmp_path):
-    settings = settle(
-        *(bids_tree(T1W), tmp_path / "out", "participant", "group", "--mode", "train", "-k", 8),
-        *("--slice-axes", "x,y"),
-        *(
-            "--thickness-fraction",
-            0.5,
-            1,
-            "--no-residual",
-            "--steps",
-            7,
-            "--learning-rate",
-            "2e-4",
-        ),
-    )
-    train = settings.train
-    assert (train.upsampling_factor, train.slice_axes, train.thickness_fraction) == (
-        8,
-        ("x", "y"),
-        (0.5, 1.0),
-    )
-    assert (train.draws, train.residual, train.steps, train.learning_rate) == ("fresh", False, 7, 2e-4)
+    assert settings.run.omp_nthreads == 1  # one task never gets more processors than the run
 
 
 def test_a_run_can_be_repeated_from_its_settings_and_options_go_over_them(bids_tree, tmp_path):
@@ -201,39 +160,65 @@ def test_relative_paths_become_absolute(bids_tree, tmp_path, monkeypatch, untrai
         (["--slice-axes", "x,x"], "each once"),
         (["--slice-axes", "w"], "x, y, z"),
         (["--draws", "0"], "found '0'; expected a whole number from 1"),
-        (["--participant-label", "sub-01_ses-a"], "expected a BIDS label"),
+        *(
+            (["--participant-label", label], "expected a BIDS label")
+            for label in ("", "sub-", "../x", "01-a", "é", "sub-01_ses-a")
+        ),
         (["--forc"], "unrecognized arguments: --forc"),
         (["--model", ""], "--model: found ''"),
         (["--filters", "8"], "--filters is for --mode train; the mode is enhance"),
         (["--mode", "train", "--model", "x"], "--model is for --mode enhance; the mode is train"),
+        *(
+            (["--mode", "train", option, *values], f"{option} is for the group level")
+            for option, *values in (
+                ("--thickness-fraction", "0.5", "1"),
+                ("--snr-scale", "0.5", "1"),
+                ("--bias-amplitude", "0.2"),
+                ("--stripes", "0.1"),
+            )
+        ),
+        (["--mode", "train", "--patch-fraction", "0.5"], "--patch-fraction is for --patch-library pairs"),
+        (["--mode", "train", "--force"], "--force is for --mode enhance or calibrate"),
+        (["--mode", "train", "--split-ratio", "1", "1", "1", "--split", "s.json"], "there is --split"),
+        (["--bids-database-wipe"], "add --bids-database-dir"),
     ],
 )
-def test_an_argument_that_cannot_be_meant_is_named(capsys, arguments, named):
+def test_an_argument_that_cannot_be_used_is_named(capsys, arguments, named):
     with pytest.raises(SystemExit) as ended:
         cli.main(["in", "out", "participant", *arguments])
     assert ended.value.code == 2
-    assert named in capsys.readouterr().err
+    assert named in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
-    ("flags", "section", "key", "value"),
+    ("flags", "key", "value"),
     [
-        (["--nthreads", "3"], "run", "nprocs", 3),
-        (["--n-cpus", "3"], "run", "nprocs", 3),
-        (["--mem", "16000"], "run", "mem_gb", 16.0),
-        (["--mem-mb", "16G"], "run", "mem_gb", 16.0),
-        (["--mem_mb", "512MB"], "run", "mem_gb", 0.512),
-        (["-d", "smriprep=/maps", "--mode", "train"], "segmentation", "derivatives", Path("/maps")),
-        (["--derivatives", "/maps", "--mode", "train"], "segmentation", "derivatives", Path("/maps")),
-        (["--nipype-plugin-file", "slurm.yml"], "run", "use_plugin", Path("slurm.yml")),
-        (["--participant-label", "sub-01", "02"], "run", "participant_labels", ["01", "02"]),
-        (["--skip_bids_validation"], "inputs", "skip_validation", True),
-        (["-vv"], "run", "verbose", 2),
+        (["--nthreads", "3"], "run__nprocs", 3),
+        (["--n-cpus", "3"], "run__nprocs", 3),
+        (["--mem", "16000"], "run__mem_gb", 16.0),
+        (["--mem-mb", "16G"], "run__mem_gb", 16.0),
+        (["--mem_mb", "512MB"], "run__mem_gb", 0.512),
+        (["-d", "smriprep=/maps", "--mode", "train"], "segmentation__derivatives", Path("/maps")),
+        (["--derivatives", "/maps", "--mode", "train"], "segmentation__derivatives", Path("/maps")),
+        (["--nipype-plugin-file", "slurm.yml"], "run__use_plugin", Path("slurm.yml")),
+        (["--participant-label", "sub-01", "02"], "run__participant_labels", ["01", "02"]),
+        (["--participant_label", "sub-01"], "run__participant_labels", ["01"]),
+        (["--session-label", "ses-a", "b"], "run__session_labels", ["a", "b"]),
+        (["--skip_bids_validation"], "inputs__skip_validation", True),
+        (["-vv"], "run__verbose", 2),
+        (["group", "--mode", "train"], "run__levels", ["participant", "group"]),
+        (["--mode", "train", "-k", "8"], "train__upsampling_factor", 8),
+        (["--mode", "train", "--slice-axes", "x,y"], "train__slice_axes", ("x", "y")),
+        (["group", "--mode", "train", "--zoom", "0.5", "1"], "train__zoom", [0.5, 1.0]),
+        (["--mode", "train", "--draws", "2"], "train__draws", 2),
+        (["--mode", "train", "--no-residual"], "train__residual", False),
+        (["--mode", "train", "--learning-rate", "2e-4"], "train__learning_rate", 2e-4),
+        (["--mode", "train", "--training-precision", "bfloat16"], "train__precision", "bfloat16"),
+        (["--mode", "train", "--network-option", "a=1", "b=[2]"], "train__network_options", ["a=1", "b=[2]"]),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("-") else "",
 )
-def test_flags_of_fmriprep_mean_what_they_mean_there(flags, section, key, value):
-    assert getattr(parse(["in", "out", "participant", *flags]), f"{section}__{key}") == value
+def test_an_option_sets_its_setting(flags, key, value):
+    assert getattr(parse(["in", "out", "participant", *flags]), key) == value
 
 
 # --- bad input, before anything is written ---
@@ -258,9 +243,21 @@ def test_a_folder_that_is_no_data_set_ends_with_code_2(tmp_path, capsys):
             [T1W], ["--mode", "train", "--snr-prior", "absent.json"], "absent.json", id="no such prior"
         ),
         pytest.param([T1W], ["--config-file", "absent.toml"], "absent.toml", id="no such settings"),
+        *(
+            pytest.param([T1W], ["group", "--mode", "train", *options], named, id=options[-2])
+            for options, named in (
+                (["--patch-library", "pairs"], "Add --draws N"),
+                (["-k", "3", "--patch-size", "32"], "a multiple of k = 3"),
+                (["--devices", "3", "--batch-size", "32"], "32 patches for 3 devices"),
+                (["--uncertainty", "only"], "--start-from"),
+                (["--snr-scale", "2", "1"], "--snr-scale: found 2 to 1"),
+                (["--model-name", "../../x"], "--model-name: found '../../x'"),
+                (["--model-name", "models/x"], "--model-name: found 'models/x'"),
+            )
+        ),
     ],
 )
-def test_what_is_not_there_ends_with_code_2_and_nothing_written(
+def test_what_is_missing_or_does_not_go_together_ends_with_code_2_and_nothing_written(
     bids_tree, tmp_path, capsys, files, arguments, named
 ):
     root = bids_tree(*files)
@@ -268,22 +265,6 @@ def test_what_is_not_there_ends_with_code_2_and_nothing_written(
     assert cli.main([str(root), str(tmp_path / "out"), "participant", *arguments]) == 2
     assert named in capsys.readouterr().err
     assert tree(tmp_path) == before
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        (["--patch-library", "pairs"], "Add --draws N"),
-        (["-k", "3", "--patch-size", "32"], "a multiple of k = 3"),
-        (["--devices", "3", "--batch-size", "32"], "32 patches for 3 devices"),
-        (["--model-name", "../../x"], "--model-name: found '../../x'; expected a name"),
-        (["--model-name", "models/x"], "expected a name"),
-    ],
-)
-def test_training_settings_that_do_not_go_together_are_refused(bids_tree, tmp_path, capsys, options, named):
-    arguments = [str(bids_tree(T1W)), str(tmp_path / "out"), "group", "--mode", "train", *options]
-    assert cli.main(arguments) == 2
-    assert named in capsys.readouterr().err
 
 
 def test_a_split_with_a_subject_twice_is_refused_before_hours_of_training(bids_tree, tmp_path):
@@ -333,7 +314,7 @@ def test_a_description_of_the_output_that_cannot_be_read_is_named(bids_tree, tmp
     made.mkdir() if content == "folder" else made.write_text(content)
     assert cli.main([str(root), str(tmp_path / "out"), "participant"]) == 2
     told = capsys.readouterr().err
-    assert "dataset_description.json: found something that cannot be read" in told and "delete it" in told
+    assert "dataset_description.json: found" in told and "delete" in told
 
 
 @pytest.mark.parametrize("name", [".bidsignore", "index.html", "group.html", "group_metrics.tsv"])
@@ -469,25 +450,6 @@ def test_ctrl_c_and_defects_have_their_own_exit_codes(monkeypatch, capsys):
 # --- settings arrive, or are refused ---
 
 
-@pytest.mark.parametrize(
-    ("level", "options", "named"),
-    [
-        ("participant", ["--thickness-fraction", "0.5", "1"], "--thickness-fraction is for the group level"),
-        ("participant", ["--snr-scale", "0.5", "1"], "--snr-scale is for the group level"),
-        ("participant", ["--bias-amplitude", "0.2"], "--bias-amplitude is for the group level"),
-        ("group", ["--patch-fraction", "0.5"], "--patch-fraction is for --patch-library pairs"),
-        ("group", ["--force"], "--force is for --mode enhance or calibrate"),
-        ("group", ["--split-ratio", "1", "1", "1", "--split", "s.json"], "there is --split"),
-        ("group", ["--bids-database-wipe"], "add --bids-database-dir"),
-    ],
-)
-def test_an_option_that_nothing_would_read_is_refused(capsys, level, options, named):
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["in", "out", level, "--mode", "train", *options])
-    assert ended.value.code == 2
-    assert named in " ".join(capsys.readouterr().err.split())
-
-
 @pytest.mark.parametrize("option", FRESH_ONLY)
 @pytest.mark.parametrize("levels", [["group"], ["participant", "group"]])
 def test_stored_draws_take_no_settings_of_fresh_ones(bids_tree, tmp_path, capsys, option, levels):
@@ -554,14 +516,6 @@ def test_a_file_for_later_is_read_before_hours_of_work(bids_tree, tmp_path, caps
     assert cli.main([*arguments, option, str(tmp_path / "file.json")]) == 2
     assert "file.json" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("label", ["", "sub-", "../x", "01-a", "é"])
-def test_what_is_no_label_is_refused(capsys, label):
-    with pytest.raises(SystemExit) as ended:
-        parse(["in", "out", "participant", "--participant-label", label])
-    assert ended.value.code == 2
-    assert "expected a BIDS label" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("n", "words"), [(1, "1 processor,"), (2, "2 processors,")])

@@ -26,26 +26,31 @@ from iqtflow.utils.errors import UsageError
 PATHS = PathSettings(bids_dir=Path("/data/in"), output_dir=Path("/data/out"), work_dir=Path("/scratch/w"))
 
 
-def test_settings_come_back_as_they_were_written(tmp_path):
-    settings = Settings(
-        paths=PATHS,
-        run=RunSettings(
-            levels=("participant", "group"), mode="train", participant_labels=("01", "A"), mem_gb=7.5
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(paths=PATHS),  # with fresh draws, and values that are not set
+        Settings(
+            paths=PATHS,
+            run=RunSettings(
+                levels=("participant", "group"), mode="train", participant_labels=("01", "A"), mem_gb=7.5
+            ),
+            enhance=EnhanceSettings(model="aniso-k4"),
+            train=TrainSettings(
+                split=Path("/data/split.json"),
+                slice_axes=("x", "y"),
+                snr_scale=(0.5, 1.5),
+                draws=8,
+                steps=100,
+            ),
         ),
-        enhance=EnhanceSettings(model="aniso-k4"),
-        train=TrainSettings(
-            split=Path("/data/split.json"), slice_axes=("x", "y"), snr_scale=(0.5, 1.5), draws=8, steps=100
-        ),
-    )
-    assert read_settings(write_settings(settings, tmp_path / "settings.toml")) == settings
-
-
-def test_fresh_draws_and_unset_values_come_back(tmp_path):
-    settings = Settings(paths=PATHS)
-    back = read_settings(write_settings(settings, tmp_path / "settings.toml"))
-    assert back == settings
-    assert back.train.draws == "fresh"
-    assert back.train.steps is None
+    ],
+    ids=["defaults", "changed"],
+)
+def test_settings_come_back_as_they_were_written(tmp_path, settings):
+    file = write_settings(settings, tmp_path / "settings.toml")
+    assert read_settings(file) == settings
+    assert format_settings(read_settings(file)) == file.read_text()
 
 
 @given(name=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
@@ -55,18 +60,18 @@ def test_any_name_of_a_model_survives(name, tmp_path_factory):
     assert read_settings(write_settings(settings, path)).enhance.model == name
 
 
-def test_the_same_settings_give_the_same_bytes():
-    assert format_settings(Settings(paths=PATHS)) == format_settings(Settings(paths=PATHS))
-
-
 def test_settings_cannot_be_changed_in_flight():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings(paths=PATHS).run.nprocs = 4
 
 
-def test_a_whole_number_serves_where_a_number_is_wanted(tmp_path):
-    (tmp_path / "s.toml").write_text("[run]\nmem_gb = 8\n")
-    assert read_sections(tmp_path / "s.toml") == {"run": {"mem_gb": 8.0}}
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [("mem_gb = 8", {"mem_gb": 8.0}), ('participant_labels = ["sub-01"]', {"participant_labels": ("01",)})],
+)
+def test_a_value_of_a_settings_file_gets_the_setting_s_type(tmp_path, line, value):
+    (tmp_path / "s.toml").write_text(f"[run]\n{line}\n")
+    assert read_sections(tmp_path / "s.toml") == {"run": value}
 
 
 @pytest.mark.parametrize(
@@ -127,9 +132,3 @@ def test_a_value_of_a_settings_file_is_checked(tmp_path, section, line, expected
     said = str(caught.value)
     assert "s.toml" in said and line.split(" = ")[0] in said and f"in [{section}]" in said
     assert expected in said.partition("expected ")[2]
-
-
-def test_labels_in_a_settings_file_lose_their_prefix(tmp_path):
-    (tmp_path / "s.toml").write_text('[run]\nparticipant_labels = ["sub-01"]\n')
-    options = parse(["in", "out", "participant", "--config-file", str(tmp_path / "s.toml")])
-    assert options.run__participant_labels == ("01",)

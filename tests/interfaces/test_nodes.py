@@ -17,8 +17,9 @@ from nipype.pipeline.engine import Workflow
 import iqtflow.interfaces
 import iqtflow.workflows
 from iqtflow.cli.commands.train import build_parser
-from iqtflow.config import SETTINGS
+from iqtflow.config import SETTINGS, TrainSettings
 from iqtflow.interfaces.train import TrainModel
+from iqtflow.workflows.app.group import _training_inputs
 
 #: Input that names a place outside of the node's folder, as nipype's own DataSink has it: storing is what an
 #: interface with this input is for.
@@ -150,6 +151,8 @@ def test_a_setting_of_training_is_the_same_in_the_table_the_node_and_its_command
     item, inputs = SETTINGS["train"][name], TrainModel().inputs
     value = getattr(inputs, name)
     assert value == item.default if isdefined(value) else item.default in (None, (), "fresh")
+    given = TrainSettings(steps=9, start_from="iqt-k4", network_options=("a=1",))
+    assert name in ("devices", "num_nodes") or _training_inputs(given)[name] is not None
     option = next(action for action in build_parser()._actions if action.dest == name)
     assert tuple(option.default) == () if name == "network_options" else option.default == item.default
 
