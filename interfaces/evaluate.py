@@ -1,4 +1,4 @@
-"""Judging enhanced volumes against the high-field truth."""
+"""Scores of enhanced volumes against the high-field truth, as nodes."""
 
 from __future__ import annotations
 
@@ -22,15 +22,13 @@ class _EvaluateInputSpec(BaseInterfaceInputSpec):
     reference = File(
         exists=True,
         mandatory=True,
-        desc="high-field truth; its grid may go on beyond the estimates' (the simulator crops to a "
+        desc="high-field truth; it may be longer than the other volumes (the simulator crops to a "
         "multiple of k)",
     )
     mask = File(exists=True, mandatory=True, desc="brain mask on the truth's grid")
     enhanced = File(exists=True, mandatory=True, desc="volume enhanced by the network")
     spline = File(exists=True, mandatory=True, desc="cubic B-spline interpolation of the same scan")
-    std = File(
-        exists=True, desc="standard deviation that came with the enhanced volume, to hold the error against"
-    )
+    std = File(exists=True, desc="standard deviation of the enhanced volume, to compare with the error")
     members = InputMultiObject(
         File(exists=True), desc="the same scan enhanced by each network of the ensemble alone"
     )
@@ -43,16 +41,16 @@ class _EvaluateOutputSpec(TraitedSpec):
 
 
 class EvaluateVolume(SimpleInterface):
-    """PSNR and MSSIM of the enhanced volume and of the cubic spline, inside the brain (Lin et al. 2019,
-    section 3.1); with a standard deviation map, also how the error grows with it.
+    """PSNR and MSSIM of the enhanced volume and of the cubic spline inside the brain (Lin et al. 2019,
+    section 3.1). With a standard deviation map, also how well it matches the error.
     """
 
     input_spec = _EvaluateInputSpec
     output_spec = _EvaluateOutputSpec
 
     def _run_interface(self, runtime):
-        from iqtflow.evaluation.scores import evaluate_files
-        from iqtflow.evaluation.uncertainty_calibration import NoVariation, in_percent, reliability_of_files
+        from iqtflow.evaluation.scores import evaluate_files, reliability_of_files
+        from iqtflow.evaluation.uncertainty_calibration import NoVariation, in_percent
         from iqtflow.image.nifti import write_json
 
         methods = {"spline": self.inputs.spline, "iqt": self.inputs.enhanced}
@@ -66,7 +64,7 @@ class EvaluateVolume(SimpleInterface):
                     self.inputs.reference, self.inputs.mask, self.inputs.enhanced, self.inputs.std
                 )
                 record["reliability"] = in_percent(found)
-            except NoVariation as fault:  # networks that agree everywhere have PSNR and MSSIM all the same
+            except NoVariation as fault:  # PSNR and MSSIM are valid without it
                 print(f"sub-{self.inputs.subject}: reliability not measured: {fault}", flush=True)
         out = os.path.join(runtime.cwd, "metrics.json")
         write_json(out, record)
@@ -88,9 +86,7 @@ class _SummariseOutputSpec(TraitedSpec):
 
 
 class SummariseMetrics(SimpleInterface):
-    """Join the evaluation subjects' figures, with a two-tailed Wilcoxon signed-rank test of network against
-    spline.
-    """
+    """Join the scores of the evaluation subjects; Wilcoxon signed-rank test of network and spline."""
 
     input_spec = _SummariseInputSpec
     output_spec = _SummariseOutputSpec

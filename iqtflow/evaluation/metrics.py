@@ -1,8 +1,8 @@
 """How close an enhanced volume is to the truth: PSNR, MSSIM, and a test between two methods.
 
-MSSIM has many definitions, and they differ by 0.1 on one pair of images. Two are here, under names of their
-own: `mssim` is Wang's, in three dimensions; `mssim_slicewise` follows the authors' code. Figures of the one
-are never compared with figures of the other.
+MSSIM has many definitions; on the same images they differ by up to 0.1. Two are here. `mssim` is Wang's, in
+three dimensions. `mssim_slicewise` follows the code of the paper's authors. Do not compare one with the
+other.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ class SignedRank(NamedTuple):
 def psnr(reference: np.ndarray, estimate: np.ndarray, mask: np.ndarray | None = None) -> float:
     """Peak signal-to-noise ratio in dB, ``10 log10(range^2 / MSE)`` over a mask.
 
-    The range is the maximum of the reference in the mask, since MR magnitudes begin at 0.
+    The range is the maximum of the reference in the mask, since MR magnitudes start at 0.
 
     Parameters
     ----------
     reference, estimate : ndarray, shape (w, h, d)
         Truth and estimate, in the same units.
     mask : ndarray of bool, shape (w, h, d), optional
-        Where to look; the voxels in which the reference is not 0 when not given.
+        Voxels to compare; None: those in which the reference is not 0.
 
     Returns
     -------
     float
-        Infinity when both are the same.
+        PSNR in dB; infinity if both are the same.
 
     Raises
     ------
@@ -79,13 +79,13 @@ def mssim(reference: np.ndarray, estimate: np.ndarray, mask: np.ndarray | None =
     reference, estimate : ndarray, shape (w, h, d)
         Truth and estimate, in the same units.
     mask : ndarray of bool, shape (w, h, d), optional
-        Where the map of similarities is averaged; windows reach beyond it. The voxels in which the reference
-        is not 0 when not given.
+        Voxels over which the similarity is averaged; windows extend outside of it. None: the voxels in which
+        the reference is not 0.
 
     Returns
     -------
     float
-        1 when both are the same.
+        MSSIM, 1 if both are the same.
 
     Raises
     ------
@@ -101,21 +101,22 @@ def mssim(reference: np.ndarray, estimate: np.ndarray, mask: np.ndarray | None =
 def mssim_slicewise(
     reference: np.ndarray, estimate: np.ndarray, mask: np.ndarray | None = None, *, axis: int = 2
 ) -> float:
-    """Mean structural similarity over a mask, slice by slice with a wide window, as the authors' code has it.
+    """Mean structural similarity over a mask, slice by slice with a wide window, as in the authors' code.
 
-    Two-dimensional SSIM of each slice along `axis` with a Gaussian window of sigma 2.5 voxels (19 x 19). For
-    comparison with the paper's figures only; for everything else there is `mssim`.
+    Two-dimensional SSIM of each slice along `axis` with a Gaussian window of sigma 2.5 voxels (19 x 19). Use
+    it only to compare with the paper's figures, and `mssim` for everything else.
 
     Parameters
     ----------
     reference, estimate, mask
         As for `mssim`.
     axis
-        Array axis along which the volume is cut into slices.
+        Slice axis.
 
     Returns
     -------
     float
+        MSSIM, 1 if both are the same.
 
     Raises
     ------
@@ -132,10 +133,11 @@ def mssim_slicewise(
 
 
 def wilcoxon(a: Sequence[float], b: Sequence[float]) -> SignedRank:
-    """Two-tailed Wilcoxon signed-rank test between paired figures of two methods, exact for any number.
+    """Two-tailed Wilcoxon signed-rank test between paired figures of two methods, exact for any number of
+    pairs.
 
-    The null distribution is counted out over all assignments of signs to the ranks, so that ties need no
-    approximation (`scipy.stats.wilcoxon` is exact without ties only).
+    The null distribution is computed over all assignments of signs to the ranks, also with ties
+    (`scipy.stats.wilcoxon` is exact only without ties).
 
     Parameters
     ----------
@@ -145,17 +147,17 @@ def wilcoxon(a: Sequence[float], b: Sequence[float]) -> SignedRank:
     Returns
     -------
     SignedRank
-        Pairs without a difference are left out, as Wilcoxon does (1945, doi:10.2307/3001968); ``p`` is 1 when
-        no pair differs.
+        Pairs without a difference are left out (Wilcoxon 1945, doi:10.2307/3001968); ``p`` is 1 if no pair
+        differs.
 
     Raises
     ------
     InputError
-        The two are not of one length, or hold a value that is not finite.
+        The two have different lengths, or a value is not finite.
 
     Examples
     --------
-    Six subjects, all of them better: the smallest p that six can give.
+    Six subjects with a gain each: the smallest p that is possible with six.
 
     >>> wilcoxon([31, 30, 32, 29, 33, 34], [24, 25, 24, 23, 24, 24]).p
     0.03125
@@ -220,7 +222,7 @@ def _range(reference: np.ndarray, mask: np.ndarray) -> float:
 def _similarity(
     reference: np.ndarray, estimate: np.ndarray, span: float, *, sigma: float, near: np.ndarray
 ) -> np.ndarray:
-    """Map of SSIM in any number of dimensions; computed within a window of `near`, and 0 elsewhere."""
+    """Map of SSIM in any number of dimensions, computed near the mask `near`, and 0 elsewhere."""
     from skimage.metrics import structural_similarity
 
     radius = int(WINDOW_IN_SIGMAS * sigma + 0.5)

@@ -1,6 +1,4 @@
-"""Figures of a model on people it has never seen: per subject, as a table, and as a test against the cubic
-spline.
-"""
+"""Scores of a model on unseen subjects: for each subject, as a table, and compared with the cubic spline."""
 
 from __future__ import annotations
 
@@ -8,18 +6,19 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 
 from iqtflow.evaluation.metrics import mssim, mssim_slicewise, psnr, wilcoxon
-from iqtflow.evaluation.uncertainty_calibration import summarise_reliability
+from iqtflow.evaluation.uncertainty_calibration import reliability, summarise_reliability
 from iqtflow.image.nifti import read_volume
 from iqtflow.utils.errors import InputError
 
-#: Data dictionary of the table, in the manner of BIDS.
+#: Data dictionary of the table, as in BIDS.
 COLUMNS: dict[str, dict[str, Any]] = {
-    "participant_id": {"Description": "Evaluation subject; never trained on"},
+    "participant_id": {"Description": "Evaluation subject, not used in training"},
     "method": {
-        "Description": "How the thin slices were estimated",
+        "Description": "How the thin slices were made",
         "Levels": {
             "spline": "Cubic B-spline interpolation on the scan's own slice positions",
             "iqt": "The trained model; of an ensemble, the averaged image",
@@ -50,22 +49,22 @@ def evaluate_files(
     Parameters
     ----------
     reference
-        High-field truth. It may go on beyond the estimates along any axis: the simulator crops a volume to a
-        multiple of k.
+        High-field truth. It may be longer than the estimates along any axis, since the simulator crops a
+        volume to a multiple of k.
     mask
-        Brain mask on the truth's grid. Voxels where the truth is zero are left out as well.
+        Brain mask on the truth's grid. Voxels where the truth is zero are left out, too.
     estimates
         Files by the name of their method, all on one grid.
 
     Returns
     -------
     dict
-        For each method PSNR (dB), MSSIM (Wang 2004, 3-D) and the slice-wise MSSIM.
+        PSNR (dB), MSSIM (Wang 2004, 3-D) and slice-wise MSSIM of each method.
 
     Raises
     ------
     InputError
-        The truth or the mask is empty, or an estimate does not lie on the truth's grid.
+        The truth or the mask is empty, or an estimate is not on the truth's grid.
     """
     image, truth = read_volume(reference)
     _, inside = read_volume(mask, like=image)
@@ -76,18 +75,7 @@ def evaluate_files(
             )
     scores = {}
     for method, path in estimates.items():
-        estimate_image, estimate = read_volume(path)
-        same_place = np.allclose(estimate_image.affine, image.affine, atol=1e-2)
-        if not same_place or any(n > m for n, m in zip(estimate.shape, truth.shape, strict=True)):
-            raise InputError(
-                path,
-                found=f"shape {estimate.shape}, affine {np.round(estimate_image.affine, 2).tolist()}",
-                expected=f"the truth's grid, shape {truth.shape}, affine "
-                f"{np.round(image.affine, 2).tolist()}",
-                next_step="Resample the estimate to the truth's grid.",
-            )
-        part = tuple(slice(0, n) for n in estimate.shape)
-        brain = (inside[part] > 0) & (truth[part] != 0)
+        _, estimate, part, brain = _read_estimate(path, image, truth, inside)
         axis = int(np.argmax(np.abs(np.array(truth.shape) - estimate.shape)))
         scores[method] = {
             "psnr": psnr(truth[part], estimate, brain),
@@ -99,41 +87,69 @@ def evaluate_files(
     return scores
 
 
+def reliability_of_files(
+    reference: str | os.PathLike, mask: str | os.PathLike, estimate: str | os.PathLike, std: str | os.PathLike
+) -> dict[str, Any]:
+    """Measure `iqtflow.evaluation.uncertainty_calibration.reliability` of files, on grids as
+    `evaluate_files`.
+
+    Raises
+    ------
+    InputError
+        The files are not on one grid.
+    NoVariation
+        As `reliability`.
+    """
+    image, truth = read_volume(reference)
+    _, inside = read_volume(mask, like=image)
+    estimate_image, values, part, brain = _read_estimate(estimate, image, truth, inside)
+    _, spread = read_volume(std, like=estimate_image)
+    return reliability(truth[part], values, spread, brain)
+
+
+def _read_estimate(
+    path: str | os.PathLike, image: nib.Nifti1Image, truth: np.ndarray, inside: np.ndarray
+) -> tuple[nib.Nifti1Image, np.ndarray, tuple[slice, ...], np.ndarray]:
+    """Return an estimate (image, voxels), the part of the truth's grid it covers, and the brain there."""
+    found, estimate = read_volume(path)
+    same_place = np.allclose(found.affine, image.affine, atol=1e-2)
+    if not same_place or any(n > m for n, m in zip(estimate.shape, truth.shape, strict=True)):
+        raise InputError(
+            path,
+            found=f"shape {estimate.shape}, affine {np.round(found.affine, 2).tolist()}",
+            expected=f"the truth's grid, shape {truth.shape}, affine {np.round(image.affine, 2).tolist()}",
+            next_step="Resample the estimate to the truth's grid.",
+        )
+    part = tuple(slice(0, n) for n in estimate.shape)
+    return found, estimate, part, (inside[part] > 0) & (truth[part] != 0)
+
+
 def table(records: Sequence[Mapping[str, Any]]) -> str:
-    """The subjects' figures as tab-separated text with the columns of `COLUMNS`; records hold ``subject`` and
+    """Return the scores as tab-separated text with the columns `COLUMNS`; records have ``subject`` and
     ``methods``.
     """
-    lines = ["\t".join(COLUMNS)]
-    for record in records:
-        for method, scores in record["methods"].items():
-            lines.append(
-                "\t".join(
-                    [
-                        f"sub-{record['subject']}",
-                        method,
-                        *(f"{scores[name]:.4f}" for name in list(COLUMNS)[2:]),
-                    ]
-                )
-            )
-    return "\n".join(lines) + "\n"
+    rows = [
+        [f"sub-{record['subject']}", method, *(f"{scores[name]:.4f}" for name in list(COLUMNS)[2:])]
+        for record in records
+        for method, scores in record["methods"].items()
+    ]
+    return "".join("\t".join(row) + "\n" for row in [list(COLUMNS), *rows])
 
 
 def summarise(
     records: Sequence[Mapping[str, Any]], *, baseline: str = "spline", method: str = "iqt"
 ) -> dict[str, Any]:
-    """Mean, spread and gain over the subjects, with a two-tailed Wilcoxon signed-rank test of method against
-    baseline.
+    """Compute mean, standard deviation and gain over subjects, and a two-tailed Wilcoxon signed-rank test.
 
     Returns
     -------
     dict
         ``subjects``, and for each of psnr, mssim and mssim_slicewise: mean and standard deviation of both
-        methods, mean and smallest gain, the number of subjects that gained, and the test's n and exact p
-        (None when there are too few subjects for a test). Of an ensemble also, under ``members``, mean and
-        standard deviation of each network alone, and under ``mean_of_members`` those of the subjects' means
-        over the networks: the mean of scores, not the score of the mean image. Where records hold
-        ``reliability`` (of the standard deviation map,
-        `iqtflow.evaluation.uncertainty_calibration.in_percent`), also its summary over them.
+        methods, mean and smallest gain, number of subjects with a gain, and n and exact p of the test (None
+        for a single subject). For an ensemble also, under ``members``, mean and standard deviation of each
+        network, and under ``mean_of_members`` those of the subjects' means over the networks (the mean of
+        scores, not the score of the mean image). If records have ``reliability``
+        (`iqtflow.evaluation.uncertainty_calibration.in_percent`), also its summary.
     """
     summary: dict[str, Any] = {
         "n": len(records),
@@ -146,8 +162,8 @@ def summarise(
         ours, theirs = (np.array([r["methods"][m][name] for r in records], float) for m in (method, baseline))
         test = wilcoxon(ours.tolist(), theirs.tolist()) if len(records) > 1 else None
         summary[name] = {
-            method: {"mean": float(ours.mean()), "std": _spread(ours)},
-            baseline: {"mean": float(theirs.mean()), "std": _spread(theirs)},
+            method: _mean_and_std(ours),
+            baseline: _mean_and_std(theirs),
             "gain": {
                 "mean": float((ours - theirs).mean()),
                 "min": float((ours - theirs).min()),
@@ -160,16 +176,14 @@ def summarise(
         if members:
             scores = np.array([[r["methods"][m][name] for m in members] for r in records], float)
             summary[name]["members"] = {
-                m: {"mean": float(column.mean()), "std": _spread(column)}
-                for m, column in zip(members, scores.T, strict=True)
+                m: _mean_and_std(column) for m, column in zip(members, scores.T, strict=True)
             }
-            means = scores.mean(axis=1)
-            summary[name]["mean_of_members"] = {"mean": float(means.mean()), "std": _spread(means)}
+            summary[name]["mean_of_members"] = _mean_and_std(scores.mean(axis=1))
     found = [record["reliability"] for record in records if record.get("reliability")]
     if found:
         summary["reliability"] = summarise_reliability(found)
     return summary
 
 
-def _spread(values: np.ndarray) -> float | None:
-    return float(values.std(ddof=1)) if len(values) > 1 else None
+def _mean_and_std(values: np.ndarray) -> dict[str, float | None]:
+    return {"mean": float(values.mean()), "std": float(values.std(ddof=1)) if len(values) > 1 else None}

@@ -1,32 +1,29 @@
-"""Does the error grow with the uncertainty map? How far to trust a standard deviation, where the truth is
-known.
+"""How well a standard deviation map matches the error, where the truth is known.
 
-Voxels are sorted by their standard deviation into bins of equal size; a useful map has a root mean square
-error that grows from bin to bin, and a calibrated one has an error as large as the standard deviation says
-(the curve: Levi et al. 2022, doi:10.3390/s22155540).
+Voxels are sorted by their standard deviation into bins of equal size. In a useful map the root mean square
+error grows from bin to bin. In a calibrated map it is as large as the standard deviation (the curve: Levi et
+al. 2022, doi:10.3390/s22155540).
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from iqtflow.image.nifti import read_volume
 from iqtflow.utils.errors import InputError
 
 N_BINS = 20  #: bins of equal numbers of voxels
-UNITS = "% of the truth's maximum inside the brain"  #: of curves that are averaged over people
+UNITS = "% of the truth's maximum inside the brain"  #: of curves that are averaged over subjects
 
 #: Figures that `summarise_reliability` averages.
 FIGURES = ("spearman", "spearman_bins", "error_over_std", "within_1_std", "within_2_std")
 
 
 class NoVariation(InputError):
-    """A standard deviation that is the same everywhere: voxels cannot be sorted by it."""
+    """The standard deviation is the same everywhere, so voxels cannot be sorted by it."""
 
 
 def reliability(
@@ -37,21 +34,21 @@ def reliability(
     Parameters
     ----------
     truth, estimate, std : ndarray, shape (w, h, d)
-        In the same units.
+        High-field truth, enhanced volume and its standard deviation, in the same units.
     mask : ndarray of bool, shape (w, h, d)
-        Where to look.
+        Voxels to compare.
     n_bins
-        Bins of equal numbers of voxels, by standard deviation.
+        Number of bins with equal numbers of voxels.
 
     Returns
     -------
     dict
         ``spearman``: rank correlation of absolute error and standard deviation over voxels;
-        ``bins``: for each bin the root mean squares of standard deviation and of error;
-        ``spearman_bins``: rank correlation over the bins, 1 when the error grows from each to the next;
-        ``error_over_std``: root mean square error over that of the standard deviation, 1 when calibrated
-        (above: overconfident); ``within_1_std``, ``within_2_std``: shares of voxels; ``peak``: the truth's
-        maximum in the mask, to which `in_percent` relates the bins.
+        ``bins``: root mean square of standard deviation and of error in each bin;
+        ``spearman_bins``: rank correlation over the bins, 1 if the error grows from each bin to the next;
+        ``error_over_std``: root mean square error over root mean square standard deviation, 1 if calibrated,
+        larger if the standard deviation is too small; ``within_1_std``, ``within_2_std``: shares of voxels;
+        ``peak``: maximum of the truth in the mask.
 
     Raises
     ------
@@ -65,7 +62,7 @@ def reliability(
             "standard deviation",
             found=f"{spread.size} voxels in the mask, all {spread[0] if spread.size else 0:g}",
             expected="a map that varies within the brain",
-            next_step="Give the desc-iqtstd map that belongs to the estimate.",
+            next_step="Give the desc-iqtstd map of this enhanced volume.",
         )
     parts = np.array_split(np.argsort(spread, kind="stable"), n_bins)
     curve = [tuple(float(np.sqrt(np.mean(v[p] ** 2))) for v in (spread, error)) for p in parts]
@@ -81,49 +78,9 @@ def reliability(
     }
 
 
-def reliability_of_files(
-    reference: str | os.PathLike,
-    mask: str | os.PathLike,
-    estimate: str | os.PathLike,
-    std: str | os.PathLike,
-    *,
-    n_bins: int = N_BINS,
-) -> dict[str, Any]:
-    """Do as `reliability` with files; the truth may go on beyond the estimate (the simulator crops).
-
-    Raises
-    ------
-    InputError
-        The files do not lie on one grid.
-    NoVariation
-        As `reliability`.
-    """
-    image, truth = read_volume(reference)
-    _, inside = read_volume(mask, like=image)
-    estimate_image, values = read_volume(estimate)
-    _, spread = read_volume(std, like=estimate_image)
-    same_place = np.allclose(estimate_image.affine, image.affine, atol=1e-2)
-    if not same_place or any(n > m for n, m in zip(values.shape, truth.shape, strict=True)):
-        raise InputError(
-            estimate,
-            found=f"shape {values.shape}, affine {np.round(estimate_image.affine, 2).tolist()}",
-            expected=f"the truth's grid, shape {truth.shape}, affine {np.round(image.affine, 2).tolist()}",
-            next_step="Resample the estimate to the truth's grid.",
-        )
-    part = tuple(slice(0, n) for n in values.shape)
-    brain = (inside[part] > 0) & (truth[part] != 0)
-    return reliability(truth[part], values, spread, brain, n_bins=n_bins)
-
-
 def in_percent(found: dict[str, Any]) -> dict[str, Any]:
-    """Relate the curve of `reliability` to the truth's maximum inside the brain, the peak of the PSNR.
-
-    Intensities of scans are arbitrary: only then can the curves of several people be averaged.
-
-    Returns
-    -------
-    dict
-        As `reliability`, but ``bins`` in percent of ``peak``, and ``units``, which says so.
+    """Express the curve of `reliability` in percent of ``peak``: intensities of scans are arbitrary, and only
+    then can curves of several subjects be averaged.
     """
     factor = 100 / found["peak"]
     bins = [{name: value * factor for name, value in row.items()} for row in found["bins"]]
@@ -131,45 +88,39 @@ def in_percent(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def summarise_reliability(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Average what `in_percent` returned for several people.
+    """Average the results of `in_percent` over subjects.
 
     Returns
     -------
     dict
-        ``n``, people; ``units`` of the curve; for each of `FIGURES` ``mean``, ``min`` and ``max`` over the
-        people; ``bins``: for each bin the means over the people of standard deviation and root mean square
-        error, and the smallest and largest of the latter.
+        ``n``, number of subjects; ``units`` of the curve; for each of `FIGURES` ``mean``, ``min`` and ``max``
+        over subjects; ``bins``: for each bin the mean standard deviation, and mean, smallest and largest root
+        mean square error.
 
     Raises
     ------
     ValueError
         The curves have different numbers of bins.
     """
-    figures = {name: np.array([one[name] for one in found], float) for name in FIGURES}
     bins = []
     for rows in zip(*(one["bins"] for one in found), strict=True):
-        std, error = (np.array([row[name] for row in rows]) for name in ("std", "error"))
+        error = mean_and_range([row["error"] for row in rows])
+        std = mean_and_range([row["std"] for row in rows])["mean"]
         bins.append(
-            {
-                "std": float(std.mean()),
-                "error": float(error.mean()),
-                "error_min": float(error.min()),
-                "error_max": float(error.max()),
-            }
+            {"std": std, "error": error["mean"], "error_min": error["min"], "error_max": error["max"]}
         )
-    return {
-        "n": len(found),
-        "units": UNITS,
-        **{
-            name: {"mean": float(v.mean()), "min": float(v.min()), "max": float(v.max())}
-            for name, v in figures.items()
-        },
-        "bins": bins,
-    }
+    figures = {name: mean_and_range([one[name] for one in found]) for name in FIGURES}
+    return {"n": len(found), "units": UNITS, **figures, "bins": bins}
+
+
+def mean_and_range(values: Sequence[float]) -> dict[str, float]:
+    """Return mean, smallest and largest of some numbers."""
+    array = np.array(values, float)
+    return {"mean": float(array.mean()), "min": float(array.min()), "max": float(array.max())}
 
 
 def reliability_phrase(summary: Mapping[str, Any]) -> str:
-    """A summary of `summarise_reliability` in one line."""
+    """Return the result of `summarise_reliability` in one line."""
     return (
         f"error / standard deviation {summary['error_over_std']['mean']:.2f}, within 1 std "
         f"{100 * summary['within_1_std']['mean']:.0f} % of voxels, Spearman's rho over bins "
@@ -178,7 +129,7 @@ def reliability_phrase(summary: Mapping[str, Any]) -> str:
 
 
 def reliability_table(found: dict[str, Any]) -> str:
-    """The curve and what it comes to, as lines of text."""
+    """Return the curve and figures of `reliability` as lines of text."""
     lines = ["standard deviation  root mean square error"]
     lines += [f"{row['std']:18.4g}  {row['error']:22.4g}" for row in found["bins"]]
     lines += [

@@ -81,10 +81,6 @@ def test_shapes_are_those_of_the_tables(name, k):
     assert shapes[0] == (edge,) * 3
 
 
-def test_sru_net_has_three_levels_for_k_4_and_four_for_k_8():
-    assert [len(build_network("sru-net", k=k).encoder) for k in (4, 8)] == [3, 4]
-
-
 def test_iso_unet_sees_the_spline_and_aniso_unet_the_slices():
     """ISO U-Net's first convolution gets the very image that is the baseline."""
     scan = np.random.default_rng(0).random((16, 16, 8), dtype=np.float32)

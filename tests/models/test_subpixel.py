@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 
 import numpy as np
 import pytest
@@ -22,10 +23,10 @@ from iqtflow.training.samplers import Degradation, DrawSampler, place_patch, res
 from iqtflow.utils.errors import InputError
 
 WIDE = {"zoom": (0.9, 1.5), "spacing_jitter": 0.15, "contrast_jitter": 0.1, "stripes": 0.05}
-RECIPE = ["--network", "subpixel-unet"]
-RECIPE += ["--network-option", "widths=[4,8]", "--network-option", "blocks=[1,1]"]
-RECIPE += ["--optimiser", "adamw", "--warmup", "2", "--clip", "1", "--averaging", "0.9"]
-RECIPE += ["--background-weight", "0.1", "--zoom", "0.9", "1.5", "--filters", "16"]
+RECIPE = shlex.split(
+    "--network subpixel-unet --network-option widths=[4,8] --network-option blocks=[1,1] --filters 16 "
+    "--optimiser adamw --warmup 2 --clip 1 --averaging 0.9 --background-weight 0.1 --zoom 0.9 1.5"
+)
 
 
 @pytest.fixture(scope="module")
@@ -131,15 +132,6 @@ def test_libraries_without_a_brain_take_the_tissue_for_it(libraries, tmp_path):
     assert ((old.brain > 0) == ((old.wm > 0) | (old.gm > 0))).all()
 
 
-def test_it_is_trained_as_one_that_takes_volumes_whole(libraries, tmp_path):
-    assert train(train_command(libraries[:2], libraries[2:], tmp_path, *RECIPE, steps=6)) == 0
-    model = load_model(tmp_path / "model.safetensors")
-    card = model.card
-    assert card["context"] == "whole" and card["pass_bytes"]["bfloat16"] > 16
-    assert card["training"]["plan"]["averaging"] == 0.9
-    assert card["training"]["plan"]["degradation"]["zoom"] == [0.9, 1.5]
-
-
 def test_an_interrupted_training_ends_with_the_same_averaged_weights(libraries, tmp_path):
     weights = []
     for name, stops in (("whole", (6,)), ("cut", (2, 6))):
@@ -148,7 +140,11 @@ def test_an_interrupted_training_ends_with_the_same_averaged_weights(libraries, 
             # A schedule that knows the end would differ between the two.
             command[command.index("cosine")] = "decay"
             assert train(command) == 0
-        weights.append(load_model(tmp_path / name / "model.safetensors").members[0].state_dict())
+        model = load_model(tmp_path / name / "model.safetensors")
+        weights.append(model.members[0].state_dict())
+    plan = model.card.training["plan"]
+    assert model.card.whole and model.card["pass_bytes"]["bfloat16"] > 16
+    assert plan["averaging"] == 0.9 and plan["degradation"]["zoom"] == [0.9, 1.5]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 

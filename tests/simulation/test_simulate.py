@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ from iqtflow.interfaces.simulate import SimulateLowField
 from iqtflow.simulation.artifacts import Extras, bias_field, blur_in_plane, draw_bias
 from iqtflow.simulation.simulate import Draw, SliceStack, draw_scan, plan_slices, prepare_subject, realise
 from iqtflow.simulation.slice_profile import apply_profile, profile_matrix
-from iqtflow.simulation.snr_prior import PUBLISHED, read_prior
+from iqtflow.simulation.snr_prior import PUBLISHED
 from iqtflow.training.samplers import Degradation
 from iqtflow.utils.errors import InputError, UsageError
 
@@ -120,48 +121,21 @@ def test_every_slice_lies_where_its_affine_says(spacing, offset, axis, code):
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("code", ["RAS", "LPS", "PIR", "ASL"])
-@pytest.mark.parametrize("tilt", [0.0, 20.0], ids=["straight", "oblique"])
-def test_any_orientation_gives_the_same_scan_up_to_reordering(axis, code, tilt):
-    """The same head, its array turned and flipped: same noise in the same place, all extras on."""
-    brain = make_brain((48, 40, 44))
-    affine = make_affine((1.0, 1.1, 0.9), tilt_degrees=tilt)
-    turn = ornt_transform(io_orientation(affine), axcodes2ornt(code))
-    where = int(turn[axis, 0])
-    turned = [apply_orientation(v, turn) for v in (brain.intensity, brain.wm, brain.gm)]
-    turned_affine = affine @ inv_ornt_aff(turn, brain.wm.shape)
-    edge = float(np.linalg.norm(affine[:3, axis]))
-    extras = Extras(fwhm_jitter=0.2, slice_offset_mm=0.6, inplane_fwhm_mm=2.0, bias_amplitude=0.3)
-    low = []
-    for (intensity, wm, gm), grid, a in (
-        ((brain.intensity, brain.wm, brain.gm), affine, axis),
-        (turned, turned_affine, where),
-    ):
-        stack = SliceStack(a, 4 * edge, 3 * edge)
-        draw = draw_scan(PRIOR, extras, stack, seed=5)
-        subject = prepare_subject(
-            intensity, (wm, gm), grid, stack, fwhm_mm=draw.fwhm_mm, offset_mm=draw.offset_mm
-        )
-        low.append((realise(subject, draw), subject.affine))
-    (one, one_affine), (other, other_affine) = low
-    np.testing.assert_allclose(apply_orientation(one, turn), other, atol=1e-5 * np.ptp(one))
-    np.testing.assert_allclose(one_affine @ inv_ornt_aff(turn, one.shape), other_affine, atol=1e-6)
-
-
-@pytest.mark.parametrize("axis", [0, 1, 2])
 def test_all_48_orientation_codes_give_the_same_scan_up_to_reordering(axis):
-    """Every way to store an array, slices along each anatomical axis in turn; oblique."""
+    """Every way to store an array, slices along each anatomical axis; oblique, all extras on."""
     rng = np.random.default_rng(0)
     volumes = [rng.random((16, 20, 24), dtype=np.float32) for _ in range(3)]  # whole slices of 4
     affine = make_affine((1.0, 1.1, 0.9), tilt_degrees=15.0)
     edge = float(np.linalg.norm(affine[:3, axis]))
-    draw = Draw((30.0, 25.0), 7, fwhm_mm=3 * edge, offset_mm=0.4, inplane_fwhm_mm=1.5)
+    extras = Extras(fwhm_jitter=0.2, slice_offset_mm=0.6, inplane_fwhm_mm=2.0, bias_amplitude=0.3)
 
     def scan(turn):
         stack = SliceStack(int(turn[axis, 0]), 4 * edge, 3 * edge)
+        draw = draw_scan(PRIOR, extras, stack, seed=5)
         intensity, wm, gm = (apply_orientation(v, turn) for v in volumes)
         grid = affine @ inv_ornt_aff(turn, volumes[0].shape)
-        subject = prepare_subject(intensity, (wm / 2, gm / 2), grid, stack, offset_mm=draw.offset_mm)
+        profile = {"fwhm_mm": draw.fwhm_mm, "offset_mm": draw.offset_mm}
+        subject = prepare_subject(intensity, (wm / 2, gm / 2), grid, stack, **profile)
         return realise(subject, draw), subject.affine
 
     plain, plain_affine = scan(np.array([[0, 1], [1, 1], [2, 1]]))
@@ -288,27 +262,15 @@ def arguments(files, out, *extra):
     return [str(files / "t1.nii.gz"), str(out), *maps, *extra]
 
 
-EVERYTHING = (
-    *("--slice-axis", "y", "--thickness-mm", "4.1", "--gap-mm", "0.7", "--noise", "rician", "--seed", "11"),
-    *(
-        "--fwhm-jitter",
-        "0.2",
-        "--slice-offset-mm",
-        "1",
-        "--inplane-fwhm-mm",
-        "1.5",
-        "--bias-amplitude",
-        "0.2",
-    ),
-    *("--fixed-tissue", "GM"),
+EVERYTHING = shlex.split(
+    "--slice-axis y --thickness-mm 4.1 --gap-mm 0.7 --noise rician --seed 11 --fwhm-jitter 0.2 "
+    "--slice-offset-mm 1 --inplane-fwhm-mm 1.5 --bias-amplitude 0.2 --fixed-tissue GM"
 )
 
 
 def test_the_sidecar_alone_makes_the_same_voxels_again(files, tmp_path):
-    assert (
-        simulate(arguments(files, tmp_path / "a.nii.gz", "--json", f"{tmp_path / 'a.json'}", *EVERYTHING))
-        == 0
-    )
+    first = ("--json", f"{tmp_path / 'a.json'}", *EVERYTHING)
+    assert simulate(arguments(files, tmp_path / "a.nii.gz", *first)) == 0
     again = ("--from-json", f"{tmp_path / 'a.json'}", "--json", f"{tmp_path / 'b.json'}")
     assert simulate(arguments(files, tmp_path / "b.nii.gz", *again)) == 0
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
@@ -359,17 +321,7 @@ def test_a_sidecar_is_refused_with_other_images_other_settings_or_when_it_is_non
 
 
 def test_any_real_spacing_and_a_fixed_snr_from_the_command_line(files, tmp_path):
-    extra = (
-        "--thickness-mm",
-        "5",
-        "--gap-mm",
-        "1.5",
-        "--snr",
-        "30",
-        "25",
-        "--json",
-        str(tmp_path / "low.json"),
-    )
+    extra = [*shlex.split("--thickness-mm 5 --gap-mm 1.5 --snr 30 25 --json"), str(tmp_path / "low.json")]
     assert simulate(arguments(files, tmp_path / "low.nii.gz", *extra)) == 0
     low, fields = nib.load(tmp_path / "low.nii.gz"), json.loads((tmp_path / "low.json").read_text())
     assert low.shape == (48, 52, 6)
@@ -438,22 +390,6 @@ def test_imperfections_that_leave_nothing_of_a_head_are_refused(setting, capsys)
             ["a.nii", "b.nii", "--wm", "w.nii", "--gm", "g.nii", f"--{name.replace('_', '-')}", str(value)]
         )
     assert "expected a number from 0" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ('{"mean": [1e308, 2], "covariance": [[0, 0], [0, 0]]}', "from 0.1 to 1e"),
-        ('{"mean": [true, 2], "covariance": [[0, 0], [0, 0]]}', "true in the place of a number"),
-        ('{"mean": [60, 50], "covariance": [[1e300, 0], [0, 1]]}', "symmetric"),
-        ('{"mean": [60, 50]}', "found no covariance"),
-        ("[1]", "a list at the top"),
-    ],
-)
-def test_a_prior_that_cannot_be_is_refused_in_words(tmp_path, text, named):
-    (tmp_path / "prior.json").write_text(text)
-    with pytest.raises(InputError, match=named):
-        read_prior(tmp_path / "prior.json")
 
 
 def test_a_range_begins_with_its_lower_number():

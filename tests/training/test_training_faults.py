@@ -1,7 +1,8 @@
-"""A training that can be left alone: kills, full disks, vanished files, numbers that are not finite."""
+"""A training survives kills, full disks, missing files and bad numbers; several devices share it."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import io
 import json
@@ -23,7 +24,7 @@ from iqtflow.cli.commands.train import main as train
 from iqtflow.training.library import read_library
 from iqtflow.training.plan import TrainingPlan
 from iqtflow.training.trainer import train_member
-from iqtflow.utils.errors import EXIT_CANTCREAT, InputError, IQTFlowError
+from iqtflow.utils.errors import EXIT_CANTCREAT, EXIT_USAGE, InputError, IQTFlowError
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -45,6 +46,16 @@ def start(arguments, **options):
     command = [sys.executable, "-m", "iqtflow.cli.commands.train", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=ENVIRONMENT, **pipes, **options)
+
+
+def train_both(libraries, plan, folder, report=lambda line: None):
+    one, two = ([read_library(path)] for path in libraries[:2])
+    return train_member(one, two, plan, checkpoint_dir=folder, report=report)
+
+
+def small_plan(**settings):
+    usual = {"batch_size": 1, "patience": 0, "validation_batches": 1}
+    return TrainingPlan(network_settings=TINY, **{**usual, **settings})
 
 
 def same(one, two):
@@ -100,27 +111,18 @@ def test_the_same_command_after_the_end_changes_nothing(libraries, undisturbed, 
 
 def test_early_stopping_is_not_undone_by_running_again(libraries, tmp_path):
     """Without the memory of its patience, a training that had stopped would go on for another epoch."""
-    plan = TrainingPlan(
-        network_settings=TINY, batch_size=1, steps_per_epoch=1, max_epochs=9, patience=1, learning_rate=0.5,
-        validation_batches=1,
-    )  # fmt: skip
-    one, two = ([read_library(p)] for p in libraries[:2])
-    first = train_member(one, two, plan, checkpoint_dir=tmp_path, report=lambda line: None)
+    plan = small_plan(steps_per_epoch=1, max_epochs=9, patience=1, learning_rate=0.5)
+    first = train_both(libraries, plan, tmp_path)
     assert first.facts["epochs"] < 9
-    again = train_member(one, two, plan, checkpoint_dir=tmp_path, report=lambda line: None)
+    again = train_both(libraries, plan, tmp_path)
     assert again.facts["epochs"] == first.facts["epochs"]
     assert same(again.state_dict, first.state_dict)
-    patient = dataclasses.replace(plan, patience=3)
-    longer = train_member(one, two, patient, checkpoint_dir=tmp_path, report=lambda line: None)
+    longer = train_both(libraries, dataclasses.replace(plan, patience=3), tmp_path)
     assert longer.facts["epochs"] > first.facts["epochs"]
 
 
 def test_an_epoch_that_the_steps_do_not_fill_is_validated_too(libraries, tmp_path):
-    plan = TrainingPlan(
-        network_settings=TINY, batch_size=1, steps=5, steps_per_epoch=3, patience=0, validation_batches=1
-    )
-    one, two = ([read_library(p)] for p in libraries[:2])
-    member = train_member(one, two, plan, checkpoint_dir=tmp_path, report=lambda line: None)
+    member = train_both(libraries, small_plan(steps=5, steps_per_epoch=3), tmp_path)
     assert [row["step"] for row in member.curves] == [3, 5]
 
 
@@ -199,14 +201,6 @@ def test_libraries_that_were_made_anew_are_not_the_old_ones(libraries, begun, tm
     assert "train.sub-0_patches.safetensors" in capsys.readouterr().err
 
 
-def test_a_damaged_checkpoint_is_named(libraries, begun, capsys):
-    last = begun / "checkpoints/last.ckpt"
-    last.write_bytes(last.read_bytes()[:5000])
-    assert train(train_command(libraries[:2], libraries[2:], begun, steps=4)) == 1
-    message = capsys.readouterr().err
-    assert "last.ckpt" in message and "delete last.ckpt to begin again" in message
-
-
 def altered(path, *, keep_digest=False, **parts):
     """Write a checkpoint again with other parts; without a digest, as older versions did."""
     content, mark, digest = path.read_bytes().rpartition(b"iqtflow-sha256:")
@@ -217,19 +211,18 @@ def altered(path, *, keep_digest=False, **parts):
         path.write_bytes(path.read_bytes() + mark + digest)
 
 
-def test_one_flipped_bit_of_a_checkpoint_is_noticed(libraries, begun, capsys):
-    """The format's own checksums are not read by PyTorch."""
-    last = begun / "checkpoints/last.ckpt"
-    content = bytearray(last.read_bytes())
+def flip(path):
+    """Change one bit; PyTorch does not read the checksums of its own format."""
+    content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    last.write_bytes(bytes(content))
-    assert train(train_command(libraries[:2], libraries[2:], begun, steps=4)) == 1
-    assert "altered or damaged" in capsys.readouterr().err
+    path.write_bytes(bytes(content))
 
 
 @pytest.mark.parametrize(
     ("write", "words"),
     [
+        (flip, "altered or damaged"),
+        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "last.ckpt: found"),
         (lambda path: torch.save([1, 2], path), "found a list"),
         (lambda path: torch.save(torch.zeros(3), path), "found a Tensor"),
         (lambda path: torch.save({}, path), "a file without state_dict"),
@@ -294,22 +287,18 @@ def test_steps_that_are_not_finite_are_left_out_and_in_the_end_stop_training(
     """
     import iqtflow.training.trainer as module
 
-    plan = TrainingPlan(
-        network_settings=TINY, batch_size=2, steps=40, steps_per_epoch=4, patience=0, validation_batches=1
-    )
-    one, two = ([read_library(p)] for p in libraries[:2])
+    plan = small_plan(batch_size=2, steps=40, steps_per_epoch=4)
     make = module.make_sampler
 
     def spoilt(sources, plan, *, seed):
         sampler = make(sources, plan, seed=seed)
         return Spoilt(sampler, 4, factor) if seed == plan.seed else sampler
 
-    good = dataclasses.replace(plan, steps=4)
-    reference = train_member(one, two, good, checkpoint_dir=tmp_path / "good", report=lambda line: None)
+    reference = train_both(libraries, dataclasses.replace(plan, steps=4), tmp_path / "good")
     monkeypatch.setattr(module, "make_sampler", spoilt)
     lines = []
     with pytest.raises(IQTFlowError, match=r"21 steps with a loss or gradient .* best weights .* kept"):
-        train_member(one, two, plan, checkpoint_dir=tmp_path / "bad", report=lines.append)
+        train_both(libraries, plan, tmp_path / "bad", lines.append)
     best = torch.load(tmp_path / "bad/best.ckpt", weights_only=True)["state_dict"]
     assert same({k.removeprefix("network."): v for k, v in best.items()}, reference.state_dict)
     assert any("4 steps left out as not finite" in line for line in lines)
@@ -321,10 +310,6 @@ def test_a_gradient_that_is_not_finite_is_caught_though_the_loss_is(libraries, t
     """The square root of a mean of squares has an infinite slope at 0, where the loss is 0."""
     import iqtflow.training.module as loop
 
-    plan = TrainingPlan(
-        network_settings=TINY, batch_size=1, steps=30, steps_per_epoch=2, patience=0, validation_batches=1
-    )
-    one, two = ([read_library(p)] for p in libraries[:2])
     monkeypatch.setattr(
         loop, "simulate_batch", lambda batch: (torch.zeros(1, 1, 32, 32, 8), torch.zeros(1, 1, 32, 32, 32))
     )
@@ -336,19 +321,14 @@ def test_a_gradient_that_is_not_finite_is_caught_though_the_loss_is(libraries, t
 
     monkeypatch.setattr(loop.TrainingModule, "_losses", root)
     with pytest.raises(IQTFlowError, match="not finite"):
-        train_member(one, two, plan, checkpoint_dir=tmp_path, report=lambda line: None)
+        train_both(libraries, small_plan(steps=30, steps_per_epoch=2), tmp_path)
 
 
 def test_no_subject_may_be_on_both_sides_even_under_two_names(libraries, tmp_path):
     """The label in the library counts, not the file's name."""
     renamed = shutil.copy(libraries[0], tmp_path / "sub-9_patches.safetensors")
     with pytest.raises(InputError, match="0 in training and in validation"):
-        train_member(
-            [read_library(libraries[0])],
-            [read_library(renamed)],
-            TrainingPlan(network_settings=TINY),
-            checkpoint_dir=tmp_path,
-        )
+        train_both([libraries[0], renamed], small_plan(), tmp_path)
 
 
 def test_curves_for_tensorboard(libraries, tmp_path):
@@ -362,3 +342,80 @@ def test_curves_for_tensorboard(libraries, tmp_path):
     losses = [event.value for event in events.Scalars("loss/validation")]
     assert losses == pytest.approx([float(row.split(",")[2]) for row in rows], rel=1e-5)
     assert json.loads((tmp_path / "checkpoints/settings.json").read_text())["batch_size"] == 2
+
+
+# --- several devices ---
+
+#: A network without batch normalisation: what several processes make of a batch is exactly what one makes.
+PLAIN = """
+from torch import nn
+
+class Plain(nn.Module):
+    min_multiple = (1, 1, 1)
+
+    def __init__(self, k, filters):
+        super().__init__()
+        self.k = k
+        thin = nn.ConvTranspose3d(filters, 1, (1, 1, k), (1, 1, k))
+        self.layers = nn.Sequential(nn.Conv3d(1, filters, 3, padding=1), nn.ReLU(), thin)
+
+    def forward(self, x):
+        return self.layers(x)
+"""
+
+
+def curves(libraries, folder, *options, path=None):
+    arguments = train_command(libraries[:2], libraries[2:], folder, "--batch-size", "8", *options, steps=8)
+    environment = ENVIRONMENT if path is None else {**ENVIRONMENT, "PYTHONPATH": os.fspath(path)}
+    command = [sys.executable, "-m", "iqtflow.cli.commands.train", *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.count("epoch 4:") == 1  # said once, not by each process
+    assert (folder / "model.safetensors").exists()
+    with open(folder / "checkpoints/curves.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    return run.stdout, [float(row[name]) for row in rows for name in ("train_loss", "val_loss")]
+
+
+@pytest.mark.slow
+def test_two_processes_follow_the_curve_of_one(libraries, tmp_path):
+    (tmp_path / "plain_network.py").write_text(PLAIN)
+    own = ["--network", "plain_network:Plain"]
+    _, alone = curves(libraries, tmp_path / "one", *own, path=tmp_path)
+    said, shared = curves(libraries, tmp_path / "two", *own, "--devices", "2", path=tmp_path)
+    assert "2 x cpu" in said
+    assert shared == pytest.approx(alone, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_batch_normalisation_by_device_bends_the_curve_but_little(libraries, tmp_path):
+    """Each process normalises by its own 4 of the 8 patches."""
+    _, alone = curves(libraries, tmp_path / "one")
+    _, shared = curves(libraries, tmp_path / "two", "--devices", "2")
+    assert shared != alone
+    assert shared == pytest.approx(alone, rel=0.1)
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(libraries, tmp_path, capsys):
+    arguments = train_command(libraries[:2], libraries[2:], tmp_path, "--batch-size", "5", "--devices", "2")
+    assert train(arguments) == EXIT_USAGE
+    assert "5 patches for 2 devices" in capsys.readouterr().err
+
+
+def test_a_single_process_within_a_job_of_several_tasks_stays_alone(libraries, tmp_path, monkeypatch):
+    """As when a job's script has asked for eight tasks, and starts the command once."""
+    job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "8"}
+    for name, value in {**job, "SLURM_NODELIST": "node[1-2]", "SLURM_PROCID": "3"}.items():
+        monkeypatch.setenv(name, value)
+    assert train(train_command(libraries[:2], libraries[2:], tmp_path, steps=2)) == 0
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_on_several_computers_slurm_starts_one_process_for_each_device(libraries):
+    from iqtflow.interfaces.train import TrainModel
+
+    given = {"train_libraries": libraries[:2], "validation_libraries": libraries[2:]}
+    one = TrainModel(**given, devices=4).cmdline
+    several = TrainModel(**given, devices=4, num_nodes=2).cmdline
+    assert "srun" not in one and "--devices 4" in one
+    assert several.startswith("srun --nodes=2 --ntasks-per-node=4 ") and "--num-nodes 2" in several

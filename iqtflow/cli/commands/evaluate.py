@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from iqtflow.evaluation.scores import evaluate_files
+    from iqtflow.evaluation.scores import evaluate_files, reliability_of_files
     from iqtflow.image.nifti import write_json
 
     check_outputs(
@@ -57,7 +57,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(score_table(scores))
     reliability = None
     if options.std:
-        from iqtflow.evaluation.uncertainty_calibration import reliability_of_files, reliability_table
+        from iqtflow.evaluation.uncertainty_calibration import reliability_table
 
         first, mask = options.estimates[0], options.mask or options.reference
         reliability = reliability_of_files(options.reference, mask, first, options.std)
