@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from benchmarks.paper.design import Cell
+from iqtflow.evaluation.metrics import wilcoxon
 
 if TYPE_CHECKING:
-    from benchmarks.paper.results import Results, Scores
+    from benchmarks.paper.results import Results
 
+LEVEL = 0.01  #: p value below which the paper gives an asterisk
+#: Values of one measure by subject.
+Scores = Mapping[str, float]
 #: Measures of the claims: name, digits and unit of a difference.
 MEASURES = {"psnr": ("PSNR", 2, " dB"), "mssim": ("MSSIM (3-D)", 4, "")}
 
@@ -47,8 +51,6 @@ def judge(results: Results) -> list[str]:
 
 
 def _verdict(pairs: Sequence[Pair], missing: Sequence[str], *, at_least: bool) -> str:
-    from benchmarks.paper.results import LEVEL
-
     if not pairs:
         return "cannot be decided"
     against = [pair for pair in pairs if pair.difference < 0 and pair.p < LEVEL]
@@ -121,10 +123,20 @@ def _compare_all(
     return pairs, sorted(missing)
 
 
+def compare(ours: Scores, theirs: Scores):
+    """Test with the two-tailed Wilcoxon signed-rank test over the common subjects."""
+    subjects = sorted(ours.keys() & theirs.keys())
+    return wilcoxon([ours[s] for s in subjects], [theirs[s] for s in subjects])
+
+
+def spread(scores: Scores) -> float:
+    """Return the standard deviation over subjects (n - 1)."""
+    values = list(scores.values())
+    return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+
 def compare_mean(ours: Scores, theirs: Scores) -> tuple[float, float]:
     """Return the mean difference over the common subjects, and the p value of the Wilcoxon test."""
-    from benchmarks.paper.results import compare
-
     both = ours.keys() & theirs.keys()
     return float(np.mean([ours[s] - theirs[s] for s in both])), compare(ours, theirs).p
 
@@ -136,8 +148,6 @@ def compare_spread(ours: Scores, theirs: Scores) -> tuple[float, float]:
     of sum and difference.
     """
     from scipy.stats import pearsonr
-
-    from benchmarks.paper.results import spread
 
     subjects = sorted(ours.keys() & theirs.keys())
     a, b = (np.array([scores[s] for s in subjects]) for scores in (ours, theirs))

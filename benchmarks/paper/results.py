@@ -9,18 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.paper.claims import judge
+from benchmarks.paper.claims import LEVEL, Scores, compare, judge, spread
 from benchmarks.paper.design import Cell, Design
 from benchmarks.paper.run import Place
-from iqtflow.evaluation.metrics import wilcoxon
 from iqtflow.utils.files import write_text
 
 MEASURES = {"psnr": "PSNR (dB)", "mssim": "MSSIM, 3-D", "mssim_slicewise": "MSSIM, slice-wise"}
 DIGITS = {"psnr": 2, "mssim": 3, "mssim_slicewise": 3}
-LEVEL = 0.01  #: p value below which the paper gives an asterisk
-
-#: Values of one measure by subject.
-Scores = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -144,18 +139,6 @@ def has_asterisk(results: Results, cell: Cell, measure: str) -> bool:
     ours = results.get(cell)[measure]
     rivals = [found[measure] for rival in results.rivals(cell) if (found := results.get(rival))]
     return bool(rivals) and all(compare(ours, theirs).p < LEVEL for theirs in rivals)
-
-
-def compare(ours: Scores, theirs: Scores):
-    """Test with the two-tailed Wilcoxon signed-rank test over the common subjects."""
-    subjects = sorted(ours.keys() & theirs.keys())
-    return wilcoxon([ours[s] for s in subjects], [theirs[s] for s in subjects])
-
-
-def spread(scores: Scores) -> float:
-    """Return the standard deviation over subjects (n - 1)."""
-    values = list(scores.values())
-    return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
 def _spline_of(results: Results, cell: Cell) -> Mapping[str, Scores] | None:
