@@ -428,7 +428,7 @@ class TrainSettings:
         shown="32; 48 if k is 3 or 6",
         level="",
     )
-    patch_step: tuple[int, ...] = setting(
+    patch_step: tuple[int, int, int] = setting(
         (8, 16, 16),
         "distance between patches along each axis, in high-field voxels",
         count=3,
@@ -495,7 +495,7 @@ class TrainSettings:
         group="train: optimisation",
         shown="drawn once and stored in models/split.json",
     )
-    split_ratio: tuple[int, ...] = setting(
+    split_ratio: tuple[int, int, int] = setting(
         (12, 3, 15),
         "ratio of training, validation and evaluation subjects, if the split is drawn",
         count=3,

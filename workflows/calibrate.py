@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nipype.pipeline.engine import Workflow
 
+from iqtflow.config import RunSettings, SegmentationSettings
 from iqtflow.segmentation.select import EngineChoice
 
 
@@ -13,9 +14,9 @@ def init_calibrate_wf(
     *,
     name: str = "calibrate",
     engine: EngineChoice | str = "ants",
-    sampling_mm: float = 3.0,
+    sampling_mm: float = SegmentationSettings.sampling_mm,
     derivatives_dir: Path | None = None,
-    seed: int = 0,
+    seed: int = RunSettings.seed,
     omp_nthreads: int = 1,
 ) -> Workflow:
     """Build the graph that measures the SNR of white and grey matter of one low-field scan.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from nipype.pipeline.engine import Workflow
 
+from iqtflow.config import EnhanceSettings, RunSettings
+
 #: Memory of the child that enhances a scan, in GB, when nothing else is asked for.
 ENHANCE_MEM_GB = 4.0
 #: Share of a node's memory that one pass of the network may take; scan, mask and results need the rest.
@@ -15,13 +17,13 @@ def init_enhance_wf(
     name: str = "enhance",
     model: str | None = None,
     device: str = "cpu",
-    force: bool = False,
+    force: bool = RunSettings.force,
     omp_nthreads: int = 1,
     mem_gb: float = ENHANCE_MEM_GB,
-    tiling: str = "auto",
-    precision: str = "auto",
-    mirror: bool = False,
-    keep_white_matter: bool = True,
+    tiling: str = EnhanceSettings.tiling,
+    precision: str = EnhanceSettings.precision,
+    mirror: bool = EnhanceSettings.mirror,
+    keep_white_matter: bool = EnhanceSettings.keep_white_matter,
 ) -> Workflow:
     """Build the graph that enhances one scan.
 

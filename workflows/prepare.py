@@ -10,6 +10,7 @@ from typing import Any
 
 from nipype.pipeline.engine import Workflow
 
+from iqtflow.config import RunSettings, SegmentationSettings, TrainSettings
 from iqtflow.segmentation.select import EngineChoice
 
 SIMULATE_MEM_GB = 1.5
@@ -18,19 +19,19 @@ SIMULATE_MEM_GB = 1.5
 def init_prepare_wf(
     *,
     name: str = "prepare",
-    upsampling_factor: int = 4,
-    slice_axes: Sequence[str] = ("z",),
+    upsampling_factor: int = TrainSettings.upsampling_factor,
+    slice_axes: Sequence[str] = TrainSettings.slice_axes,
     n_draws: int = 1,
-    snr_prior: str = "ibadan-0.36T",
-    seed: int = 0,
+    snr_prior: str = TrainSettings.snr_prior,
+    seed: int = RunSettings.seed,
     first_draw_seed: int | None = None,
     stored_draws: int = 0,
-    patch_step: Sequence[int] = (8, 16, 16),
-    background_limit: float = 0.8,
+    patch_step: Sequence[int] = TrainSettings.patch_step,
+    background_limit: float = TrainSettings.background_limit,
     pairs: Mapping[str, Any] | None = None,
     omp_nthreads: int = 1,
     engine: EngineChoice | str = "ants",
-    sampling_mm: float = 3.0,
+    sampling_mm: float = SegmentationSettings.sampling_mm,
     derivatives_dir: Path | None = None,
 ) -> Workflow:
     """Build the graph that prepares one high-field scan for training.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nipype.pipeline.engine import Node, Workflow
 
+from iqtflow.config import RunSettings, SegmentationSettings
 from iqtflow.segmentation.select import EngineChoice, choose_engine
 
 ANTS_MEM_GB = 3.0
@@ -21,8 +22,8 @@ def init_segment_wf(
     spm_dir: str | os.PathLike | None = None,
     tpm: str | os.PathLike | None = None,
     octave: str | None = None,
-    sampling_mm: float = 3.0,
-    seed: int = 0,
+    sampling_mm: float = SegmentationSettings.sampling_mm,
+    seed: int = RunSettings.seed,
     omp_nthreads: int = 1,
 ) -> Workflow:
     """Build the graph that makes tissue maps of a T1w image.
@@ -108,10 +109,10 @@ def init_segment_node(
     choice: EngineChoice | str | None = None,
     *,
     name: str = "segment",
-    sampling_mm: float = 3.0,
+    sampling_mm: float = SegmentationSettings.sampling_mm,
     derivatives_dir: Path | None = None,
     priors: str | None = None,
-    seed: int = 0,
+    seed: int = RunSettings.seed,
     omp_nthreads: int = 1,
 ) -> Node:
     """Build the node that makes tissue maps of a T1w image.

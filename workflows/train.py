@@ -8,6 +8,7 @@ from typing import Any
 
 from nipype.pipeline.engine import Workflow
 
+from iqtflow.config import RunSettings, TrainSettings
 from iqtflow.utils.files import require_name
 
 TRAIN_MEM_GB = 6.0
@@ -17,13 +18,13 @@ def init_train_wf(
     *,
     name: str = "train",
     model_name: str = "iqt",
-    ensemble: int = 1,
-    seed: int = 0,
+    ensemble: int = TrainSettings.ensemble,
+    seed: int = RunSettings.seed,
     device: str = "cpu",
     omp_nthreads: int = 1,
     mem_gb: float = TRAIN_MEM_GB,
-    devices: int = 1,
-    num_nodes: int = 1,
+    devices: int = TrainSettings.devices,
+    num_nodes: int = TrainSettings.num_nodes,
     tensorboard_dir: str | os.PathLike | None = None,
     checkpoint_dir: str | os.PathLike | None = None,
     split: Mapping[str, Sequence[str]] | None = None,

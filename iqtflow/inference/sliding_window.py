@@ -19,13 +19,14 @@ from dataclasses import dataclass
 
 import torch
 
+from iqtflow.config import SETTINGS
 from iqtflow.image.geometry import spline_matrix
 from iqtflow.models.model_file import Model
 from iqtflow.utils.errors import InputError
 
 #: Choices. auto: one pass if the model's context and the memory allow it, else tiles. paper: all patches of a
 #: grid with a step of half a patch, also those in air, with equal weights (Lin et al. 2019, section 3.1).
-TILINGS = ("auto", "whole", "tiles", "paper")
+TILINGS = SETTINGS["enhance"]["tiling"].choices
 
 #: Thin-slice volumes (float32) in memory during a pass: the output of a network; tiles also need the sum of
 #: their weights. `held_volumes` adds the running mean and variance.

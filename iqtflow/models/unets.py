@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from iqtflow.config import SETTINGS
 from iqtflow.models.blocks import (
     BottleneckBlock,
     ErrorHead,
@@ -26,7 +27,7 @@ from iqtflow.models.blocks import (
 from iqtflow.utils.errors import InputError
 
 LEVELS = 5  #: of ANISO U-Net and ISO U-Net
-FACTORS = (2, 3, 4, 6, 8)  #: k; the paper has 4 and 8
+FACTORS = SETTINGS["train"]["upsampling_factor"].choices  #: k; the paper has 4 and 8
 
 
 class EncoderDecoder(nn.Module):

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from iqtflow.config import SNR_LIMITS
+from iqtflow.config import SNR_LIMITS, TrainSettings
 from iqtflow.utils.errors import InputError
 from iqtflow.utils.files import read_text
 
@@ -107,7 +107,7 @@ PUBLISHED = {
         SNRPrior("fixed-61-53", (61.0, 53.0), ((0.0, 0.0), (0.0, 0.0)), f"{_PAPER}, section 3.2"),
     )
 }
-DEFAULT_PRIOR = "ibadan-0.36T"
+DEFAULT_PRIOR = TrainSettings.snr_prior
 
 
 def read_prior(name_or_path: str | os.PathLike) -> SNRPrior:

@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from iqtflow.config import TrainSettings
 from iqtflow.image.intensity import intensity_scale
 from iqtflow.simulation.slice_profile import decimation_matrix
 from iqtflow.simulation.snr_prior import tissue_mean
@@ -43,8 +44,8 @@ class GridSettings:
         A patch with a larger share of background voxels is dropped.
     """
 
-    step: tuple[int, int, int] = (8, 16, 16)
-    background_limit: float = 0.8
+    step: tuple[int, int, int] = TrainSettings.patch_step
+    background_limit: float = TrainSettings.background_limit
 
 
 @dataclass(frozen=True)

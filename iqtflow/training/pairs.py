@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from iqtflow.config import TrainSettings
 from iqtflow.simulation.snr_prior import SNRPrior
 from iqtflow.training.library import PATCH, PatchLibrary
 from iqtflow.training.samplers import (
@@ -36,7 +37,6 @@ from iqtflow.utils.files import read_text, require_regular, write_atomically, wr
 from iqtflow.utils.outputs import signed
 
 FORMAT = 1
-FRACTION = 0.125  #: share of the grid's pairs that is kept (section 3.3)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def write_pairs(
     library: PatchLibrary,
     *,
     n_draws: int,
-    fraction: float = FRACTION,
+    fraction: float = TrainSettings.patch_fraction,
     seed: int = 0,
     patch: int = PATCH,
 ) -> int:
