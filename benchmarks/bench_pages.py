@@ -56,11 +56,8 @@ def main() -> None:
                 f"{found['gigabytes']:.2f} GB of memory"
             )
             if kind != "nilearn":
-                print("          " + ", ".join(_verdict(name, found[name]) for name in BARS))
-
-
-def _verdict(name: str, value: float) -> str:
-    return f"{name} {'met' if value <= BARS[name] else 'NOT MET'} (bar {BARS[name]:g})"
+                for name, bar in BARS.items():
+                    print(f"          {name} {'met' if found[name] <= bar else 'NOT MET'} (bar {bar:g})")
 
 
 def _measure(kind: str, folder: Path) -> dict[str, float]:
@@ -92,6 +89,7 @@ def _make_volumes(folder: Path) -> None:
     from iqtflow.cli.commands.demo import make_truth
     from iqtflow.image.geometry import cubic_upsample, thin_affine
     from iqtflow.image.nifti import read_volume, write_volume
+    from iqtflow.reports.record import Draw, Record
 
     image_file, mask_file = make_truth(folder)
     image, truth = read_volume(image_file)
@@ -117,26 +115,20 @@ def _make_volumes(folder: Path) -> None:
         "std": (np.abs(truth - spline) * 0.4, thin_affine(low_affine, K)),
         "truth": (truth, affine),
     }
-    enhanced: dict[str, object] = {"status": "enhanced", "mask": os.fspath(mask_file)}
     for name, (data, grid) in volumes.items():
-        enhanced[name] = os.fspath(folder / f"{name}.nii.gz")
         write_volume(folder / f"{name}.nii.gz", np.asarray(data, np.float32), grid)
     draws = []
     for i in range(N_DRAWS):
-        data, grid = thicken(i % 3, 15.0)
         file = folder / f"draw{i}.nii.gz"
-        write_volume(file, data, grid)
+        write_volume(file, *thicken(i % 3, 15.0))
         snr = {"WM": 60.0 + i, "GM": 50.0 + i}
-        draws.append({"image": os.fspath(file), "sidecar": {"SNR": snr, "SliceAxis": "ijk"[i % 3]}})
-    prepared = {
-        "status": "prepared",
-        "input": os.fspath(image_file),
-        "mask": os.fspath(mask_file),
-        **{key: os.fspath(folder / f"{key}.nii.gz") for key in ("wm", "gm")},
-        "draws": draws,
-    }
-    (folder / "enhanced.json").write_text(json.dumps(enhanced))
-    (folder / "prepared.json").write_text(json.dumps(prepared))
+        draws.append(Draw(file, {"SNR": snr, "SliceAxis": "ijk"[i % 3]}))
+    maps = {name: folder / f"{name}.nii.gz" for name in ("wm", "gm")}
+    for record in (
+        Record("enhanced", mask=mask_file, **{name: folder / f"{name}.nii.gz" for name in volumes}),
+        Record("prepared", image_file, mask=mask_file, draws=draws, **maps),
+    ):
+        (folder / f"{record.status}.json").write_text(json.dumps(record.as_json()))
 
 
 def _draw_with_nilearn(folder: Path, out: Path) -> None:

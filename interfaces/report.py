@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from nipype.interfaces.base import (
     DynamicTraitedSpec,
@@ -15,7 +16,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from iqtflow.reports.record import Record, enhanced_record, is_complete, prepared_record
+from iqtflow.reports.record import Record, enhanced_record, has_files, prepared_record, read_summary
 
 __all__ = ["ReportPrepared", "ReportSubject"]
 
@@ -51,9 +52,12 @@ class _Report(SimpleInterface):
     @property
     def always_run(self) -> bool:
         """Whether to run although no input has changed: the page was deleted, or shows another outcome."""
+        out_dir, subject = self.inputs.base_directory, self.inputs.subject
         others = self.inputs.others if isdefined(self.inputs.others) else []
         statuses = ["enhanced"] * len(self.inputs.inputs_named) + [other["status"] for other in others]
-        return not is_complete(self.inputs.base_directory, self.inputs.subject, statuses)
+        summary = read_summary(Path(out_dir), subject)
+        told = [scan.status for scan in summary.scans]
+        return told != statuses or not has_files(out_dir, subject, summary)
 
     def __init__(self, fields: Sequence[str], n_scans: int, **inputs) -> None:
         self._fields = tuple(fields)

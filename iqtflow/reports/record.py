@@ -372,22 +372,12 @@ def fingerprint(records: Sequence[Record], options: Mapping[str, Any]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def is_current(out_dir: Path, label: str, mark: str) -> bool:
-    """Return whether the page with this fingerprint is there with all its figures."""
-    summary = read_summary(out_dir, label)
-    return summary.fingerprint == mark and _has_files(out_dir, label, summary)
-
-
-def is_complete(out_dir: Place, label: str, statuses: Sequence[str]) -> bool:
-    """Return whether a page of scans with these statuses is there with all its figures."""
-    summary = read_summary(Path(out_dir), label)
-    told = [scan.status for scan in summary.scans]
-    return told == list(statuses) and _has_files(Path(out_dir), label, summary)
-
-
-def _has_files(out_dir: Path, label: str, summary: Summary) -> bool:
-    folder = summary_path(out_dir, label).parent
-    return page_path(out_dir, label).is_file() and all((folder / name).is_file() for name in summary.figures)
+def has_files(out_dir: Place, label: str, summary: Summary) -> bool:
+    """Return whether the page of a summary is there with all its figures."""
+    folder = summary_path(Path(out_dir), label).parent
+    return page_path(Path(out_dir), label).is_file() and all(
+        (folder / name).is_file() for name in summary.figures
+    )
 
 
 # --- records from what is on disk ---

@@ -14,7 +14,7 @@ import pytest
 from nipype.interfaces.utility import Function, IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
-from iqtflow.config import SECTIONS, Settings
+from iqtflow.config import PathSettings, Settings
 from iqtflow.reports.run_summary import Outcome, outcome_table
 from iqtflow.reports.terminal import Ledger, PlainLines, Step, about, duration
 from iqtflow.workflows.execution.progress import followed, step_of
@@ -151,11 +151,8 @@ def make_graph(base_dir: Path) -> Workflow:
     return graph
 
 
-def make_settings(tmp_path: Path, **run) -> Settings:
-    given = {name: {} for name in SECTIONS}
-    given["paths"] = dict.fromkeys(("bids_dir", "output_dir", "work_dir"), tmp_path)
-    given["run"] = run
-    return Settings(**{name: section(**given[name]) for name, section in SECTIONS.items()})
+def make_settings(tmp_path: Path) -> Settings:
+    return Settings(paths=PathSettings(bids_dir=tmp_path, output_dir=tmp_path, work_dir=tmp_path))
 
 
 @pytest.mark.parametrize("plugin", ["Linear", "MultiProc"])

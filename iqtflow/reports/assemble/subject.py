@@ -27,7 +27,7 @@ from iqtflow.reports.record import (
     Shown,
     Summary,
     fingerprint,
-    is_current,
+    has_files,
     page_path,
     read_summary,
     summary_path,
@@ -136,9 +136,9 @@ def write_subject_page(
     out_dir = Path(out_dir).absolute()
     page, folder = page_path(out_dir, label), summary_path(out_dir, label).parent
     mark = fingerprint(records, {"convention": convention, "max_bytes": max_bytes})
-    if is_current(out_dir, label, mark):
-        return page
     previous = read_summary(out_dir, label)
+    if previous.fingerprint == mark and has_files(out_dir, label, previous):
+        return page
     drawn = sum(record.status in ("enhanced", "prepared") for record in records)
     budget = (max_bytes - PAGE_BYTES) // max(drawn, 1)
     entries: list[Entry] = []

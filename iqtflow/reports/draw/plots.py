@@ -30,6 +30,9 @@ _STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.color": "#e6e6e6",
     "legend.frameon": False,
+    "legend.fontsize": 9,
+    "legend.handlelength": 1.5,
+    "legend.columnspacing": 1.2,
     "svg.hashsalt": "iqtflow",  # else identifiers are random
     "svg.fonttype": "path",
 }
@@ -54,7 +57,7 @@ def slice_profile(volumes: Volumes) -> tuple[bytes, str]:
     position = np.arange(volumes.after.shape[axis]) * volumes.sizes_mm[axis]
     inside = np.flatnonzero(volumes.mask[place])
     first, last = (position[inside[0]], position[inside[-1]]) if inside.size else (position[0], position[-1])
-    with axes_of("distance across the slices (mm)", "intensity") as (figure, axes):
+    with axes_of("distance across the slices (mm)", "intensity") as axes:
         axes.plot(position, volumes.before[place], color=BEFORE, lw=1.4, label="before (spline)")
         after = volumes.after[place]
         if volumes.std is not None:
@@ -69,15 +72,8 @@ def slice_profile(volumes: Volumes) -> tuple[bytes, str]:
             where, samples = _acquired_samples(volumes, line, axis)
             axes.plot(where, samples, "o", color=POINTS, ms=3.5, label="acquired slices")
         axes.set_xlim(first - 6, last + 6)
-        axes.legend(
-            loc="upper center",
-            bbox_to_anchor=(0.5, 1.2),
-            ncol=3,
-            fontsize=9,
-            handlelength=1.5,
-            columnspacing=1.2,
-        )
-        svg = to_svg(figure)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncol=3)
+        svg = to_svg(axes)
     return svg, "Intensity along one line across the slices: acquired samples, spline and enhanced volume."
 
 
@@ -85,7 +81,7 @@ def intensity_histogram(volumes: Volumes) -> tuple[bytes, str]:
     """Plot histograms of the intensities in the mask, before and after."""
     low, high = volumes.window
     edges = np.linspace(low, low + 1.1 * (high - low), 81)
-    with axes_of("intensity", "share of voxels (%)") as (figure, axes):
+    with axes_of("intensity", "share of voxels (%)") as axes:
         for data, colour, label in (
             (volumes.before, BEFORE, "before (spline)"),
             (volumes.after, AFTER, "after (IQT)"),
@@ -94,8 +90,8 @@ def intensity_histogram(volumes: Volumes) -> tuple[bytes, str]:
             counts = np.histogram(values, edges)[0] * (100 / values.size)
             axes.stairs(counts, edges, color=colour, lw=1.5, label=label)
         axes.set_ylim(bottom=0)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncol=2, fontsize=9, handlelength=1.5)
-        svg = to_svg(figure)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncol=2)
+        svg = to_svg(axes)
     return svg, "Histograms of intensity within the brain, before and after."
 
 
@@ -109,15 +105,15 @@ def tissue_histograms(values: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> tu
     """
     everything = np.concatenate([part for pair in values.values() for part in pair])
     edges = np.linspace(np.percentile(everything, 0.2), np.percentile(everything, 99.8), 41)
-    with axes_of("intensity", "share of voxels (%)") as (figure, axes):
+    with axes_of("intensity", "share of voxels (%)") as axes:
         for (name, (source, simulated)), colour in zip(values.items(), (POINTS, AFTER), strict=False):
             for part, filled, what in ((source, True, "source"), (simulated, False, "draw 1")):
                 counts = np.histogram(part, edges)[0] * (100 / part.size)
                 style = {"fill": True, "alpha": 0.25, "lw": 0} if filled else {"lw": 1.6}
                 axes.stairs(counts, edges, color=colour, label=f"{name}, {what}", **style)
         axes.set_ylim(bottom=0)
-        axes.legend(fontsize=9, handlelength=1.5)
-        svg = to_svg(figure)
+        axes.legend()
+        svg = to_svg(axes)
     return svg, f"Histograms of intensity of {' and '.join(values)}, in the source and in the first draw."
 
 
@@ -130,28 +126,26 @@ def training_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[byt
         For each member: ``step``, ``train_loss``, ``val_loss``, arrays of one length (NaN where not
         recorded).
     """
-    with axes_of("step", "loss") as (figure, axes):
+    from matplotlib import colormaps
+
+    viridis = colormaps["viridis"]
+    with axes_of("step", "loss") as axes:
         for i, (name, curve) in enumerate(curves.items()):
-            shade = AFTER if len(curves) == 1 else _shade(i, len(curves))
-            for key, style in (("train_loss", ":"), ("val_loss", "-")):
+            shade = AFTER if len(curves) == 1 else viridis(0.1 + 0.7 * i / (len(curves) - 1))
+            for key, words, style, width in (
+                ("train_loss", "training", ":", 1.1),
+                ("val_loss", "validation", "-", 1.5),
+            ):
                 known = np.isfinite(curve[key])
-                if known.any():
-                    label = (
-                        f"{name}, {'training' if key == 'train_loss' else 'validation'}" if i == 0 else None
-                    )
-                    axes.plot(
-                        curve["step"][known],
-                        curve[key][known],
-                        ls=style,
-                        color=shade,
-                        lw=1.5 if style == "-" else 1.1,
-                        label=label,
-                    )
+                label = f"{name}, {words}" if i == 0 and known.any() else None
+                axes.plot(
+                    curve["step"][known], curve[key][known], ls=style, color=shade, lw=width, label=label
+                )
         values = np.concatenate([c[k] for c in curves.values() for k in ("train_loss", "val_loss")])
         if np.nanmin(values) > 0:
             axes.set_yscale("log")
-        axes.legend(loc="upper right", fontsize=9)
-        svg = to_svg(figure)
+        axes.legend(loc="upper right")
+        svg = to_svg(axes)
     return svg, f"Training and validation loss against step for {len(curves)} network(s)."
 
 
@@ -159,7 +153,7 @@ def paired_boxes(values: Mapping[str, Sequence[float]], unit: str) -> tuple[byte
     """Plot a box for each method over the evaluation subjects, with a thin line for each subject."""
     names = list(values)
     table = np.array([values[name] for name in names], dtype=float)
-    with axes_of("", unit) as (figure, axes):
+    with axes_of("", unit) as axes:
         axes.plot(np.arange(len(names)), table, color="#b8c4cf", lw=0.8, zorder=1)
         drawn = [row[np.isfinite(row)] for row in table]
         boxes = axes.boxplot(
@@ -173,14 +167,10 @@ def paired_boxes(values: Mapping[str, Sequence[float]], unit: str) -> tuple[byte
         )
         for i, box in enumerate(boxes["boxes"]):
             box.set(facecolor="#d9d9d9" if i == 0 else "#cfe2f1", edgecolor="#555555", alpha=0.85)
-        axes.set_xticks(
-            range(len(names)),
-            names,
-            rotation=0 if len(names) < 5 else 30,
-            ha="center" if len(names) < 5 else "right",
-        )
+        turned = {} if len(names) < 5 else {"rotation": 30, "ha": "right"}
+        axes.set_xticks(range(len(names)), names, **turned)
         axes.grid(visible=False, axis="x")
-        svg = to_svg(figure)
+        svg = to_svg(axes)
     return svg, f"{unit} of {', '.join(names)} over {table.shape[1]} subjects."
 
 
@@ -211,7 +201,7 @@ def snr_ellipse(drawn: Sequence[tuple[float, float]], prior: Mapping[str, Any] |
     same = own is not None and (own.mean, own.covariance) == (published.mean, published.covariance)
     outside = 0 if own is None else int((~own.holds(points, PROBABILITY)).sum())
     share = f"{PROBABILITY:.0%} of draws"
-    with axes_of("SNR of white matter", "SNR of grey matter", size=(5.4, 4.2)) as (figure, axes):
+    with axes_of("SNR of white matter", "SNR of grey matter", size=(5.4, 4.2)) as axes:
         colour, style = (AFTER, "-") if same else (BEFORE, "--")
         label = f"published, {published.name} ({share})"
         axes.plot(*published.outline(PROBABILITY), color=colour, ls=style, lw=1.5, label=label)
@@ -224,8 +214,8 @@ def snr_ellipse(drawn: Sequence[tuple[float, float]], prior: Mapping[str, Any] |
             for number, point in enumerate(points, start=1):
                 axes.annotate(str(number), point, xytext=(5, 4), textcoords="offset points", fontsize=9)
         axes.set_aspect("equal", adjustable="datalim")
-        axes.legend(loc="upper left", fontsize=9)
-        svg = to_svg(figure)
+        axes.legend(loc="upper left")
+        svg = to_svg(axes)
     count = f"{len(points)} simulated scan{'' if len(points) == 1 else 's'}"
     words = f"Signal-to-noise ratios of white and grey matter of {count}, on the ellipse of the prior"
     return svg, f"{words}; {outside} of them outside."
@@ -250,10 +240,8 @@ def reliability_curve(summary: Mapping[str, Any]) -> tuple[bytes, str]:
     )
     top = 1.05 * max(std.max(), high.max())
     several = summary["n"] > 1
-    with axes_of("standard deviation (% of range)", "true error, root mean square (%)", size=(5.4, 4.2)) as (
-        figure,
-        axes,
-    ):
+    labels = ("standard deviation (% of range)", "true error, root mean square (%)")
+    with axes_of(*labels, size=(5.4, 4.2)) as axes:
         axes.plot([0, top], [0, top], color=BEFORE, lw=1.2, ls="--", label="error = standard deviation")
         if several:
             span = "smallest to largest over subjects"
@@ -261,8 +249,8 @@ def reliability_curve(summary: Mapping[str, Any]) -> tuple[bytes, str]:
         label = "mean over subjects" if several else "measured"
         axes.plot(std, error, "o-", color=AFTER, lw=1.4, ms=3.5, label=label)
         axes.set(xlim=(0, top), ylim=(0, top), aspect="equal")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2, fontsize=9, handlelength=1.5)
-        svg = to_svg(figure)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2)
+        svg = to_svg(axes)
     subjects = "1 subject" if summary["n"] == 1 else f"{summary['n']} subjects"
     return svg, (
         f"Error against standard deviation in {len(std)} bins of voxels, {subjects}: from "
@@ -289,8 +277,8 @@ def reliability_rows(summary: Mapping[str, Any]) -> list[list[str]]:
 
 
 @contextmanager
-def axes_of(xlabel: str, ylabel: str, *, size: tuple[float, float] = (5.4, 3.3)) -> Iterator[tuple[Any, Any]]:
-    """Yield a figure and its axes in the style of the pages; `size` in inches."""
+def axes_of(xlabel: str, ylabel: str, *, size: tuple[float, float] = (5.4, 3.3)) -> Iterator[Any]:
+    """Yield axes in the style of the pages; `size` in inches."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -301,20 +289,14 @@ def axes_of(xlabel: str, ylabel: str, *, size: tuple[float, float] = (5.4, 3.3))
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        yield figure, axes
+        yield axes
 
 
-def to_svg(figure: Any) -> bytes:
-    """Return a figure as SVG, the same bytes for the same figure."""
+def to_svg(axes: Any) -> bytes:
+    """Return the figure of axes as SVG, the same bytes for the same figure."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    axes.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
-
-
-def _shade(index: int, count: int) -> str:
-    import matplotlib
-
-    return matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](0.1 + 0.7 * index / max(count - 1, 1)))
 
 
 def _acquired_samples(volumes: Volumes, line: list[int], axis: int) -> tuple[np.ndarray, np.ndarray]:
