@@ -1,14 +1,14 @@
 # docker build -t iqtflow .
 # docker run --rm --gpus all -u "$(id -u):$(id -g)" -v /data/bids:/in:ro -v /data/out:/out iqtflow /in /out/iqtflow participant
 #
-# SPM, GNU Octave and SPM's compiled MEX files come from SPM's own image, so that they match.
+# SPM, GNU Octave and the compiled MEX files come from the official SPM image, so that they match.
 ARG SPM_IMAGE=ghcr.io/spm/spm-docker:docker-octave-24.10.alpha22
 
-# --- that image, with Python, and without compilers ---
+# --- the SPM image, with Python and without compilers ---
 FROM ${SPM_IMAGE} AS trimmed
 USER root
-# Octave may have been installed by hand, so that no package holds the libraries it stands on: they are marked as wanted
-# before compilers and headers go.
+# If Octave was not installed as a package, no package keeps the libraries that it needs. So they are marked as wanted
+# before compilers and headers are removed.
 RUN export DEBIAN_FRONTEND=noninteractive \
  && apt-get update \
  && apt-get install --yes --no-install-recommends ca-certificates libgomp1 python3 python3-venv \
@@ -22,11 +22,11 @@ RUN export DEBIAN_FRONTEND=noninteractive \
     /usr/bin/mkoctfile* /usr/bin/mex /usr/local/bin/mkoctfile* /usr/local/bin/mex \
  && useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin iqtflow
 
-# --- one layer for each rhythm of change: the system, PyTorch, the other libraries, iqtflow ---
+# --- layers, the one that changes most last: the system, PyTorch, the other libraries, iqtflow ---
 FROM scratch
 COPY --from=trimmed / /
-# Nothing is written but to the output, the work directory and /tmp: any user may run this, with --read-only and a tmpfs.
-# NVIDIA_DRIVER_CAPABILITIES: what NVIDIA's container runtime hands in when a GPU is asked for with --gpus.
+# Only the output, the work directory and /tmp are written: any user may run this, with --read-only and a tmpfs.
+# NVIDIA_DRIVER_CAPABILITIES: what the NVIDIA container runtime makes available with --gpus.
 ENV PATH=/opt/iqtflow/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     LANG=C.UTF-8 \
     SPM_HOME=/opt/spm \
@@ -39,20 +39,20 @@ ENV PATH=/opt/iqtflow/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_ROOT_USER_ACTION=ignore \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
-# This build of PyTorch brings the CUDA libraries; without a GPU it runs on the CPU.
+# This build of PyTorch has the CUDA libraries; without a GPU it runs on the CPU.
 RUN python3 -m venv /opt/iqtflow && python -m pip install torch==2.13.0
 COPY setup.cfg constraints.txt /opt/recipes/
 RUN python -c "import configparser as c; s = c.ConfigParser(); s.read('/opt/recipes/setup.cfg'); print(s['options']['install_requires'])" \
       > /tmp/requirements.txt \
  && python -m pip install -c /opt/recipes/constraints.txt -r /tmp/requirements.txt \
  && rm /tmp/requirements.txt
-# Not every builder sees that the sources behind the mount have changed; this tells it, and is a label.
+# Some builders do not notice changed sources behind the mount; this argument shows them, and is a label.
 ARG REVISION=unknown
 RUN --mount=type=bind,target=/src \
     : "${REVISION}" && cp -R /src /tmp/src && python -m pip install --no-deps /tmp/src && rm -rf /tmp/src
 USER iqtflow
 WORKDIR /tmp
-# Fails the build when SPM, Octave and the MEX files do not go together, or a model is damaged.
+# The build fails if SPM, Octave and the MEX files do not match, or a model is damaged.
 RUN iqtflow --doctor --mode calibrate --segmentation spm
 
 LABEL org.opencontainers.image.title="iqtflow" \

@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-# First and alone, so that a build chosen by pip's own configuration (CPU only, another CUDA) stays: the constraint
+# PyTorch is installed first, so that the build in pip's configuration (CPU only, another CUDA) is kept: the constraint
 # below accepts any build of this version.
 TORCH  ?= torch==2.13.0
 PYTEST_ARGS ?= -n 2 --dist loadfile
@@ -39,7 +39,7 @@ clean:
 	rm -rf $(VENV) demo build dist docs/_build docs/api *.egg-info
 
 $(VENV)/.torch:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "iqtflow needs Python 3.10 or later; say which: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "iqtflow needs Python 3.10 or later; choose one: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet $(TORCH)
 	touch $@

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A stand-in for SPM's image where its registry cannot be reached: Debian, GNU Octave with what compiling needs, and an
-# SPM that was compiled for that Octave, under the name that the Dockerfile asks for.
+# A substitute for the SPM image if its registry cannot be reached: Debian, GNU Octave with compilers, and an SPM that was
+# compiled for this Octave, under the image name in the Dockerfile.
 #
 #   .ci/container/base.sh /opt/spm12
 #

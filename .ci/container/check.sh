@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Run the image the way a hospital would: any user, read-only but for the output and /tmp, no network, no GPU.
+# Run the image as in a hospital: any user, read-only except the output and /tmp, no network, no GPU.
 #
 #   .ci/container/check.sh [IMAGE] > table.md
 #
-# Needs root and buildah. A check that fails ends the script; what ran is printed as rows of a table.
+# Needs root and buildah. The script ends at the first check that fails. It prints a table with a row for each check.
 set -euo pipefail
 image=${1:-iqtflow}
 export STORAGE_DRIVER=${STORAGE_DRIVER:-vfs} BUILDAH_ISOLATION=chroot
@@ -15,7 +15,7 @@ mapfile -t environment < <(buildah inspect --type image --format '{{range .OCIv1
 mkdir -p "$root/in" "$root/out" "$place/in" "$place/out" "$place/locked"
 chmod a+rwx "$place" "$place/in" "$place/out"
 
-# inside OUT [NAME=VALUE ...] PROGRAM ...: what docker run -u 12345:12345 --read-only --tmpfs /tmp --network none does.
+# inside OUT [NAME=VALUE ...] PROGRAM ...: like docker run -u 12345:12345 --read-only --tmpfs /tmp --network none.
 inside() {
     local out=$1 mode=${MODE:-rw}
     shift
@@ -43,29 +43,29 @@ row() {
     echo "| $what | $code | $((SECONDS - begin)) s |"
 }
 
-says() { grep --quiet --fixed-strings -- "$1" "$place/log" || { echo "nothing said of: $1" >&2; exit 1; }; }
+says() { grep --quiet --fixed-strings -- "$1" "$place/log" || { echo "the log does not contain: $1" >&2; exit 1; }; }
 
 echo "| check | exit code | wall clock |"
 echo "|---|---|---|"
-row "no compiler is left" 0 inside "$place/out" sh -c '
+row "the image has no compiler" 0 inside "$place/out" sh -c '
     for name in cc gcc g++ c++ cpp gfortran clang ld as make cmake mkoctfile mex; do
         ! command -v $name || exit 1
     done
     test ! -e /usr/include/stdio.h'
 row "\`--doctor --mode train --segmentation spm\`" 0 inside "$place/out" iqtflow --doctor --mode train --segmentation spm
 row "\`--doctor\`, HOME unset" 0 inside "$place/out" --unset=HOME iqtflow --doctor
-row "demonstration: simulate, enhance, page; HOME that is not there" 0 \
+row "demonstration: simulate, enhance, page; HOME does not exist" 0 \
     inside "$place/out" HOME=/nonexistent python -m iqtflow.commands.demo /out/demo
 [ "$(stat --format %u "$place/out/demo/derivatives/sub-mni.html")" = 12345 ]
 cp -r "$place/out/demo/bids/." "$place/in"
 row "\`/in /out/iqtflow participant\`, k = 4 model that ships" 0 inside "$place/out" iqtflow /in /out/iqtflow participant
 test -s "$place/out/iqtflow/sub-mni/anat/sub-mni_desc-iqt_T1w.nii.gz"
-row "the same again goes on from what is there" 0 inside "$place/out" iqtflow /in /out/iqtflow participant
+row "the same command again" 0 inside "$place/out" iqtflow /in /out/iqtflow participant
 row "\`--device cuda\` without a GPU" 2 inside "$place/out" iqtflow /in /out/cuda participant --device cuda
 says "--gpus all"
 MODE=ro row "output mounted read-only" 73 inside "$place/locked" iqtflow /in /out/iqtflow participant
 says "cannot be written"
-row "a path of the host" 2 inside "$place/out" iqtflow /data/bids /out/iqtflow participant
+row "a path of the host instead of one in the container" 2 inside "$place/out" iqtflow /data/bids /out/iqtflow participant
 says "in a container: check what is mounted where"
 if [ "${SPM:-yes}" = yes ]; then
     mkdir -p "$place/out/highfield/sub-mni/anat"
