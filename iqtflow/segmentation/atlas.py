@@ -93,8 +93,9 @@ def register_atlas(ants: Any, brain: np.ndarray, mask: np.ndarray, affine: np.nd
 def classify_with_priors(values: np.ndarray, priors: np.ndarray) -> np.ndarray:
     """Return tissue probabilities of voxels from three Gaussians and prior probabilities.
 
-    Expectation maximisation of the mixture of [1]_ without its deformation. The prior of tissue j in a voxel
-    is ``g_j b_j / sum_l g_l b_l``, with the atlas's probability b and a weight g of each tissue.
+    Expectation maximisation of the mixture of unified segmentation (Ashburner and Friston 2005), without its
+    deformation. The prior of tissue j in a voxel is ``g_j b_j / sum_l g_l b_l``, with the atlas's
+    probability b and a weight g of each tissue.
 
     Parameters
     ----------
