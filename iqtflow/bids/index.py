@@ -141,7 +141,8 @@ def list_images(
         layout = _open_database(root, Path(database_dir).absolute())
     else:
         suffixes = wanted["suffix"] if isinstance(wanted["suffix"], list) else [wanted["suffix"]]
-        layout = _index(root, _relevant(subjects, suffixes), metadata=_ask_metadata(wanted))
+        asks_metadata = any(key[:1].isupper() for key in wanted)  # a field of sidecars, no entity
+        layout = _index(root, _relevant(subjects, suffixes), metadata=asks_metadata)
     try:
         found = layout.get(return_type="filename", **{key: _query(value) for key, value in wanted.items()})
     except Exception as fault:  # an unknown key, or a broken index
@@ -284,11 +285,6 @@ def _open_database(root: Path, folder: Path):
             next_step="Choose another --bids-database-dir, or make it again with --bids-database-wipe.",
         )
     return layout
-
-
-def _ask_metadata(wanted: Mapping[str, Any]) -> bool:
-    """Return whether a query uses fields of sidecars. Their names begin with a capital letter."""
-    return any(key[:1].isupper() for key in wanted)
 
 
 def _query(value: Any) -> Any:

@@ -24,7 +24,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import voxel_sizes
+from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 
 from iqtflow.segmentation.atlas import ATLAS, LEAST_OVERLAP, classify_with_priors, register_atlas
 from iqtflow.segmentation.brainmask import find_brain_mask
@@ -158,7 +158,9 @@ def segment_tissues(
     posteriors: np.ndarray | None = None
     atlas: dict[str, Any] = {}
     if priors == "atlas":
-        posteriors, atlas = _by_atlas(ants, corrected, box_mask, _affine_of(box, image.affine))
+        origin_mm = apply_affine(image.affine, [side.start for side in box])
+        box_affine = from_matvec(image.affine[:3, :3], origin_mm)
+        posteriors, atlas = _by_atlas(ants, corrected, box_mask, box_affine)
     if posteriors is None:
         start = np.zeros((3, *corrected.shape), dtype=np.float32)
         start[:, box_mask] = fit_tissue_mixture(corrected[box_mask]).posteriors(corrected[box_mask])
@@ -316,13 +318,6 @@ def _correct_bias(ants: Any, brain: np.ndarray, mask: np.ndarray, spacing_mm: np
     bias = np.maximum(field_image.numpy(), 1e-6)
     corrected = brain / bias
     return (corrected * (brain[mask].mean() / corrected[mask].mean())).astype(np.float32)
-
-
-def _affine_of(box: tuple[slice, ...], affine: np.ndarray) -> np.ndarray:
-    """Return the affine of a part of a volume."""
-    part = np.array(affine, dtype=float)
-    part[:3, 3] = nib.affines.apply_affine(affine, [s.start for s in box])
-    return part
 
 
 def _by_atlas(

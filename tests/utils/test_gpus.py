@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -43,57 +45,46 @@ def test_what_slurm_or_a_user_has_hidden_is_not_taken(monkeypatch, variable, exp
     assert visible_gpus({} if variable is None else {"CUDA_VISIBLE_DEVICES": variable}) == expected
 
 
-def hold(folder: Path, *cards: str) -> tuple[subprocess.Popen, str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, folder, *cards], stdout=subprocess.PIPE, text=True
-    )
-    return process, process.stdout.readline().strip()
+@contextmanager
+def hold(folder: Path, *cards: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    """Let another process lock one of the GPUs; yield the process and the GPU."""
+    command = [sys.executable, "-c", HOLD, folder, *cards]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
 
 
-def test_each_process_gets_a_card_of_its_own_and_a_killed_one_gives_it_back(tmp_path):
-    first, one = hold(tmp_path, "a", "b")
-    second, two = hold(tmp_path, "a", "b")
-    try:
+def test_each_process_gets_a_gpu_of_its_own_and_a_killed_one_releases_it(tmp_path):
+    with hold(tmp_path, "a", "b") as (first, one), hold(tmp_path, "a", "b") as (_, two):
         assert {one, two} == {"a", "b"}
-        lines: list[str] = []
         first.kill()
         began = time.monotonic()
-        with claim_gpu(gpus=["a", "b"], lock_dir=tmp_path, report=lines.append) as card:
+        with claim_gpu(gpus=["a", "b"], lock_dir=tmp_path) as card:
             assert card == one
             assert os.environ["CUDA_VISIBLE_DEVICES"] == one
         assert time.monotonic() - began < 30
         assert "CUDA_VISIBLE_DEVICES" not in os.environ
-    finally:
-        for process in (first, second):
-            process.kill()
-            process.communicate()
 
 
 def test_a_job_that_has_to_wait_says_so(tmp_path):
-    holder, _ = hold(tmp_path, "only")
     lines: list[str] = []
+    with hold(tmp_path, "only") as (holder, _):
 
-    def report(line: str) -> None:
-        lines.append(line)
-        holder.kill()
+        def report(line: str) -> None:
+            lines.append(line)
+            holder.kill()
 
-    try:
         with claim_gpu(gpus=["only"], lock_dir=tmp_path, report=report):
             assert lines == ["waiting for 1 GPU(s): only in use by other jobs"]
-    finally:
-        holder.kill()
-        holder.communicate()
 
 
-def test_a_training_on_two_cards_takes_both_or_waits_for_both(tmp_path):
+def test_a_training_on_two_gpus_locks_both_or_waits_for_both(tmp_path):
     with claim_gpu(count=2, gpus=["a", "b", "c"], lock_dir=tmp_path) as cards:
         assert cards == os.environ["CUDA_VISIBLE_DEVICES"] == "a,b"
-        third, card = hold(tmp_path, "a", "b", "c")
-        try:
+        with hold(tmp_path, "a", "b", "c") as (_, card):
             assert card == "c"
-        finally:
-            third.kill()
-            third.communicate()
     with (
         pytest.raises(UsageError, match="2 GPUs: found 1"),
         claim_gpu(count=2, gpus=["a"], lock_dir=tmp_path),

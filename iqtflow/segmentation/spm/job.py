@@ -42,6 +42,8 @@ from iqtflow.utils.errors import InputError, OutputError
 from iqtflow.utils.files import require_parent
 
 _SCRIPT = "iqtflow_job.m"
+#: SPM's MEX files use all cores and gain nothing.
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class SpmError(InputError):
@@ -206,7 +208,7 @@ def run_m_code(
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
-                env=single_thread_environment(),
+                env={**os.environ, **_ONE_THREAD},
             )
         except OSError as fault:
             raise SpmError(
@@ -245,12 +247,6 @@ def run_m_code(
 def plain_stem(name: str) -> str:
     """Return a file name without folder and image extension (``sub-01_T1w.nii.gz`` -> ``sub-01_T1w``)."""
     return re.sub(r"\.(nii|img|hdr|mgz|mgh)$", "", re.sub(r"\.gz$", "", Path(name).name))
-
-
-def single_thread_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Limit the child process to one thread. SPM's MEX files use all cores and gain nothing."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    return {**(os.environ if environ is None else environ), **dict.fromkeys(names, "1")}
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def write_with_background(scan: nib.Nifti1Image, path: Path) -> Path:
     Parameters
     ----------
     scan
-        The stripped brain, zero outside, shape (w, h, D).
+        The stripped brain from `iqtflow.segmentation.spm.checks.check_spm_input`, 0 outside, shape (w, h, D).
     path
         File to write. Zeros inside the brain stay missing data.
     """
@@ -55,9 +55,8 @@ def write_with_background(scan: nib.Nifti1Image, path: Path) -> Path:
     filled[outside] = level * (0.1 + np.abs(noise))
     header = scan.header.copy()
     header.set_data_dtype(np.float32)
-    placed = scan.header["sform_code"] > 0 or scan.header["qform_code"] > 0
     path.parent.mkdir(parents=True, exist_ok=True)
-    nib.Nifti1Image(filled, scan.affine if placed else None, header).to_filename(path)
+    nib.Nifti1Image(filled, scan.affine, header).to_filename(path)
     return path
 
 
