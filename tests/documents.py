@@ -118,7 +118,7 @@ def read_commands(block: Block) -> list[Command]:
 class Sandbox:
     """A folder in place of a reader's machine: programs, data sets, a home, the files of the repository."""
 
-    def __init__(self, root: Path, model: Path) -> None:
+    def __init__(self, root: Path, model: Path, data: Path) -> None:
         self.root, self.model = root, model
         self.log = root / "noted"
         self.cwd = root / "here"
@@ -134,6 +134,13 @@ class Sandbox:
             (self.cwd / name).symlink_to(ROOT / name)
         for script in (path for path in (ROOT / ".ci").rglob("*") if path.is_file()):
             self.note(self.cwd / script.relative_to(ROOT))
+        shutil.copytree(data, root / "data")
+        for name in ("scan.nii.gz", "T1w.nii.gz"):
+            shutil.copyfile(data / name, self.cwd / name)
+        shutil.copyfile(model, self.cwd / "MODEL.safetensors")
+        (self.cwd / "maps").mkdir()
+        (self.cwd / "split.json").write_text(FILES["--split"])
+        (self.cwd / "BIDS").symlink_to(root / "data/highfield")
 
     def note(self, program: Path) -> None:
         """Make a program that only notes its arguments."""
@@ -168,22 +175,20 @@ class Sandbox:
                     self.note(Path(call[-1]) / "bin" / name)
         return calls
 
-    def add_data(self) -> None:
-        """Small data sets with the names of the pages: low field, high field, tissue maps, HCP."""
-        brain, data = make_brain(), self.root / "data"
-        for label in ("01", "02", "03", "04"):
-            for name in ("bids", "lowfield"):
-                add_subject(data / name, label, brain, thick=True)
-            add_subject(data / "highfield", label, brain)
-            add_subject(data / "derivatives/smriprep", label, brain, maps=True)
-        for label in ("100307", "100408", "101107", "101309"):
-            write(data / f"hcp/{label}/T1w/T1w_acpc_dc_restore_brain.nii.gz", brain.intensity)
-        write(self.cwd / "scan.nii.gz", thick_slices(brain.intensity, 0), slice_mm=8.0)
-        write(self.cwd / "T1w.nii.gz", brain.intensity)
-        (self.cwd / "maps").mkdir()
-        (self.cwd / "split.json").write_text(FILES["--split"])
-        (self.cwd / "BIDS").symlink_to(data / "highfield")
-        shutil.copyfile(self.model, self.cwd / "MODEL.safetensors")
+
+def make_data(root: Path) -> Path:
+    """Make small data sets with the names of the pages: low field, high field, tissue maps, HCP."""
+    brain = make_brain()
+    for label in ("01", "02", "03", "04"):
+        for name in ("bids", "lowfield") if label < "03" else ():
+            add_subject(root / name, label, brain, thick=True)
+        add_subject(root / "highfield", label, brain)
+        add_subject(root / "derivatives/smriprep", label, brain, maps=True)
+    for label in ("100307", "100408", "101107", "101309"):
+        write(root / f"hcp/{label}/T1w/T1w_acpc_dc_restore_brain.nii.gz", brain.intensity)
+    write(root / "scan.nii.gz", thick_slices(brain.intensity, 0), slice_mm=8.0)
+    write(root / "T1w.nii.gz", brain.intensity)
+    return root
 
 
 def add_subject(root: Path, label: str, brain: Brain, *, thick: bool = False, maps: bool = False) -> None:

@@ -29,6 +29,7 @@ from documents import (
     check_example,
     check_toml,
     list_pages,
+    make_data,
     plain,
     read_blocks,
     read_commands,
@@ -46,10 +47,14 @@ LONG = ("docs/usage.md",)
 TRAINING = shlex.split("--filters 2 --steps 2 --steps-per-epoch 2 --max-epochs 1 --batch-size 2")
 
 
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
 @pytest.fixture
-def sandbox(tmp_path, untrained_model, monkeypatch) -> Sandbox:
-    place = Sandbox(tmp_path, untrained_model)
-    place.add_data()
+def sandbox(tmp_path, untrained_model, data, monkeypatch) -> Sandbox:
+    place = Sandbox(tmp_path, untrained_model, data)
     for name in ("spm12", "spm"):
         make_spm(tmp_path / "opt" / name)
     octave = make_program(tmp_path / "octave-cli", "exit 0")
