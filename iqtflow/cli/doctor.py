@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib.util
 import json
@@ -14,7 +15,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from iqtflow.segmentation.spm.install import (
     GENUINE_TPM_BLOB,
@@ -67,77 +67,51 @@ class Check:
     next_step: str = ""
 
 
-def run_doctor(
-    *,
-    mode: str = "enhance",
-    segmentation: str = "auto",
-    device: str = "auto",
-    derivatives: str | os.PathLike | None = None,
-    spm_dir: str | os.PathLike | None = None,
-    tpm: str | os.PathLike | None = None,
-    octave: str | os.PathLike | None = None,
-    model: str | os.PathLike | None = None,
-    output_dir: str | os.PathLike | None = None,
-    work_dir: str | os.PathLike | None = None,
-    stream: TextIO | None = None,
-) -> int:
-    """Check everything that a run with these settings needs, and print the result.
+def run_doctor(options: argparse.Namespace) -> int:
+    """Check everything that a run with these options needs, and print the result.
 
     Parameters
     ----------
-    mode
-        ``"enhance"``, ``"train"`` or ``"calibrate"``.
-    segmentation
-        ``"auto"``, ``"spm"``, ``"ants"`` or ``"derivatives"``.
-    device
-        ``"auto"``, ``"cpu"`` or ``"cuda"``.
-    derivatives
-        Folder with ready-made tissue maps.
-    spm_dir, tpm, octave
-        As for `iqtflow.segmentation.spm.install.find_spm`.
-    model
-        Model file, or name of a shipped model; the shipped models are checked in any case.
-    output_dir, work_dir
-        Folders that the run writes to; they need not exist.
-    stream
-        Where to print; None: standard output.
+    options
+        From :func:`iqtflow.cli.parser.parse`.
 
     Returns
     -------
     int
         0 if the run is possible, else 1.
     """
-    stream = stream or sys.stdout
+    mode, device, model = options.run__mode, options.run__device, options.enhance__model
+    segmentation = options.segmentation__engine
     checks = [*_check_packages(mode, segmentation)]
     if mode != "enhance":  # which makes no tissue maps
-        checks += _check_derivatives(segmentation, derivatives)
-        required = segmentation == "spm"
+        checks += _check_derivatives(segmentation, options.segmentation__derivatives)
         checks += check_spm(
-            required=required, segmentation=segmentation, spm_dir=spm_dir, tpm=tpm, octave=octave
+            required=segmentation == "spm",
+            segmentation=segmentation,
+            spm_dir=options.segmentation__spm_dir,
+            tpm=options.segmentation__tpm,
+            octave=options.segmentation__octave,
         )
+    folders = {"Output": options.paths__output_dir, "Work": options.paths__work_dir}
     checks += [
         _check_device(device),
         check_memory(mode),
-        *(
-            check_folder(name, folder)
-            for name, folder in (("Output", output_dir), ("Work", work_dir))
-            if folder
-        ),
+        *(check_folder(name, folder) for name, folder in folders.items() if folder),
         check_temporary(),
         *check_models(required=mode == "enhance" and model is None),
         *([_check_model_file(model)] if model is not None else []),
     ]
     engine = "" if mode == "enhance" else f"segmentation {segmentation}, "
-    print(f"iqtflow --doctor: mode {mode}, {engine}device {device}", file=stream)
+    print(f"iqtflow --doctor: mode {mode}, {engine}device {device}")
     for check in checks:
-        print(f"  {check.state:5s} {check.name:9s} {check.finding}", file=stream)
+        print(f"  {check.state:5s} {check.name:9s} {check.finding}")
         if check.next_step and check.state != OK:
-            print(f"  {'':15s} -> {check.next_step}", file=stream)
+            print(f"  {'':15s} -> {check.next_step}")
     faults = sum(check.state == FAULT for check in checks)
     verdict = (
         f"{faults} fault{'s' * (faults > 1)}: this configuration cannot run." if faults else "Ready to run."
     )
-    print(verdict, file=stream)
+    print(verdict)
     return 1 if faults else 0
 
 

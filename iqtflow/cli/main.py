@@ -53,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     options = parse(argv)
     if options.doctor:
-        return examine(options)
+        from iqtflow.cli.doctor import run_doctor
+
+        return run_doctor(options)
     settings, (listing, reason) = settle(options)
     # Ignore any nipype.cfg: nipype looks for one in the current folder and in the user's home.
     os.environ["NIPYPE_CONFIG_DIR"] = os.devnull
@@ -155,24 +157,6 @@ def settle(options: argparse.Namespace) -> tuple[Settings, tuple[Listing, str]]:
         check_writable(output_dir)
         check_writable(work_dir, mode=0o755)
     return settings, (listing, device.reason)
-
-
-def examine(options: argparse.Namespace) -> int:
-    """Check what a run with these arguments needs (``--doctor``); return 0 if it can run, else 1."""
-    from iqtflow.cli.doctor import run_doctor
-
-    return run_doctor(
-        mode=options.run__mode,
-        segmentation=options.segmentation__engine,
-        device=options.run__device,
-        derivatives=options.segmentation__derivatives,
-        spm_dir=options.segmentation__spm_dir,
-        tpm=options.segmentation__tpm,
-        octave=options.segmentation__octave,
-        model=options.enhance__model,
-        output_dir=options.paths__output_dir,
-        work_dir=options.paths__work_dir,
-    )
 
 
 def announce(settings: Settings, reason: str) -> None:

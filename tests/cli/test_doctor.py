@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -23,6 +24,7 @@ from iqtflow.cli.doctor import (
     check_temporary,
     run_doctor,
 )
+from iqtflow.cli.parser import parse
 from iqtflow.segmentation.spm.install import SpmNotFoundError, find_spm
 
 
@@ -119,17 +121,19 @@ def test_a_missing_octave_is_told_apart_from_a_missing_spm_and_each_has_its_own_
     assert str(tmp_path / "gone") in folder.finding and "--spm-dir" in folder.next_step
 
 
-def screen(**configuration) -> tuple[int, str]:
-    stream = io.StringIO()
-    return run_doctor(stream=stream, device="cpu", **configuration), stream.getvalue()
+def screen(output_dir: Path, mode: str = "enhance", **given: object) -> tuple[int, str]:
+    options = parse(["--doctor", "--device", "cpu"])
+    vars(options).update({"run__mode": mode, "paths__output_dir": output_dir, **given})
+    with contextlib.redirect_stdout(io.StringIO()) as stream:
+        return run_doctor(options), stream.getvalue()
 
 
 @pytest.mark.usefixtures("no_spm")
 def test_the_exit_code_says_whether_this_configuration_can_run(tmp_path):
-    code, text = screen(mode="calibrate", segmentation="ants", output_dir=tmp_path)
+    code, text = screen(tmp_path, "calibrate", segmentation__engine="ants")
     assert code == 0
     assert text.endswith("Ready to run.\n")
-    code, text = screen(mode="calibrate", segmentation="spm", output_dir=tmp_path)
+    code, text = screen(tmp_path, "calibrate", segmentation__engine="spm")
     assert code == 1
     assert "FAULT SPM" in text
     assert "1 fault: this configuration cannot run." in text
@@ -138,12 +142,12 @@ def test_the_exit_code_says_whether_this_configuration_can_run(tmp_path):
 def test_everything_fits_on_one_screen_and_every_fault_has_a_next_step(tmp_path, spm):
     (tmp_path / "file").touch()
     _, text = screen(
-        mode="train",
-        segmentation="spm",
-        spm_dir=spm[0],
-        octave=tmp_path / "gone",
-        output_dir=tmp_path / "file" / "out",
-        model=tmp_path / "gone.safetensors",
+        tmp_path / "file" / "out",
+        "train",
+        segmentation__engine="spm",
+        segmentation__spm_dir=spm[0],
+        segmentation__octave=tmp_path / "gone",
+        enhance__model=tmp_path / "gone.safetensors",
     )
     lines = text.splitlines()
     assert len(lines) <= 24
@@ -170,10 +174,9 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_a_fault_that_names_the_contain
 
     if resolve_device("auto").name == "cuda":
         pytest.skip("this machine has a GPU")
-    stream = io.StringIO()
-    code = run_doctor(mode="enhance", segmentation="ants", device="cuda", stream=stream, output_dir=tmp_path)
+    code, text = screen(tmp_path, run__device="cuda")
     assert code == 1
-    assert "FAULT Device" in stream.getvalue() and "--gpus all" in stream.getvalue()
+    assert "FAULT Device" in text and "--gpus all" in text
 
 
 def test_a_missing_spm_hides_no_missing_octave(no_spm, monkeypatch):
@@ -199,7 +202,7 @@ def test_every_fault_of_one_spm_is_named_at_once(no_spm, spm, monkeypatch):
 
 @pytest.mark.usefixtures("no_spm")
 def test_to_enhance_scans_nothing_is_said_of_tissue_maps(tmp_path):
-    _, text = screen(mode="enhance", output_dir=tmp_path)
+    _, text = screen(tmp_path)
     assert "SPM" not in text and "Octave" not in text and "segmentation" not in text
 
 
@@ -236,5 +239,5 @@ def test_a_damaged_index_of_models_is_a_fault(tmp_path, content):
 
 def test_a_model_that_cannot_be_read_is_a_fault(tmp_path):
     (tmp_path / "mine.safetensors").write_bytes(b"no model")
-    code, text = screen(mode="enhance", model=tmp_path / "mine.safetensors", output_dir=tmp_path)
+    code, text = screen(tmp_path, enhance__model=tmp_path / "mine.safetensors")
     assert code == 1 and "FAULT Model" in text
