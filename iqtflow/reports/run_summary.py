@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from iqtflow.reports.record import read_details
 from iqtflow.reports.terminal import duration
-from iqtflow.utils.files import read_text
 
 MOST_ROWS = 40  #: further scans are counted
 REMARK_CHARACTERS = 60
@@ -100,7 +99,7 @@ def _row(outcome: Outcome) -> dict[str, str]:
     failed = outcome.status == "failed"
     row |= {"scan": outcome.name, "outcome": "FAILED" if failed else outcome.status}
     remarks = [outcome.remark] if outcome.remark else []
-    found = _read(outcome.sidecar)
+    found = read_details(outcome.sidecar) if outcome.sidecar else {}
     if not failed and found:
         seconds, memory = found.get("Seconds", found.get("seconds")), found.get("PeakMemoryGB")
         if isinstance(seconds, Mapping):
@@ -130,10 +129,3 @@ def _attention(found: Mapping[str, Any]) -> list[str]:
         remarks.append(f"unlike the training data (score {familiar.get('Score')})")
     n = len(find_warnings(found))
     return [*remarks, f"{n} warning{'' if n == 1 else 's'}"] if n else remarks
-
-
-def _read(path: Path | None) -> dict[str, Any]:
-    try:
-        return {} if path is None else dict(json.loads(read_text(path)))
-    except (OSError, ValueError, TypeError):
-        return {}

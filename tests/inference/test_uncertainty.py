@@ -266,7 +266,7 @@ def test_a_graph_judges_the_map_if_the_model_writes_one_and_is_not_run_twice(tmp
 
 def test_the_page_of_a_training_holds_the_map_against_the_error(tmp_path):
     found = measured_on(4, gain=1.3)
-    page = Page(write_group_page(tmp_path, "m", uncertainty="predicted", reliability=found))
+    page = Page(write_group_page(tmp_path, "m", card=card(uncertainty=True, figures={"reliability": found})))
     assert page.says("predicts the size of its error") and page.says("4 unseen subjects")
     mean, low, high = (found["error_over_std"][key] for key in ("mean", "min", "max"))
     assert mean == pytest.approx(1.3, abs=0.02)

@@ -63,6 +63,8 @@ def test_a_training_subject_shows_contours_draws_and_what_was_drawn(page):
     snr = "Draw 1: SNR 67.6 in white matter, 59.4 in grey matter"
     for words in (snr, "ANTs N4 + Atropos", "GM 793 ml", "412"):
         assert page.says(words), words
+    (ellipse,) = (image for image in page.images if image["src"].endswith("_snr.svg"))
+    assert ellipse["alt"].endswith("; 1 of them outside.")
     assert page.tags.count("figure") == page.tags.count("figcaption")
     assert all(len(image["alt"]) > 20 for image in page.images)
 
@@ -87,11 +89,6 @@ def test_the_published_ellipse_holds_the_share_of_draws_that_it_says():
     outline = prior.outline(0.95).T
     assert prior.holds(0.999 * (outline - prior.mean) + prior.mean).all()
     assert not prior.holds(1.001 * (outline - prior.mean) + prior.mean).any()
-
-
-def test_the_plot_says_how_many_draws_lie_outside(page):
-    picture = next(image for image in page.images if image["src"].endswith("_snr.svg"))
-    assert picture["alt"].endswith("; 1 of them outside.")
 
 
 def test_a_draw_lies_over_its_source_on_the_page(record, volumes):
@@ -130,12 +127,12 @@ def test_the_index_counts_prepared_subjects_and_shows_their_contours(record, tmp
         (None, "not compared", "the model"),
     ],
 )
-def test_how_familiar_a_scan_is_stands_on_the_page_in_words(field, badge, words):
+def test_the_page_says_whether_a_scan_is_like_the_training_data(field, badge, words):
     verdict = judge({"Device": "cpu", "OutOfDistribution": field})
     assert verdict.badge == badge and words in verdict.sentence
 
 
-def test_an_unfamiliar_scan_says_why_and_is_marked_on_the_index(volumes, tmp_path):
+def test_a_scan_unlike_the_training_data_says_why_and_is_marked_on_the_index(volumes, tmp_path):
     scan = make_record(volumes)
     scan.details.update(
         {

@@ -81,13 +81,10 @@ def test_the_page_asks_the_network_for_nothing(page):
             assert all(r.startswith("#") or r.startswith("http://purl.org/") for r in references)
 
 
-def test_the_page_says_what_the_pictures_are_not(page):
-    assert page.says(NOTICE)
+def test_the_page_has_the_limits_of_use_and_geometry_model_device_time_and_warnings(page):
     assert "research only" in NOTICE and "not measured" in NOTICE
-
-
-def test_an_engineer_finds_geometry_model_device_time_and_warnings(page):
     for words in (
+        NOTICE,
         *("8 mm", "6 mm", "2 mm", "from SliceThickness", "third array axis (k)", "aniso-k4", "ab" * 32),
         *("cpu", "31.4 s", "4.2 GB", "Thickness and spacing differ.", "PSNR", "30.25"),
         "12 slices 8.00 mm apart",
@@ -158,7 +155,7 @@ def test_a_spline_made_for_the_page_lies_where_the_shipped_baseline_lies(record)
     np.testing.assert_allclose(without.before, with_spline.before, atol=1e-3)
 
 
-def test_the_detail_is_taken_where_the_estimate_changed_most(record):
+def test_the_detail_is_taken_where_most_has_changed(record):
     volumes = load_volumes(record)
     after = volumes.before.copy()
     after[30:33, 20:23, 22:26] += 200
@@ -168,7 +165,7 @@ def test_the_detail_is_taken_where_the_estimate_changed_most(record):
     assert picture.max() > 0 and picture[rows, columns].sum() == picture.sum()
 
 
-def test_an_estimate_that_keeps_the_acquired_slices_agrees_with_them_fully(record):
+def test_an_enhanced_volume_that_keeps_the_acquired_slices_agrees_with_them_fully(record):
     volumes = load_volumes(record)
     faithful = replace(volumes, after=np.repeat(volumes.acquired[0], K, axis=2))
     foreign = replace(volumes, after=faithful.after[:, :, ::-1])

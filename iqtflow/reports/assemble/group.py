@@ -77,8 +77,6 @@ def write_training_page(output_dir: Place, model_name: str, *, scans: Sequence[R
     card = read_card(output_dir / output_name("model", model=model_name))
     files = sorted(output_dir.glob(str(output_name("curves", model=model_name, member="*"))))
     curves = {path.stem.removeprefix(f"{model_name}_").removesuffix("_curves"): path for path in files}
-    if not scans:
-        return write_group_page(output_dir, model_name, card=card, curves=curves)
     examples = []
     for scan in scans:
         stem = Path(scan.input or "").name.partition("_desc-sim01_")[0]
@@ -92,10 +90,8 @@ def write_training_page(output_dir: Place, model_name: str, *, scans: Sequence[R
         model_name,
         card=card,
         curves=curves,
-        evaluation=read_metrics(output_dir / output_name("metrics")),
+        evaluation=read_metrics(output_dir / output_name("metrics")) if scans else (),
         examples=examples,
-        reliability=card.reliability,
-        uncertainty=card.uncertainty(),
     )
 
 
@@ -107,8 +103,6 @@ def write_group_page(
     curves: Mapping[str, Place] | None = None,
     evaluation: Sequence[Evaluated] = (),
     examples: Sequence[Record] = (),
-    reliability: Mapping[str, Any] | None = None,
-    uncertainty: str | None = None,
     convention: str = "radiological",
 ) -> Path:
     """Write the page of a training.
@@ -120,7 +114,7 @@ def write_group_page(
     name
         Of the model.
     card
-        All that was recorded of the model.
+        All that was recorded of the model, its standard deviation against the true error included.
     curves
         For each network a CSV file with the columns step, train_loss, val_loss.
     evaluation
@@ -128,11 +122,6 @@ def write_group_page(
     examples
         Enhanced scans of unseen subjects: ``subject``, ``output``, ``spline``, ``truth``; ``input`` and
         ``mask`` are optional.
-    reliability
-        Standard deviation against true error, from
-        `iqtflow.evaluation.uncertainty_calibration.summarise_reliability`.
-    uncertainty
-        Kind of the standard deviation, one of `iqtflow.inference.uncertainty.KINDS`.
     convention
         ``radiological`` or ``neurological``.
 
@@ -152,6 +141,7 @@ def write_group_page(
     def add(file: str, plot: tuple[bytes, str]) -> pictures.Picture:
         return pictures.keep(files, f"group_{file}.svg", *plot)
 
+    reliability = card.reliability if card else None
     read = {network: read_curves(path) for network, path in (curves or {}).items()}
     tables = [_metric_table(evaluation, metric) for metric in _metrics(evaluation)]
     html = render(
@@ -164,7 +154,7 @@ def write_group_page(
         overview=[t["overview"] for t in tables],
         boxes=[add(t["metric"], plots.paired_boxes(t["columns"], t["title"])) for t in tables],
         n_subjects=len(evaluation),
-        uncertainty=uncertainty,
+        uncertainty=card.uncertainty() if reliability and card else None,
         reliability=reliability and add("reliability", plots.reliability_curve(reliability)),
         reliability_n=reliability and reliability["n"],
         reliability_rows=reliability and plots.reliability_rows(reliability),

@@ -197,9 +197,9 @@ def _find_evaluated(output_dir: Path, model_name: str) -> list[Record]:
     """Return the evaluation scans of a model whose enhanced volume, simulated scan and truth are there."""
     found = []
     evaluated = output_dir / "models" / f"{model_name}_evaluation"
-    for estimate in sorted(evaluated.glob("sub-*_desc-iqt_T1w.nii.gz")):
-        label = estimate.name.split("_")[0].removeprefix("sub-")
-        simulated = estimate.name.replace("_desc-iqt_", "_desc-sim01_")
+    for enhanced in sorted(evaluated.glob("sub-*_desc-iqt_T1w.nii.gz")):
+        label = enhanced.name.split("_")[0].removeprefix("sub-")
+        simulated = enhanced.name.replace("_desc-iqt_", "_desc-sim01_")
         for low in sorted((output_dir / f"sub-{label}").rglob(simulated)):
             truth = find_source(output_dir, low)
             mask = low.with_name(low.name.partition("_desc-sim01_")[0] + "_desc-brain_mask.nii.gz")
