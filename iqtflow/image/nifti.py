@@ -11,7 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from iqtflow.image.nifti_file import UNREADABLE, open_nifti, unreadable
+from iqtflow.image.nifti_file import open_nifti, reading
 from iqtflow.image.orientation import placed_like
 from iqtflow.utils.errors import InputError
 from iqtflow.utils.files import write_atomically
@@ -64,11 +64,8 @@ def read_volume(
 
 def read_voxels(path: str | os.PathLike, image: nib.Nifti1Image) -> np.ndarray:
     """Return the scaled voxels (w, h, d) of an image from `open_nifti` as float32, which may be infinite."""
-    try:
-        with np.errstate(all="ignore"):  # values beyond 32 bits become infinite
-            return np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
-    except UNREADABLE as fault:
-        raise unreadable(path, fault) from fault
+    with reading(path), np.errstate(all="ignore"):  # values beyond 32 bits become infinite
+        return np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
 
 
 def with_voxels(image: nib.Nifti1Image, data: np.ndarray) -> nib.Nifti1Image:

@@ -13,6 +13,7 @@ import os
 import stat
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +44,7 @@ _quiet.addHandler(logging.NullHandler())
 _quiet.propagate = False
 
 #: Exceptions of gzip, zlib and nibabel for damaged files.
-UNREADABLE = (
+_UNREADABLE = (
     OSError,
     EOFError,
     ValueError,
@@ -87,13 +88,11 @@ def open_nifti(path: str | os.PathLike, *, kind: Kind = "map") -> nib.Nifti1Imag
     size = math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
     content, more = io.BytesIO(), False
     left = offset + size
-    try:
+    with reading(path):
         for chunk in _chunks(path):
             content.write(chunk[:left])
             more = more or bool(chunk[left:].strip(b"\0"))
             left -= min(left, len(chunk))
-    except UNREADABLE as fault:
-        raise unreadable(path, fault) from fault
     shape = " x ".join(map(str, header.get_data_shape()))
     described = f"a header of {shape} voxels of type {header.get_data_dtype()} from byte {offset} on"
     if left:
@@ -149,10 +148,8 @@ def check_content(path: str | os.PathLike) -> None:
         whose content has not been fetched.
     """
     path = Path(path)
-    try:
+    with reading(path):
         status = path.stat() if path.exists() else None
-    except OSError as fault:
-        raise unreadable(path, fault) from fault
     if status is not None and not stat.S_ISREG(status.st_mode):
         raise InputError(
             path,
@@ -183,22 +180,24 @@ def read_content(path: str | os.PathLike) -> bytes:
     """
     path = Path(path)
     check_content(path)
-    try:
+    with reading(path):
         return b"".join(_chunks(path))
-    except UNREADABLE as fault:
-        raise unreadable(path, fault) from fault
 
 
-def unreadable(path: str | os.PathLike, fault: Exception) -> InputError:
-    """Return the error for a file that gzip, zlib or nibabel cannot read."""
-    words = "not enough memory" if isinstance(fault, MemoryError) else str(fault)
-    return InputError(
-        path,
-        found=f"a file that cannot be read ({' '.join(words.split()) or type(fault).__name__})",
-        expected="a complete NIfTI image",
-        next_step="Copy or convert it again"
-        + ("; `gzip -t` checks the file." if os.fspath(path).lower().endswith(".gz") else "."),
-    )
+@contextmanager
+def reading(path: str | os.PathLike) -> Iterator[None]:
+    """Turn errors of the file system, gzip, zlib and nibabel into one `InputError`."""
+    try:
+        yield
+    except _UNREADABLE as fault:
+        words = "not enough memory" if isinstance(fault, MemoryError) else str(fault)
+        compressed = os.fspath(path).lower().endswith(".gz")
+        raise InputError(
+            path,
+            found=f"a file that cannot be read ({' '.join(words.split()) or type(fault).__name__})",
+            expected="a complete NIfTI image",
+            next_step=f"Copy or convert it again{'; `gzip -t` checks the file' if compressed else ''}.",
+        ) from fault
 
 
 def _chunks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
@@ -231,7 +230,7 @@ def _read_header(path: Path, kind: Kind) -> tuple[nib.Nifti1Header, int, list[st
     """Read, check and correct the header of a file. Also return the first byte of the voxels, and notes."""
     check_content(path)
     _check_name(path)
-    try:
+    with reading(path):
         start = b""
         for chunk in _chunks(path, 1024):
             start += chunk
@@ -247,8 +246,6 @@ def _read_header(path: Path, kind: Kind) -> tuple[nib.Nifti1Header, int, list[st
         offset = int(stated) if np.isfinite(stated) and stated else least  # 0: right after the header
         header.get_slope_inter(), header.get_data_dtype()
         shape = header.get_data_shape()
-    except UNREADABLE as fault:
-        raise unreadable(path, fault) from fault
     _check_shape(path, shape, header.get_data_dtype(), several=kind == "priors")
     header["vox_offset"] = least  # nibabel prints remarks on other values, without the file name
     notes += correct_forms(path, header, head=kind == "scan")
@@ -340,11 +337,8 @@ def _check_shape(path: Path, shape: tuple[int, ...], kind: np.dtype, *, several:
 def _check_name(path: Path) -> None:
     """Check that name and first bytes of a file agree."""
     name = path.name.lower()
-    try:
-        with open(path, "rb") as stream:
-            start = stream.read(132)
-    except OSError as fault:
-        raise unreadable(path, fault) from fault
+    with reading(path), open(path, "rb") as stream:
+        start = stream.read(132)
     if not name.endswith((".nii", ".nii.gz")):
         try:
             kind = f"an image of type {type(nib.load(path)).__name__}"
