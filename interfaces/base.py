@@ -26,7 +26,7 @@ def setting_trait(section: str, name: str, **changes: Any) -> Any:
     item = SETTINGS[section][name]
     default = item.default
     choices = changes.pop("choices", item.choices)
-    form = {int: " %d", float: " %g", str: " %s", bool: ""}[item.kind]
+    form = " %s" if item.words else {int: " %d", float: " %g", str: " %s", bool: ""}[item.kind]
     given = {
         "usedefault": default is not None and not item.words,
         "argstr": item.command_option + form * (item.count or 1),
@@ -34,7 +34,7 @@ def setting_trait(section: str, name: str, **changes: Any) -> Any:
         **changes,
     }
     if item.words:
-        return traits.Either(traits.Enum(*item.words), traits.Int, **{**given, "argstr": f"{item.option} %s"})
+        return traits.Either(traits.Enum(*item.words), traits.Int, **given)
     if item.many:
         return traits.Tuple(default, **given)
     if item.kind is str and choices:

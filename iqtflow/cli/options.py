@@ -8,6 +8,12 @@ from typing import Any
 
 from iqtflow.config import SETTINGS, Setting
 
+SKULL_STRIPPED = {
+    "yes": True,
+    "no": False,
+    "auto": None,
+}  #: values of --skull-stripped; None: look at the image
+
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
     """Help with the default of each option, as it is typed."""

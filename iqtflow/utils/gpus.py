@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from iqtflow.utils.errors import OutputError, UsageError
+from iqtflow.utils.errors import InputError, OutputError, UsageError
 
 DEVICES = ("auto", "cpu", "cuda")  #: what the command line accepts
 
@@ -95,6 +95,25 @@ def resolve_device(requested: str, *, elsewhere: bool = False) -> Device:
             next_step="Start a container with --gpus all (Docker) or --nv (Apptainer); or use --device cpu.",
         )
     return Device("cpu", reason)
+
+
+def require_cuda(device: str) -> None:
+    """Make sure in the process that runs networks that PyTorch can use a GPU, if `device` is "cuda".
+
+    Raises
+    ------
+    InputError
+        It cannot.
+    """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "--device cuda",
+            found="no CUDA device",
+            expected="a visible NVIDIA GPU",
+            next_step="Start the container with --gpus all (Docker) or --nv (Apptainer), or choose the CPU.",
+        )
 
 
 def visible_gpus(environ: Mapping[str, str] | None = None) -> list[str]:

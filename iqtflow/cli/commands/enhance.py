@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from iqtflow.cli.options import Formatter, add_command_options, value
+from iqtflow.cli.options import SKULL_STRIPPED, Formatter, add_command_options, value
 from iqtflow.config import SETTINGS
 from iqtflow.reports.run_summary import describe_enhancement
 from iqtflow.utils.command import run_command
-from iqtflow.utils.errors import InputError
-from iqtflow.utils.gpus import device_claimed
+from iqtflow.utils.gpus import device_claimed, require_cuda
 from iqtflow.utils.outputs import IMAGE, JSON, add_overwrite, check_outputs
 from iqtflow.utils.system import USUAL_GB, WITH_TORCH_GB
 
 PROG = "iqtflow-enhance"
-SKULL_STRIPPED = {"yes": True, "no": False, "auto": None}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -89,21 +87,13 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _enhance(options: argparse.Namespace) -> None:
-    import torch
-
     from iqtflow import __version__
     from iqtflow.image.nifti import require_finite, write_image, write_json
     from iqtflow.image.validate import check_scan
     from iqtflow.inference.pipeline import enhance_image
     from iqtflow.models.zoo import contrast_of
 
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            "--device cuda",
-            found="no CUDA device",
-            expected="a visible NVIDIA GPU",
-            next_step="Start the container with --gpus all (Docker) or --nv (Apptainer), or use the CPU.",
-        )
+    require_cuda(options.device)
     image = check_scan(options.scan)
     result = enhance_image(
         image,

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iqtflow.cli.options import Formatter, add_command_options, value
+from iqtflow.cli.options import SKULL_STRIPPED, Formatter, add_command_options, value
 from iqtflow.segmentation.precomputed import ReadyMaps, find_ready_maps
 from iqtflow.segmentation.select import EngineChoice, choose_engine
 from iqtflow.utils.command import run_command
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from iqtflow.segmentation.atropos import TissueMaps
 
 PROG = "iqtflow-segment"
-#: Values of --skull-stripped, as `find_brain_mask` takes them.
-SKULL_STRIPPED = {"yes": True, "no": False, "auto": None}
 #: Ends of the images' names, after the prefix.
 IMAGES = ("label-WM_probseg", "label-GM_probseg", "label-CSF_probseg", "desc-brain_mask", "desc-preproc_T1w")
 

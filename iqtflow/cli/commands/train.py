@@ -19,7 +19,7 @@ from iqtflow.models.registry import allow_network
 from iqtflow.utils.command import run_command
 from iqtflow.utils.errors import InputError
 from iqtflow.utils.files import read_text
-from iqtflow.utils.gpus import device_claimed
+from iqtflow.utils.gpus import device_claimed, require_cuda
 from iqtflow.utils.outputs import MODEL, TABLE, add_overwrite, check_outputs
 from iqtflow.utils.system import WITH_TORCH_GB
 
@@ -109,8 +109,6 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    import torch
-
     from iqtflow.image.intensity import NORMALISATION
     from iqtflow.models.model_file import save_model
     from iqtflow.models.registry import build_network, choose_settings, setting_names
@@ -122,14 +120,7 @@ def _train(options: argparse.Namespace) -> None:
     from iqtflow.training.trainer import ERROR_HEAD, train_member
     from iqtflow.utils.files import write_atomically
 
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            "--device cuda",
-            found="no CUDA device",
-            expected="a visible NVIDIA GPU",
-            next_step="Start the container with --gpus all (Docker) or --nv (Apptainer), or use --device "
-            "cpu.",
-        )
+    require_cuda(options.device)
     train = TrainSettings(**{name: getattr(options, name) for name in HERE})
     check_training(train)
     allow_network(train.network)
