@@ -1,14 +1,14 @@
-"""White matter keeps its intensity: a check of the estimate against the scan, and a correction of its scale.
+"""White matter keeps its intensity: the enhanced volume is compared with the scan, and scaled if they differ.
 
-The simulator changes the contrast of a training scan and leaves white matter alone (Algorithm 1 of Lin et
-al. 2019, with r^WM = 1), so the estimate, averaged back onto the scan's slices, has to agree with the scan
-there. On scans of the training's kind it does, within a few per cent. On others (grey and white matter that
-hardly differ) networks take part of the white matter for grey and darken all of it. Their units are
-arbitrary, but people compare the two volumes side by side, so such an estimate is scaled: by no more than
-what brings the ratio back to the border of what evaluation scans of the model showed, which leaves scans of
-the training's kind untouched.
+The simulator changes the contrast of a training scan, but not the intensity of white matter (Algorithm 1 of
+Lin et al. 2019, with r^WM = 1). So the enhanced volume, averaged over the scan's slices, must agree with the
+scan in white matter. On scans like the training scans it does, within a few per cent. On other scans, in
+which grey and white matter hardly differ, networks take part of the white matter for grey matter and make all
+of it darker. Units are arbitrary, but people compare the two volumes side by side. The enhanced volume is
+therefore scaled, just so far that the ratio is in the range of the model's evaluation scans. Scans like the
+training scans do not change.
 
-One factor for the whole volume changes no contrast, and therefore no lesion's.
+It is one factor for the whole volume, so it changes no contrast, and no contrast of a lesion.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ from typing import Any
 
 import numpy as np
 
-#: Percentiles of the averaged estimate within the brain between which a voxel counts as white matter: it is
-#: the brightest tissue, about 40 % of the brain; the few brightest voxels are vessels and noise.
+#: A voxel counts as white matter between these percentiles of the averaged enhanced volume in the brain.
+#: White matter is the brightest tissue, about 40 % of the brain; the few brightest voxels are vessels and
+#: noise.
 BRIGHT = (65.0, 97.0)
-#: A factor is never further from 1 than this.
-LARGEST_FACTOR = 1.35
-#: Fewer voxels give no ratio.
-LEAST_VOXELS = 200
+LARGEST_FACTOR = 1.35  #: largest factor; the smallest is its inverse
+LEAST_VOXELS = 200  #: with fewer voxels there is no ratio
 
 
 @dataclass(frozen=True)
 class Correction:
-    """The scan's white matter over the estimate's, the range that the model's evaluation scans showed, and
-    the factor that the estimate was multiplied with.
+    """Ratio of white matter in scan and enhanced volume, its range on the model's evaluation scans, and the
+    factor for the enhanced volume.
     """
 
     ratio: float | None
@@ -48,7 +47,7 @@ class Correction:
 
 
 def white_matter_ratio(scan: np.ndarray, estimate: np.ndarray, mask: np.ndarray) -> float | None:
-    """Return the scan's white matter over the estimate's.
+    """Return the ratio of white matter in the scan and in the enhanced volume.
 
     Parameters
     ----------
@@ -57,13 +56,13 @@ def white_matter_ratio(scan: np.ndarray, estimate: np.ndarray, mask: np.ndarray)
     estimate : ndarray, shape (w, h, k d)
         Its enhanced volume.
     mask : ndarray of bool, shape (w, h, d)
-        Brain.
+        Brain mask.
 
     Returns
     -------
     float or None
-        Ratio of medians over the voxels that are bright in the estimate, so that the scan's noise does not
-        choose them; None when the brain is too small or dark to tell.
+        Ratio of medians over the bright voxels of the enhanced volume (it has less noise than the scan); None
+        if the brain is too small or too dark.
     """
     averaged = estimate.reshape(*scan.shape, -1).mean(axis=3)
     inside = averaged[mask]
@@ -80,15 +79,18 @@ def white_matter_ratio(scan: np.ndarray, estimate: np.ndarray, mask: np.ndarray)
 def correct_white_matter(
     scan: np.ndarray, estimate: np.ndarray, mask: np.ndarray, usual: Sequence[float] | None
 ) -> Correction:
-    """Find the factor for an estimate.
+    """Compute the factor for an enhanced volume.
 
     Parameters
     ----------
     scan, estimate, mask
         See `white_matter_ratio`.
     usual
-        Smallest and largest ratio over the model's evaluation scans; None, when nobody has noted them, leaves
-        the estimate as it is.
+        Smallest and largest ratio on the model's evaluation scans; None: no correction.
+
+    Returns
+    -------
+    Correction
     """
     ratio = white_matter_ratio(scan, estimate, mask)
     if ratio is None or usual is None:

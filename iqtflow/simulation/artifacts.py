@@ -1,16 +1,16 @@
-"""Randomised imperfections beyond the paper's simulator, each off unless asked for.
+"""Random imperfections that the paper's simulator does not have; all are off by default.
 
-A network that has only seen the paper's slices, all of one profile and evenly lit, meets other slices at the
-first real scanner. Each imperfection here is one named parameter:
+The paper's slices have one profile and no bias field; slices of a real scanner differ. Each imperfection is
+one parameter:
 
 =====================  =====================================================================================
 ``fwhm_jitter``        The slice profile is wider or narrower than the stated thickness. Billot et al. [1]_
                        multiply the blurring kernel by a random factor for the same reason.
-``slice_offset_mm``    The stack of slices is shifted by less than a slice: no scanner centres its slices on
-                       the voxels of another scan. Iglesias et al. [2]_ place slices at random, too.
-``inplane_fwhm_mm``    Loss of resolution in the plane, Gaussian: the acquired matrix is smaller than the
-                       reconstructed one, [2]_.
-``bias_amplitude``     Smooth multiplicative shading by the coils, log-normal as in Sled et al. [3]_, low
+``slice_offset_mm``    The stack of slices is shifted by less than a slice, since slices of two scans do not
+                       match. Iglesias et al. [2]_ place slices at random, too.
+``inplane_fwhm_mm``    Gaussian blur in the plane: the acquired matrix is smaller than the reconstructed
+                       one [2]_.
+``bias_amplitude``     Bias field of the coils: smooth, multiplicative, log-normal as in Sled et al. [3]_, low
                        spatial frequencies as in Van Leemput et al. [4]_.
 =====================  =====================================================================================
 
@@ -39,13 +39,13 @@ from iqtflow.config import IMPERFECTIONS
 from iqtflow.simulation.slice_profile import FWHM_TO_SIGMA
 from iqtflow.utils.errors import InputError
 
-#: Cosines of half a period, one period, ... along each axis that the shading is made of.
+#: The bias field is a sum of cosines of 0 to this many half periods along each axis.
 BIAS_ORDER = 2
 
 
 @dataclass(frozen=True)
 class Extras:
-    """How large the imperfections may get; all zeros is the paper's simulator.
+    """Largest imperfections; all zeros is the paper's simulator.
 
     Attributes
     ----------
@@ -53,11 +53,12 @@ class Extras:
         The profile's width is multiplied by a factor between ``1 / (1 + j)`` and ``1 + j``, uniform in its
         logarithm.
     slice_offset_mm
-        Largest shift of the slices to either side, uniform; at most half a spacing. The affine follows it.
+        Largest shift of the slices to either side, uniform; at most half a spacing. The affine is shifted,
+        too.
     inplane_fwhm_mm
-        Largest width of the in-plane blur, uniform from 0. The voxel grid stays.
+        Largest width of the in-plane blur, uniform from 0. The voxel grid does not change.
     bias_amplitude
-        Largest absolute logarithm of the shading, uniform from 0.
+        Largest absolute logarithm of the bias field, uniform from 0.
 
     Raises
     ------
@@ -78,33 +79,33 @@ class Extras:
                 raise InputError(
                     item.name.replace("_", " "),
                     found=f"{value:g}",
-                    expected=f"a number from 0 (off) to {most:g}; beyond it, nothing of a head is left",
+                    expected=f"a number from 0 (off) to {most:g}; with more, no head is visible",
                     next_step="Correct the value.",
                 )
 
 
 def draw_bias(rng: np.random.Generator, largest: float) -> tuple[float, ...]:
-    """Draw a shading: coefficients of its logarithm, to be handed to `bias_field`.
+    """Draw a bias field: the coefficients of its logarithm, for `bias_field`.
 
     Parameters
     ----------
     rng
-        Source of randomness.
+        Random generator.
     largest
         Largest log-amplitude; the drawn one is uniform in (0, largest).
 
     Returns
     -------
     tuple of ``(BIAS_ORDER + 1)**3`` floats
-        Empty when `largest` is 0.
+        Empty if `largest` is 0.
     """
     if not largest:
         return ()
     n = BIAS_ORDER + 1
-    # High frequencies are weaker: coils are smooth.
+    # High frequencies are weaker, since fields of coils are smooth.
     falloff = 1.0 / (1 + np.add.outer(np.add.outer(np.arange(n), np.arange(n)), np.arange(n)))
     coefficients = rng.uniform(-1, 1, (n, n, n)) * falloff
-    coefficients[0, 0, 0] = 0  # a factor common to all voxels is no shading
+    coefficients[0, 0, 0] = 0  # the mean is no part of the bias field
     peak = np.abs(_evaluate(coefficients, (33, 33, 33))).max()
     return tuple((coefficients * rng.uniform(0, largest) / peak).ravel().tolist())
 
@@ -112,16 +113,16 @@ def draw_bias(rng: np.random.Generator, largest: float) -> tuple[float, ...]:
 def bias_field(
     coefficients: Sequence[float], shape: tuple[int, int, int], order: Sequence[int] = (0, 1, 2)
 ) -> np.ndarray:
-    """Shading of a volume.
+    """Return the bias field of a volume.
 
     Parameters
     ----------
     coefficients
         From `draw_bias`.
     shape
-        Of the volume, its axes permuted by `order`.
+        Shape of the volume, its axes permuted by `order`.
     order
-        Which of the axes that the coefficients were drawn for each axis of the volume is.
+        For each axis of the volume, its number among the axes of the coefficients.
 
     Returns
     -------
@@ -134,15 +135,20 @@ def bias_field(
 
 
 def blur_in_plane(volume: np.ndarray, fwhm_mm: float, inplane_mm: tuple[float, float]) -> np.ndarray:
-    """Blur the plane of a slices-last volume by a Gaussian; volumes at the border go on as at their edge.
+    """Blur a slices-last volume in the plane by a Gaussian; edge values continue outside the border.
 
     Parameters
     ----------
     volume : ndarray, shape (w, h, d), float32
+        Thick-slice volume.
     fwhm_mm
-        Full width at half maximum; 0 leaves the volume alone.
+        Full width at half maximum; 0: no blur.
     inplane_mm
         Voxel size along the first two axes.
+
+    Returns
+    -------
+    ndarray, shape (w, h, d), float32
     """
     if not fwhm_mm:
         return volume
@@ -154,10 +160,10 @@ def blur_in_plane(volume: np.ndarray, fwhm_mm: float, inplane_mm: tuple[float, f
 
 
 def _evaluate(coefficients: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Sum of cosines, separable: one axis at a time, the largest product last."""
+    """Sum of cosines, one axis at a time."""
     out = coefficients.astype(np.float32)
     for size in shape:
         basis = np.cos(np.pi * np.outer(np.arange(BIAS_ORDER + 1), (np.arange(size) + 0.5) / size))
-        # The axis in front goes to the back, so that after three turns all are in their places.
+        # Each product moves the first axis to the end; after three products the axes are in order.
         out = np.tensordot(out, basis.astype(np.float32), axes=(0, 0))
     return out

@@ -1,8 +1,8 @@
 """Probabilistic decimation simulator (Algorithm 1 of Lin et al., MLMI 2019) in torch.
 
-The same few functions serve one volume on a CPU, a batch of patches on a GPU and a test. Arrays have the
-slices last. The work splits into a part that does not depend on the draw (slice profile and down-sampling:
-once for each subject, linear, one matrix product) and a cheap part that does (contrast and noise).
+The same functions are used for one volume on a CPU and for a batch of patches on a GPU. Arrays have the
+slices last. Slice profile and down-sampling do not depend on the draw: they are one matrix product for each
+subject. Contrast and noise do, and cost little.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from iqtflow.utils.errors import InputError
 
 @dataclass(frozen=True)
 class Ratios:
-    """What one drawn SNR pair does to a subject: intensity ratios of WM and GM and the noise's standard
-    deviation.
-    """
+    """Intensity ratios of WM and GM, and standard deviation of the noise, for one drawn pair of SNR."""
 
     wm: float
     gm: float
@@ -55,8 +53,7 @@ def contrast_ratios(
 ) -> Ratios:
     """Intensity ratios and noise level that give tissues the drawn SNR (Algorithm 1, step 5).
 
-    The wanted mean of tissue j is ``SNR_j sigma``; one scale is free and fixed by letting one tissue keep its
-    intensity.
+    The mean of tissue j must be ``SNR_j sigma``. One scale is free: one tissue keeps its intensity.
 
     Parameters
     ----------
@@ -66,6 +63,15 @@ def contrast_ratios(
         Tissue means of the high-field image (`iqtflow.simulation.snr_prior.tissue_mean`).
     fixed
         Tissue that keeps its intensity, "WM" (default) or "GM".
+
+    Returns
+    -------
+    Ratios
+
+    Raises
+    ------
+    InputError
+        `fixed` is another tissue.
     """
     snr_wm, snr_gm = alpha
     if fixed == "WM":
@@ -84,8 +90,8 @@ def recontrast(
     ratio_wm: torch.Tensor | float,
     ratio_gm: torch.Tensor | float,
 ) -> torch.Tensor:
-    """Translate contrast softly: ``(r_WM M_WM + r_GM M_GM + M_other) Y`` (Algorithm 1, step 6); all tensors
-    of one shape.
+    """Change the contrast: ``(r_WM M_WM + r_GM M_GM + M_other) Y`` (Algorithm 1, step 6); tensors of one
+    shape.
     """
     return intensity * (1 + (ratio_wm - 1) * wm + (ratio_gm - 1) * gm)
 
@@ -106,7 +112,7 @@ def add_noise(
     sigma
         Standard deviation, in the image's units (a number, or a tensor that broadcasts).
     generator
-        Source of randomness, on the tensor's device.
+        Random generator on the tensor's device.
     distribution
         "gaussian" (the paper's), or "rician": the magnitude of a complex signal with this noise in both
         channels (Gudbjartsson and Patz 1995, doi:10.1002/mrm.1910340618).

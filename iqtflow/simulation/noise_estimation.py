@@ -1,4 +1,4 @@
-"""The noise of a scan: from the air around the head where there is any, from the tissue where not."""
+"""Noise of a scan, estimated from the air around the head, or from tissue where there is no usable air."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from scipy import ndimage
 
 from iqtflow.utils.errors import InputError
 
-#: Distance from the head within which ghosts, wrapped fat and blurred edges are not yet air.
+#: Distance from the head from which voxels count as air; closer are ghosts, wrapped fat and blurred edges.
 AIR_DISTANCE_MM = 8.0
-#: Fewer voxels give no noise level within a few per cent.
+#: Smallest number of voxels for a noise level with an error of a few per cent.
 LEAST_VOXELS = 400
-#: Quartiles over the median of a Rayleigh distribution, and how far a scan's may be from them.
+#: Quartiles over the median of a Rayleigh distribution, and largest difference of a scan's from them.
 RAYLEIGH_QUARTILES = (np.sqrt(np.log(4 / 3) / np.log(2)), np.sqrt(2.0))
 QUARTILE_TOLERANCE = (0.08, 0.12)
 #: Median of a Rayleigh distribution over its sigma.
 RAYLEIGH_MEDIAN = np.sqrt(2 * np.log(2))
-#: Share of negative air voxels from which a scan is real-valued, not a magnitude.
+#: A scan with a larger share of negative air voxels is real-valued, not a magnitude image.
 NEGATIVE_SHARE = 0.2
 #: Median of the absolute value of a normal variable over its sigma.
 NORMAL_MAD = 0.6744897501960817
-#: Noise over two voxels' distance above that over one by this factor: voxels were interpolated.
+#: Voxels were interpolated if differences over two voxels are larger by this factor than over one.
 INTERPOLATED = 1.3
 CORE = 0.9  #: probability from which a voxel counts as one tissue
 
 
 @dataclass(frozen=True)
 class NoiseEstimate:
-    """Standard deviation of the noise in each channel, in the scan's units, and how it was found.
+    """Standard deviation of the noise in each channel, in the scan's units, and how it was estimated.
 
     Attributes
     ----------
@@ -39,9 +39,9 @@ class NoiseEstimate:
         "air-rayleigh" (magnitude, from air), "air-gaussian" (real-valued, from air), "tissue-mad" (from the
         diagonal wavelet coefficients inside tissue).
     n_voxels
-        Voxels (or coefficients) that it was found from.
+        Number of voxels (or coefficients) that were used.
     note
-        Why this method, as a phrase for people.
+        Reason for the method, for the user.
     """
 
     sigma: float
@@ -60,24 +60,27 @@ def estimate_noise(
 ) -> NoiseEstimate:
     """Estimate the noise of a scan.
 
-    Magnitude noise in air is Rayleigh-distributed, so that its median is ``sigma sqrt(2 ln 2)`` [1]_; the
-    median, unlike mean and standard deviation, does not mind a few ghosts. Air that a scanner or a defacing
-    tool has erased, that combined coils have changed or that a filter has smoothed does not follow that
-    distribution; then the median absolute diagonal Haar coefficient in the plane of the slices is taken
-    inside white matter [2]_, which has the least anatomy.
+    Magnitude noise in air has a Rayleigh distribution, so that its median is ``sigma sqrt(2 ln 2)`` [1]_. The
+    median is robust against a few ghosts. Air has another distribution if a scanner or a defacing tool erased
+    it, coils were combined, or a filter smoothed it. Then the median absolute diagonal Haar coefficient in
+    the plane of the slices is used, inside white matter [2]_, which has the least anatomy.
 
     Parameters
     ----------
     data : ndarray, shape (w, h, d)
-        Scan, not corrected for shading.
+        Scan without correction of the bias field.
     mask : ndarray of bool, shape (w, h, d)
-        Brain.
+        Brain mask.
     wm : ndarray, shape (w, h, d)
         White-matter probability.
     axis
         Slice axis.
     voxel_mm
         Voxel size.
+
+    Returns
+    -------
+    NoiseEstimate
 
     Raises
     ------
@@ -117,26 +120,26 @@ def estimate_noise(
 def find_air(
     data: np.ndarray, mask: np.ndarray, *, axis: int, voxel_mm: tuple[float, float, float]
 ) -> np.ndarray:
-    """Voxels of air that hold noise: away from the head, and not erased.
+    """Return the voxels of air with noise: away from the head, and not erased.
 
     Returns
     -------
     ndarray of bool
-        Erased voxels (exact zeros) and their neighbours in the plane are left out: what a threshold has
-        spared is not a sample of the noise.
+        Without erased voxels (exact zeros) and their neighbours in the plane: voxels that a threshold did not
+        erase are no sample of the noise.
     """
     from skimage.filters import threshold_otsu
 
     in_plane = [0 if a == axis else 1 for a in range(3)]
     smooth = ndimage.gaussian_filter(np.maximum(data, 0), [2.0 * p for p in in_plane])
-    # Half of Otsu's threshold: dim tissue (fluid, the skull base) is on the head's side of it.
+    # Half of Otsu's threshold, so that dim tissue (CSF, the skull base) belongs to the head.
     head = (smooth > 0.5 * threshold_otsu(smooth.ravel())) | mask
     reach = [
         max(int(np.ceil(AIR_DISTANCE_MM / edge)), 1) * p for edge, p in zip(voxel_mm, in_plane, strict=True)
     ]
     head = ndimage.maximum_filter(head, size=[2 * r + 1 for r in reach])
     window = [3 if p else 1 for p in in_plane]
-    # The outermost voxels are left out: scanners and interpolation treat borders in ways of their own.
+    # Without the outermost voxels: scanners and interpolation change borders.
     noisy = ndimage.minimum_filter((data != 0).astype(np.uint8), size=window, mode="constant") > 0
     return noisy & ~head
 
@@ -162,7 +165,7 @@ def _from_tissue(data: np.ndarray, mask: np.ndarray, wm: np.ndarray, axis: int, 
 def _diagonal_mad(
     data: np.ndarray, region: np.ndarray, rows: int, columns: int, step: int
 ) -> tuple[float, int]:
-    """Sigma from second differences across both in-plane axes, over `step` voxels; a ramp does not count."""
+    """Sigma from second differences along both in-plane axes, over `step` voxels; a ramp has no effect."""
 
     def diagonal(volume: np.ndarray) -> list[np.ndarray]:
         volume = np.moveaxis(volume, (rows, columns), (0, 1))

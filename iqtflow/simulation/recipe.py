@@ -1,4 +1,4 @@
-"""What is written beside a simulated scan: enough to make the same voxels again."""
+"""The sidecar of a simulated scan, from which the same voxels can be made again."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Recipe:
     stack
         Layout of the slices.
     draw
-        Everything random.
+        All random numbers.
     fixed
         Tissue that keeps its intensity, "WM" or "GM".
     distribution
-        Of the noise, "gaussian" or "rician".
+        Distribution of the noise, "gaussian" or "rician".
     """
 
     stack: SliceStack
@@ -56,20 +56,20 @@ def describe(
     Parameters
     ----------
     recipe
-        What was done.
+        Layout of the slices, random numbers, and settings of the simulation.
     ratio
         Slice spacing over the thin voxel edge.
     ratios
-        What the drawn SNR came to.
+        Intensity ratios and noise of the drawn SNR.
     prior, extras
-        What was drawn from, for the record (`SNRPrior.as_dict`, `Extras` as a dict).
+        SNR prior and largest imperfections (`SNRPrior.as_dict`, `Extras` as a dict).
     digests
         `digest` of the image ("image") and its maps ("wm", "gm").
 
     Returns
     -------
     dict
-        BIDS fields first; "Simulation" is what `recall` reads back, exact to the last bit.
+        BIDS fields first; `recall` reads the field "Simulation", exact to the last bit.
     """
     stack, draw = recipe.stack, recipe.draw
     return {
@@ -97,7 +97,7 @@ def describe(
 
 
 def record_of(prior: SNRPrior, extras: Extras) -> dict[str, Any]:
-    """Return what was drawn from, as the keywords `prior` and `extras` of `describe`."""
+    """Return the arguments `prior` and `extras` of `describe`."""
     return {"prior": prior.as_dict(), "extras": asdict(extras)}
 
 
@@ -107,7 +107,7 @@ def read_fields(path: str | os.PathLike) -> dict[str, Any]:
     Raises
     ------
     InputError
-        Not readable, or not the sidecar of a simulated scan.
+        The file cannot be read, or is not the sidecar of a simulated scan.
     """
     try:
         fields = json.loads(read_text(path))
@@ -127,12 +127,12 @@ def read_fields(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def recall(path: str | os.PathLike) -> tuple[Recipe, dict[str, str]]:
-    """Read the recipe of a simulated scan, and the digests of what it was made from.
+    """Read the recipe of a simulated scan, and the digests of its image and maps.
 
     Raises
     ------
     InputError
-        As `read_fields`, or a value of the recipe is missing or of the wrong kind.
+        As `read_fields`, or a value of the recipe is missing or has the wrong type.
     """
     values = read_fields(path)["Simulation"]
     try:
@@ -148,7 +148,7 @@ def recall(path: str | os.PathLike) -> tuple[Recipe, dict[str, str]]:
         recipe = Recipe(stack, draw, str(values["fixed"]), str(values["distribution"]))
         digests = {name: str(values["sha256"][name]) for name in ("image", "wm", "gm")}
         if stack.axis not in (0, 1, 2) or len(bias) not in (0, (BIAS_ORDER + 1) ** 3):
-            raise ValueError(f"axis {stack.axis}, {len(bias)} coefficients of the shading")
+            raise ValueError(f"axis {stack.axis}, {len(bias)} coefficients of the bias field")
     except (KeyError, TypeError, ValueError, OverflowError) as fault:
         raise InputError(
             path,
@@ -162,6 +162,6 @@ def recall(path: str | os.PathLike) -> tuple[Recipe, dict[str, str]]:
 def digest(data: np.ndarray) -> str:
     """SHA-256 of a volume's shape and voxels (as float32), whatever the file's compression."""
     total = hashlib.sha256(repr(data.shape).encode())
-    # Volumes from NIfTI lie in this order: no copy.
+    # NIfTI's order in memory, so that nothing is copied.
     total.update(np.ascontiguousarray(data.T, dtype="<f4").data)
     return total.hexdigest()

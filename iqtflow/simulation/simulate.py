@@ -1,9 +1,9 @@
-"""Low-field scans of a whole volume (Algorithm 1 of Lin et al., MLMI 2019): any slice axis, any orientation,
-any spacing.
+"""Simulated low-field scans of a whole volume (Algorithm 1 of Lin et al., MLMI 2019): any slice axis, any
+orientation, any spacing.
 
-What does not depend on the draw (slice profile, down-sampling, tissue means) is done once for each subject by
-`prepare_subject`; `realise` makes a scan of it for each draw at a small part of the cost. Both see the volume
-in one canonical orientation, so that the same anatomy gets the same noise however its array is stored.
+`prepare_subject` does once for each subject what does not depend on the draw: slice profile, down-sampling,
+tissue means. `realise` makes a scan for each draw, at a small part of the cost. Both work in one canonical
+orientation, so that the same anatomy gets the same noise in any orientation of the array.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from iqtflow.simulation.slice_profile import apply_profile, profile_matrix
 from iqtflow.simulation.snr_prior import SNRPrior, tissue_mean
 from iqtflow.utils.errors import InputError
 
-#: Orientation in which randomness is laid out: that of most archives of NIfTI files.
+#: Orientation in which random numbers are drawn: that of most NIfTI files.
 CANONICAL = ("L", "A", "S")
-#: Probabilities outside [0, 1] by more than this are no probabilities (resampled maps overshoot a little).
+#: Probabilities may be outside [0, 1] by this much, since resampling overshoots a little.
 PROBABILITY_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
 class SliceStack:
-    """How the slices of a scan are laid out.
+    """Layout of the slices of a scan.
 
     Attributes
     ----------
     axis
-        Array axis (0, 1, 2) along which they are stacked.
+        Slice axis: array axis 0, 1 or 2.
     spacing_mm
         Distance between the centres of neighbouring slices.
     thickness_mm
@@ -55,13 +55,13 @@ class SliceStack:
 
     @property
     def gap_mm(self) -> float:
-        """What lies between two slices."""
+        """Gap between two slices, in mm."""
         return self.spacing_mm - self.thickness_mm
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Everything random about one scan.
+    """All random numbers of one scan.
 
     Attributes
     ----------
@@ -70,13 +70,13 @@ class Draw:
     noise_seed
         Seed of the noise.
     fwhm_mm
-        Width of the slice profile; the slice thickness unless jittered.
+        Full width at half maximum of the slice profile; the slice thickness without jitter.
     offset_mm
         Shift of all slices, positive towards left, anterior or superior.
     inplane_fwhm_mm
-        Width of the blur in the plane.
+        Full width at half maximum of the blur in the plane.
     bias
-        Coefficients of the shading (`iqtflow.simulation.artifacts.draw_bias`) along left, anterior,
+        Coefficients of the bias field (`iqtflow.simulation.artifacts.draw_bias`) along left, anterior,
         superior; empty for none.
     """
 
@@ -90,7 +90,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class ThickSubject:
-    """The part of a simulation that all draws of one subject share.
+    """The part of a simulation that is the same for all draws of a subject.
 
     Attributes
     ----------
@@ -99,13 +99,13 @@ class ThickSubject:
     mean_wm, mean_gm
         Tissue means of the high-field image, the numerators of eq. (4).
     affine : ndarray, shape (4, 4)
-        Voxel to world (mm) of the thick-slice scan as it is handed back: the axes of the input.
+        Voxel to world (mm) of the thick-slice scan, in the axes of the input.
     axis
         Slice axis of the input.
     inplane_mm
         Voxel size along w and h.
     order
-        Canonical axis that each axis of the tensors is.
+        Canonical axis of each axis of the tensors.
     turn : ndarray, shape (3, 2)
         nibabel orientation transform from canonical axes back to the input's.
     """
@@ -130,7 +130,7 @@ def plan_slices(
     thickness_mm: float | None = None,
     gap_mm: float | None = None,
 ) -> SliceStack:
-    """Settle the layout of slices from what is known of it.
+    """Return the layout of slices from factor, thickness and gap, of which some may be None.
 
     Parameters
     ----------
@@ -139,17 +139,21 @@ def plan_slices(
     axis
         Slice axis.
     k
-        Slice spacing over `edge_mm`. When not given, the spacing is ``thickness_mm + gap_mm``, which need
-        not be a multiple of the edge; 4 when one of these is not given either.
+        Slice spacing over `edge_mm`. None: the spacing is ``thickness_mm + gap_mm``, not necessarily a
+        multiple of the edge; 4 if one of these is None.
     thickness_mm
-        3/4 of the spacing when neither it nor the gap is given, as in the paper.
+        Slice thickness; None: 3/4 of the spacing, as in the paper, or spacing minus gap.
     gap_mm
-        The rest of the spacing when not given.
+        Gap; None: the rest of the spacing.
+
+    Returns
+    -------
+    SliceStack
 
     Raises
     ------
     InputError
-        Thickness and gap do not add up to the spacing, one of them is negative, or slices have no thickness.
+        Thickness and gap do not add up to the spacing, the gap is negative, or the thickness is not positive.
     """
     if k is None and thickness_mm is not None and gap_mm is not None:
         spacing = thickness_mm + gap_mm
@@ -179,26 +183,29 @@ def plan_slices(
 
 
 def draw_scan(prior: SNRPrior, extras: Extras, stack: SliceStack, *, seed: int) -> Draw:
-    """Draw everything random about one scan (Algorithm 1, step 4, and the extras).
+    """Draw all random numbers of one scan (Algorithm 1, step 4, and the extras).
 
-    Each extra has a stream of its own, so that switching one on leaves the SNR, the noise and the other
-    extras as they were.
+    Each extra has its own random stream, so that switching one on does not change SNR, noise and the others.
 
     Parameters
     ----------
     prior
         Distribution of tissue SNR.
     extras
-        How large imperfections may get.
+        Largest imperfections.
     stack
         Nominal layout of the slices.
     seed
-        Same seed, same draw.
+        The same seed gives the same draw.
+
+    Returns
+    -------
+    Draw
 
     Raises
     ------
     InputError
-        The slice offset may get larger than half the spacing.
+        The largest slice offset is more than half the spacing.
     """
     if extras.slice_offset_mm > stack.spacing_mm / 2:
         raise InputError(
@@ -231,28 +238,32 @@ def prepare_subject(
     fwhm_mm: float | None = None,
     offset_mm: float = 0.0,
 ) -> ThickSubject:
-    """Do what all draws of one subject share (Algorithm 1, steps 1 to 3).
+    """Compute the part that is the same for all draws of a subject (Algorithm 1, steps 1 to 3).
 
     Parameters
     ----------
     intensity : ndarray, shape (w, h, D), float32
         High-field image.
     maps
-        The probability maps of WM and of GM, shape (w, h, D). They are taken one after the other: a generator
-        that reads them from files keeps one in memory at a time.
+        Probability maps of WM and GM, shape (w, h, D). They are used one after the other, so that a generator
+        needs only one in memory.
     affine : ndarray, shape (4, 4)
         Voxel to world of the high-field image.
     stack
-        Layout of the slices. As many as fit in whole are made, from the first voxel of the array on.
+        Layout of the slices. As many whole slices as fit are made, from the first voxel of the array on.
     fwhm_mm
-        Width of the slice profile; the thickness when not given.
+        Full width at half maximum of the slice profile; None: the thickness.
     offset_mm
         As in `Draw`.
+
+    Returns
+    -------
+    ThickSubject
 
     Raises
     ------
     InputError
-        A map is empty, on another grid or holds no probabilities; the volume is thinner than one slice.
+        A map is empty, on another grid or not of probabilities, or the volume is thinner than one slice.
     """
     affine = np.asarray(affine, dtype=float)
     edge = float(voxel_sizes(affine)[stack.axis])
@@ -303,8 +314,7 @@ def realise(
 ) -> np.ndarray:
     """Make one low-field scan (Algorithm 1, steps 5 to 7).
 
-    Shading and in-plane blur act on the signal, before the noise: noise arises in coil and amplifier,
-    wherever the signal comes from.
+    Bias field and in-plane blur change the signal, not the noise, which comes from coil and amplifier.
 
     Parameters
     ----------
@@ -315,7 +325,7 @@ def realise(
     fixed
         Tissue that keeps its intensity, "WM" or "GM".
     distribution
-        Of the noise, see `iqtflow.simulation.forward_model.add_noise`.
+        Distribution of the noise, see `iqtflow.simulation.forward_model.add_noise`.
 
     Returns
     -------
@@ -335,7 +345,7 @@ def realise(
 
 
 def ratios_of(subject: ThickSubject, draw: Draw, *, fixed: str = "WM") -> Ratios:
-    """Intensity ratios and noise level of a draw (Algorithm 1, step 5)."""
+    """Return intensity ratios and noise of a draw (Algorithm 1, step 5)."""
     return contrast_ratios(draw.snr, subject.mean_wm, subject.mean_gm, fixed=fixed)
 
 

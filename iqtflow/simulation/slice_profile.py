@@ -1,4 +1,4 @@
-"""The slice profile: which thin slices a thick one is made of (Algorithm 1 of Lin et al., MLMI 2019, steps 1
+"""The slice profile: the weights of thin slices in a thick one (Algorithm 1 of Lin et al., MLMI 2019, steps 1
 and 2).
 """
 
@@ -12,10 +12,10 @@ from iqtflow.utils.errors import InputError
 
 FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
 
-#: The Gaussian ends at so many standard deviations (rounded to whole voxels from the centre), as in SciPy and
-#: nibabel: what lies beyond is less than 1e-4 of it.
+#: The Gaussian is cut at this many standard deviations (rounded to whole voxels), as in SciPy and nibabel;
+#: the rest is less than 1e-4 of it.
 REACH_SIGMAS = 4.0
-#: Thick slices computed together: few enough to skip most of the stack, enough to fill the processor.
+#: Thick slices that are computed together: enough to use the processor well, few enough to skip zero weights.
 BLOCK = 16
 
 
@@ -23,15 +23,14 @@ BLOCK = 16
 def decimation_matrix(n_thin: int, k: int, thickness_voxels: float, offset_voxels: float = 0.0) -> np.ndarray:
     """Slice profile and down-sampling along the slice axis, as a matrix (Algorithm 1, steps 1 and 2).
 
-    Thick slice ``i`` is a Gaussian-weighted mean of thin slices about the slab's centre
-    ``k i + (k - 1) / 2``, FWHM = slice thickness. Weights outside the field of view are left out and the
-    others scaled up, so that each row sums to 1: constants and tissue probabilities keep their sums at the
-    borders.
+    Thick slice ``i`` is a Gaussian-weighted mean of thin slices about the slab's centre ``k i + (k - 1) /
+    2``, FWHM = slice thickness. Weights outside the field of view are left out, and the others scaled up so
+    that each row sums to 1. Tissue probabilities therefore sum to 1 at the borders, too.
 
     Parameters
     ----------
     n_thin
-        Number of thin slices; ``n_thin // k`` thick ones result, the remainder at the end is not covered.
+        Number of thin slices. They give ``n_thin // k`` thick ones; the remainder at the end is not used.
     k
         Slice spacing in thin voxels.
     thickness_voxels
@@ -51,7 +50,7 @@ def decimation_matrix(n_thin: int, k: int, thickness_voxels: float, offset_voxel
 
     Examples
     --------
-    Slices of 3 voxels with gaps of 1, the paper's k = 4: each is centred on its slab, between its two middle
+    Slices of 3 voxels with gaps of 1, the paper's k = 4. Each is centred on its slab, between the two middle
     voxels.
 
     >>> matrix = decimation_matrix(16, 4, 3.0)
@@ -76,14 +75,14 @@ def decimation_matrix(n_thin: int, k: int, thickness_voxels: float, offset_voxel
 def profile_matrix(n_thin: int, ratio: float, fwhm_voxels: float, offset_voxels: float = 0.0) -> np.ndarray:
     """The matrix of `decimation_matrix` for any real ratio of slice spacing to thin voxel edge.
 
-    The profile may be wider than the spacing: radio-frequency pulses excite what lies beside the nominal
-    slice, too. The profile is sampled at the thin slices: from a width of about two of them on, centre and
-    width are right to a hundredth of a slice; a narrower one may sit a few hundredths off.
+    The profile may be wider than the spacing, since radio-frequency pulses also excite the neighbourhood of a
+    slice. It is sampled at the thin slices. From a width of about two of them on, centre and width are exact
+    to a hundredth of a slice; a narrower profile may be shifted by a few hundredths.
 
     Parameters
     ----------
     n_thin
-        Number of thin slices; as many thick ones result as fit in whole.
+        Number of thin slices. They give as many whole thick ones as fit.
     ratio
         Slice spacing in thin voxels, at least 1.
     fwhm_voxels
@@ -99,8 +98,8 @@ def profile_matrix(n_thin: int, ratio: float, fwhm_voxels: float, offset_voxels:
     Raises
     ------
     InputError
-        The volume is thinner than one slice, slices lie closer than thin voxels, the profile is too narrow
-        to reach a voxel, or the offset is larger than half a spacing.
+        The volume is thinner than one slice, the spacing is smaller than a thin voxel, the profile is too
+        narrow to reach a voxel, or the offset is larger than half a spacing.
     """
     if not 1 <= ratio < np.inf:
         raise InputError(
@@ -142,7 +141,7 @@ def profile_matrix(n_thin: int, ratio: float, fwhm_voxels: float, offset_voxels:
 
 
 def count_slices(n_thin: int, ratio: float) -> int:
-    """Number of thick slices that fit in whole; 7.2 mm / 0.9 mm counts as 8 although floats disagree.
+    """Return the number of whole thick slices that fit; 7.2 mm / 0.9 mm is 8, despite rounding errors.
 
     Examples
     --------
@@ -155,21 +154,22 @@ def count_slices(n_thin: int, ratio: float) -> int:
 def apply_profile(
     volume: np.ndarray, axis: int, matrix: np.ndarray, *, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """Blur and down-sample a whole volume along one axis, in the order in which it lies in memory.
+    """Blur and down-sample a whole volume along one axis, in its order in memory.
 
-    Only the slices that are kept are computed, each from the thin slices within its reach, plane by plane so
-    that the processor's cache serves them. Nothing of the volume's size is copied: a volume read from NIfTI
-    lies in Fortran order, and turning it round costs more than the product itself.
+    Only the slices that are kept are computed, each from the thin slices with a weight, plane by plane, which
+    suits the processor's cache. The volume is not copied: a volume from NIfTI is in Fortran order, and a copy
+    would take longer than the product.
 
     Parameters
     ----------
     volume : ndarray, shape (w, h, D), float32
+        Intensities or tissue probabilities.
     axis
         Slice axis.
     matrix : ndarray, shape (d, n)
-        From `decimation_matrix` or `profile_matrix`; n is the volume's extent along `axis`.
+        From `decimation_matrix` or `profile_matrix`; n is the volume's size along `axis`.
     out : ndarray, float32
-        Where to put the result, any view of an array: turned and flipped while the plane is in the cache.
+        Array for the result, or any view of one.
 
     Returns
     -------
@@ -198,7 +198,7 @@ def apply_profile(
 
 
 def _blocks(matrix: np.ndarray) -> list[tuple[slice, slice]]:
-    """Cut a profile matrix into groups of thick slices and the thin slices that reach any of them."""
+    """Cut a profile matrix into groups of thick slices, each with its thin slices of non-zero weight."""
     blocks = []
     for first in range(0, len(matrix), BLOCK):
         rows = slice(first, first + BLOCK)

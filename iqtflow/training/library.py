@@ -1,9 +1,8 @@
-"""The patch library of one subject: its volumes, stored once, and an index of the patches that are worth
-training on.
+"""The patch library of one subject: its volumes, stored once, and an index of patches with enough brain.
 
-Patches are not copied out. Overlapping patches of the paper's grid repeat every voxel eight times or more,
-while a memory-mapped volume and a list of corners give the same patches from an eighth of the disk, for any
-slice axis and for any number of draws.
+Patches are not stored as copies. Overlapping patches of the paper's grid repeat every voxel eight times or
+more. A memory-mapped volume and a list of corners give the same patches from an eighth of the disk space, for
+any slice axis and any number of draws.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from iqtflow.utils.files import require_regular, write_atomically
 
 FORMAT = 1
 PATCH = 32  #: edge of a high-field patch, in voxels (section 3.1)
-REFERENCE_VOXELS = 4096  #: brain voxels kept for each slice axis to compute a draw's intensity scale from
+REFERENCE_VOXELS = 4096  #: brain voxels stored for each slice axis, to compute a draw's intensity scale
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,9 @@ class GridSettings:
     Attributes
     ----------
     step
-        Distance between patch corners along the three array axes, in thin voxels.
+        Distance between patch corners along the three array axes, in high-field voxels.
     background_limit
-        A patch with a larger share of background voxels is dropped.
+        Patches with a larger share of background voxels are left out.
     """
 
     step: tuple[int, int, int] = TrainSettings.patch_step
@@ -55,15 +54,15 @@ class StoredDraw:
     Attributes
     ----------
     volume : ndarray
-        Thick-slice scan on the grid of the high-field image as it was given (its origin, not the crop's), in
-        any unit when it is written, float16 over the library's `unit` when it is read.
+        Thick-slice scan on the grid of the whole high-field image, not of the crop. In any unit for writing;
+        float16, divided by the library's `unit`, after reading.
     axis
-        Array axis along which slices are stacked.
+        Slice axis.
     scale
-        Intensity that networks see as 1 (`iqtflow.image.intensity`), in the volume's unit; found when
-        written.
+        Intensity that becomes 1 for the networks (`iqtflow.image.intensity`), in the volume's unit; computed
+        in writing.
     record
-        What was drawn: the simulator's sidecar.
+        The simulator's sidecar.
     """
 
     volume: np.ndarray
@@ -79,31 +78,31 @@ class PatchLibrary:
     Attributes
     ----------
     intensity : ndarray, shape (w, h, D), float16
-        High-field image over `unit`, cropped to the brain (and a margin).
+        High-field image divided by `unit`, cropped to the brain plus a margin.
     wm, gm : ndarray, shape (w, h, D), uint8
         Tissue probability times 255.
     brain : ndarray, shape (w, h, D), uint8
         255 in the brain, 0 outside; in libraries of older versions 255 where there is tissue.
     corners : ndarray, shape (n, 3), int32
-        Lowest corners of the foreground patches.
+        Lowest corners of the patches.
     references : dict of axis -> ndarray, shape (m, 3), float32
         Intensity over `unit`, WM and GM probability of brain voxels on the thick-slice grid along that axis.
     mean_wm, mean_gm
         Tissue means over `unit`.
     unit
-        Intensity that was divided by.
+        Intensity that the volumes were divided by.
     subject
         Participant label, without "sub-".
     k
-        Up-scaling factor of the stored draws, and that the references were made for.
+        Upsampling factor of the stored draws and of the references.
     origin
         First voxel of the crop on the grid of the image; None in libraries of older versions.
     draws
-        Simulated scans that were stored, in their order.
+        Stored simulated scans, in their order.
     path, size
         The file, and its size in bytes.
     fingerprint
-        Changes with the file's content (of the volumes, with the voxels that the references are made of).
+        Digest of the header, the corners and the references.
     """
 
     intensity: np.ndarray
@@ -125,7 +124,7 @@ class PatchLibrary:
 
     @property
     def n_patches(self) -> int:
-        """Patches in the index."""
+        """Number of patches in the index."""
         return len(self.corners)
 
 
@@ -148,23 +147,23 @@ def write_library(
     Parameters
     ----------
     path
-        A ``.safetensors`` file; appears under this name when it is complete.
+        A ``.safetensors`` file; it has this name only when it is complete.
     subject
         Participant label.
     intensity, wm, gm : ndarray, shape (w, h, D)
         High-field image (any unit) and tissue probabilities in [0, 1].
     mask : ndarray, shape (w, h, D), bool
-        Brain.
+        Brain mask.
     slice_axes
         Array axes along which thick slices may be simulated.
     k
-        Up-scaling factor that the intensity scale is measured for.
+        Upsampling factor for which the intensity scale is measured.
     grid
         Where patches are taken.
     seed
-        Chooses the reference voxels.
+        Seed of the choice of reference voxels.
     draws
-        Simulated scans to store for training on them (N draws in the paper's terms); fresh draws need none.
+        Simulated scans to store (N draws in the paper); fresh draws need none.
 
     Returns
     -------
@@ -174,7 +173,7 @@ def write_library(
     Raises
     ------
     InputError
-        Shapes differ, a tissue is empty, no patch holds enough brain, or a draw is on another grid.
+        Shapes differ, a tissue is empty, no patch has enough brain, or a draw is on another grid.
     """
     grid = grid or GridSettings()
     if len({intensity.shape, wm.shape, gm.shape, mask.shape}) != 1:
@@ -233,16 +232,16 @@ def write_library(
 
 
 def read_library(path: str | os.PathLike) -> PatchLibrary:
-    """Open a patch library; volumes stay on disk until patches are read.
+    """Open a patch library; volumes are memory-mapped.
 
     Raises
     ------
     InputError
-        The file is missing, truncated, or not a patch library of this format.
+        The file is missing, cut short, or not a patch library of this format.
     """
     try:
         return _open_library(path)
-    # A header may hold anything; each of these is what one kind of nonsense in it leads to.
+    # A damaged header may raise any of these.
     except (
         *(OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError),
         *(ArithmeticError, RecursionError),
@@ -313,7 +312,7 @@ def _open_library(path: str | os.PathLike) -> PatchLibrary:
 
 
 def foreground_corners(mask: np.ndarray, grid: GridSettings) -> np.ndarray:
-    """Corners of the grid's patches that hold enough foreground (the 80 % background rule of section 3.1).
+    """Return the corners of the grid's patches with enough foreground (the 80 % rule of section 3.1).
 
     Parameters
     ----------
@@ -324,9 +323,9 @@ def foreground_corners(mask: np.ndarray, grid: GridSettings) -> np.ndarray:
     Returns
     -------
     ndarray, shape (n, 3), int32
-        In the order of the grid. Along each axis a last patch flush with the far border is added.
+        In the order of the grid. Along each axis a last patch at the far border is added.
     """
-    # Integers: a float32 running sum miscounts from 2**24 voxels on.
+    # Integers, because a float32 running sum is wrong from 2**24 voxels on.
     table = np.zeros([n + 1 for n in mask.shape], dtype=np.int64)
     table[1:, 1:, 1:] = mask.astype(np.int64).cumsum(0).cumsum(1).cumsum(2)
     starts = [
@@ -369,17 +368,15 @@ def _draw_scale(path: str | os.PathLike, draw: StoredDraw, mask: np.ndarray, k: 
             expected=f"shape {tuple(expected)}: the image's, in slabs of {k} along axis {draw.axis}",
             next_step="Simulate it from this image, with this factor.",
         )
-    matrix = decimation_matrix(mask.shape[draw.axis], k, 0.75 * k)
-    thick = np.moveaxis(mask, draw.axis, 2).astype(np.float32) @ matrix.T > 0.5
+    thick = _thick_mask(mask, draw.axis, k)[0]
     return intensity_scale(np.moveaxis(draw.volume, draw.axis, 2)[thick])
 
 
 def _reference_voxels(
     arrays: dict[str, np.ndarray], mask: np.ndarray, axis: int, k: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Thick-slice values (intensity, WM, GM) of randomly chosen brain voxels."""
-    matrix = decimation_matrix(mask.shape[axis], k, 0.75 * k)
-    thick = np.moveaxis(mask, axis, 2).astype(np.float32) @ matrix.T > 0.5
+    """Thick-slice values (intensity, WM, GM) of random brain voxels."""
+    thick, matrix = _thick_mask(mask, axis, k)
     chosen = np.argwhere(thick)
     chosen = chosen[rng.permutation(len(chosen))[:REFERENCE_VOXELS]]
     columns = []
@@ -387,6 +384,12 @@ def _reference_voxels(
         lines = np.moveaxis(arrays[name], axis, 2)[chosen[:, 0], chosen[:, 1]].astype(np.float32) / unit
         columns.append(np.einsum("nd,nd->n", lines, matrix[chosen[:, 2]]))
     return np.stack(columns, axis=1).astype(np.float32)
+
+
+def _thick_mask(mask: np.ndarray, axis: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a mask on the thick-slice grid, slices last, and the decimation matrix."""
+    matrix = decimation_matrix(mask.shape[axis], k, 0.75 * k)
+    return np.moveaxis(mask, axis, 2).astype(np.float32) @ matrix.T > 0.5, matrix
 
 
 def _memory_map(

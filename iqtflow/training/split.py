@@ -1,4 +1,4 @@
-"""Which subjects train a network, which decide when to stop, and which are kept to judge it by."""
+"""The split of subjects into training, validation and evaluation."""
 
 from __future__ import annotations
 
@@ -31,9 +31,8 @@ def read_split(path: str | os.PathLike) -> dict[str, tuple[str, ...]]:
     Raises
     ------
     UsageError
-        The file cannot be read, a list is missing, nobody trains or validates, a label has other characters
-        than letters and digits, or a subject is in it twice: what is measured on a subject that was trained
-        on says nothing about other people.
+        The file cannot be read, a list is missing, the training or the validation list is empty, a label has
+        other characters than letters and digits, or a subject is listed twice.
     """
     try:
         lists = json.loads(read_text(path))
@@ -66,12 +65,12 @@ def draw_split(
     Parameters
     ----------
     labels
-        Of all subjects, in any order, without ``sub-``.
+        Labels of all subjects, in any order, without ``sub-``.
     seed
-        Same labels and seed, same split.
+        The same labels and seed give the same split.
     ratio
-        Proportions of training, validation and evaluation subjects. One subject at least trains, one
-        validates, and one is evaluated on unless its share is 0 or there are but two.
+        Proportions of training, validation and evaluation subjects. Each list has at least one subject; the
+        last one may be empty if its share is 0 or there are only two subjects.
 
     Returns
     -------
@@ -81,7 +80,7 @@ def draw_split(
     Raises
     ------
     UsageError
-        There are fewer than two subjects, or nobody is to train or to validate.
+        There are fewer than two subjects, or the share of training or validation subjects is 0.
     """
     import numpy as np
 
@@ -90,7 +89,7 @@ def draw_split(
         raise UsageError(
             "subjects to train on",
             found=", ".join(f"sub-{label}" for label in ordered) or "none",
-            expected="two at least: one to train on, one to tell when to stop",
+            expected="at least two: one for training, one for validation",
             next_step="Run the participant level with --mode train on more subjects.",
         )
     if len(ratio) != 3 or min(ratio) < 0 or not ratio[0] or not ratio[1]:
@@ -102,7 +101,7 @@ def draw_split(
         )
     least = [1, 1, 1 if ratio[2] and len(ordered) > 2 else 0]
     spare = len(ordered) - sum(least)
-    # What goes beyond one for each part, by the largest remainders.
+    # Subjects beyond one for each part are shared by the largest remainders.
     wanted = [max(len(ordered) * r / sum(ratio) - n, 0) for r, n in zip(ratio, least, strict=True)]
     exact = [spare * w / sum(wanted) if sum(wanted) else 0.0 for w in wanted]
     sizes = [n + int(e) for n, e in zip(least, exact, strict=True)]
@@ -121,14 +120,14 @@ def draw_split(
 def keep_split(
     path: str | os.PathLike, labels: Sequence[str], *, seed: int, ratio: Sequence[int] = RATIO
 ) -> dict[str, tuple[str, ...]]:
-    """Return the split that was stored, or draw one and store it: later runs judge by the same people.
+    """Return the stored split, or draw one and store it, so that later runs use the same one.
 
     Parameters
     ----------
     path
-        JSON file; written when missing.
+        JSON file; written if it is missing.
     labels, seed, ratio
-        As for `draw_split`; they matter the first time only.
+        As for `draw_split`; used the first time only.
 
     Raises
     ------
@@ -145,7 +144,7 @@ def keep_split(
 
 
 def write_split(path: str | os.PathLike, split: Mapping[str, Sequence[str]]) -> Path:
-    """Write a split that `read_split` reads."""
+    """Write a split for `read_split`."""
     lists = {part: [f"sub-{label}" for label in split[part]] for part in SPLIT_PARTS}
     return write_text(path, json.dumps(lists, indent=1) + "\n")
 
