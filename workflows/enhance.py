@@ -35,7 +35,7 @@ def init_enhance_wf(
     name
         Name of the workflow.
     model
-        Path of a model, or name of a shipped one; None chooses by the scan's up-scaling factor.
+        Model file, or name of a model that ships; None: the factor that suits the scan decides.
     device
         "cpu" or "cuda".
     force

@@ -204,7 +204,7 @@ def measure_scan(
     voxel_mm
         Voxel size along the three axes.
     k
-        Up-scaling factor of the model.
+        Upsampling factor of the model.
     pixel_mm
         Edge of a pixel that the network sees; the scan's own (geometric mean) when not given.
 

@@ -1,7 +1,7 @@
-"""Building blocks that the networks share (method: Lin et al., MLMI 2019, section 2.3 and Fig. 2).
+"""Building blocks of the networks (Lin et al., MLMI 2019, section 2.3 and Fig. 2).
 
 Tensors are (batch, channels, w, h, d) with the slice axis last. Batch normalisation has Keras' constants
-(epsilon 1e-3, decay 0.99), which the published networks were trained with.
+(epsilon 1e-3, decay 0.99), as in the published networks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def normalisation(channels: int) -> nn.BatchNorm3d:
 
 
 def conv_block(inputs: int, outputs: int, kernel: int = 3) -> nn.Sequential:
-    """C(n): convolution, ReLU, batch normalisation; zero-padded so that the size stays."""
+    """C(n): convolution, ReLU, batch normalisation; zero-padded, so that the size does not change."""
     return nn.Sequential(
         nn.Conv3d(inputs, outputs, kernel, padding=kernel // 2), nn.ReLU(inplace=True), normalisation(outputs)
     )
@@ -48,8 +48,8 @@ class ResidualCore(nn.Module):
 
 
 class BottleneckBlock(nn.Module):
-    """BB(b, u): shrink the channels to half, b times C(f/2), expand, add the input, up-sample the slice axis
-    by u (Fig. 2b).
+    """BB(b, u): halve the channels, b times C(f/2), double them, add the input, up-sample the slice axis by u
+    (Fig. 2b).
     """
 
     def __init__(self, channels: int, shrink: int, up: int) -> None:
@@ -66,24 +66,24 @@ class BottleneckBlock(nn.Module):
 
 
 class ErrorHead(nn.Module):
-    """How large the error of an estimate is to be expected, from the features that the estimate is made of.
+    """Predicts the error of a network's output from the features of its last level.
 
-    Two convolutions of kernel 1, for the logarithm of the error's variance: the heteroscedastic regression of
-    Kendall and Gal 2017 (doi:10.48550/arXiv.1703.04977), which Tanno et al. 2021
-    (doi:10.1016/j.neuroimage.2020.117366) use for image quality transfer. Unlike theirs it does not touch the
-    estimate: no gradient passes into the features, which are learned from the estimate's own loss alone.
+    Two convolutions of kernel 1 give the logarithm of the error's variance: the heteroscedastic regression of
+    Kendall and Gal 2017 (doi:10.48550/arXiv.1703.04977), used for image quality transfer by Tanno et al. 2021
+    (doi:10.1016/j.neuroimage.2020.117366). Here it does not change the output itself: no gradient passes into
+    the features, which are trained by the loss of the output alone.
 
     Parameters
     ----------
     channels
-        Of the features.
+        Number of channels of the features.
     outputs
-        Logarithms that each place gets: 1, or one for each thin voxel of a cell.
+        Number of logarithms at each place: 1, or one for each thin voxel of a cell.
     """
 
     #: Range of the output: standard deviations of .001 to 7 where white matter is 1.
     LIMITS = (-14.0, 4.0)
-    #: Where it begins: a standard deviation of .08, that of networks after a short training.
+    #: First output: a standard deviation of .08, as for networks after a short training.
     START = -5.0
 
     def __init__(self, channels: int, outputs: int = 1) -> None:
@@ -115,21 +115,22 @@ def initialise(network: nn.Module) -> None:
 
 @lru_cache(maxsize=32)
 def _spline_weights(n_slices: int, k: int, device: torch.device) -> torch.Tensor:
-    with torch.inference_mode(False):  # what is first used in inference may be used in training later
+    with torch.inference_mode(False):  # training may use the same matrix after inference
         return torch.tensor(spline_matrix(n_slices, k).T, dtype=torch.float32, device=device)
 
 
 def spline_upsample(x: torch.Tensor, k: int) -> torch.Tensor:
-    """Cubic B-spline interpolation along the slice axis, on the slices' own positions, in single precision.
+    """Cubic B-spline interpolation along the slice axis, at the slices' own positions, in single precision.
 
-    The same matrix (`iqtflow.image.geometry.spline_matrix`) makes the baseline: half a voxel's difference
-    between the two would be learnt before anything else.
+    The baseline uses the same matrix (`iqtflow.image.geometry.spline_matrix`). With a shift of half a voxel
+    between the two, a network would first have to learn this shift.
 
     Parameters
     ----------
     x : tensor, shape (batch, channels, w, h, d)
+        Thick slices.
     k
-        Up-scaling factor.
+        Upsampling factor.
 
     Returns
     -------

@@ -1,9 +1,9 @@
-"""Sub-pixel U-Net: a network that works on the thick-slice grid and shuffles its output to the thin one.
+"""Sub-pixel U-Net: a network on the thick-slice grid whose last layer gives the thin slices.
 
-Convolutions on the thin grid are what costs time in `iqtflow.models.unets`. Here a cell of s x s voxels of
-one thick slice becomes one place with s * s channels (space-to-depth), all convolutions run on these cells,
-and the last one gives each cell the s * s * k thin voxels that it covers: the sub-pixel convolution of Shi et
-al. 2016 (doi:10.1109/CVPR.2016.207), in three dimensions.
+The networks of `iqtflow.models.unets` are slow because of their convolutions on the thin grid. Here a cell of
+s x s voxels of one thick slice becomes one place with s * s channels (space-to-depth). All convolutions run
+on these cells. The last one gives the s * s * k thin voxels of each cell: the sub-pixel convolution of Shi et
+al. 2016 (doi:10.1109/CVPR.2016.207) in three dimensions.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ CELL = 2  #: s, edge of a cell in the plane, in voxels
 class SubpixelUNet(nn.Module):
     """U-Net of plain residual blocks on cells of s x s x 1 thick-slice voxels, added to the cubic spline.
 
-    The plane alone is pooled until cells are about cubes, then all three axes. There is no normalisation, and
-    borders are continued by their own values: a volume in one pass, tiles and patches of any size are the
-    same function but for what a tile cannot see. Shapes for k = 4, widths 32, 64, 128 and an input of
-    48 x 48 x 12 (and of k = 8, 48 x 48 x 6):
+    Only the plane is pooled until cells are about cubes, then all three axes. There is no normalisation, and
+    borders are padded by their own values. A volume in one pass and tiles of any size therefore give the same
+    result, except for what is outside a tile. Shapes for k = 4, widths 32, 64, 128 and an input of 48 x 48 x
+    12 (and for k = 8, 48 x 48 x 6):
 
     =====  ========  ============  =========  ============  =========
     level  channels  k = 4         pooling    k = 8         pooling
@@ -41,19 +41,18 @@ class SubpixelUNet(nn.Module):
     Parameters
     ----------
     k
-        Up-scaling factor along the slice axis, one of `iqtflow.models.unets.FACTORS`.
+        Upsampling factor along the slice axis, one of `iqtflow.models.unets.FACTORS`.
     widths
-        Channels of each level.
+        Number of channels of each level.
     blocks
-        Residual blocks of each level, in the encoder and again in the decoder.
+        Number of residual blocks of each level, in the encoder and again in the decoder.
     uncertainty
-        Also predict the error of the estimate: a second channel of the output, the natural logarithm of the
-        error's variance (`iqtflow.models.blocks.ErrorHead`).
+        As for `iqtflow.models.unets.EncoderDecoder`.
 
     Raises
     ------
     InputError
-        The factor is none of `FACTORS`, or `widths` and `blocks` do not go together.
+        The factor is not one of `FACTORS`, or `widths` and `blocks` have different lengths.
     """
 
     context = "whole"
@@ -75,7 +74,7 @@ class SubpixelUNet(nn.Module):
             )
         super().__init__()
         self.k = k
-        # Memory of one pass, for each thin-slice voxel: 56 and 36 bytes at 32 channels and k = 4 (measured).
+        # Memory of one pass for each thin-slice voxel: 56 and 36 bytes with 32 channels and k = 4 (measured).
         share = widths[0] / 32 * 4 / k
         self.pass_bytes = {"float32": 16 + 40 * share, "bfloat16": 16 + 20 * share}
         pools = _pools(k, len(widths) - 1)
@@ -93,7 +92,7 @@ class SubpixelUNet(nn.Module):
         self.head = nn.Conv3d(widths[0], CELL * CELL * k, 1)
         nn.init.zeros_(self.head.weight)  # training begins at the spline
         nn.init.zeros_(self.head.bias)
-        # Last, so that a seed gives the estimate the same weights with it and without.
+        # Last, so that the other weights of a seed are the same with and without it.
         self.error_head = ErrorHead(widths[0], CELL * CELL * k) if uncertainty else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -120,7 +119,7 @@ class SubpixelUNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions beside the identity. The second begins near zero, which takes the place of
+    """Two convolutions, added to their input. The second is initialised near zero, which replaces
     normalisation (Zhang et al. 2019, arXiv:1901.09321).
     """
 
@@ -138,8 +137,8 @@ class Block(nn.Module):
 
 
 class Enlargement(nn.Module):
-    """Fewer channels, then each place repeated. A transposed convolution would give neighbours weights of
-    their own: a pattern that borders and tiles cannot continue (Odena et al. 2016,
+    """Fewer channels, then each place repeated. A transposed convolution would have other weights for each
+    neighbour, and give a pattern that does not match at borders and between tiles (Odena et al. 2016,
     doi:10.23915/distill.00003).
     """
 
@@ -172,9 +171,10 @@ def from_cells(y: torch.Tensor, k: int) -> torch.Tensor:
 
 
 class Convolution(nn.Conv3d):
-    """3 x 3 x 3 convolution that continues its input by the border's own values.
+    """3 x 3 x 3 convolution with the border's own values as padding.
 
-    Autocast would pad in single precision, which takes as long as the convolution; the values are the same.
+    The padding is done in autocast's precision: in single precision it takes as long as the convolution, and
+    gives the same values.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -195,7 +195,7 @@ def _stage(channels: int, length: int) -> nn.Sequential:
 
 
 def _pools(k: int, count: int) -> list[tuple[int, int, int]]:
-    """Pooling after each level: of the plane alone while a cell is longer along the slice axis."""
+    """Pooling after each level: only in the plane while a cell is longer along the slice axis."""
     pools, edge = [], CELL
     for _ in range(count):
         pools.append((2, 2, 1) if edge < k else (2, 2, 2))

@@ -1,8 +1,8 @@
-"""The paper's three networks (Lin et al., MLMI 2019, section 2.3 and Fig. 2), on one skeleton.
+"""The paper's three networks (Lin et al., MLMI 2019, section 2.3 and Fig. 2).
 
-All take thick slices and give thin ones. ANISO U-Net and 3D-SRU-Net pool the plane alone until features are
-isotropic, and up-sample the slice axis in their skip connections; ISO U-Net interpolates first and works on
-cubes throughout.
+All take thick slices and give thin ones. ANISO U-Net and 3D-SRU-Net pool only the plane until features are
+isotropic, and up-sample the slice axis in their skip connections. ISO U-Net interpolates first and works on
+isotropic voxels.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ FACTORS = SETTINGS["train"]["upsampling_factor"].choices  #: k; the paper has 4 
 
 
 class EncoderDecoder(nn.Module):
-    """Encoder, bridge and decoder with a skip connection at each level but the deepest.
+    """Encoder, bridge and decoder with a skip connection at each level except the deepest.
 
     Parameters
     ----------
     k
-        Up-scaling factor along the slice axis.
+        Upsampling factor along the slice axis.
     channels
-        Of each level.
+        Number of channels of each level.
     pools
-        Pooling between one level and the next, for each axis; the decoder undoes it with transposed
-        convolutions of the first number along all three axes, since every skip arrives with cubic voxels.
+        Pooling between two levels, for each axis. The decoder reverses it by transposed convolutions of the
+        first number along all three axes, since every skip connection gives cubic voxels.
     core
-        Makes what is done at each level, encoder and decoder, from numbers of channels in and out.
+        Makes the layers of a level, in encoder and decoder, from the numbers of channels in and out.
     skip
-        Makes the skip connection of a level from its channels and the factor that its slice axis lacks.
+        Makes the skip connection of a level from its channels and its up-sampling along the slice axis.
     bridge
-        What follows the deepest level of the encoder.
+        Layers after the deepest level of the encoder.
     residual
-        Add the cubic B-spline interpolation of the input to the output, and start at it (the last
-        convolution is initialised with zeros).
+        Add the cubic B-spline interpolation of the input to the output. The last convolution is initialised
+        with zeros, so that training starts at the interpolation.
     uncertainty
-        Also predict how large the error of the estimate is, see `iqtflow.models.blocks.ErrorHead`: a second
-        channel of the output, the natural logarithm of the error's variance.
+        Also predict the error (`iqtflow.models.blocks.ErrorHead`): a second output channel, the natural
+        logarithm of the variance of the error.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class EncoderDecoder(nn.Module):
         initialise(self)
         if residual:
             nn.init.zeros_(self.head.weight)
-        # Last, so that a seed gives the estimate the same weights with it and without.
+        # Last, so that the other weights of a seed are the same with and without it.
         self.error_head = ErrorHead(channels[0]) if uncertainty else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -96,7 +96,7 @@ class EncoderDecoder(nn.Module):
         return self.complete(self.encode_decode(x), spline_upsample(x, self.k) if self.residual else None)
 
     def complete(self, features: torch.Tensor, base: torch.Tensor | None) -> torch.Tensor:
-        """Features of the first level to the output, added to `base` if there is one."""
+        """Compute the output from the features of the first level, and add `base` if there is one."""
         estimate = self.head(features)
         if base is not None:
             estimate = estimate + base
@@ -105,7 +105,7 @@ class EncoderDecoder(nn.Module):
         return torch.cat([estimate, self.error_head(features)], dim=1)
 
     def encode_decode(self, x: torch.Tensor) -> torch.Tensor:
-        """The network up to the features of its first level."""
+        """Compute the features of the first level."""
         skips, y = [], x
         for level, pool in enumerate(self.pools):
             y = self.encoder[level](y)
@@ -120,8 +120,9 @@ class EncoderDecoder(nn.Module):
 class AnisoUNet(EncoderDecoder):
     """ANISO U-Net(b) of Lin et al., MLMI 2019, Fig. 2.
 
-    The encoder first pools the plane alone, by k in all, until features are isotropic, then all three axes;
-    every skip passes a bottleneck block that up-samples the slice axis, so that the decoder works on cubes.
+    The encoder first pools only the plane, by k in total, until features are isotropic, then all three axes.
+    Every skip connection has a bottleneck block that up-samples the slice axis, so that the decoder works on
+    isotropic voxels.
     Shapes for k = 4, f = 16 and an input of 32 x 32 x 8:
 
     =====  ========  ============  ===========  =================
@@ -134,30 +135,27 @@ class AnisoUNet(EncoderDecoder):
     5      256       2 x 2 x 2
     =====  ========  ============  ===========  =================
 
-    For k = 8 (input 32 x 32 x 4) the plane is pooled three times and skips are up-sampled 8, 4, 2 and 1
-    times; for k = 2 once, and 2, 1, 1, 1. The paper's rule, one pooling of the plane for each factor 2 in k,
-    goes on to other prime factors: for k = 3 (input 48 x 48 x 16) the first pooling is (3, 3, 1) and skips
-    are up-sampled 3, 1, 1, 1; for k = 6 (48 x 48 x 8) the first two are (2, 2, 1) and (3, 3, 1), and skips
-    6, 3, 1, 1.
+    For k = 8 (input 32 x 32 x 4) the plane is pooled three times, and skip connections up-sample by 8, 4, 2
+    and 1; for k = 2 once, and by 2, 1, 1, 1. The paper pools the plane once for each factor 2 in k. Other
+    prime factors are treated alike: for k = 3 (input 48 x 48 x 16) the first pooling is (3, 3, 1) and skip
+    connections up-sample by 3, 1, 1, 1; for k = 6 (48 x 48 x 8) the first two are (2, 2, 1) and (3, 3, 1),
+    and 6, 3, 1, 1.
 
     Parameters
     ----------
     k
-        Up-scaling factor along the slice axis, one of `FACTORS`.
+        Upsampling factor along the slice axis, one of `FACTORS`.
     filters
         Channels of the first level; they double at each level.
     shrink
-        b, the number of shrinking layers in each bottleneck block (2 or 3 in the paper).
-    residual
-        Add the cubic B-spline interpolation of the input to the output, and start at it. False is the
-        paper's network.
-    uncertainty
-        Also predict the error of the estimate (`EncoderDecoder`). False is the paper's network.
+        b, number of layers in each bottleneck block (2 or 3 in the paper).
+    residual, uncertainty
+        As for `EncoderDecoder`; both are False in the paper.
 
     Raises
     ------
     InputError
-        The design has no network for this factor.
+        The factor is not one of `FACTORS`.
     """
 
     def __init__(
@@ -184,11 +182,11 @@ class AnisoUNet(EncoderDecoder):
 
 
 class SRUNet(EncoderDecoder):
-    """3D-SRU-Net (Heinrich et al. 2017, doi:10.1007/978-3-319-66185-8_16), as Lin et al. compare with it: the
-    plane is pooled until features are isotropic, and there the encoder ends.
+    """3D-SRU-Net (Heinrich et al. 2017, doi:10.1007/978-3-319-66185-8_16) as in the comparison of Lin et al.:
+    the plane is pooled until features are isotropic, and the encoder ends there.
 
-    Three convolutions at each level; each skip is up-sampled by one transposed convolution. Shapes for k = 4,
-    f = 16 and an input of 32 x 32 x 8, and those of k = 8 and 32 x 32 x 4:
+    Three convolutions at each level. Each skip connection up-samples by one transposed convolution. Shapes
+    for k = 4, f = 16 and an input of 32 x 32 x 8, and for k = 8 and 32 x 32 x 4:
 
     =====  ========  ============  =========  ================  ============  =========  ================
     level  channels  encoder       pooling    skip and decoder  k = 8         pooling    skip and decoder
@@ -199,7 +197,7 @@ class SRUNet(EncoderDecoder):
     4      128                                                  4 x 4 x 4
     =====  ========  ============  =========  ================  ============  =========  ================
 
-    One level more than k has prime factors: two for k = 2 and 3, three for k = 6.
+    The number of levels is that of the prime factors of k plus one: two for k = 2 and 3, three for k = 6.
 
     Parameters
     ----------
@@ -209,7 +207,7 @@ class SRUNet(EncoderDecoder):
     Raises
     ------
     InputError
-        The design has no network for this factor.
+        The factor is not one of `FACTORS`.
     """
 
     def __init__(
@@ -229,11 +227,11 @@ class SRUNet(EncoderDecoder):
 
 
 class IsoUNet(EncoderDecoder):
-    """ISO U-Net: the 3-D U-Net that works on the interpolated scan.
+    """ISO U-Net: the 3-D U-Net on the interpolated scan.
 
-    The module itself interpolates (cubic B-splines on the slices' own positions), so that it takes thick
-    slices as the other networks do. Three convolutions at each level, skips as they are. Shapes for f = 16
-    and 32 x 32 x 32 / k, any k:
+    The network itself interpolates (cubic B-splines at the slices' own positions), so that it takes thick
+    slices like the other networks. Three convolutions at each level; skip connections do not change their
+    input. Shapes for f = 16 and 32 x 32 x 32 / k, any k:
 
     =====  ========  ============  ===========  =================
     level  channels  encoder       pooling      skip and decoder
@@ -253,7 +251,7 @@ class IsoUNet(EncoderDecoder):
     Raises
     ------
     InputError
-        The factor is none of `FACTORS`.
+        The factor is not one of `FACTORS`.
     """
 
     def __init__(
@@ -284,10 +282,10 @@ def _three_convolutions(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def _prime_factors(k: int) -> list[int]:
-    """Prime factors of an up-scaling factor, the smallest first: fine features are pooled in fine steps."""
+    """Prime factors of an upsampling factor, the smallest first: fine features are pooled in small steps."""
     if k not in FACTORS:
         raise InputError(
-            "up-scaling factor of the network",
+            "upsampling factor of the network",
             found=str(k),
             expected="one of " + ", ".join(map(str, FACTORS)),
             next_step="Choose one of these factors.",
