@@ -59,7 +59,8 @@ def register(name: str, factory: Factory) -> None:
         Name in settings and in model files.
     factory
         Called with keyword arguments (``k`` among them); returns a module with the attributes ``k``
-        (upsampling factor) and ``min_multiple`` (three integers; the input's sizes must be multiples of them).
+        (upsampling factor) and ``min_multiple`` (three integers; the input's sizes must be multiples of
+        them).
 
     Raises
     ------
