@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,7 +166,7 @@ class Ledger:
         return 0.0
 
 
-class PlainLines:
+class PlainLines(AbstractContextManager):
     """A line for each subject that begins a long step, ends or fails; for files, pipes, and ``-v``.
 
     Parameters
@@ -191,9 +192,6 @@ class PlainLines:
         self.width = max((len(s) for s in ledger.subjects), default=0)
         self._begun: set[str] = set()
 
-    def __enter__(self) -> PlainLines:
-        return self
-
     def __exit__(self, *_: object) -> None:
         pass
 
@@ -216,7 +214,7 @@ class PlainLines:
             self.write(f"  {time.strftime('%H:%M:%S')}  {step.subject:{self.width}}  {words}")
 
 
-class LiveLines:
+class LiveLines(AbstractContextManager):
     """One line for each subject at work, redrawn in place, below the lines of finished subjects.
 
     Parameters

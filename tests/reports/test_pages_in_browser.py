@@ -69,10 +69,9 @@ def site(tmp_path_factory) -> Path:
     volumes, out = tmp_path_factory.mktemp("volumes"), tmp_path_factory.mktemp("a folder with spaces")
     enhanced = make_record(volumes)
     enhanced.details["OutOfDistribution"] = UNFAMILIAR
+    broken = failed("sub-01_run-2_T1w", "4 dimensions", log="a\nb\n" * 50)
     skipped = Record("skipped", "/d/sub-01_run-3_T1w.nii.gz", message="near-isotropic")
-    write_subject_page(
-        out, "01", [enhanced, failed("sub-01_run-2_T1w", "4 dimensions", log="a\nb\n" * 50), skipped]
-    )
+    write_subject_page(out, "01", [enhanced, broken, skipped])
     write_subject_page(out, "02", [make_prepared_record(volumes, n_draws=2)])
     curves = volumes / "curves.csv"
     rows = [f"{100 * i},{1 / (i + 1)},{1.1 / (i + 1)},1" for i in range(20)]

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from iqtflow.reports.draw import pictures, plots
-from iqtflow.reports.draw.pictures import Picture
+from iqtflow.reports.draw.pictures import Picture, PictureRow
 from iqtflow.reports.draw.slices import Comparison, PlaneDrawer, Rung, Scene, draw_within, planes_in_order
 from iqtflow.reports.draw.volumes import Plane, Volumes, choose_slices, crop_box, cut
 
@@ -21,15 +21,6 @@ LEAST_STD_TOP_PERCENT = 2.0
 #: A lower head is a slab; its thumbnail is axial, not coronal.
 SLAB_MM = 60.0
 DETAIL_MM = 44.0  #: edge of a detail
-
-
-@dataclass(frozen=True)
-class Detail:
-    """One place, enlarged: plane, position, and pictures with their tags."""
-
-    plane: str
-    place: str
-    pictures: tuple[tuple[str, Picture], ...]
 
 
 @dataclass
@@ -56,7 +47,7 @@ class Figures:
     profile: Picture
     histogram: Picture
     thumbnail: Picture
-    details: list[Detail]
+    details: list[PictureRow]
     planes: list[Comparison] = field(default_factory=list)
     uncertainty: list[Comparison] = field(default_factory=list)
     errors: list[Comparison] = field(default_factory=list)
@@ -156,7 +147,7 @@ def _draw_thumbnail(scene: Scene, files: dict[str, bytes]) -> Picture:
     return drawer.sheet("thumbnail", both, "left before (spline), right after (IQT)", marked=False)
 
 
-def _draw_detail(scene: Scene, plane: Plane, files: dict[str, bytes]) -> Detail:
+def _draw_detail(scene: Scene, plane: Plane, files: dict[str, bytes]) -> PictureRow:
     """Draw the busiest place of a plane: before, after, difference, and standard deviation and truth."""
     volumes = scene.volumes
     place = busiest_place(volumes, plane, convention=scene.convention)
@@ -174,7 +165,7 @@ def _draw_detail(scene: Scene, plane: Plane, files: dict[str, bytes]) -> Detail:
     if volumes.truth is not None:
         shown.append(("truth", "Truth", drawer.grey(volumes.truth)))
     found = tuple((tag, drawer.sheet(name, frames, f"enlarged, {tag}")) for name, tag, frames in shown)
-    return Detail(plane.name, drawer.places[0], found)
+    return PictureRow(f"{plane.name.capitalize()}, {drawer.places[0]}", found)
 
 
 def busiest_place(volumes: Volumes, plane: Plane, *, convention: str) -> tuple[int, tuple[slice, slice]]:

@@ -31,6 +31,14 @@ class Picture:
     alt: str
 
 
+@dataclass(frozen=True)
+class PictureRow:
+    """Pictures beside each other: a title, and pictures with their tags."""
+
+    title: str
+    pictures: tuple[tuple[str, Picture], ...]
+
+
 def to_grey(picture: np.ndarray, window: tuple[float, float]) -> np.ndarray:
     """Map intensities to 0 (black) ... 255 (white), clipping outside the window.
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from iqtflow.image.geometry import slice_axis
 from iqtflow.reports.draw import pictures, plots
-from iqtflow.reports.draw.pictures import Picture
+from iqtflow.reports.draw.pictures import Picture, PictureRow
 from iqtflow.reports.draw.slices import Comparison, PlaneDrawer, Rung, Scene, draw_within
 from iqtflow.reports.draw.volumes import PLANES, Plane, Volumes, load_array, load_prepared, on_grid
 from iqtflow.reports.record import Draw, Record
@@ -25,16 +25,6 @@ CONTOURS = (("wm", "white matter", "#f0a020"), ("gm", "grey matter", "#40b8f0"),
 SHOWN_DRAWS = 6  #: draws with pictures; the table has all of them
 
 Maps = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class DrawPictures:
-    """Pictures of one simulated scan, with their tags: the source and the draw, across the slices and in
-    their plane.
-    """
-
-    title: str
-    pictures: tuple[tuple[str, Picture], ...]
 
 
 @dataclass
@@ -65,7 +55,7 @@ class PreparedFigures:
 
     thumbnail: Picture
     contours: list[tuple[str, str]]
-    draws: list[DrawPictures]
+    draws: list[PictureRow]
     n_draws: int
     table: tuple[Sequence[str], Sequence[list[str]]]
     planes: list[Comparison] = field(default_factory=list)
@@ -174,14 +164,14 @@ def _draw_thumbnail(scene: Scene, maps: Maps, files: dict[str, bytes]) -> Pictur
     return drawer.sheet("thumbnail", both, words, marked=False)
 
 
-def _draw_pictures(scene: Scene, draw: Draw, number: int, files: dict[str, bytes]) -> DrawPictures:
+def _draw_pictures(scene: Scene, draw: Draw, number: int, files: dict[str, bytes]) -> PictureRow:
     """Draw the source and a simulated scan, in a plane across its slices and in the plane of its slices."""
     snr = draw.sidecar.get("SNR") or {}
     drawn = f": SNR {snr['WM']:.1f} in white matter, {snr['GM']:.1f} in grey matter" if snr else ""
     title = f"Draw {number}{drawn}"
     thick = load_array(draw.image)
     if thick is None:
-        return DrawPictures(f"{title} (the simulated scan is missing)", ())
+        return PictureRow(f"{title} (the simulated scan is missing)", ())
     axis = slice_axis(thick[1])
     before, affine = scene.volumes.before, scene.volumes.affine
     # Each thick voxel as a block: nothing is interpolated.
@@ -194,7 +184,7 @@ def _draw_pictures(scene: Scene, draw: Draw, number: int, files: dict[str, bytes
         for name, data, tag in (("source", before, "Source"), ("draw", blocks, f"Draw {number}")):
             tag = f"{tag}, {words}"
             found.append((tag, drawer.sheet(name, drawer.grey(data), tag)))
-    return DrawPictures(title, tuple(found))
+    return PictureRow(title, tuple(found))
 
 
 def _tissue_values(
