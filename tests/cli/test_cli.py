@@ -275,25 +275,19 @@ def test_a_split_with_a_subject_twice_is_refused_before_hours_of_training(bids_t
 
 @pytest.mark.parametrize(
     "place",
-    [".", "sub-01", "new", "derivatives", "derivatives/../sub-01", "../bids"],
+    [".", "sub-01", "new", "derivatives", "derivatives/../sub-01", "../bids", "../link"],
     ids=lambda place: place,
 )
 @pytest.mark.parametrize("option", ["output", "work"])
 def test_nothing_is_written_into_the_data_set(bids_tree, tmp_path, place, option):
     root = bids_tree(T1W)
+    (tmp_path / "link").symlink_to(root)
     before = tree(tmp_path)
     output = root / place if option == "output" else tmp_path / "out"
     work = root / place if option == "work" else tmp_path / "work"
     with pytest.raises(UsageError, match=r"(equal to|inside) the input"):
         settle(root, output, "participant", "-w", work)
     assert tree(tmp_path) == before
-
-
-def test_a_link_to_the_data_set_is_the_data_set(bids_tree, tmp_path):
-    root = bids_tree(T1W)
-    (tmp_path / "link").symlink_to(root)
-    with pytest.raises(UsageError, match="equal to the input"):
-        settle(root, tmp_path / "link", "participant")
 
 
 def test_another_program_s_derivatives_are_left_alone(bids_tree, tmp_path):
@@ -450,8 +444,10 @@ def test_ctrl_c_and_defects_have_their_own_exit_codes(monkeypatch, capsys):
 # --- settings arrive, or are refused ---
 
 
-@pytest.mark.parametrize("option", FRESH_ONLY)
-@pytest.mark.parametrize("levels", [["group"], ["participant", "group"]])
+@pytest.mark.parametrize(
+    ("option", "levels"),
+    [*((name, ["group"]) for name in FRESH_ONLY), ("thickness_fraction", ["participant", "group"])],
+)
 def test_stored_draws_take_no_settings_of_fresh_ones(bids_tree, tmp_path, capsys, option, levels):
     flag = f"--{option.replace('_', '-')}"
     values = ["0.5", "1"] if SETTINGS["train"][option].many else ["0.2"]
