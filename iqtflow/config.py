@@ -70,9 +70,7 @@ class Setting:
     prefix: str = ""  #: beginning of a text that is left out
     parse: Callable[[str], Any] | None = None  #: makes a value of a text, if `kind` does not
     level: str = ""  #: the only analysis level that reads it; empty: both
-    fresh: bool = (
-        False  #: for scans that are simulated anew for every batch; stored scans are as in the paper
-    )
+    fresh: bool = False  #: for fresh draws only; stored scans are simulated as in the paper
     action: str = ""  #: argparse's action, if its option takes no value and has no ``--no-...``
 
     @property
