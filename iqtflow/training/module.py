@@ -290,7 +290,7 @@ class TrainingModule(lightning.LightningModule):
 
 
 class _Decay:
-    """Update rule of the moving average of the weights."""
+    """Update rule of the moving average of the weights: decay of at most (n + 1) / (n + 10) at step n."""
 
     def __init__(self, decay: float) -> None:
         self.decay = decay

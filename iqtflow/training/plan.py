@@ -22,30 +22,15 @@ _LATER_DEGRADATION = ("zoom", "spacing_jitter", "contrast_jitter", "stripes")
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """All settings that decide the weights. The defaults are the paper's (section 3.1), except for the
-    residual connection and for draws that are made anew for every batch.
+    """All settings that decide the weights.
+
+    `iqtflow.config.TrainSettings` describes the settings of the same names, and has their defaults. The
+    others:
 
     Attributes
     ----------
-    network, network_settings
-        Name and keyword arguments for `iqtflow.models.registry.build_network`; ``k`` is one of them.
-    batch_size
-        Patches in a step.
-    learning_rate
-        Learning rate at the first step.
-    schedule
-        "decay": ``lr / (1 + 1e-6 step)``, Keras' decay, as in the paper; "cosine": down to zero at the last
-        step.
-    loss
-        "mse" (the paper's) or "l1".
-    steps
-        Largest number of steps; None: `max_epochs` decides.
-    steps_per_epoch, max_epochs
-        Steps between two validations, and the largest number of validations.
-    patience
-        Training stops after so many epochs without a better validation loss; 0: it never stops early.
-    seed
-        Seed of initialisation and of every draw.
+    network_settings
+        Keyword arguments for `iqtflow.models.registry.build_network`; ``k`` is one of them.
     degradation
         Range of the simulator's parameters. For stored draws only `mirror` applies, and `prior` must be the
         prior that they were drawn from.
@@ -54,25 +39,8 @@ class TrainingPlan:
     only_uncertainty
         Train only the predicted error of the model in `start_from`; the enhanced volume stays the same. The
         loss is then the mean negative logarithm of the error's Gaussian likelihood, without its constant.
-    draws
-        "fresh": every batch is simulated anew; N: the first N stored draws of each subject (Table 2).
     patch_size
-        Edge of the high-field patches in voxels. The network sees more around each voxel of a larger patch.
-    validation_batches
-        Batches in a validation.
-    optimiser
-        "adam" (the paper's), or "adamw" with betas of .9 and .99 and a weight decay of 1e-4.
-    warmup
-        Steps over which the learning rate rises from zero.
-    clip
-        Largest norm of the gradient; 0: no limit.
-    averaging
-        Decay of an exponential moving average of the weights; 0: no average. The average is validated and
-        saved. At step n the decay is at most (n + 1) / (n + 10).
-    background_weight
-        Weight in the loss of voxels outside the brain, also in validation; 1 in the paper.
-    precision
-        Precision of the convolutions, "float32" or "bfloat16". CUDA always uses bfloat16.
+        Edge of the high-field patches in voxels.
     """
 
     network: str = TrainSettings.network

@@ -30,36 +30,16 @@ from iqtflow.utils.errors import InputError
 
 @dataclass(frozen=True)
 class Degradation:
-    """Range of the simulator's random parameters. The defaults are those of the paper.
+    """Range of the simulator's random parameters, as `iqtflow.config.TrainSettings` describes them.
 
     Attributes
     ----------
     prior
         Distribution of the tissues' SNR.
-    thickness_fraction
-        Range of slice thickness over slice spacing. (0.75, 0.75) is the paper's thickness of 3k/4 voxels with
-        a gap of k/4.
-    snr_scale
-        Range of a factor on the SNR of both tissues. (0.5, 1) also covers scans with up to twice the noise.
-        The contrast does not change.
-    bias_amplitude
-        Largest log-amplitude of a bias field. Low-field and high-field patch get the same one, so the network
-        learns to keep it.
-    mirror
-        Mirror patches along random axes and swap the two in-plane axes.
-    zoom
-        Range of a factor on the voxel size. Half of the patches are resampled by it.
-    spacing_jitter
-        Largest relative change of the slice spacing against the in-plane voxel size, for the same half.
-    contrast_jitter
-        Largest relative change of grey over white matter, beside the SNR that the prior draws.
-    stripes
-        Largest relative change of every other slice, for a quarter of the patches: interleaved slices that
-        saturate each other.
 
     Raises
     ------
-    InputError
+    UsageError
         A range has its higher number first, or a number is outside the limits of the simulator.
     """
 
@@ -460,6 +440,7 @@ def _simulate(batch: dict[str, Any], distribution: str) -> tuple[torch.Tensor, t
     intensity, matrix = batch["intensity"].float(), batch["matrix"]
     patch = intensity.shape[-2]
     margin = (intensity.shape[-1] - patch) // 2
+    # Input and target get the same bias field, so that the network learns to keep it.
     intensity *= _bias_field(batch["bias"], intensity.shape[2:])[:, None]
     slab = torch.cat([intensity, batch["tissue"].float() / 255], dim=1)
     thick = decimate(slab, matrix)

@@ -43,8 +43,6 @@ def estimate_of(model):
 
 
 def test_learning_the_error_leaves_the_estimate_what_it_is_without(libraries, tmp_path):
-    (tmp_path / "with").mkdir()
-    (tmp_path / "without").mkdir()
     ours = load_model(learn(libraries, tmp_path / "with", steps=4))
     theirs = load_model(learn(libraries, tmp_path / "without", "--uncertainty", "none", steps=4))
     assert ours.card["network"]["kwargs"]["uncertainty"] is True
@@ -79,12 +77,9 @@ def test_the_error_of_a_finished_model_is_learned_alone_and_is_right_in_size(lib
 
 
 def test_a_model_that_knows_its_error_is_a_start_for_one_that_does_not(libraries, tmp_path):
-    (tmp_path / "first").mkdir()
-    (tmp_path / "second").mkdir()
     first = learn(libraries, tmp_path / "first", steps=2)
-    second = learn(
-        libraries, tmp_path / "second", "--start-from", str(first), "--uncertainty", "none", steps=2
-    )
+    options = ("--start-from", str(first), "--uncertainty", "none")
+    second = learn(libraries, tmp_path / "second", *options, steps=2)
     assert load_model(second).members[0].error_head is None
 
 
