@@ -1,4 +1,4 @@
-"""Small BIDS data sets of thick-slice phantoms, and the command run on them as users run it."""
+"""Small BIDS data sets of phantoms, and the command run on them as users run it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,24 @@ from conftest import make_affine, write_scan
 from phantoms import make_brain
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+#: Sidecar of the phantoms.
+STRIPPED = {"SkullStripped": True}
 
 
 def iqtflow(*arguments: object, **options: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "iqtflow.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        timeout=600,
-        **options,
-    )
+    """Run the command; `options` are those of `subprocess.run`."""
+    return python("-m", "iqtflow.cli", *arguments, **options)
+
+
+def python(*arguments: object, **options: object) -> subprocess.CompletedProcess:
+    """Run Python with arguments; `options` are those of `subprocess.run`."""
+    given = {"env": ENVIRONMENT, "timeout": 900, **options}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **given)
 
 
 def dataset(root: Path) -> Path:
+    """Make an empty data set."""
     root.mkdir(parents=True)
     (root / "dataset_description.json").write_text(json.dumps({"Name": "test", "BIDSVersion": "1.10.0"}))
     (root / "README").write_text("Phantoms.\n")
@@ -35,14 +39,32 @@ def dataset(root: Path) -> Path:
 
 
 def write_thick_scan(
-    path: Path, *, k: int = 4, seed: int = 0, sidecar: dict | None = None
+    path: Path, *, k: int = 4, seed: int = 0, sidecar: dict | None = STRIPPED
 ) -> nib.Nifti1Image:
-    """A thick-slice brain phantom, skull-stripped, oblique, slices along the second axis."""
+    """Write a thick-slice brain phantom, skull-stripped, oblique, slices along the second axis."""
     brain = make_brain((64, 68, 64), seed=seed)
-    thick = brain.intensity.reshape(64, 17, 4, 64).mean(axis=2) if k == 4 else brain.intensity
-    affine = make_affine((1.5, 1.5 * (4 if k == 4 else 1), 1.5))
-    write_scan(path, thick.astype(np.float32), affine)
-    path.with_name(path.name.replace(".nii.gz", ".json")).write_text(
-        json.dumps({"SkullStripped": True, **(sidecar or {})})
-    )
+    write_scan(path, _thick(brain.intensity, k), make_affine((1.5, 1.5 * k, 1.5)))
+    if sidecar is not None:
+        path.with_name(path.name.replace(".nii.gz", ".json")).write_text(json.dumps(sidecar))
     return nib.load(path)
+
+
+def write_mapped_scans(bids: Path, maps: Path, n: int, *, k: int = 1, size: float = 1.6) -> None:
+    """Write scans of `n` brain phantoms, sub-0 and on, and their tissue maps as another program makes them.
+
+    Slices are k times as thick as the voxels are wide (`size`, in mm), along the second axis.
+    """
+    dataset(maps)
+    for i in range(n):
+        brain = make_brain((64, 68, 64), seed=i)
+        csf = np.clip(brain.mask - brain.wm - brain.gm, 0, 1)
+        parts = {"T1w": brain.intensity, "WM": brain.wm, "GM": brain.gm, "CSF": csf}
+        for label, data in parts.items():
+            folder, name = (bids, label) if label == "T1w" else (maps, f"label-{label}_probseg")
+            path = folder / f"sub-{i}/anat/sub-{i}_{name}.nii.gz"
+            write_scan(path, _thick(data, k), make_affine((size, size * k, size)))
+        (bids / f"sub-{i}/anat/sub-{i}_T1w.json").write_text(json.dumps(STRIPPED))
+
+
+def _thick(data: np.ndarray, k: int) -> np.ndarray:
+    return data.reshape(64, 68 // k, k, 64).mean(axis=2).astype(np.float32)

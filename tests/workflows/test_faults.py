@@ -1,4 +1,4 @@
-"""What becomes of a run when processes are killed, the disk is full, or the power goes."""
+"""Runs whose processes are killed, whose disk is full, or whose computer loses power."""
 
 from __future__ import annotations
 
@@ -15,13 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
-from clinics import ENVIRONMENT, dataset, iqtflow, write_thick_scan
-from conftest import make_affine, write_scan
-from phantoms import make_brain
+from clinics import ENVIRONMENT, dataset, iqtflow, python, write_mapped_scans, write_thick_scan
 
-#: Times that the power goes in the test of it.
+#: Power cuts in the test of them.
 POWER_CUTS = int(os.environ.get("IQTFLOW_POWER_CUTS", "4"))
 #: Fields of sidecars that tell of a run, not of its result.
 TIMES = ("Seconds", "PeakMemoryGB", "FreeMemoryGB", "fingerprint")
@@ -45,13 +42,13 @@ def processes(session: int) -> dict[int, str]:
 class Run:
     """A run in a session of its own, which can be watched and killed."""
 
-    def __init__(self, *arguments: object, **environ: str) -> None:
+    def __init__(self, *arguments: object) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "iqtflow.cli", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**ENVIRONMENT, **environ},
+            env=ENVIRONMENT,
             start_new_session=True,
         )
         self.session = self.process.pid
@@ -81,22 +78,6 @@ class Run:
     def end(self, timeout_s: float = 400) -> tuple[int, str]:
         said = self.process.communicate(timeout=timeout_s)[0]
         return self.process.returncode, said
-
-
-def write_maps(bids: Path, root: Path) -> Path:
-    """Scans of two larger phantoms, and their tissue maps as another program would have made them."""
-    dataset(root)
-    affine = make_affine((1.8, 7.2, 1.8))
-    for i in (1, 2):
-        brain = make_brain((64, 68, 64), seed=i)
-        csf = np.clip(brain.mask - brain.wm - brain.gm, 0, 1)
-        maps = {"T1w": brain.intensity, "WM": brain.wm, "GM": brain.gm, "CSF": csf}
-        for label, data in maps.items():
-            name = label if label == "T1w" else f"label-{label}_probseg"
-            thick = data.reshape(64, 17, 4, 64).mean(axis=2).astype(np.float32)
-            folder = bids if name == "T1w" else root
-            write_scan(folder / f"sub-{i}/anat/sub-{i}_{name}.nii.gz", thick, affine)
-    return root
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
@@ -169,38 +150,32 @@ def test_a_killed_child_fails_its_scan_only(site):
     assert (out / "sub-1/anat/sub-1_desc-iqt_T1w.nii.gz").exists()
 
 
-def test_ctrl_c_ends_everything_and_the_same_command_goes_on(site):
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_ends_everything_and_the_same_command_goes_on(site, number, expected):
     out, work, arguments = site
     run = Run(*arguments)
     run.wait_for("iqtflow.cli.commands.enhance")
     done = finished(work)
     assert done, "the scan was checked before"
-    os.killpg(run.process.pid, signal.SIGINT)
+    if number == signal.SIGINT:  # Ctrl-C reaches all processes of a terminal
+        os.killpg(run.process.pid, number)
+    else:
+        run.process.terminate()
     code, said = run.end(60)
-    assert code == 130, said
+    assert code == expected, said
     assert "the same command goes on" in said.splitlines()[-1]
     assert "Traceback" not in said
     wait_until(lambda: not processes(run.session))
-    assert iqtflow(*arguments).returncode == 0
-    assert len([p for p in out.rglob("*_desc-iqt_T1w.nii.gz")]) == 2
-    now = finished(work)
-    assert {path: now[path] for path in done} == done
-
-
-def test_a_request_to_end_is_heard(site):
-    _, _, arguments = site
-    run = Run(*arguments)
-    run.wait_for("iqtflow.cli.commands.enhance")
-    run.process.terminate()
-    code, said = run.end(60)
-    assert code == 143, said
-    wait_until(lambda: not processes(run.session))
+    if number == signal.SIGINT:
+        assert iqtflow(*arguments).returncode == 0
+        assert len(list(out.rglob("*_desc-iqt_T1w.nii.gz"))) == 2
+        now = finished(work)
+        assert {path: now[path] for path in done} == done
 
 
 def test_children_end_when_the_run_is_killed(site):
-    """Nobody is left to make an end of them, and they would fill the machine."""
-    _, _, arguments = site
-    run = Run(*arguments)
+    """No process is left that could end them, and they would fill the machine."""
+    run = Run(*site[2])
     run.wait_for("iqtflow.cli.commands.enhance")
     run.process.kill()
     run.process.communicate()
@@ -218,23 +193,20 @@ raise SystemExit(run_workflow(settings))
 """
 
 
-def test_who_went_through_is_told_when_a_page_cannot_be_written(site):
-    """A folder has got the page's name after the run had looked."""
+def test_all_outcomes_are_printed_when_a_page_cannot_be_written(site):
+    """A folder with the page's name is made after the run has checked its outputs."""
     _, _, (bids, *rest) = site
     for i in (1, 2):
         write_thick_scan(bids / f"sub-{i}/anat/sub-{i}_T1w.nii.gz", k=1, seed=i)
-    done = subprocess.run(
-        [sys.executable, "-c", TAKEN_MEANWHILE, bids, *map(str, rest)],
-        capture_output=True, text=True, env=ENVIRONMENT, check=False,
-    )  # fmt: skip
+    done = python("-c", TAKEN_MEANWHILE, bids, *rest)
     assert done.returncode == 73, done.stdout + done.stderr
     assert "0 enhanced, 2 skipped, 0 failed" in done.stdout
     assert "failed: pages" in done.stdout and "sub-1.html: found a folder of this name" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_an_output_folder_that_vanishes_during_a_run_is_told(site):
-    """The first subject's results were there, and are gone at the end; the same command brings them back."""
+def test_an_output_folder_that_vanishes_during_a_run_is_reported(site):
+    """The first subject's results are gone at the end of the run; the same command brings them back."""
     out, _, arguments = site
     run = Run(*arguments)
     first = out / "sub-1/anat/sub-1_desc-iqt_T1w.nii.gz"
@@ -267,7 +239,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["out", "work"])
-def test_a_full_disk_is_told_and_leaves_nothing_half_written(site, tmp_path, where):
+def test_a_full_disk_is_reported_and_leaves_nothing_half_written(site, tmp_path, where):
     out, work, arguments = site
     with small_disk(out if where == "out" else work, "700k") as disk:
         code, said = Run(*arguments).end()
@@ -286,12 +258,12 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(site, tmp_path, whe
 
 @pytest.mark.parametrize("mode", ["calibrate", pytest.param("enhance", marks=pytest.mark.slow)])
 def test_after_power_cuts_the_results_are_those_of_an_undisturbed_run(site, tmp_path, mode):
-    """Killed at random instants again and again, each time resumed; IQTFLOW_POWER_CUTS says how often."""
-    bids, _, level, *model = site[2][:5]
-    options: list[object] = model
+    """The run is killed at random times and resumed each time; IQTFLOW_POWER_CUTS says how often."""
+    bids, _, level, *options = site[2][:5]
     if mode == "calibrate":
-        options = ["--mode", "calibrate", "--segmentation", "derivatives", "--derivatives"]
-        options.append(write_maps(bids, tmp_path / "maps"))
+        bids, maps = dataset(tmp_path / "thick"), tmp_path / "maps"
+        write_mapped_scans(bids, maps, 2, k=4, size=1.8)
+        options = ["--mode", "calibrate", "--segmentation", "derivatives", "--derivatives", maps]
 
     def command(name: str) -> tuple[Path, Path, list[object]]:
         out, work = tmp_path / f"out-{name}", tmp_path / f"work-{name}"

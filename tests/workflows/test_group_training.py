@@ -1,16 +1,14 @@
-"""The group level of training alone, as a job of its own: it reads what the participant level left."""
+"""The group level of training alone, as a job of its own: it reads the outputs of the participant level."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from clinics import dataset, iqtflow
 from conftest import make_affine, write_scan
 from phantoms import make_brain
 from training_phantoms import SHAPE, simulate, write_libraries
@@ -30,10 +28,8 @@ SMALL += ["--validation-batches", "1", "--device", "cpu"]
 def prepared(tmp_path_factory) -> tuple[Path, Path]:
     """Three people as the participant level leaves them: data set, and derivatives."""
     root = tmp_path_factory.mktemp("group")
-    bids, out = root / "bids", root / "out"
+    bids, out = dataset(root / "bids"), root / "out"
     (out / "patches").mkdir(parents=True)
-    bids.mkdir()
-    (bids / "dataset_description.json").write_text('{"Name": "test", "BIDSVersion": "1.10.0"}')
     for path in write_libraries(out / "patches", n_draws=2):
         label = path.name.split("_")[0].removeprefix("sub-")
         pairs = out / f"patches/sub-{label}_pairs.npy"
@@ -49,15 +45,7 @@ def prepared(tmp_path_factory) -> tuple[Path, Path]:
 
 
 def group(bids, out, work, *options):
-    command = [sys.executable, "-m", "iqtflow.cli", bids, out, "group", "--mode", "train", "-w", work]
-    command += [*SMALL, *options]
-    return subprocess.run(
-        list(map(str, command)),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=3000,
-    )
+    return iqtflow(bids, out, "group", "--mode", "train", "-w", work, *SMALL, *options, timeout=3000)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -42,12 +44,9 @@ def shared(tmp_path_factory):
     return folder / "out"
 
 
-def test_the_index_lists_the_subjects_of_all_jobs(shared):
+def test_shared_files_hold_the_subjects_of_all_jobs_and_are_whole(shared):
     index = (shared / "index.html").read_text()
     assert set(re.findall(r"sub-(\d)\.html", index)) == {str(i) for i in range(N_JOBS)}
-
-
-def test_the_description_is_whole_and_nothing_unfinished_is_left(shared):
     assert json.loads((shared / "dataset_description.json").read_text())["DatasetType"] == "derivative"
     assert list(shared.rglob("*.partial")) == []
 
@@ -78,20 +77,25 @@ with claimed(sys.argv[1], sys.argv[2:]):
 """
 
 
+@contextmanager
+def held(work: Path, part: str) -> Iterator[None]:
+    """Let another process hold a part of a graph."""
+    command = [sys.executable, "-c", HOLD, work, part]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            yield
+        finally:
+            holder.kill()
+
+
 def test_a_scan_in_a_work_directory_belongs_to_one_run_at_a_time(tmp_path):
-    """Two runs would empty each other's folders; others, of other scans, go on."""
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, tmp_path, "graph sub_1"], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert holder.stdout.readline() == "held\n"
+    """Two runs would empty each other's folders; runs of other scans go on."""
+    with held(tmp_path, "graph sub_1"):
         with claimed(tmp_path, ["graph sub_2", "graph sub_3"]):
             pass
-        with pytest.raises(UsageError, match="at work on sub_1"), claimed(tmp_path, ["graph sub_1"]):
+        with pytest.raises(UsageError, match="sub_1"), claimed(tmp_path, ["graph sub_1"]):
             pass
-    finally:
-        holder.kill()
-        holder.communicate()
     with claimed(tmp_path, ["graph sub_1"]):
         pass
 
@@ -107,24 +111,18 @@ def used(tmp_path) -> Path:
     return work
 
 
-def test_a_work_directory_is_not_emptied_under_a_run_that_is_at_work_in_it(used):
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, used, "graph train_m1"],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UsageError, match="another run that is at work") as refused:
-        clean_work_dir(used)
-    assert refused.value.exit_code == EXIT_USAGE
-    assert (used / "checkpoints/last.ckpt").exists()
-    holder.kill()
-    holder.communicate()
+def test_a_work_directory_is_not_emptied_while_a_run_uses_it(used):
+    with held(used, "graph train_m1"):
+        with pytest.raises(UsageError, match="another run") as refused:
+            clean_work_dir(used)
+        assert refused.value.exit_code == EXIT_USAGE
+        assert (used / "checkpoints/last.ckpt").exists()
     clean_work_dir(used)
     assert [path.name for path in used.iterdir()] == [".lock"]
     clean_work_dir(used)  # what is left is no reason to refuse
 
 
-def test_a_lock_that_is_a_folder_is_told(tmp_path):
+def test_a_lock_that_is_a_folder_is_refused(tmp_path):
     (tmp_path / ".lock").mkdir()
     with pytest.raises(UsageError, match="found a folder"), claimed(tmp_path, ALL):
         pass
@@ -193,13 +191,13 @@ def test_folders_of_results_are_made_for_this_user_alone_whatever_the_umask(tmp_
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_lock_that_cannot_be_opened_is_told(tmp_path):
+def test_a_lock_that_cannot_be_opened_is_reported(tmp_path):
     (tmp_path / ".lock").touch(mode=0o400)
     with pytest.raises(OutputError, match="a lock that cannot be opened"), claimed(tmp_path, ALL):
         pass
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be made"):
         make_own(tmp_path / "file" / "results")

@@ -8,15 +8,13 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
-from clinics import dataset, write_thick_scan
-from conftest import make_affine, write_scan
+from clinics import dataset, iqtflow, write_mapped_scans, write_thick_scan
 from jobs import ShowGpu, chain, graph
 from nipype.pipeline.engine import Node
-from phantoms import make_brain
 
 from iqtflow.workflows.execution.cluster import cluster_plugin
 from iqtflow.workflows.execution.nipype_config import configure_nipype
@@ -86,22 +84,9 @@ def large(workflow):
 
 @pytest.fixture
 def in_thread():
-    """Run something beside the test, and hand its result or its exception over."""
-
-    def start(function):
-        box: dict[str, object] = {}
-
-        def body() -> None:
-            try:
-                box["result"] = function()
-            except BaseException as fault:
-                box["fault"] = fault
-
-        thread = threading.Thread(target=body)
-        thread.start()
-        return thread, box
-
-    return start
+    """Run a function beside the test; the future has its result."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit
 
 
 def test_jobs_run_in_order_and_a_failing_one_fails_its_chain_only(tmp_path, plugin_file):
@@ -115,51 +100,49 @@ def test_jobs_run_in_order_and_a_failing_one_fails_its_chain_only(tmp_path, plug
     assert queue() == []
 
 
-def test_a_cancelled_job_is_told_at_once_and_others_go_on(tmp_path, plugin_file, in_thread):
+def test_a_cancelled_job_is_reported_at_once_and_others_go_on(tmp_path, plugin_file, in_thread):
     workflow = large(graph(tmp_path, chain("a", n=2), chain("b", n=2, seconds=600.0)))
     plugin = cluster_plugin(plugin_file())
-    thread, box = in_thread(lambda: workflow.run(plugin=plugin))
+    run = in_thread(workflow.run, plugin=plugin)
     job = wait_for_job("b.job1")
     while not (tmp_path / "graph/a/job1/out.txt").exists():
         time.sleep(0.2)
     subprocess.run(["scancel", str(job)], check=True)
     cancelled = time.monotonic()
-    thread.join(120)
+    run.result(120)
     assert time.monotonic() - cancelled < 30
-    assert "fault" not in box
     (crash,) = plugin.crashes
     assert crash.node == "graph.b.job1"
     assert f"job {job} ended as CANCELLED" in as_failure(crash).message
 
 
-def test_a_job_cancelled_before_it_began_does_not_pass_off_an_old_result_as_its_own(
+def test_a_job_cancelled_before_it_began_fails_although_there_is_an_old_result(
     tmp_path, plugin_file, in_thread
 ):
-    """Nipype finds the result file of the run before, and takes the job for done."""
+    """Nipype would find the result file of the run before, and count the job as done."""
     first = large(graph(tmp_path, chain("a", n=2)))
     first.run(plugin=cluster_plugin(plugin_file()))
     changed = large(graph(tmp_path, chain("a", n=2, text="new ")))
     plugin = cluster_plugin(plugin_file(sbatch_args="--begin=now+1hour"))
-    thread, _ = in_thread(lambda: changed.run(plugin=plugin))
+    run = in_thread(changed.run, plugin=plugin)
     subprocess.run(["scancel", str(wait_for_job("a.job1", "PENDING"))], check=True)
-    thread.join(120)
+    run.result(120)
     (crash,) = plugin.crashes
     assert "CANCELLED" in as_failure(crash).message
     assert not list((tmp_path / "graph/a/job1").glob("result_*.pklz"))
 
 
 def test_a_controller_that_does_not_answer_for_a_while_loses_no_job(tmp_path, plugin_file, in_thread, slurm):
-    """Nipype takes one failed squeue for a failed node."""
+    """Nipype counts a node as failed after one failed squeue."""
     workflow = large(graph(tmp_path, chain("a", n=2, seconds=4.0)))
     plugin = cluster_plugin(plugin_file())
-    thread, box = in_thread(lambda: workflow.run(plugin=plugin))
+    run = in_thread(workflow.run, plugin=plugin)
     wait_for_job("a.job1")
     controller = int((slurm / "slurmctld.pid").read_text())
     os.kill(controller, 15)  # as for an upgrade: it saves its state
     time.sleep(3)
     subprocess.run(["slurmctld"], check=True, env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin"})
-    thread.join(180)
-    assert not thread.is_alive() and "fault" not in box
+    run.result(180)
     assert plugin.crashes == []
     assert (tmp_path / "graph/a/job1/out.txt").read_text() == "a0 a1 "
 
@@ -209,7 +192,7 @@ def clinic(tmp_path, untrained_model):
 
 
 @pytest.mark.slow
-def test_subjects_are_enhanced_as_jobs_and_a_cancelled_one_is_told(tmp_path, plugin_file, clinic):
+def test_subjects_are_enhanced_as_jobs_and_a_cancelled_one_is_reported(tmp_path, plugin_file, clinic):
     command = [sys.executable, "-m", "iqtflow.cli", *map(str, clinic), "--use-plugin", str(plugin_file())]
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -231,15 +214,8 @@ def test_subjects_are_enhanced_as_jobs_and_a_cancelled_one_is_told(tmp_path, plu
 
 @pytest.mark.slow
 def test_a_network_is_trained_as_jobs_at_both_levels(tmp_path, plugin_file):
-    bids, maps = dataset(tmp_path / "bids"), dataset(tmp_path / "maps")
-    for i in range(3):
-        brain = make_brain((72, 76, 72), seed=i)
-        affine = make_affine((1.6, 1.6, 1.6))
-        write_scan(bids / f"sub-{i}/anat/sub-{i}_T1w.nii.gz", brain.intensity, affine)
-        (bids / f"sub-{i}/anat/sub-{i}_T1w.json").write_text('{"SkullStripped": true}')
-        csf = np.clip(brain.mask - brain.wm - brain.gm, 0, 1).astype(np.float32)
-        for label, data in (("WM", brain.wm), ("GM", brain.gm), ("CSF", csf)):
-            write_scan(maps / f"sub-{i}/anat/sub-{i}_label-{label}_probseg.nii.gz", data, affine)
+    bids, maps = dataset(tmp_path / "bids"), tmp_path / "maps"
+    write_mapped_scans(bids, maps, 3)
     split = tmp_path / "split.json"
     split.write_text(json.dumps({"train": ["0"], "validation": ["1"], "evaluation": ["2"]}))
     arguments = [
@@ -248,13 +224,7 @@ def test_a_network_is_trained_as_jobs_at_both_levels(tmp_path, plugin_file):
         *("--filters", "2", "--batch-size", "2", "--steps", "4", "--steps-per-epoch", "2"),
         *("--model-name", "tiny", "--use-plugin", plugin_file()),
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "iqtflow.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=900,
-    )
+    done = iqtflow(*arguments, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "out/models/tiny.safetensors").exists()
     assert (tmp_path / "out/group_metrics.tsv").exists()
