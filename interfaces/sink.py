@@ -1,4 +1,4 @@
-"""Putting a file under its BIDS name, with its sidecar."""
+"""Storing of results under their BIDS names, with their sidecars."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from nipype.interfaces.base import (
 class _SinkInputSpec(BaseInterfaceInputSpec):
     in_file = File(
         exists=True,
-        desc="file to store; when undefined (some models have no standard deviation) an older one is removed",
+        desc="file to store; undefined (if a model predicts no standard deviation) removes an older file",
     )
     base_directory = traits.Str(mandatory=True, desc="root of the derivatives")
-    # Not as a file: it would be one where the current folder is the root.
+    # Not hashed as a file: nipype would take a relative name for one in the current folder.
     name = traits.Str(mandatory=True, hash_files=False, desc="path under the root")
     metadata = traits.Dict(desc="fields of the JSON sidecar; no sidecar is written without any")
     metadata_files = traits.List(
@@ -33,12 +33,12 @@ class _SinkInputSpec(BaseInterfaceInputSpec):
 
 
 class _SinkOutputSpec(TraitedSpec):
-    out_file = File(desc="where it is now")
+    out_file = File(desc="the stored file")
 
 
 class SinkDerivative(SimpleInterface):
-    """Copy a file to its place among the derivatives, whole or not at all; a file that is already there with
-    the same bytes is left alone.
+    """Copy a file to its place among the derivatives. It appears there only when complete. A file with the
+    same bytes is not written again.
     """
 
     input_spec = _SinkInputSpec
@@ -46,8 +46,8 @@ class SinkDerivative(SimpleInterface):
 
     @property
     def always_run(self) -> bool:
-        """Whether to run although nothing before has changed: a derivative that someone deleted or changed is
-        put back, and one that is no more is removed.
+        """Whether to run even if no input has changed: a derivative that was deleted or changed is stored
+        again, and one without an input file is removed.
         """
         if not isdefined(self.inputs.in_file):
             return self._path().exists()
@@ -58,7 +58,7 @@ class SinkDerivative(SimpleInterface):
         from iqtflow.utils.files import write_atomically
 
         out = self._path()
-        if not isdefined(self.inputs.in_file):  # what lies there belongs to an estimate that was replaced
+        if not isdefined(self.inputs.in_file):  # an older file belongs to an earlier result
             for stale in (out, self._sidecar()):
                 stale.unlink(missing_ok=True)
             return runtime
@@ -66,7 +66,7 @@ class SinkDerivative(SimpleInterface):
         if not (out.exists() and filecmp.cmp(source, out, shallow=False)):
             with source.open("rb") as content:
                 write_atomically(out, lambda stream: shutil.copyfileobj(content, stream, 1 << 20))
-            # The time of the computation, by which the next run sees at a glance that this is it.
+            # With the time of the original, the next run can compare the two files without reading them.
             os.utime(out, ns=(source.stat().st_atime_ns, source.stat().st_mtime_ns))
         fields = self._fields()
         if fields:
@@ -88,14 +88,15 @@ class SinkDerivative(SimpleInterface):
         return Path(self.inputs.base_directory, name)
 
     def _sidecar(self) -> Path:
-        out = self._path()
-        return out.with_name(f"{out.name.split('.')[0]}.json")
+        from iqtflow.bids.names import sidecar_name
+
+        return sidecar_name(self._path())
 
     def _fields(self) -> dict:
         fields = dict(self.inputs.metadata) if isdefined(self.inputs.metadata) else {}
         for name in self.inputs.metadata_files if isdefined(self.inputs.metadata_files) else []:
             fields.update(json.loads(Path(name).read_text()))
-        fields.pop("GeneratedBy", None)  # of the JSON file in the work directory, with that file's digest
+        fields.pop("GeneratedBy", None)  # it has the digest of the JSON file in the work directory
         return fields
 
     def _is_stored(self) -> bool:

@@ -1,4 +1,4 @@
-"""A scanner's own SNR: one scan measured, and a distribution fitted to many."""
+"""The SNR of a scanner: measure one scan, and fit a distribution to many."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def init_calibrate_wf(
     name
         Name of the workflow.
     engine
-        What makes the tissue maps: "ants", "spm", "auto" (SPM where it is found), or the choice made for this
-        very scan by `iqtflow.segmentation.select.engine_for`.
+        What makes the tissue maps: "ants", "spm", "auto" (SPM where it is found), or the choice for this scan
+        from `iqtflow.segmentation.select.engine_for`.
     sampling_mm
         Distance of the voxels that SPM estimates from, in mm.
     derivatives_dir
@@ -68,14 +68,13 @@ def init_calibrate_wf(
 
     from iqtflow.interfaces.calibrate import MeasureSNR
     from iqtflow.interfaces.conform import ConformScan
-    from iqtflow.workflows.segment import init_segment_node
+    from iqtflow.workflows.segment import MAPS, init_segment_node
 
     fields = ["in_file", "sidecar", "skull_stripped", "label", "source"]
     inputnode = Node(IdentityInterface(fields), name="inputnode")
     inputnode.inputs.skull_stripped = "auto"
-    outputnode = Node(
-        IdentityInterface(["snr", "wm", "gm", "csf", "mask", "segmentation"]), name="outputnode"
-    )
+    fields = ["snr", *(name for _, name in MAPS), "segmentation"]
+    outputnode = Node(IdentityInterface(fields), name="outputnode")
     conform = Node(ConformScan(), name="conform", mem_gb=0.5)
     segment = init_segment_node(
         engine,
@@ -97,17 +96,7 @@ def init_calibrate_wf(
             (conform, measure, [("out_file", "in_file")]),
             (segment, measure, [("wm_file", "wm_file"), ("gm_file", "gm_file"), ("mask_file", "mask_file")]),
             (measure, outputnode, [("out_file", "snr")]),
-            (
-                segment,
-                outputnode,
-                [
-                    ("wm_file", "wm"),
-                    ("gm_file", "gm"),
-                    ("csf_file", "csf"),
-                    ("mask_file", "mask"),
-                    ("details_file", "segmentation"),
-                ],
-            ),
+            (segment, outputnode, [*MAPS, ("details_file", "segmentation")]),
         ]
     )
     return workflow

@@ -6,9 +6,9 @@ from nipype.pipeline.engine import Workflow
 
 from iqtflow.config import EnhanceSettings, RunSettings
 
-#: Memory of the child that enhances a scan, in GB, when nothing else is asked for.
+#: Memory of the child process that enhances a scan, in GB, by default.
 ENHANCE_MEM_GB = 4.0
-#: Share of a node's memory that one pass of the network may take; scan, mask and results need the rest.
+#: Part of a node's memory that one pass of the network may use; scan, mask and results need the rest.
 PASS_SHARE = 0.8
 
 
@@ -43,7 +43,7 @@ def init_enhance_wf(
     omp_nthreads
         Threads of the network.
     mem_gb
-        Memory of the enhancing node; a volume that does not fit is tiled.
+        Memory of the enhancing node in GB; a volume that does not fit is processed in a sliding window.
     tiling, precision, mirror, keep_white_matter
         See `iqtflow.interfaces.enhance.EnhanceVolume`.
 
@@ -62,8 +62,8 @@ def init_enhance_wf(
     Outputs
     -------
     enhanced, std, spline
-        Enhanced volume, standard deviation of its error (undefined where nothing tells it), cubic B-spline
-        interpolation: one grid.
+        Enhanced volume, predicted error (standard deviation; undefined if the model predicts none), and cubic
+        B-spline interpolation, all on one grid.
     mask
         Brain mask on the scan's own grid.
     details
@@ -98,22 +98,14 @@ def init_enhance_wf(
     if device == "cpu":
         enhance.inputs.max_memory_gb = PASS_SHARE * mem_gb
 
+    made = [("out_file", "enhanced"), ("std_file", "std"), ("spline_file", "spline")]
+    made += [("mask_file", "mask"), ("details_file", "details")]
     workflow = Workflow(name=name)
     workflow.connect(
         [
             (inputnode, conform, [("in_file", "in_file"), ("sidecar", "sidecar")]),
             (conform, enhance, [("out_file", "in_file"), ("sidecar_file", "sidecar_file")]),
-            (
-                enhance,
-                outputnode,
-                [
-                    ("out_file", "enhanced"),
-                    ("std_file", "std"),
-                    ("spline_file", "spline"),
-                    ("mask_file", "mask"),
-                    ("details_file", "details"),
-                ],
-            ),
+            (enhance, outputnode, made),
         ]
     )
     return workflow

@@ -1,4 +1,4 @@
-"""Judging a model on a scan whose truth is known."""
+"""Evaluation of a model on a simulated scan, against the high-field scan that it was made from."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def init_evaluate_wf(
     name
         Name of the workflow.
     members
-        Networks of the ensemble that are judged on their own, too.
+        Number of networks of the ensemble that are also evaluated one by one.
     device
         "cpu" or "cuda".
     omp_nthreads
@@ -56,8 +56,8 @@ def init_evaluate_wf(
     Outputs
     -------
     metrics
-        JSON: PSNR and MSSIM of the model, of its networks one by one, and of the cubic spline; when the model
-        writes a standard deviation, how the error grows with it.
+        JSON: PSNR and MSSIM of the model, of its networks one by one, and of the cubic spline; and how the
+        error grows with the standard deviation, if the model predicts one.
     enhanced, std, spline
         The volumes, on one grid; std is undefined for a single network that does not predict its error.
     """

@@ -47,28 +47,28 @@ def init_prepare_wf(
     upsampling_factor
         k.
     slice_axes
-        Array axes ("x", "y", "z") that may hold the thick slices; the draws take them in turn.
+        Array axes ("x", "y", "z") along which slices are made thick; the draws take them in turn.
     n_draws
         Simulated low-field scans that are written out.
     snr_prior
         A published prior by name, or a JSON file.
     seed
-        Of the tissue maps and of the patch library's reference voxels.
+        Seed of the tissue maps and of the patch library's reference voxels.
     first_draw_seed
-        Of the first draw, from which the others count on; a scan needs one of its own
+        Seed of the first draw; each further draw adds 1. Give every scan another one
         (`iqtflow.bids.scan_seed`). None: ``1000 seed + 1``.
     stored_draws
-        How many of the draws, from the first, the patch library keeps for training on them.
+        Number of draws, from the first, that the patch library keeps for training.
     patch_step, background_limit
         Grid of the patches, and the largest share of background in one.
     pairs
-        Inputs of `iqtflow.interfaces.patches.WritePairs` by name, to write the paper's explicit library too;
-        None does without.
+        Inputs of `iqtflow.interfaces.patches.WritePairs` by name, to write the paper's explicit library, too;
+        None does not write it.
     omp_nthreads
         Threads of the segmentation.
     engine
-        What makes the tissue maps: "ants", "spm", "auto" (SPM where it is found), or the choice made for this
-        very scan by `iqtflow.segmentation.select.engine_for`.
+        What makes the tissue maps: "ants", "spm", "auto" (SPM where it is found), or the choice for this scan
+        from `iqtflow.segmentation.select.engine_for`.
     sampling_mm
         Distance of the voxels that SPM estimates from, in mm.
     derivatives_dir
@@ -88,7 +88,7 @@ def init_prepare_wf(
     skull_stripped
         Whether it shows the brain only: "yes", "no", or "auto" (the default), which looks at it.
     subject
-        Participant label, without sub-: whose patches they are, so that no one is trained and tested on.
+        Label without sub-. Training uses it to keep subjects of training and evaluation apart.
 
     Outputs
     -------
@@ -107,25 +107,14 @@ def init_prepare_wf(
     from iqtflow.interfaces.conform import ConformScan
     from iqtflow.interfaces.patches import ExtractPatches, WritePairs
     from iqtflow.interfaces.simulate import SimulateLowField
-    from iqtflow.workflows.segment import init_segment_node
+    from iqtflow.workflows.segment import MAPS, init_segment_node
 
     draws = [f"draw{i:02d}" for i in range(1, n_draws + 1)]
     first = 1000 * seed + 1 if first_draw_seed is None else first_draw_seed
     inputnode = Node(IdentityInterface(["in_file", "sidecar", "skull_stripped", "subject"]), name="inputnode")
     inputnode.inputs.skull_stripped = "auto"
-    fields = [
-        "wm",
-        "gm",
-        "csf",
-        "mask",
-        "preproc",
-        "segmentation",
-        "library",
-        "pairs",
-        "pairs_header",
-        *draws,
-        *(f"{d}_metadata" for d in draws),
-    ]
+    fields = [*(name for _, name in MAPS), "preproc", "segmentation", "library", "pairs", "pairs_header"]
+    fields += [*draws, *(f"{draw}_metadata" for draw in draws)]
     outputnode = Node(IdentityInterface(fields), name="outputnode")
     conform = Node(ConformScan(), name="conform", mem_gb=0.5)
     segment = init_segment_node(
@@ -156,18 +145,7 @@ def init_prepare_wf(
             (inputnode, extract, [("subject", "subject")]),
             (conform, extract, [("out_file", "in_file")]),
             (segment, extract, [("wm_file", "wm_file"), ("gm_file", "gm_file"), ("mask_file", "mask_file")]),
-            (
-                segment,
-                outputnode,
-                [
-                    ("wm_file", "wm"),
-                    ("gm_file", "gm"),
-                    ("csf_file", "csf"),
-                    ("mask_file", "mask"),
-                    ("preproc_file", "preproc"),
-                    ("details_file", "segmentation"),
-                ],
-            ),
+            (segment, outputnode, [*MAPS, ("preproc_file", "preproc"), ("details_file", "segmentation")]),
             (extract, outputnode, [("out_file", "library")]),
         ]
     )

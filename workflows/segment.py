@@ -1,4 +1,4 @@
-"""Tissue maps of one scan, whichever engine makes them: the graph around them stays the same."""
+"""Tissue maps of one scan, by one of three engines; the graph around them is the same for all."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from iqtflow.segmentation.select import EngineChoice, choose_engine
 ANTS_MEM_GB = 3.0
 SPM_MEM_GB = 2.0  # 0.7 mm voxels; a head of 1 mm takes 0.7 GB
 READY_MADE_MEM_GB = 1.0
+#: Outputs of the segmenting node that are images on the scan's grid, and their names in workflows.
+MAPS = [("wm_file", "wm"), ("gm_file", "gm"), ("csf_file", "csf"), ("mask_file", "mask")]
 
 
 def init_segment_wf(
@@ -88,18 +90,7 @@ def init_segment_wf(
     workflow.connect(
         [
             (inputnode, segment, [("in_file", "in_file"), ("skull_stripped", "skull_stripped")]),
-            (
-                segment,
-                outputnode,
-                [
-                    ("wm_file", "wm"),
-                    ("gm_file", "gm"),
-                    ("csf_file", "csf"),
-                    ("mask_file", "mask"),
-                    ("preproc_file", "preproc"),
-                    ("details_file", "details"),
-                ],
-            ),
+            (segment, outputnode, [*MAPS, ("preproc_file", "preproc"), ("details_file", "details")]),
         ]
     )
     return workflow
@@ -128,7 +119,7 @@ def init_segment_node(
     derivatives_dir
         Where ready-made maps were looked for.
     priors
-        "atlas" for thick slices: what the embedded engine knows of place.
+        "atlas": the embedded engine also uses the tissue probabilities of an atlas; for thick slices.
     seed
         Seed of the embedded engine.
     omp_nthreads
@@ -137,14 +128,14 @@ def init_segment_node(
     Returns
     -------
     Node
-        Of `iqtflow.interfaces.segmentation.SegmentTissues`. With the embedded engine its cache key is that
-        of a node that knows of no other engines.
+        Of `iqtflow.interfaces.segmentation.SegmentTissues`. Only the inputs of its own engine are set:
+        settings of other engines do not change its cache key.
     """
     from iqtflow.interfaces.segmentation import SegmentTissues
 
     choice = choose_engine(choice or "ants") if not isinstance(choice, EngineChoice) else choice
     engine = choice.engine
-    # Engines that draw nothing have no seed in their cache key.
+    # Only the embedded engine is random: other engines have no seed in their cache key.
     inputs: dict[str, object] = {"seed": seed} if engine == "ants" else {}
     threads, mem_gb = 1, READY_MADE_MEM_GB
     if engine == "ants":
@@ -154,7 +145,7 @@ def init_segment_node(
         spm, mem_gb = choice.spm, SPM_MEM_GB
         inputs |= {"engine": "spm", "sampling_distance": sampling_mm, "spm_version": spm.version}
         inputs |= _paths(tpm=spm.tpm, whole_head=choice.whole_head)
-        # What is found in the environment is found there by the child, too, which records how.
+        # Only paths that were given. The child process finds the others itself, and records where.
         inputs |= _paths(spm_dir=spm.spm_dir if spm.spm_source == "argument" else None)
         inputs |= _paths(octave=spm.octave if spm.octave_source == "argument" else None)
     else:

@@ -1,4 +1,4 @@
-"""From patch libraries to a model."""
+"""Training of a model on patch libraries."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def init_train_wf(
     ensemble
         Networks.
     seed
-        Of the first network; the others have the seeds after it.
+        Seed of the first network; each further network adds 1.
     device
         "cpu" or "cuda".
     omp_nthreads
@@ -56,8 +56,8 @@ def init_train_wf(
     tensorboard_dir
         Folder of curves for TensorBoard, if any; each network gets a folder in it.
     checkpoint_dir
-        Folder that holds a folder of checkpoints for each network, outside of the node's, which is emptied
-        before a re-run; None keeps them in the node's folder, and an interrupted training starts again.
+        Folder with a folder of checkpoints for each network. None keeps them in the node's folder, which is
+        emptied before the node runs again: an interrupted training then starts from the beginning.
     split
         Labels of participants by part, for the model's card.
     training

@@ -31,47 +31,36 @@ def check_places(settings: Settings) -> None:
         The output or work directory is the data set, is inside it or contains it; the work directory is the
         output or contains it; or the output was made by another program.
     """
-    paths = settings.paths
-    derivatives = paths.bids_dir / "derivatives"
-    instead = f"Choose another folder, for instance {derivatives / 'iqtflow'}."
-    places = {"output directory": paths.output_dir, "work directory": paths.work_dir}
-    if settings.inputs.database_dir is not None:
-        places["index"] = settings.inputs.database_dir
+    data, output, work = settings.paths.bids_dir, settings.paths.output_dir, settings.paths.work_dir
+    derivatives = data / "derivatives"
+
+    def wrong(place: Path, found: str, expected: str, next_step: str | None = None) -> UsageError:
+        instead = f"Choose another folder, for instance {derivatives / 'iqtflow'}."
+        return UsageError(place, found=found, expected=expected, next_step=next_step or instead)
+
+    places = {"output directory": output, "work directory": work, "index": settings.inputs.database_dir}
     for name, place in places.items():
-        if _resolved(place) == _resolved(paths.bids_dir):
-            raise UsageError(
-                place,
-                found=f"the {name} equal to the input",
-                expected="a folder of its own",
-                next_step=instead,
-            )
-        if _is_inside(place, paths.bids_dir) and (
-            not _is_inside(place, derivatives) or _resolved(place) == _resolved(derivatives)
-        ):
-            raise UsageError(
-                place,
-                found=f"the {name} inside the input",
-                expected="a folder outside of it, or a folder in its derivatives",
-                next_step=instead,
-            )
-    for name, place in (("input", paths.bids_dir), ("output directory", paths.output_dir)):
-        if _is_inside(place, paths.work_dir):
-            raise UsageError(
-                paths.work_dir,
-                found=f"a work directory that is, or holds, the {name} {place}",
-                expected=f"a folder of its own: --clean-workdir would delete the {name}",
-                next_step="Choose another folder with -w.",
+        if place is None:
+            continue
+        if _resolved(place) == _resolved(data):
+            raise wrong(place, f"the {name} equal to the input", "a folder of its own")
+        inside = _is_inside(place, derivatives) and _resolved(place) != _resolved(derivatives)
+        if _is_inside(place, data) and not inside:
+            expected = "a folder outside of it, or a folder in its derivatives"
+            raise wrong(place, f"the {name} inside the input", expected)
+    for name, place in (("input", data), ("output directory", output)):
+        if _is_inside(place, work):
+            raise wrong(
+                work,
+                f"a work directory that is, or holds, the {name} {place}",
+                f"a folder of its own: --clean-workdir would delete the {name}",
+                "Choose another folder with -w.",
             )
     # BIDS allows the input inside the sourcedata of derivatives.
-    sourcedata = paths.output_dir / "sourcedata"
-    if _is_inside(paths.bids_dir, paths.output_dir) and not _is_inside(paths.bids_dir, sourcedata):
-        raise UsageError(
-            paths.output_dir,
-            found=f"an output directory that holds the input {paths.bids_dir}",
-            expected="a folder for results only: here they would be mixed with the scans",
-            next_step=instead,
-        )
-    check_owner(paths.output_dir)
+    if _is_inside(data, output) and not _is_inside(data, output / "sourcedata"):
+        expected = "a folder for results only: here they would be mixed with the scans"
+        raise wrong(output, f"an output directory that holds the input {data}", expected)
+    check_owner(output)
 
 
 def check_names(settings: Settings, listing: Listing, *, pages_only: bool = False) -> None:

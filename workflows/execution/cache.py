@@ -1,8 +1,8 @@
-"""Which results of earlier runs are taken: those whose files are as their step left them.
+"""Results of earlier runs: they are used only if their files have not changed.
 
-nipype takes a step for done when a file with the hash of its inputs is there, and looks at no output. What a
-power cut or a hand in the work directory has left would pass for the result. So each step that ends well
-leaves the digests of its outputs, too, and they are compared before a result is used again.
+nipype counts a step as done if a file with the hash of its inputs exists, and does not look at the outputs.
+After a power cut, or if someone changed a file, it would use wrong results. So each step that succeeds also
+writes the digests of its outputs, and they are compared before a result is used again.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ DIGESTS = "_digests.json"
 
 
 def seal(node: Node) -> None:
-    """Note what a step that has ended well has left behind; without this it runs again in the next run.
+    """Write the digests of the outputs of a step that succeeded; without them it runs again in the next run.
 
     Parameters
     ----------
     node
-        A node that has run, with the hashes of its inputs from before.
+        A node that has run, with the hashes of its inputs from before the run.
 
     Raises
     ------
     InputError
-        An input is not what it was when the step began: nobody knows which of the two files was read.
+        An input has changed since the step began: it is not known which of the two files was read.
     """
     folder = Path(node.output_dir())
-    by_content = node.config["execution"]["hash_method"] == "content"  # else it is not a digest of the file
+    by_content = node.config["execution"]["hash_method"] == "content"  # other hashes are no digests
     for path, digest in _hashed_files(node._hashed_inputs) if by_content else ():
         if hash_file(path) != digest:
             forget(folder)
@@ -55,16 +55,16 @@ def seal(node: Node) -> None:
 
 
 def is_sound(folder: str | os.PathLike) -> bool:
-    """Return whether the results in a step's folder are those that the step left; says so when not.
+    """Return whether the results in a step's folder are unchanged; print a line if one has changed.
 
-    Each file is read once; nipype's own hash of the same file, where it is the input of another step, takes
-    that reading (`iqtflow.workflows.execution.nipype_config.hash_file`).
+    Each file is read once: nipype's hash of the same file, as an input of another step, is the same
+    (`iqtflow.workflows.execution.nipype_config.hash_file`).
     """
     folder = Path(folder)
     try:
         noted = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
         inputs, digests = noted["inputs"], dict(noted["outputs"])
-    except (OSError, ValueError, KeyError, TypeError):  # killed before it was complete, or damaged
+    except (OSError, ValueError, KeyError, TypeError):  # not complete, or damaged
         return False
     if not digests or not (folder / f"_0x{inputs}.json").is_file():
         return False
@@ -75,14 +75,14 @@ def is_sound(folder: str | os.PathLike) -> bool:
 
 
 def forget(folder: str | os.PathLike) -> None:
-    """Let a step run again, whatever its folder holds."""
+    """Make a step run again."""
     for hash_file_of_inputs in Path(folder).glob("_0x*.json"):
         hash_file_of_inputs.unlink(missing_ok=True)
     Path(folder, DIGESTS).unlink(missing_ok=True)
 
 
 def _hashed_files(value: Any) -> Iterator[tuple[str, str]]:
-    """Files and their hashes in nipype's list of hashed inputs, in which a file is a pair of both."""
+    """Yield files and their hashes from nipype's list of hashed inputs, in which a file is a pair of both."""
     if isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, str) for part in value):
         path, digest = value
         if os.path.isabs(path) and len(digest) == 32:
@@ -93,7 +93,7 @@ def _hashed_files(value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _files_in(value: Any, folder: Path) -> Iterator[Path]:
-    """Files among outputs that lie in a step's own folder; others are someone's input, and hashed as such."""
+    """Yield the files among outputs that lie in a step's own folder; others are inputs and hashed as such."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, (list, tuple)):

@@ -1,7 +1,7 @@
-"""Whose a work directory is: its user's alone, and each scan in it one run's at a time.
+"""Protection of a work directory from other runs and other users.
 
-Two runs over one scan in one work directory would empty each other's folders. And results are stored there as
-pickles, which can run any program when they are read: nobody else may have put one there.
+Two runs over one scan would empty each other's folders. Results are stored as pickles, and reading a pickle
+can run any program: so no other user may be able to put one there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 @contextmanager
 def claimed(work_dir: str | os.PathLike, names: Iterable[str] | None) -> Iterator[None]:
-    """Hold parts of a graph, by name, against other runs in the same work directory.
+    """Lock parts of a graph, by name, against other runs in the same work directory.
 
     Parameters
     ----------
@@ -39,14 +39,14 @@ def claimed(work_dir: str | os.PathLike, names: Iterable[str] | None) -> Iterato
     Raises
     ------
     UsageError
-        Another run holds one of them, or the lock is no file.
+        Another run has locked one of them, or the lock is no file.
     OutputError
         The lock cannot be written.
 
     Notes
     -----
-    One byte of one file stands for each part (a lock of the kernel on a range of bytes, which file servers
-    know, too, and which ends with the process). Where the file system has no locks nothing is held.
+    One byte of one file stands for each part. The lock is one of the kernel on a range of bytes: file servers
+    support it, too, and it ends with the process. A file system without locks gives no protection.
     """
     file = _open_lock(Path(work_dir, LOCK))
     # A length of zero reaches to the end of all files.
@@ -60,8 +60,8 @@ def claimed(work_dir: str | os.PathLike, names: Iterable[str] | None) -> Iterato
                     work_dir,
                     found=f"another run that is at work on {name.split()[-1]}",
                     expected="one run for each scan at a time",
-                    next_step="Wait for it, or end it; or give this run other participants, or another "
-                    "--work-dir.",
+                    next_step="Wait until it ends, or stop it. Or give this run other participants or "
+                    "another --work-dir.",
                 ) from fault
             except OSError:  # no locks on this file system
                 break
@@ -76,8 +76,8 @@ def clean_work_dir(work_dir: Path) -> None:
     Raises
     ------
     UsageError
-        It holds something, and no run has left its settings there: it may be anyone's folder. Or another run
-        is at work in it.
+        It is not empty and has no settings of an earlier run, so it may be some other folder. Or another run
+        uses it.
     OutputError
         Something in it cannot be deleted.
     """
@@ -90,7 +90,7 @@ def clean_work_dir(work_dir: Path) -> None:
             next_step="Choose another folder with -w, or empty this one yourself.",
         )
     with claimed(work_dir, ALL):
-        # The settings last, or a second try is refused. The lock stays: others may wait at it.
+        # Settings last: without them a second try is refused. The lock stays: other runs may use it.
         for path in sorted(there, key=lambda path: path.name == "settings.toml"):
             try:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -106,7 +106,7 @@ def clean_work_dir(work_dir: Path) -> None:
 
 
 def make_own(folder: str | os.PathLike) -> Path:
-    """Make a folder for results that only its user may write, whatever the umask.
+    """Make a folder for results that only its user may write to, whatever the umask.
 
     Raises
     ------
@@ -123,16 +123,16 @@ def make_own(folder: str | os.PathLike) -> Path:
 
 
 def check_own(work_dir: Path) -> None:
-    """Make sure that only this user (or root) can have put results into a work directory.
+    """Check that only this user (or root) can have put results into a work directory.
 
-    A folder that is empty and that its group may write, as ``mkdir`` makes it for many users, is closed to
-    the group. Root may work in anybody's folder: in a container, root is the user who started it. Where a
-    file system keeps no permissions (Windows drives, some network drives) there is nothing to see.
+    An empty folder that its group may write to, as ``mkdir`` makes it on many computers, is closed to the
+    group. Root may use any folder: in a container, root is the user who started it. File systems without
+    permissions (Windows drives, some network drives) are not checked.
 
     Raises
     ------
     UsageError
-        It belongs to somebody else, or others may write to it.
+        It belongs to another user, or other users may write to it.
     OutputError
         No folder can be made in it.
     """

@@ -1,4 +1,4 @@
-"""How nipype is to behave in this program, in the parent process and in those of the nodes."""
+"""Nipype's settings in this program, in the parent process and in the processes of the nodes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from nipype import config, logging
 from nipype.interfaces.base import specs
 from nipype.utils import filemanip
 
-#: Carries the level of what is logged to the processes of the nodes.
+#: Environment variable that gives the logging level to the processes of the nodes.
 VERBOSITY = "IQTFLOW_LOG_LEVEL"
-#: Carries whether memory and processor use are recorded.
+#: Environment variable that tells them whether to record memory and processor use.
 MONITOR = "IQTFLOW_RESOURCE_MONITOR"
 
 
 def configure_nipype(*, crash_dir: str, level: str, monitor: bool = False) -> None:
-    """Set nipype's global configuration. A stray nipype.cfg in the current folder changes none of this.
+    """Set nipype's global configuration. A nipype.cfg in the current folder has no effect.
 
     Parameters
     ----------
@@ -29,17 +29,17 @@ def configure_nipype(*, crash_dir: str, level: str, monitor: bool = False) -> No
     """
     os.environ[MONITOR] = str(int(monitor))
     os.environ[VERBOSITY] = level
-    config.set_default_config()  # whatever a file of the user's says
+    config.set_default_config()  # without the user's configuration file
     config.update_config(
         {
             "execution": {
-                # By content: a touched or copied input re-runs nothing.
+                # An input with a new date but the same content runs nothing again.
                 "hash_method": "content",
                 # The work directory may be moved.
                 "use_relative_paths": "true",
                 "crashfile_format": "txt",
                 "check_version": "false",
-                # Pages of nipype's own: of no use to a user, and their making takes the square of the nodes.
+                # nipype's own pages: their time grows with the square of the number of nodes.
                 "create_report": "false",
                 "stop_on_first_crash": "false",
                 "stop_on_first_rerun": "false",
@@ -51,16 +51,14 @@ def configure_nipype(*, crash_dir: str, level: str, monitor: bool = False) -> No
             }
         }
     )
-    config._sections["execution"]["crashdump_dir"] = crash_dir  # as it is: the parser would expand a '%'
+    config._sections["execution"]["crashdump_dir"] = crash_dir  # directly: the parser would expand a '%'
     _set_level(level)
     config.resource_monitor = monitor
     specs.hash_infile = hash_file
 
 
 def apply_in_worker() -> None:
-    """Do in the process of a node what `configure_nipype` did in the parent, as far as nodes do not carry
-    it.
-    """
+    """Do in the process of a node what `configure_nipype` does in the parent, except for what nodes carry."""
     specs.hash_infile = hash_file
     if VERBOSITY in os.environ:
         _set_level(os.environ[VERBOSITY])
@@ -68,9 +66,9 @@ def apply_in_worker() -> None:
 
 
 def hash_file(path: str, **options: object) -> str | None:
-    """Return nipype's hash of a file's content, read once as long as size and times stay.
+    """Return nipype's hash of a file's content. The file is read again only when its size or times change.
 
-    nipype reads a file twice for each node that has it as an input; a thousand nodes share one model.
+    nipype reads a file twice for each node that has it as an input, and a thousand nodes may share one model.
     """
     try:
         stat = os.stat(path)

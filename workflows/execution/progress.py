@@ -1,4 +1,4 @@
-"""What is told of a run while it runs: from nipype's status callback to lines on the terminal."""
+"""Progress of a run on the terminal, from nipype's status callback."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from iqtflow.bids.names import label_of
 from iqtflow.config import Settings
 from iqtflow.reports.terminal import Ledger, Step, choose_view
 
-#: Steps by the beginning of their node's name: words, and seconds on two processors for a head of usual size.
+#: Steps by the first part of their node's name: words, and seconds on two processors for a usual head.
 STAGES: dict[str, tuple[str, float]] = {
     "conform": ("checking the scan", 2),
     "enhance": ("estimating", 40),
@@ -36,14 +36,14 @@ STAGES: dict[str, tuple[str, float]] = {
 
 @contextmanager
 def followed(workflow: Workflow, settings: Settings) -> Iterator[Callable[[Any, str], None]]:
-    """Tell of a graph while it runs.
+    """Show the progress of a graph while it runs.
 
     Parameters
     ----------
     workflow
         The graph, before it is run.
     settings
-        How much to say, and how many subjects can be at work together.
+        How much to print, and how many subjects can be processed at the same time.
 
     Yields
     ------
@@ -65,14 +65,14 @@ def followed(workflow: Workflow, settings: Settings) -> Iterator[Callable[[Any, 
         where = step_of(node.fullname.partition(".")[2])
         key = (where.subject, where.name)
         if where.name not in ledger.subjects.get(where.subject, {}):
-            return  # a node that the scheduler made
+            return  # a node that nipype added
         if status == "start":
             running[key] = node
             step = ledger.start(*key)
         else:
             running.pop(key, None)
             step = ledger.end(*key, failed=status == "exception")
-        with suppress(OSError):  # a terminal that was closed ends no run
+        with suppress(OSError):  # a closed terminal does not end the run
             view.changed(step)
 
     with view:
@@ -80,7 +80,7 @@ def followed(workflow: Workflow, settings: Settings) -> Iterator[Callable[[Any, 
 
 
 def _names(workflow: Workflow, above: str = "") -> Iterator[str]:
-    """Paths of all nodes that are run; nipype's own `get_node` looks through the whole graph for each."""
+    """Yield the paths of all nodes that run; nipype's own `get_node` searches the whole graph for each."""
     for node in workflow._graph:
         if isinstance(node, Workflow):
             yield from _names(node, f"{above}{node.name}.")
@@ -89,7 +89,7 @@ def _names(workflow: Workflow, above: str = "") -> Iterator[str]:
 
 
 def step_of(path: str) -> Step:
-    """Return whose step a node is, and what it does, by its path in the graph (``sub_01_T1w.enhance``)."""
+    """Return the subject of a node and what it does, by its path in the graph (``sub_01_T1w.enhance``)."""
     *chain, name = path.split(".")
     kind = re.split(r"_|\d", name)[0]
     words, seconds = STAGES.get(kind, (name.replace("_", " "), 2))
@@ -106,9 +106,7 @@ def step_of(path: str) -> Step:
 
 
 def seconds_told(node: Any) -> float | None:
-    """Return how many seconds a node's child says that it has left: ``... N s left``, at the end of its
-    output.
-    """
+    """Return the seconds that a node's child process has left: ``... N s left``, at the end of its output."""
     if node is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Running a graph: on this machine or on a cluster, and who failed and why in one place."""
+"""Run a graph, on this machine or on a cluster, and report which nodes failed, and why."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class Failure:
     log
         The crash file; None when none could be written.
     crashed
-        Whether a step failed, so that there is a crash file to look for.
+        Whether a node failed; only then can there be a crash file.
     exit_code
-        What the run as a whole ends with for it.
+        Exit code of the run for this failure.
     """
 
     node: str
@@ -105,14 +105,14 @@ def draw(workflow: Workflow) -> None:
     folder = Path(workflow.base_dir, workflow.name)
     folder.mkdir(parents=True, exist_ok=True)
     drawn = folder / "graph.dot"
-    # nipype returns the name of a picture, and raises after the text is written when it cannot make that.
+    # If the picture cannot be made, nipype raises an error after it has written the text.
     with suppress(OSError):
         drawn = Path(workflow.write_graph(os.fspath(drawn), graph2use="colored", format="svg"))
     print(f"iqtflow: graph {drawn if drawn.exists() else folder / 'graph.dot'}", flush=True)
 
 
 def make_plugin(settings: Settings, callback: Callable[[Any, str], None] | None = None) -> SchedulerPlugin:
-    """Return what runs graphs as the settings want: here, or as jobs of a cluster."""
+    """Return what runs graphs as the settings say: on this machine, or as jobs of a cluster."""
     run = settings.run
     if run.use_plugin is not None:
         from iqtflow.workflows.execution.cluster import cluster_plugin
@@ -127,14 +127,14 @@ def make_plugin(settings: Settings, callback: Callable[[Any, str], None] | None 
 
 
 def report_failures(failures: Sequence[Failure]) -> int:
-    """Print the lines that end a run at group level, and return its exit code."""
+    """Print failures, and return the exit code for them."""
     for failure in failures:
         print(describe(failure.node, failure), flush=True)
     return exit_code_of_failures(failure.exit_code for failure in failures)
 
 
 def find_lost(output_dir: Path, names: Iterable[Path | str]) -> OutputError | None:
-    """Return why results are not where this run has stored them; None when they are all there.
+    """Return an error if a result is not where this run has stored it; None if all are there.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def find_lost(output_dir: Path, names: Iterable[Path | str]) -> OutputError | No
     folders: dict[Path, set[str]] = {}
     for path in (output_dir / name for name in names):
         if path.parent not in folders:
-            # Listed anew: a file server may remember for a while that a file was not there.
+            # A new listing: a file server may report for a while that a new file is not there.
             try:
                 folders[path.parent] = set(os.listdir(path.parent))
             except OSError:
@@ -163,7 +163,7 @@ def find_lost(output_dir: Path, names: Iterable[Path | str]) -> OutputError | No
 
 
 def describe(who: str | os.PathLike, failure: Failure) -> str:
-    """Lines for the terminal: who failed, why, and where the log is."""
+    """Return lines for the terminal: what failed, why, and where the log is."""
     lines = [f"  failed: {os.fspath(who)}", f"    why: {failure.message}"]
     if failure.crashed:
         lines.append(f"    log: {failure.log or 'none could be written; see the lines above'}")
@@ -172,7 +172,7 @@ def describe(who: str | os.PathLike, failure: Failure) -> str:
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Let a request to end (``scancel``, ``docker stop``, shutdown) end all processes of the run, too."""
+    """End all processes of the run at SIGTERM (``scancel``, ``docker stop``, shutdown)."""
 
     def end(*_: object) -> None:
         print("iqtflow: terminated; the same command goes on from here", file=sys.stderr)
@@ -180,7 +180,7 @@ def ended_by_sigterm() -> Iterator[None]:
 
     try:
         before = signal.signal(signal.SIGTERM, end)
-    except ValueError:  # not in the main thread: its business
+    except ValueError:  # only the main thread can handle signals
         yield
         return
     try:
@@ -190,7 +190,7 @@ def ended_by_sigterm() -> Iterator[None]:
 
 
 def as_failure(crash: Crash) -> Failure:
-    """Say why a node failed in one sentence, and what that means for the run."""
+    """Return why a node failed, in one sentence, and the exit code for it."""
     text = crash.traceback
     cannot_write = re.search(rf"{FULL}|Return code: {EXIT_CANTCREAT}\b|\bOutputError: ", text)
     code = EXIT_CANTCREAT if cannot_write else EXIT_SUBJECT_FAILED
@@ -198,12 +198,12 @@ def as_failure(crash: Crash) -> Failure:
 
 
 def reason(text: str, *, needs_gb: float | None = None) -> str:
-    """Return the sentence that a user can act on: our own error where there is one, else the last line.
+    """Return why a node failed, in one sentence: this program's own error message, else the last line.
 
     Parameters
     ----------
     text
-        Traceback of a node, with what its child has said.
+        Traceback of a node, with the output of its child process.
     needs_gb
         Memory that the node states.
     """

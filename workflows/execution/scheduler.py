@@ -33,30 +33,30 @@ TINY_GB = 1e-6
 
 
 class Executor(Protocol):
-    """What runs nodes: `submit` starts one, `wait` returns those that have ended, `close` ends the rest."""
+    """Interface of what runs nodes."""
 
     def submit(self, node: Node) -> None:
         """Start a node."""
 
     def wait(self) -> list[tuple[Node, list[str] | None]]:
-        """Return nodes that have ended since, each with its traceback, or None when it went well; waits for
-        the first, but not for ever.
+        """Wait for some time for a node to end; return each node that has ended with its traceback, or with
+        None if it succeeded.
         """
 
     def close(self) -> None:
-        """End what is still running, at once."""
+        """End all nodes that still run."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What all nodes that run at a time may take together: processors, memory (GB), GPU jobs."""
+    """What all nodes that run at the same time may use together: processors, memory (GB), GPU jobs."""
 
-    n_procs: int
+    n_procs: float
     mem_gb: float
     n_gpu_procs: int = 1
 
-    def needs(self, node: Node) -> tuple[int, float, int]:
-        """Processors, memory (GB) and GPU jobs that a node takes; no more than there are."""
+    def needs(self, node: Node) -> tuple[float, float, float]:
+        """Return the processors, memory (GB) and GPU jobs that a node uses; no more than there are."""
         return (
             min(node.n_procs, self.n_procs),
             min(node.mem_gb, self.mem_gb),
@@ -64,22 +64,15 @@ class Limits:
         )
 
 
-@dataclass(frozen=True)
-class JobLimit:
-    """How many nodes may run at a time, whatever each takes: the cluster sees to that."""
+class JobLimit(Limits):
+    """How many nodes may run at a time as jobs of a cluster. The cluster shares out processors and memory."""
 
-    n_jobs: float
+    def __init__(self, n_jobs: float) -> None:
+        super().__init__(n_jobs, mem_gb=0.0)
 
-    def needs(self, _: Node) -> tuple[int, float, int]:
-        """Every node is one job."""
+    def needs(self, node: Node) -> tuple[float, float, float]:
+        """Every node counts as one processor."""
         return 1, 0.0, 0
-
-    @property
-    def n_procs(self) -> float:
-        """Jobs count as processors."""
-        return self.n_jobs
-
-    mem_gb, n_gpu_procs = 0.0, 1
 
 
 @dataclass(frozen=True)
@@ -128,26 +121,26 @@ class SchedulerPlugin(GraphRunner):
     executor
         What runs the nodes.
     limits
-        Resources; a node that wants more than there is runs alone.
+        Resources; a node that needs more runs alone.
     stop_on_first_crash
         End everything when one node fails.
     status_callback
         Called with a node and ``"start"``, ``"end"`` or ``"exception"``; a cached node only ends.
     runs_here
-        Says of a node whether it is to run in this very process, instead of by the executor.
+        Returns whether a node runs in this process instead of in the executor.
 
     Attributes
     ----------
     crashes : list of Crash
         In the order in which nodes failed. No exception is raised for them.
     executed : list of str
-        Full names of nodes that ran, which are those that the cache did not hold.
+        Full names of the nodes that ran; nodes with a result in the cache do not run.
     """
 
     def __init__(
         self,
         executor: Executor,
-        limits: Limits | JobLimit,
+        limits: Limits,
         *,
         stop_on_first_crash: bool = False,
         status_callback: Callable[[Node, str], None] | None = None,
@@ -165,9 +158,9 @@ class SchedulerPlugin(GraphRunner):
         self._rank = _ranks(graph)
         self._ready = [(self._rank[node], node) for node, others in self._waits_for.items() if not others]
         heapq.heapify(self._ready)
-        self._settled: set[Node] = set()  # done, failed, or not to be run for a failure before them
+        self._settled: set[Node] = set()  # done, failed, or not run because of a failure before them
         self._cached: set[Node] = set()
-        self._running: dict[Node, tuple[int, float, int]] = {}
+        self._running: dict[Node, tuple[float, float, float]] = {}
         try:
             while self._ready or self._running:
                 self._start()
@@ -180,7 +173,7 @@ class SchedulerPlugin(GraphRunner):
             self._executor.close()
 
     def _start(self) -> None:
-        """Settle all ready nodes that are cached, and start those that fit."""
+        """Mark the ready nodes that are cached as done, and start those that fit."""
         too_large = []
         while self._ready and not (self._stop and self.crashes):
             _, node = heapq.heappop(self._ready)
@@ -191,7 +184,7 @@ class SchedulerPlugin(GraphRunner):
                 continue
             try:
                 cached = _is_cached(node)
-            except Exception:  # files that an earlier result names are gone
+            except Exception:  # files of an earlier result are gone
                 traceback = format_exception(*sys.exc_info())
                 if not self._repair(node):
                     self._end(node, traceback)
@@ -225,7 +218,7 @@ class SchedulerPlugin(GraphRunner):
         )
 
     def _end(self, node: Node, traceback: list[str] | None) -> None:
-        """Note how a node ended."""
+        """Record how a node ended."""
         self._running.pop(node, None)
         if traceback is None:
             self._settle(node)
@@ -248,7 +241,7 @@ class SchedulerPlugin(GraphRunner):
                 heapq.heappush(self._ready, (self._rank[follower], follower))
 
     def _repair(self, node: Node) -> bool:
-        """Let the cached nodes before this one run again; return whether there are any to wait for."""
+        """Make the cached nodes before this one run again; return whether there are any."""
         for other in self._graph.predecessors(node):
             if other in self._cached:
                 LOGGER.info("Results of %s are gone or moved: it runs again.", other.fullname)
@@ -263,7 +256,7 @@ class SchedulerPlugin(GraphRunner):
 
 @contextmanager
 def collector_off() -> Iterator[None]:
-    """Build a graph without Python's garbage collector, which would look through it again and again."""
+    """Build a graph without Python's garbage collector, which would search it again and again."""
     before = gc.isenabled()
     gc.disable()
     try:
@@ -275,7 +268,7 @@ def collector_off() -> Iterator[None]:
 
 @contextmanager
 def collector_on() -> Iterator[None]:
-    """Run a graph with the garbage collector; the graph stays until the end, and is not looked through."""
+    """Run a graph with the garbage collector, which does not search what exists already."""
     before = gc.isenabled()
     gc.freeze()
     gc.enable()
@@ -288,7 +281,7 @@ def collector_on() -> Iterator[None]:
 
 
 def _ranks(graph: nx.DiGraph) -> dict[Node, tuple[int, int]]:
-    """Priority of each node: scan by scan, so that the first are complete early; then along the graph."""
+    """Return the priority of each node: scan by scan, so that the first are complete early."""
     groups: dict[str, int] = {}
     return {
         node: (groups.setdefault(node._hierarchy or "", len(groups)), place)
@@ -297,11 +290,11 @@ def _ranks(graph: nx.DiGraph) -> dict[Node, tuple[int, int]]:
 
 
 def _is_cached(node: Node) -> bool:
-    """Return whether a node need not run. Also fetches its inputs from the results of the nodes before it."""
+    """Return whether a node need not run. Also reads its inputs from the results of the nodes before it."""
     node._get_hashval()
     cached, updated = node.is_cached()
     if cached and not is_sound(node.output_dir()):
-        forget(node.output_dir())  # nipype, which runs it, would find it cached
+        forget(node.output_dir())  # else nipype would not run it
         return False
     forced = node.overwrite or (node.overwrite is None and node.interface.always_run)
     return cached and updated and not forced
@@ -320,7 +313,7 @@ def _run_here(node: Node) -> list[str] | None:
 
 
 def _write_crash(node: Node, traceback: list[str]) -> Path | None:
-    """Write the crash file; a full disk, which may be why the node failed, must not hide the failure."""
+    """Write the crash file. If that fails, for example because the disk is full, log the failure instead."""
     try:
         return Path(report_crash(node, traceback=list(traceback)))
     except Exception as fault:
