@@ -1,4 +1,4 @@
-"""One run over the data of a hospital, as they are met: read-only, linked, half fetched, with sessions."""
+"""One run over a data set as in a hospital: read-only, linked, with sessions, and not all scans fetched."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ import tempfile
 from pathlib import Path
 
 import nibabel as nib
-import numpy as np
 import pytest
-from conftest import make_affine, write_scan
-from phantoms import make_brain
+from clinics import ENVIRONMENT, write_thick_scan
 from validate_bids import find_faults
 
 import iqtflow
@@ -28,22 +26,14 @@ ANNEX = "/annex/objects/MD5E-s1048576--d41d8cd98f00b204e9800998ecf8427e.nii.gz"
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1048576\n"
 
 
-def write_thick(path: Path, *, seed: int) -> None:
-    brain = make_brain((64, 68, 64), seed=seed)
-    thick = brain.intensity.reshape(64, 17, 4, 64).mean(axis=2).astype(np.float32)
-    write_scan(path, thick, make_affine((1.5, 6.0, 1.5)))
-
-
 @pytest.fixture(scope="module")
 def hospital(untrained_model):
-    """The data set, which nobody may write to, and what a run leaves; not in pytest's folder, which is its
-    user's alone.
-    """
+    """A read-only data set, and a run over it; not in pytest's folder, which is closed to other users."""
     folder = Path(tempfile.mkdtemp(prefix="iqtflow-hospital-"))
     folder.chmod(0o777)
     bids, archive = folder / "bids", folder / "archive"
     for i, name in enumerate(SOUND):
-        write_thick(archive / f"{i}.nii.gz", seed=i)
+        write_thick_scan(archive / f"{i}.nii.gz", seed=i, sidecar=None)
         link = bids / f"{name}_T1w.nii.gz"
         link.parent.mkdir(parents=True)
         link.symlink_to(os.path.relpath(archive / f"{i}.nii.gz", link.parent))
@@ -63,25 +53,22 @@ def hospital(untrained_model):
         if not path.is_symlink():
             path.chmod(0o555 if path.is_dir() else 0o444)
     before = {p: p.lstat().st_mtime_ns for p in bids.rglob("*")}
-    command = [
-        *(sys.executable, "-m", "iqtflow.cli", bids, folder / "out", "participant", "-w", folder / "work"),
-        *("--model", folder / "model.safetensors", "--nprocs", "2", "--omp-nthreads", "1", "--device", "cpu"),
-        *("--write-graph", "--resource-monitor", "-v"),
-    ]
-    # Permissions stop root only where it has put down its powers.
+    # Permissions stop root only if it gives up its capabilities.
     bare = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
     if bare and not shutil.which(bare[0]):
         pytest.skip("permissions do not stop root, and there is no setpriv")
+    command = [
+        *(*bare, sys.executable, "-m", "iqtflow.cli", bids, folder / "out", "participant"),
+        *("-w", folder / "work", "--model", folder / "model.safetensors", "--nprocs", "2"),
+        *("--omp-nthreads", "1", "--device", "cpu", "--write-graph", "--resource-monitor", "-v"),
+    ]
+    environ = {**ENVIRONMENT, "HOME": str(archive)}  # it cannot be written, either
     run = subprocess.run(
-        [*bare, *(str(part) for part in command)],
+        list(map(str, command)),
         capture_output=True,
         text=True,
         timeout=600,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "HOME": str(archive),
-        },  # nothing to be written there, either
+        env=environ,
         cwd="/",
         check=False,
     )
@@ -165,14 +152,7 @@ def test_graph_and_resources_are_recorded_when_asked_for(hospital):
     graphs = list(work.glob("*/graph*.dot"))
     assert graphs and "enhance" in graphs[0].read_text()
     recorded = json.loads(next(work.glob("*/resource_monitor.json")).read_text())
-    # torch alone takes more than 150 MB: the child process counts, not only the one that waits for it.
-    used = [
-        memory
-        for name, memory in zip(recorded["name"], recorded["rss_GiB"], strict=True)
-        if name.endswith(".enhance")
-    ]
-    assert used and max(used) > 0.15
-
-
-def test_verbose_tells_of_single_steps(hospital):
-    assert "conform" in hospital[3].stdout + hospital[3].stderr
+    rows = zip(recorded["name"], recorded["rss_GiB"], strict=True)
+    used = [memory for name, memory in rows if name.endswith(".enhance")]
+    assert used and max(used) > 0.15, "torch takes more: the child process counts, too"
+    assert "conform" in hospital[3].stdout + hospital[3].stderr, "-v names single steps"

@@ -1,17 +1,17 @@
-"""What nodes state of their memory, and threads that reach the programs that compute."""
+"""The memory that nodes state, and the number of threads that reaches the programs that compute."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from clinics import python
 from conftest import write_scan
 from phantoms import make_brain
 
@@ -81,10 +81,8 @@ def test_low_mem_takes_less_for_a_network_that_takes_volumes_whole(scan_of, tmp_
 
 def test_a_gpu_job_states_the_memory_that_cuda_takes(scan_of, tmp_path):
     scan = scan_of((64, 64, 16), (1, 1, 4))
-    more = enhancing_gb(scan, None, settings(tmp_path, device="cuda")) - enhancing_gb(
-        scan, None, settings(tmp_path)
-    )
-    assert more == pytest.approx(memory.CUDA_GB, abs=0.02)
+    on_cpu, on_gpu = (enhancing_gb(scan, None, settings(tmp_path, device=d)) for d in ("cpu", "cuda"))
+    assert on_gpu - on_cpu == pytest.approx(memory.CUDA_GB, abs=0.02)
 
 
 @pytest.mark.parametrize("step", ["extract", "derivatives"])
@@ -108,14 +106,8 @@ def test_a_step_takes_no_more_than_it_states(tmp_path, step):
         " 'GM.nii.gz', '--csf-map', 'CSF.nii.gz', '--out-prefix', 'x']) == 0;"
     )
     told = "from iqtflow.utils.system import peak_memory_gb; print(peak_memory_gb())"
-    done = subprocess.run(
-        [sys.executable, "-c", (extract if step == "extract" else maps) + told],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
+    done = python("-c", (extract if step == "extract" else maps) + told, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert float(done.stdout.splitlines()[-1]) <= memory.FOOTPRINTS[step].gb(edge**3)
 
 
