@@ -52,14 +52,13 @@ class Site:
         done = python(*start, *arguments, **options)
         assert done.returncode == code, done.stdout + done.stderr
         self.said = done.stdout
-        return sorted(name for name, when in self._stamps().items() if before.get(name) != when)
+        ran = [path for path, when in self._stamps().items() if before.get(path) != when]
+        return sorted("/".join(path.parts[1:-1]) for path in ran)
 
-    def _stamps(self) -> dict[str, int]:
-        """Time of each node's result, by its place in the graph."""
-        return {
-            "/".join(path.relative_to(self.work).parts[1:-1]): path.stat().st_mtime_ns
-            for path in self.work.rglob("result_*.pklz")
-        }
+    def _stamps(self) -> dict[Path, int]:
+        """Time of each node's result, by its path in the work directory."""
+        results = self.work.rglob("result_*.pklz")
+        return {path.relative_to(self.work): path.stat().st_mtime_ns for path in results}
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from jobs import Job, UseGpu, chain, graph
 from nipype.pipeline.engine import Node
 
 from iqtflow.utils.errors import EXIT_CANTCREAT, EXIT_CODES, EXIT_SUBJECT_FAILED, exit_code_of_failures
-from iqtflow.workflows.execution.local import LocalProcesses
+from iqtflow.workflows.execution.local import PRELOAD, LocalProcesses
 from iqtflow.workflows.execution.nipype_config import configure_nipype
 from iqtflow.workflows.execution.run import as_failure
 from iqtflow.workflows.execution.scheduler import Limits, SchedulerPlugin, collector_off
@@ -197,6 +198,11 @@ def test_with_stop_on_first_crash_nothing_more_is_started(tmp_path):
     )
     assert len(done.crashes) == 1
     assert len(done.executed) < 5
+
+
+def test_modules_that_the_fork_server_imports_are_there():
+    """It says nothing about one that is missing."""
+    assert [module for module in PRELOAD if find_spec(module) is None] == []
 
 
 def test_the_exit_code_is_that_of_the_failure_that_concerns_all():

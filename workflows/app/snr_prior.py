@@ -7,34 +7,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from nipype.pipeline.engine import Workflow
-
 from iqtflow.bids.names import output_name
 from iqtflow.config import Settings
 from iqtflow.utils.errors import EXIT_OK, UsageError
 from iqtflow.workflows.app.graphs import sink_node
 from iqtflow.workflows.calibrate import init_fit_prior_wf
 from iqtflow.workflows.execution.run import find_lost, report_failures, run_graph
-
-
-def build_fit_graph(measurements: Sequence[Path], settings: Settings, *, name: str) -> Workflow:
-    """Build the graph that fits the prior to measured scans and stores it with its picture.
-
-    Parameters
-    ----------
-    measurements
-        JSON files of the participant level.
-    settings
-        All settings.
-    name
-        Name of the workflow.
-    """
-    workflow = init_fit_prior_wf(name=name)
-    workflow.get_node("inputnode").inputs.measurements = [os.fspath(path) for path in measurements]
-    for field, name in (("prior", "prior"), ("figure", "prior_figure")):
-        sink = sink_node(field, settings, output_name(name))
-        workflow.connect(workflow.get_node("outputnode"), field, sink, "in_file")
-    return workflow
 
 
 def run_group(settings: Settings, *, name: str) -> int:
@@ -52,12 +30,15 @@ def run_group(settings: Settings, *, name: str) -> int:
     UsageError
         The participant level has measured no scan (of a subject asked for).
     """
-    output = settings.paths.output_dir
+    output, run = settings.paths.output_dir, settings.run
     prior, figure = output_name("prior"), output_name("prior_figure")
-    measurements = find_measurements(
-        output / prior.parent, settings.run.participant_labels, settings.run.session_labels
-    )
-    failures = run_graph(build_fit_graph(measurements, settings, name=name), settings)
+    measured = find_measurements(output / prior.parent, run.participant_labels, run.session_labels)
+    workflow = init_fit_prior_wf(name=name)
+    workflow.get_node("inputnode").inputs.measurements = [os.fspath(path) for path in measured]
+    for field, path in (("prior", prior), ("figure", figure)):
+        sink = sink_node(field, settings, path)
+        workflow.connect(workflow.get_node("outputnode"), field, sink, "in_file")
+    failures = run_graph(workflow, settings)
     if failures:
         return report_failures(failures)
     lost = find_lost(output, [prior, figure])
@@ -80,23 +61,17 @@ def find_measurements(folder: Path, subjects: Sequence[str] = (), sessions: Sequ
     UsageError
         There is none, or none of a subject or session asked for.
     """
-    found = sorted(folder.glob("*_snr.json"))
+    found, missing = sorted(folder.glob("*_snr.json")), []
     for entity, labels in (("sub", subjects), ("ses", sessions)):
         wanted = {f"{entity}-{label}" for label in labels}
-        if wanted:
+        if wanted and not missing:
             found = [path for path in found if wanted & set(path.name.split("_"))]
             missing = sorted(wanted - {part for path in found for part in path.name.split("_")})
-            if missing:
-                raise _nothing_measured(folder, f"no measurement of {', '.join(missing)}")
-    if not found:
-        raise _nothing_measured(folder, "no measured scan")
+    if missing or not found:
+        raise UsageError(
+            folder,
+            found=f"no measurement of {', '.join(missing)}" if missing else "no measured scan",
+            expected="files *_snr.json of the participant level",
+            next_step="Run --mode calibrate at participant level on low-field scans first.",
+        )
     return found
-
-
-def _nothing_measured(folder: Path, found: str) -> UsageError:
-    return UsageError(
-        folder,
-        found=found,
-        expected="files *_snr.json of the participant level",
-        next_step="Run --mode calibrate at participant level on low-field scans first.",
-    )
