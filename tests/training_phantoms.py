@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from phantoms import make_brain
 
+from iqtflow.image.geometry import cubic_upsample
 from iqtflow.simulation.artifacts import Extras
 from iqtflow.simulation.simulate import draw_scan, plan_slices, prepare_subject, realise
 from iqtflow.simulation.snr_prior import PUBLISHED
@@ -44,6 +45,15 @@ def simulate(brain, *, axis: int, k: int, seed: int) -> StoredDraw:
     draw = draw_scan(prior, Extras(), stack, seed=seed)
     subject = prepare_subject(brain.intensity, [brain.wm, brain.gm], np.eye(4), stack)
     return StoredDraw(realise(subject, draw), axis, record={"SNRPrior": prior.as_dict(), "SNR": draw.snr})
+
+
+def own_place(low, high):
+    """Compare the spline of each low-field patch with all high-field patches: return the number of the
+    closest one, and the mean squared error to its own.
+    """
+    splines = np.stack([cubic_upsample(p[0].numpy(), 4) for p in low])
+    error = ((splines[:, None] - high[:, 0].numpy()[None]) ** 2).mean(axis=(2, 3, 4))
+    return error.argmin(axis=1).tolist(), np.diag(error)
 
 
 def train_command(train, validation, folder: Path, *options: str, steps: int = 12) -> list[str]:

@@ -51,17 +51,10 @@ def test_an_estimate_on_another_grid_is_refused(volumes, tmp_path):
 
 
 def test_the_command_prints_and_writes_the_same_figures(volumes, tmp_path, capsys):
-    arguments = [
-        volumes["truth"],
-        volumes["good"],
-        "--mask",
-        volumes["mask"],
-        "--json",
-        tmp_path / "out.json",
-    ]
-    assert evaluate([str(a) for a in arguments]) == 0
+    truth, good, mask = (str(volumes[name]) for name in ("truth", "good", "mask"))
+    assert evaluate([truth, good, "--mask", mask, "--json", str(tmp_path / "out.json")]) == 0
     scores = json.loads((tmp_path / "out.json").read_text())
-    assert f"{scores[str(volumes['good'])]['psnr']:.2f}" in capsys.readouterr().out
+    assert f"{scores[good]['psnr']:.2f}" in capsys.readouterr().out
 
 
 def test_without_a_mask_the_truth_says_where_to_look(volumes, tmp_path):

@@ -7,6 +7,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from small_models import write_model
 
 from iqtflow.cli.commands.evaluate import main
 from iqtflow.evaluation.uncertainty_calibration import (
@@ -112,30 +113,12 @@ def test_the_command_shows_the_curve(volumes, tmp_path, capsys):
 
 
 def test_an_ensemble_of_joined_files_has_an_uncertainty_map_that_grows_with_its_error(tmp_path):
-    """The truth is what a fifth network, made like the other four, says: it is off where they disagree."""
-    import torch
-
-    from iqtflow.image.intensity import NORMALISATION
+    """The truth is the output of a fifth network like the other four: it differs where they disagree."""
     from iqtflow.inference.predict import enhance_volume
-    from iqtflow.models.model_file import join_models, load_model, save_model
-    from iqtflow.models.registry import build_network
+    from iqtflow.models.model_file import join_models, load_model
 
-    settings = {"k": 4, "filters": 2, "residual": True}
-    files = []
-    for seed in range(5):
-        torch.manual_seed(seed)
-        network = build_network("aniso-unet", **settings)
-        torch.nn.init.normal_(network.head.weight, std=0.2)
-        card = {
-            "name": f"m{seed}",
-            "k": 4,
-            "contrast": "T1w",
-            "network": {"name": "aniso-unet", "kwargs": settings},
-            "normalisation": {"name": NORMALISATION},
-            "geometry": "slab-centred",
-            "context": "whole",
-        }
-        files.append(save_model(tmp_path / f"m{seed}.safetensors", [network.state_dict()], card))
+    paths = [tmp_path / f"m{seed}.safetensors" for seed in range(5)]
+    files = [write_model(path, trained=0.2, first_seed=seed) for seed, path in enumerate(paths)]
     ensemble = load_model(join_models(tmp_path / "all.safetensors", files[:4], name="all"))
     # Bright and dark halves: what the networks add, and so their disagreement, goes with the brightness.
     scan = np.random.default_rng(0).random((40, 48, 10)).astype(np.float32) + 5
