@@ -97,7 +97,7 @@ def count_voxels(scan: Scan) -> tuple[int, int]:
         voxels = math.prod(int(n) for n in image.shape[:3])
         sizes = voxel_sizes(image.affine).tolist()
         return voxels, int(voxels * max(sizes) / min(sizes))
-    except Exception:  # the conform node says what is wrong, and fails this scan alone
+    except Exception:  # the conform node reports it, and fails this scan alone
         return UNKNOWN_VOXELS, UNKNOWN_VOXELS
 
 

@@ -112,7 +112,7 @@ def _print_participants(plan: Plan, settings: Settings) -> int:
 
 
 def count_left_out(left_out: Sequence[LeftOut]) -> str:
-    """Return the end of a list of counts: nothing where nothing was left out."""
+    """Return the last part of a list of counts; empty if no file was left out."""
     return f", {len(left_out)} left out" if left_out else ""
 
 
@@ -131,7 +131,7 @@ def _print_group(settings: Settings) -> None:
 
 
 def outputs_of(scan: Scan, settings: Settings) -> list[Path]:
-    """Return the images and tables that a scan gives rise to, relative to the root of the derivatives."""
+    """Return the images and tables that are made of a scan, relative to the root of the derivatives."""
     names = scan_outputs(scan, settings)
     if settings.run.mode == "enhance":
         card = _card(scan, settings)[0]
@@ -141,7 +141,7 @@ def outputs_of(scan: Scan, settings: Settings) -> list[Path]:
 
 
 def describe_geometry(geometry: SliceGeometry) -> str:
-    """One line on how the slices of a scan lie."""
+    """Return one line on the slices of a scan: axis, distance, thickness, voxel size in plane."""
     gap = f", {geometry.gap_mm:.3g} mm between them" if geometry.gap_mm else ""
     return (
         f"slices along {AXES[geometry.axis]}, {geometry.spacing_mm:.3g} mm apart "
@@ -161,19 +161,16 @@ def _why_not(geometry: SliceGeometry, settings: Settings) -> str | None:
         f"{geometry.inplane_mm[1]:.3g} mm in plane"
     )
     if mode == "enhance" and geometry.near_isotropic and not force:
-        return (
-            f"already near-isotropic ({sizes}), nothing to gain along the slice axis; --force enhances it "
-            "all the same"
-        )
+        return f"already near-isotropic ({sizes}), nothing to gain; use --force to enhance it anyway"
     if mode == "calibrate" and geometry.near_isotropic and not force:
-        return f"near-isotropic ({sizes}), taken for high field; --force measures it all the same"
+        return f"near-isotropic ({sizes}), so it counts as high-field; use --force to measure it anyway"
     if mode == "train" and not geometry.near_isotropic:
         return f"thick slices ({sizes}): not a high-field scan to train on"
     return None
 
 
 def _means(scan: Scan, settings: Settings) -> str:
-    """One line on the model, or on what makes the tissue maps."""
+    """Return one line on the model, or on what makes the tissue maps."""
     if settings.run.mode == "enhance":
         card, file = _card(scan, settings)
         return f"model     {card.name}, k = {card.k}, {file}"

@@ -25,10 +25,10 @@ STAGES: dict[str, tuple[str, float]] = {
     "measure": ("measuring SNR", 3),
     "fit": ("fitting the prior", 3),
     "train": ("training", 3600),
-    "evaluate": ("comparing with the truth", 5),
+    "evaluate": ("comparing with the high-field scan", 5),
     "join": ("joining the networks", 2),
-    "summarise": ("tests over all subjects", 2),
-    "stamp": ("noting the figures in the model", 2),
+    "summarise": ("statistics over all subjects", 2),
+    "stamp": ("writing the scores into the model", 2),
     "report": ("drawing the page", 8),
     "sink": ("writing", 1),
 }
