@@ -181,7 +181,7 @@ def planned(arguments: list[str]) -> tuple[list[Path], list[str], list]:
     filters=st.one_of(st.none(), st.none(), FILTERS),
     how=st.sampled_from(["as it is"] * 10 + ["one subject", "one subject", "validator"]),
 )
-def test_no_data_set_brings_a_run_down_or_two_scans_into_one_file(scan_bytes, tree, filters, how):
+def test_no_data_set_stops_a_run_or_writes_two_scans_to_one_file(scan_bytes, tree, filters, how):
     top = Path(tempfile.mkdtemp(prefix="iqtflow-fuzz-"))
     try:
         root, out = top / "bids", top / "out"

@@ -87,7 +87,7 @@ def test_the_model_and_its_figures_are_there(trained):
     assert (trained / "group.html").is_file()
 
 
-def test_the_derivatives_have_no_fault_that_can_be_avoided(trained):
+def test_the_derivatives_are_valid_bids(trained):
     # HCP downloads name no authors.
     assert find_faults(trained) == ["warning: TOO_FEW_AUTHORS /dataset_description.json"]
 

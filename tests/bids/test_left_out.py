@@ -47,7 +47,7 @@ def left_out(root: Path, **options) -> dict[str, str]:
         (f"sub-01/anat/sub-01_acq-{'a' * 201}_T1w.nii.gz", "found a name of 216 characters"),
     ],
 )
-def test_a_name_that_leaves_open_whose_scan_it_is_is_left_out_and_the_rest_is_there(bids_tree, file, found):
+def test_a_file_with_an_invalid_name_is_left_out_and_the_rest_is_found(bids_tree, file, found):
     root = bids_tree("sub-03/anat/sub-03_T1w.nii.gz", file)
     listing = list_scans(root)
     assert [scan.subject for scan in listing.scans] == ["03"]
@@ -57,7 +57,7 @@ def test_a_name_that_leaves_open_whose_scan_it_is_is_left_out_and_the_rest_is_th
     assert found in left.reason and left.reason.endswith("Rename the file.")
 
 
-def test_two_sessions_without_their_entity_leave_nothing_of_the_subject_and_do_not_end_the_run(bids_tree):
+def test_a_subject_with_only_invalid_names_does_not_stop_the_run(bids_tree):
     root = bids_tree(*(f"sub-01/ses-{i}/anat/sub-01_T1w.nii.gz" for i in (1, 2)))
     listing = list_scans(root, subjects=["01"])
     assert (listing.scans, len(listing.left_out)) == ([], 2)
@@ -85,9 +85,7 @@ def test_entities_may_stand_in_any_order_and_labels_may_have_a_plus_sign(bids_tr
     ],
     ids=["desc", "order", "both extensions", "desc, both extensions", "three", "two descs"],
 )
-def test_of_scans_with_one_output_name_the_plainest_is_taken_and_the_others_are_named(
-    bids_tree, names, taken
-):
+def test_of_scans_with_the_same_output_name_the_simplest_is_taken(bids_tree, names, taken):
     root = bids_tree(*(f"sub-01/anat/{name}" for name in names), "sub-02/anat/sub-02_T1w.nii.gz")
     listing = list_scans(root)
     kept = [names[taken]] if taken is not None else []
@@ -141,7 +139,7 @@ def test_files_of_macos_beside_a_scan_are_none(bids_tree):
     assert len(find_scans(root)) == 1 and left_out(root) == {}
 
 
-def test_a_name_that_no_terminal_can_show_is_told_in_escapes(bids_tree):
+def test_a_name_that_no_terminal_can_show_is_escaped(bids_tree):
     root = bids_tree(T1W)
     (root / "sub-01/anat/sub-01_acq-\udcff\n_T1w.nii.gz").touch()
     (left,) = list_scans(root).left_out
@@ -162,7 +160,7 @@ def mixed(bids_tree) -> Path:
 
 
 @pytest.mark.parametrize("labels", [[], ["01"]], ids=["validator", "names"])
-def test_the_look_over_the_data_set_says_of_each_file_whether_it_is_read(mixed, labels):
+def test_the_validation_says_of_each_file_whether_it_is_read(mixed, labels):
     faults, _ = validate(mixed, labels)
     lines = summarise(faults, mixed, labels, list_scans(mixed))
     about = {
@@ -231,7 +229,7 @@ def test_dicom_files_are_to_be_converted_first(tmp_path):
             list_scans(given)
 
 
-def test_names_that_no_file_can_have_are_refused_in_a_sentence(bids_tree, tmp_path, capsys):
+def test_names_that_are_too_long_are_refused(bids_tree, tmp_path, capsys):
     root, long = str(bids_tree(T1W)), "a" * 300
     out = str(tmp_path / "out")
     for arguments in (
@@ -255,7 +253,7 @@ def test_loose_images_go_to_iqtflow_enhance(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["input", "output", "work"])
-def test_a_path_that_is_no_utf8_is_refused_in_a_sentence(bids_tree, tmp_path, capsys, place):
+def test_a_path_that_is_not_utf8_is_refused(bids_tree, tmp_path, capsys, place):
     paths = {"input": str(bids_tree(T1W)), "output": str(tmp_path / "out"), "work": str(tmp_path / "w")}
     odd = f"{tmp_path}/\udcff"
     if place == "input":

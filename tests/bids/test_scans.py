@@ -131,7 +131,7 @@ def test_a_sidecar_holds_numbers_whoever_computed_them(tmp_path):
     assert json.loads(path.read_text()) == {"a": 2.1, "b": [1, 2], "d": "/x", "e": True}
 
 
-def test_a_number_that_is_not_finite_never_reaches_a_sidecar(tmp_path):
+def test_a_number_that_is_not_finite_is_not_written(tmp_path):
     (tmp_path / "x.json").write_text("before")
     with pytest.raises(ValueError, match="JSON"):
         write_sidecar(tmp_path / "x.json", {"snr": float("nan")})
@@ -139,7 +139,7 @@ def test_a_number_that_is_not_finite_never_reaches_a_sidecar(tmp_path):
     assert (tmp_path / "x.json").read_text() == "before"
 
 
-def test_jobs_that_describe_one_folder_at_a_time_do_not_tear_the_file(tmp_path):
+def test_jobs_can_write_the_same_description_at_the_same_time(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: write_dataset_description(tmp_path / "out", source_dir=tmp_path), range(64)))
     assert (
@@ -226,7 +226,7 @@ def test_no_two_scans_share_a_simulated_draw(bids_tree):
         ("MagneticFieldStrength", "0.36T", None),
     ],
 )
-def test_a_value_that_cannot_be_meant_costs_a_note_that_names_the_json_file(bids_tree, field, value, read):
+def test_an_invalid_value_is_ignored_with_a_note_that_names_the_json_file(bids_tree, field, value, read):
     sidecar = "sub-01/sub-01_T1w.json"
     root = bids_tree(T1W, sidecars={sidecar: {field: value}, "T1w.json": {field: True}})
     (scan,) = find_scans(root)
@@ -256,7 +256,7 @@ def test_null_in_a_sidecar_means_not_known(bids_tree):
     ],
     ids=["empty", "list", "cut", "not UTF-8", "deep", "folder"],
 )
-def test_a_file_that_is_no_sidecar_costs_its_metadata_alone(bids_tree, content, why):
+def test_only_the_metadata_of_an_unreadable_sidecar_are_ignored(bids_tree, content, why):
     other = "sub-02/anat/sub-02_T1w.nii.gz"
     root = bids_tree(T1W, other, sidecars={"T1w.json": {"SliceThickness": 6}})
     path = root / "sub-01/anat/sub-01_T1w.json"
@@ -281,7 +281,7 @@ def test_a_byte_order_mark_is_no_fault(bids_tree):
     ("stated", "told"), [(True, "yes"), (False, "no"), ("false", "auto"), (None, "auto")]
 )
 @pytest.mark.parametrize("mode", ["train", "calibrate"])
-def test_text_for_a_boolean_never_says_that_the_skull_is_gone(bids_tree, tmp_path, mode, stated, told):
+def test_a_text_for_skull_stripped_is_not_used(bids_tree, tmp_path, mode, stated, told):
     from iqtflow.cli import main as cli
     from iqtflow.cli.parser import parse
     from iqtflow.workflows.app.graphs import build_participant_graph

@@ -241,9 +241,7 @@ def stated_forms(content: bytes) -> dict[str, np.ndarray]:
 
 @many
 @given(edits=EDITS, rare=RARE)
-def test_whatever_a_header_says_the_scan_stays_in_its_place_or_is_refused_in_words(
-    edits, rare, folder, model
-):
+def test_with_any_header_the_scan_stays_in_its_place_or_is_refused(edits, rare, folder, model):
     content = edited(edits, rare)
     scan = folder / "scan.nii"
     scan.write_bytes(content)

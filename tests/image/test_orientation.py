@@ -95,7 +95,7 @@ def test_volumes_beside_a_scan_take_over_both_of_its_forms(tmp_path):
     assert_in_place(mask, MNI12 @ make_affine(VOXEL_MM), make_affine(VOXEL_MM))
 
 
-def test_a_sheared_sform_alone_gets_no_qform_that_would_be_wrong(tmp_path):
+def test_a_sheared_sform_gets_no_qform(tmp_path):
     sheared = make_affine(VOXEL_MM) @ (np.eye(4) + 0.3 * np.eye(4, k=1))
     scan = check_scan(write(tmp_path / "x.nii", sform=sheared, codes=(0, 2)))
     write_volume(tmp_path / "map.nii.gz", np.asarray(scan.dataobj), scan.affine)
@@ -108,7 +108,7 @@ ROUNDED = (QUATERNION, "3f", (0, 1, 0.00062))  # its square is 1 + 4e-7
 TURNED = np.diag([-2.5, 2.5, -10.0, 1])  # what it stands for
 
 
-def test_a_quaternion_beyond_1_by_rounding_is_a_turn_by_180_degrees(tmp_path):
+def test_a_quaternion_longer_than_1_by_rounding_is_a_rotation_by_180_degrees(tmp_path):
     for codes in ((1, 1), (1, 0)):
         path = write(tmp_path / "x.nii", codes=codes, quaternion=ROUNDED, sform=TURNED, qform=TURNED)
         scan = check_scan(path)
@@ -126,7 +126,7 @@ def test_a_quaternion_beyond_1_by_rounding_is_a_turn_by_180_degrees(tmp_path):
         pytest.param((PIXDIM + 4, "f", (np.nan,)), id="voxel size NaN"),
     ],
 )
-def test_a_qform_that_cannot_be_is_replaced_by_a_good_sform(tmp_path, fault):
+def test_a_wrong_qform_is_replaced_by_a_good_sform(tmp_path, fault):
     scan = check_scan(write(tmp_path / "x.nii", codes=(1, 2), fault=fault))
     assert "The qform is not usable" in scan.extra["notes"][0]
     result = thinned(scan)
@@ -203,7 +203,7 @@ def test_metres_and_microns_become_millimetres(tmp_path, unit, factor, codes):
     assert_in_place(thinned(scan), make_affine(VOXEL_MM), make_affine(VOXEL_MM))
 
 
-def test_a_unit_that_the_numbers_contradict_is_taken_for_mm(tmp_path):
+def test_a_unit_that_contradicts_the_numbers_is_ignored(tmp_path):
     scan = check_scan(write(tmp_path / "x.nii", units=(UNITS, "B", (1,))))
     assert "its numbers are in mm" in scan.extra["notes"][0]
     np.testing.assert_allclose(scan.affine, make_affine(VOXEL_MM), atol=1e-3)

@@ -62,7 +62,7 @@ READERS = [check_scan, read_volume, open_nifti, read_content, tpm_blob_id]
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("read", READERS, ids=lambda read: read.__name__)
-def test_a_compressed_file_is_verified_to_its_end_by_whoever_reads_it(tmp_path, read, damage):
+def test_all_readers_check_a_compressed_file_to_its_end(tmp_path, read, damage):
     path = tmp_path / "x.nii.gz"
     path.write_bytes(damage(gzip.compress(whole(), mtime=0)))
     with pytest.raises(InputError, match=r"x\.nii\.gz: found a file that cannot be read .*Copy or convert"):
@@ -212,7 +212,7 @@ def test_shapes_that_are_no_scan_get_the_words_for_it(tmp_path, shape, words):
             look(path)
 
 
-def test_odd_fields_that_change_nothing_are_noted_or_passed_over(tmp_path, caplog):
+def test_harmless_wrong_fields_are_noted_or_ignored(tmp_path, caplog):
     (tmp_path / "x.nii").write_bytes(with_field(DATATYPE + 2, "h", 3))
     (note,) = check_scan(tmp_path / "x.nii").extra["notes"]
     assert "bitpix is 3" in note and "float32" in note
@@ -240,7 +240,7 @@ def test_extensions_and_both_byte_orders_and_nifti_2_are_read(tmp_path):
         np.testing.assert_allclose(peek_nifti(tmp_path / name).affine, make_affine(VOXEL_MM), atol=1e-4)
 
 
-def test_memory_is_taken_for_what_the_file_holds_not_for_what_its_header_says(tmp_path):
+def test_memory_depends_on_the_file_and_not_on_its_header(tmp_path):
     content = with_field(DIM, "8h", 4, *SHAPE, 30000, 1, 1, 1)
     (tmp_path / "x.nii").write_bytes(content)
     with pytest.raises(InputError, match=re.escape("32 x 30 x 10 x 30000 voxels")):
@@ -262,7 +262,7 @@ def test_a_thick_slice_scan_comes_back_as_it_is(tmp_path):
     np.testing.assert_allclose(image.affine, make_affine(), rtol=1e-6, atol=1e-5)
 
 
-def test_scaled_integers_come_back_as_the_intensities_they_stand_for(tmp_path):
+def test_scaled_integers_are_read_as_intensities(tmp_path):
     path = tmp_path / "x.nii.gz"
     image = nib.Nifti1Image(make_head(), make_affine())
     image.set_data_dtype("int16")  # nibabel stores a slope and an intercept
@@ -272,7 +272,7 @@ def test_scaled_integers_come_back_as_the_intensities_they_stand_for(tmp_path):
     assert back.get_data_dtype() == np.float32
 
 
-def test_a_trailing_axis_of_length_one_is_no_fourth_dimension(tmp_path):
+def test_a_fourth_axis_of_length_one_is_ignored(tmp_path):
     path = write_scan(tmp_path / "x.nii", make_head()[..., np.newaxis])
     assert check_scan(path).shape == HEAD
 
@@ -341,7 +341,7 @@ def test_a_header_that_does_not_place_the_image_is_refused(tmp_path):
     ],
     ids=["git-annex", "Git LFS"],
 )
-def test_a_pointer_without_content_is_told_from_a_broken_file(tmp_path, pointer, command):
+def test_a_pointer_without_content_says_how_to_fetch_it(tmp_path, pointer, command):
     path = tmp_path / "x.nii.gz"
     path.write_bytes(pointer)
     with pytest.raises(InputError, match=re.escape(f"`{command.format(path=path)}`")):
@@ -369,7 +369,7 @@ def test_real_scans_of_every_kind_are_accepted(real_data):
         check_scan(real_data / "mixed" / f"sub-{name}" / "anat" / f"sub-{name}_T1w.nii.gz")
 
 
-def test_the_node_hands_on_no_value_that_cannot_be_meant(tmp_path, capsys):
+def test_the_node_removes_invalid_values_with_a_note(tmp_path, capsys):
     from iqtflow.interfaces.conform import ConformScan
 
     scan = write_scan(tmp_path / "scan.nii.gz")

@@ -17,7 +17,7 @@ from iqtflow.simulation.slice_profile import apply_profile, profile_matrix
 MEAN = np.array([20.0, 84.0, 105.0])  # CSF, GM, WM
 
 
-def test_the_means_of_tissues_are_found_where_a_mixture_of_intensities_alone_goes_astray():
+def test_priors_find_the_means_of_tissues_when_intensities_alone_do_not():
     """Little contrast and many mixed voxels, as in thick slices at low field: GM is taken for WM, and fluid
     with GM for GM.
     """

@@ -74,7 +74,7 @@ def test_tissue_volumes_of_a_phantom_are_recovered(phantom, maps, tissue, tolera
     assert dice(found > 0.5, truth > 0.5) > overlap
 
 
-def test_the_receive_field_is_removed_and_the_mean_kept(phantom, maps):
+def test_the_bias_field_is_removed_and_the_mean_kept(phantom, maps):
     data, pure = phantom[0].get_fdata(), phantom[1]["wm"] > 0.999
     spread = [np.std(volume[pure]) / np.mean(volume[pure]) for volume in (data, maps.bias_corrected)]
     assert spread[0] > 0.1
@@ -117,7 +117,7 @@ def test_plausible_maps_pass_without_a_word(phantom, maps):
     assert check_plausible(maps, phantom[0]) == []
 
 
-def test_white_matter_darker_than_grey_is_refused_with_the_figures(phantom, maps):
+def test_white_matter_darker_than_grey_is_refused(phantom, maps):
     swapped = dataclasses.replace(maps, wm=maps.gm, gm=maps.wm)
     with pytest.raises(InputError, match=r"CSF [\d.]+, GM [\d.]+, WM [\d.]+; expected CSF darker than GM"):
         check_plausible(swapped, phantom[0])

@@ -36,7 +36,7 @@ def low_field(
     return blurred[:, :, start:stop:k] + noise, affine, truth[:, :, start:stop:k]
 
 
-def test_what_remains_of_a_stripped_volume_is_its_brain(template):
+def test_the_mask_of_a_stripped_volume_is_its_non_zero_voxels(template):
     image, truth = template
     found = find_brain_mask(image.get_fdata(), image.affine, skull_stripped=True)
     assert (found.method, found.skull_stripped) == ("nonzero", True)
@@ -49,7 +49,7 @@ def test_skull_stripping_is_recognised_without_being_told(template):
     assert (found.method, found.skull_stripped) == ("nonzero", True)
 
 
-def test_a_few_voxels_that_stand_out_of_nothing_are_the_head():
+def test_a_few_bright_voxels_are_the_head():
     data = np.full((30, 30, 30), 3, np.float32)
     data[10:12, 10:12, 10:12] = 900
     np.testing.assert_array_equal(head_mask(data), data > 100)
@@ -138,7 +138,7 @@ def test_four_slices_at_55_mt_are_masked_in_every_slice(real_data: Path):
     assert np.all((areas_cm2 > 100) & (areas_cm2 < 220))
 
 
-def test_a_number_of_threads_that_cannot_be_is_no_missing_brain():
+def test_an_invalid_number_of_threads_is_an_error():
     data = np.random.default_rng(0).random((100, 100, 20))
     with pytest.raises((ValueError, TypeError, OverflowError, RuntimeError)):
         find_brain_mask(data, np.diag([2, 2, 10, 1]), num_threads=-1)

@@ -96,7 +96,7 @@ def test_without_spm_the_embedded_engine_is_taken_and_the_reason_said():
 
 
 @pytest.mark.usefixtures("no_spm")
-def test_who_insists_on_spm_or_names_a_part_of_it_does_not_get_another_engine(tmp_path):
+def test_a_user_who_asks_for_spm_does_not_get_another_engine(tmp_path):
     with pytest.raises(SpmNotFoundError):
         choose_engine("spm")
     with pytest.raises(SpmNotFoundError):
@@ -127,7 +127,7 @@ def test_maps_are_found_by_name_in_the_space_of_the_image_only(bids_tree):
     assert find_ready_maps("/raw/sub-02/anat/sub-02_T1w.nii.gz", root) is None
 
 
-def test_maps_of_this_very_scan_come_before_those_of_the_average_of_all(bids_tree):
+def test_maps_of_the_scan_are_preferred_to_maps_of_an_average(bids_tree):
     kinds = ("sub-01/ses-a/anat/sub-01_ses-a_run-2", "sub-01/anat/sub-01", "sub-01/ses-b/anat/sub-01_ses-b")
     root = bids_tree(
         *(f"{kind}_label-{label}_probseg.nii.gz" for kind in kinds for label in TISSUES),
@@ -242,7 +242,7 @@ def test_the_command_finds_the_maps_and_records_who_made_them(prepared, tmp_path
         assert nib.load(f"{prefix}_{ending}.nii.gz").shape == nib.load(scan).shape
 
 
-def test_where_maps_are_insisted_on_a_scan_without_them_fails_with_a_next_step(prepared, tmp_path, capsys):
+def test_if_maps_are_required_a_scan_without_them_fails_with_a_next_step(prepared, tmp_path, capsys):
     scan = write_scan(tmp_path / "raw/sub-02/anat/sub-02_T1w.nii.gz")
     arguments = [str(scan), "--out-prefix", str(tmp_path / "x"), "--engine", "derivatives"]
     assert segment([*arguments, "--derivatives", str(prepared[1])]) == 1
@@ -313,7 +313,7 @@ def settle(*arguments: object):
     return cli.settle(parse([str(argument) for argument in arguments]))[0]
 
 
-def test_the_options_reach_the_settings_and_survive_their_file(bids_tree, tmp_path, brain):
+def test_the_options_are_in_the_settings_and_in_their_file(bids_tree, tmp_path, brain):
     write_maps(tmp_path / "maps" / "sub-01/anat", brain)
     settings = settle(
         *(bids_tree(T1W), tmp_path / "out", "participant", "--mode", "train"),
@@ -365,7 +365,7 @@ def test_scans_without_maps_go_to_the_next_engine_and_the_terminal_says_how_many
 
 
 @pytest.mark.usefixtures("some_spm")
-def test_a_slab_goes_to_the_embedded_engine_unless_spm_is_insisted_on(tmp_path):
+def test_a_slab_gets_the_embedded_engine_unless_spm_is_asked_for(tmp_path):
     slab = write_scan(tmp_path / "slab.nii.gz", np.ones((90, 90, 12), np.float32), make_affine((2, 2, 6)))
     head = write_scan(tmp_path / "head.nii.gz")
     assert engine_for(slab, SegmentationSettings()).engine == "ants"
@@ -412,7 +412,7 @@ def run_iqtflow(*arguments: object) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-def test_a_subject_without_the_maps_that_are_insisted_on_fails_alone(prepared, bids_tree, brain, tmp_path):
+def test_only_a_subject_without_the_required_maps_fails(prepared, bids_tree, brain, tmp_path):
     _, derivatives = prepared
     root = bids_tree()
     for label in ("01", "02"):

@@ -131,7 +131,7 @@ def test_a_folder_named_by_hand_is_never_replaced_by_another(tmp_path):
         find_spm(spm_dir=tmp_path, octave=program, environ={"SPM_HOME": str(good)})
 
 
-def test_a_variable_that_leads_nowhere_is_passed_over_and_reported(tmp_path):
+def test_a_variable_with_a_wrong_path_is_skipped_and_reported(tmp_path):
     good = make_spm(tmp_path / "good")
     program = make_program(tmp_path / "octave", "true")
     found = find_spm(octave=program, environ={"SPM_HOME": str(tmp_path / "gone"), "SPM_DIR": str(good)})
@@ -278,7 +278,7 @@ def test_an_error_in_octaves_farewell_is_no_error(octave, head, tmp_path):
         (f"{SUCCESS}; : > mT1.nii", "no new mT1.nii"),
     ],
 )
-def test_old_outputs_beside_a_run_that_did_not_complete_are_not_taken_for_new_ones(
+def test_after_a_failed_run_old_outputs_are_not_taken_for_new_ones(
     octave, head, tmp_path, behaviour, complaint
 ):
     out = tmp_path / "out"
@@ -348,7 +348,7 @@ NOISE = np.random.default_rng(1).uniform(1, 9, (12, 12, 12))
         ("neither sform nor qform", NOISE, {"sform_code": 0, "qform_code": 0}, "left and right are a guess"),
     ],
 )
-def test_what_spm_would_turn_into_garbage_is_refused_before_it_starts(
+def test_an_image_that_spm_cannot_segment_is_refused_before_it_starts(
     octave, tmp_path, name, data, header, complaint
 ):
     path = write(tmp_path / "T1w.nii.gz", data, **header)

@@ -362,7 +362,7 @@ def test_a_read_only_folder_of_the_users_stays_as_it_is(others):
     assert after == others.before
 
 
-def test_uncompressed_images_and_paths_as_nipype_names_it_are_taken(others):
+def test_uncompressed_images_and_nipypes_input_paths_are_accepted(others):
     names = [Path(images[0]).name for images in others.node.native_class_images]
     assert names == [f"c{i}sub-01_T1w.nii" for i in range(1, 7)]
     assert Path(others.node.bias_field_images).name == "BiasField_sub-01_T1w.nii"
@@ -404,7 +404,7 @@ def test_octave_refuses_the_options_that_nipype_gives_matlab_and_we_give_none_of
     assert not set(nipypes) & set(installation.command)
 
 
-def test_an_spm_that_lacks_functions_is_reported_by_the_first_that_is_missing(octave, phantom, tmp_path):
+def test_of_an_incomplete_spm_the_first_missing_function_is_named(octave, phantom, tmp_path):
     """Not by an error in the error handling, for example an exception class that Octave lacks."""
     hollow = find_spm(spm_dir=make_spm(tmp_path / "hollow"), octave=octave, environ={})
     with pytest.raises(SpmError, match="spm_get_defaults"):
@@ -455,7 +455,7 @@ def test_octave_killed_under_a_subjects_segmentation_ends_that_command_within_se
 
 
 @pytest.mark.usefixtures("linux")
-def test_octave_killed_in_the_middle_is_a_plain_failure_within_seconds(installation, scan, tmp_path):
+def test_octave_killed_in_the_middle_is_an_error_within_seconds(installation, scan, tmp_path):
     stale = tmp_path / "c1sub-01_T1w.nii"
     stale.write_text("old")  # of an earlier run
     fault, seconds = killed(
@@ -484,9 +484,7 @@ def test_octave_terminated_leaves_no_workspace_files(installation, phantom, tmp_
     assert not list(tmp_path.glob("octave-workspace*"))
 
 
-def test_an_error_inside_spm_is_told_in_spms_words_and_old_maps_are_not_taken_for_new(
-    installation, scan, tmp_path
-):
+def test_an_error_of_spm_is_quoted_and_old_maps_are_not_taken_for_new(installation, scan, tmp_path):
     stale = tmp_path / "c1sub-01_T1w.nii"
     stale.write_text("old")
     wrong = replace(SETTINGS, tissues=(replace(DEFAULT_TISSUES[0], frame=99),))
