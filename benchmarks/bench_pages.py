@@ -43,7 +43,7 @@ def main() -> None:
         _make_volumes(folder)
         for kind in ("enhanced", "prepared", *(("nilearn",) if options.nilearn else ())):
             done = subprocess.run(
-                [sys.executable, __file__, "--only", kind, "--folder", name],
+                [sys.executable, __file__, "--only", kind, "--folder", str(folder)],
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
                 capture_output=True,
                 text=True,
@@ -56,8 +56,8 @@ def main() -> None:
                 f"{found['gigabytes']:.2f} GB of memory"
             )
             if kind != "nilearn":
-                for name, bar in BARS.items():
-                    print(f"          {name} {'met' if found[name] <= bar else 'NOT MET'} (bar {bar:g})")
+                for what, bar in BARS.items():
+                    print(f"          {what} {'met' if found[what] <= bar else 'NOT MET'} (bar {bar:g})")
 
 
 def _measure(kind: str, folder: Path) -> dict[str, float]:
