@@ -56,7 +56,7 @@ class Figure:
     low: str
 
     def shown(self, value: float) -> str:
-        """Return a value as people read it."""
+        """Return a value as text."""
         return f"{value:.{self.digits}f}"
 
 
@@ -157,7 +157,7 @@ class Familiarity:
         return self.score > self.threshold
 
     def sentence(self) -> str:
-        """One line for people."""
+        """Return one sentence for the user."""
         words = "; ".join(self.reasons[:3])
         return (
             f"Out of distribution (score {self.score:.1f}, threshold {self.threshold:.1f}): {words}. This "
@@ -242,16 +242,16 @@ def measure_scan(
 def make_reference(
     training: Sequence[Mapping[str, float]], evaluation: Sequence[Mapping[str, float]], **facts: Any
 ) -> dict[str, Any]:
-    """Make the ranges of training scans and the threshold that scans of other people stay below.
+    """Compute the ranges of training scans, and the threshold from scans of other subjects.
 
     Parameters
     ----------
     training
         Figures (`measure_scan`) of simulated scans of the training subjects.
     evaluation
-        The same of people that the model was not trained on.
-    facts
-        More to be kept with the ranges: where they come from.
+        The same of evaluation subjects.
+    **facts
+        More fields to store with the ranges, such as their source.
 
     Returns
     -------

@@ -12,11 +12,11 @@ from iqtflow.simulation.noise_estimation import NoiseEstimate, estimate_noise
 from iqtflow.simulation.snr_prior import DEFAULT_PRIOR, PUBLISHED, SNRPrior, tissue_mean
 from iqtflow.utils.errors import InputError
 
-#: Scans from which on a covariance is the site's own (its three numbers are known to about 30 % then).
+#: From this number of scans on, the covariance is the site's own (its three numbers are then known to 30 %).
 ENOUGH_SCANS = 20
-#: Scans from which on their scatter says who is far off; fewer do not know their own spread.
+#: Smallest number of scans for the detection of outliers.
 SCANS_FOR_SCATTER = 10
-#: Share of a normal population that is within the outlier limit.
+#: Share of a normal distribution that is within the outlier limit.
 OUTLIER_PROBABILITY = 0.999
 #: Share of scans that the robust scatter is computed from (Rousseeuw and Van Driessen 1999).
 KEPT_SHARE = 0.75
@@ -26,7 +26,7 @@ MAJORITY = 0.5
 
 @dataclass(frozen=True)
 class ScanSNR:
-    """Tissue SNR of one scan, with what it was computed from.
+    """Tissue SNR of one scan, and the values that it was computed from.
 
     Attributes
     ----------
@@ -34,7 +34,8 @@ class ScanSNR:
         SNR: mean intensity over the noise's standard deviation.
     mean_wm, mean_gm
         Mean intensities, in the scan's units.
-    noise : NoiseEstimate
+    noise
+        The noise, and how it was estimated.
     """
 
     wm: float
@@ -46,19 +47,20 @@ class ScanSNR:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A fitted prior and how much of it is the site's own.
+    """A fitted prior.
 
     Attributes
     ----------
-    prior : SNRPrior
+    prior
+        The prior.
     n_scans
-        Scans that were measured.
+        Number of measured scans.
     outliers
         Labels of scans that were left out, with their robust Mahalanobis distance.
     weight
-        Share of the site's own covariance, 0 to 1; the rest is the published one.
+        Weight of the site's own covariance, 0 to 1; the rest is the published one.
     notes
-        Sentences for people.
+        Sentences for the user.
     """
 
     prior: SNRPrior
@@ -82,7 +84,7 @@ def measure_snr(
     Parameters
     ----------
     data : ndarray, shape (w, h, d)
-        Scan as the scanner made it: correcting its shading would make the noise uneven.
+        Scan from the scanner, without correction of the bias field, which would make the noise uneven.
     wm, gm : ndarray, shape (w, h, d)
         Tissue probabilities.
     mask : ndarray of bool, shape (w, h, d)
@@ -92,6 +94,10 @@ def measure_snr(
     voxel_mm
         Voxel size.
 
+    Returns
+    -------
+    ScanSNR
+
     Raises
     ------
     InputError
@@ -99,9 +105,9 @@ def measure_snr(
 
     Notes
     -----
-    Eq. (4) is taken over the voxels that a tissue has the majority of. A prior speaks of thin voxels, and
-    thick slices mix tissues: on phantoms of known SNR, k = 4 and 8, eq. (4) over all voxels comes out 3 to
-    7 % low for grey matter, over pure voxels (0.9) 5 % high, over majorities between -1 and +3 %.
+    Eq. (4) is computed over voxels that are mostly of one tissue, since thick slices mix tissues and a prior
+    is for thin ones. On phantoms of known SNR (k = 4 and 8) eq. (4) over all voxels is 3 to 7 % too low for
+    grey matter, over pure voxels (0.9) 5 % too high, over voxels of one majority between -1 and +3 %.
     """
     noise = estimate_noise(data, mask, wm, axis=axis, voxel_mm=voxel_mm)
     if not noise.sigma > 0:
@@ -119,7 +125,7 @@ def measure_snr(
 
 
 def majority_of(probability: np.ndarray) -> np.ndarray:
-    """The map without the voxels that other tissues have the majority of."""
+    """Return the map, with 0 where other tissues have the majority."""
     return np.where(probability >= MAJORITY, probability, 0)
 
 
@@ -128,20 +134,24 @@ def fit_prior(
 ) -> Calibration:
     """Fit ``N(mu, Sigma)`` to the tissue SNR of a site's scans.
 
-    Scans whose robust Mahalanobis distance is beyond the 99.9 % limit are named and left out. With fewer
-    scans than `SCANS_FOR_SCATTER` nobody is, and the notes say so. With fewer than
-    `ENOUGH_SCANS` others, the covariance is a weighted mean of the scans' own and the published one; the
-    latter is scaled to the site's mean, so that it lends its relative spread and its correlation. The weight
-    ``(n - 1) / (ENOUGH_SCANS - 1)`` grows with the degrees of freedom. The mean is always the site's own.
+    Scans with a robust Mahalanobis distance beyond the 99.9 % limit are named and left out. With fewer scans
+    than `SCANS_FOR_SCATTER` none is left out, and the notes say so. With fewer than `ENOUGH_SCANS`, the
+    covariance is a weighted mean of the site's own and the published one. The published one is first scaled
+    to the site's mean, with its relative spread and its correlation. The weight ``(n - 1) / (ENOUGH_SCANS -
+    1)`` grows with the degrees of freedom. The mean is always the site's own.
 
     Parameters
     ----------
     snr
         (SNR_WM, SNR_GM) by the scan's label.
     name
-        Of the prior.
+        Name of the prior.
     reference
-        Prior to shrink towards; the published one of 0.36 T when not given.
+        The published prior; None: that of 0.36 T.
+
+    Returns
+    -------
+    Calibration
 
     Raises
     ------
@@ -179,19 +189,19 @@ def fit_prior(
 
 
 def scaled_covariance(reference: SNRPrior, mean: np.ndarray) -> np.ndarray:
-    """Covariance with the reference's correlation and relative spread about another mean, (2, 2)."""
+    """Return a covariance with the reference's correlation and relative spread for another mean, (2, 2)."""
     scale = np.asarray(mean, float) / np.asarray(reference.mean, float)
     return np.asarray(reference.covariance, float) * np.outer(scale, scale)
 
 
 def robust_distances(values: np.ndarray) -> tuple[np.ndarray, float]:
-    """Mahalanobis distance of each scan from the majority, and the distance from which a scan is an outlier.
+    """Return the Mahalanobis distance of each scan from the majority, and the limit for outliers.
 
-    The majority is, to begin with, the most concentrated three quarters, found by the C-steps of Rousseeuw
-    and Van Driessen (Technometrics 41(3):212-223, 1999, doi:10.1080/00401706.1999.10485670), their scatter
-    scaled so that the median distance is that of a normal distribution; then it takes in every scan within
-    the limit until none joins or leaves. The limit is that of one further scan when the scatter is known from
-    so many scans only (F distribution).
+    The majority is first the most concentrated three quarters, found by the C-steps of Rousseeuw and Van
+    Driessen (Technometrics 41(3):212-223, 1999, doi:10.1080/00401706.1999.10485670); their scatter is scaled
+    so that the median distance is that of a normal distribution. Then it becomes all scans within the limit,
+    until it no longer changes. The limit is that of one more scan, with the scatter known from this number of
+    scans (F distribution).
 
     Parameters
     ----------
@@ -227,7 +237,7 @@ def robust_distances(values: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _limit(n: int) -> float:
-    """Distance of a further scan from n others that `OUTLIER_PROBABILITY` of normal scans do not exceed."""
+    """Distance of one more scan from n others that `OUTLIER_PROBABILITY` of normal scans are within."""
     p = 2
     quantile = stats.f.ppf(OUTLIER_PROBABILITY, p, n - p)
     return float(np.sqrt(p * (n + 1) * (n - 1) / (n * (n - p)) * quantile))

@@ -1,7 +1,7 @@
 """The prior of tissue SNR at low field: a two-dimensional normal distribution of (white matter, grey matter).
 
-White- and grey-matter SNR co-vary strongly (a quiet coil is quiet for both), so they are drawn together,
-never apart.
+SNR of white and grey matter are strongly correlated, since both depend on the noise of the coil. They are
+therefore drawn together.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class SNRPrior:
     Attributes
     ----------
     name
-        What a sidecar or a model card calls it.
+        Name in sidecars and model cards.
     mean
         Mean SNR of (WM, GM).
     covariance
         2 x 2 covariance, row by row. All zeros means a fixed SNR.
     source
-        Where the numbers come from.
+        Source of the numbers.
     """
 
     name: str
@@ -59,7 +59,7 @@ class SNRPrior:
             )
 
     def sample(self, rng: np.random.Generator) -> tuple[float, float]:
-        """Draw one (SNR_WM, SNR_GM); redrawn while any component is not positive (Algorithm 1, step 4)."""
+        """Draw one (SNR_WM, SNR_GM), again until both are positive (Algorithm 1, step 4)."""
         if not np.any(self.covariance):
             return self.mean[0], self.mean[1]
         factor = np.linalg.cholesky(np.asarray(self.covariance, float))
@@ -69,7 +69,7 @@ class SNRPrior:
                 return float(alpha[0]), float(alpha[1])
 
     def outline(self, probability: float = 0.95) -> np.ndarray:
-        """Ellipse that holds a share of the draws, to be plotted: shape (2, 181), SNR of WM and of GM."""
+        """Return the ellipse that contains a share of the draws, for a plot: (2, 181), SNR of WM and GM."""
         values, vectors = np.linalg.eigh(np.asarray(self.covariance, float))
         turn = np.linspace(0, 2 * np.pi, 181)
         circle = _radius(probability) * np.stack([np.cos(turn), np.sin(turn)])
@@ -78,7 +78,7 @@ class SNRPrior:
         )
 
     def holds(self, snr: np.ndarray, probability: float = 0.95) -> np.ndarray:
-        """Whether each of n draws, shape (n, 2), lies within the ellipse of `outline`."""
+        """Return whether each of n draws, shape (n, 2), is inside the ellipse of `outline`."""
         away = np.atleast_2d(np.asarray(snr, float)) - np.asarray(self.mean, float)
         if not np.any(self.covariance):
             return (np.abs(away) < 1e-9).all(axis=1)
@@ -86,7 +86,7 @@ class SNRPrior:
         return distance <= _radius(probability) ** 2
 
     def as_dict(self) -> dict[str, Any]:
-        """The prior as JSON-ready fields; `read_prior` reads them back."""
+        """Return the prior as JSON-ready fields for `read_prior`."""
         return {
             "name": self.name,
             "tissues": ["WM", "GM"],
@@ -117,7 +117,7 @@ def read_prior(name_or_path: str | os.PathLike) -> SNRPrior:
     Raises
     ------
     InputError
-        Neither a known name nor a readable file, or numbers that are not a distribution.
+        There is no published prior of this name and no such file, or its numbers are not a distribution.
 
     Examples
     --------
@@ -165,8 +165,8 @@ def tissue_mean(intensity: np.ndarray, probability: np.ndarray, *, tissue: str) 
     if probability.flags.f_contiguous:  # as read from NIfTI: sums run along memory
         intensity, probability = np.asarray(intensity).T, probability.T
     intensity, probability = np.asarray(intensity, np.float32), np.asarray(probability, np.float32)
-    # Each line of voxels in single precision, the lines in double: exact to rounding, without a copy. Not a
-    # product of matrices, whose order of summation follows the number of threads.
+    # Each line of voxels in single precision, the lines in double: exact to rounding, without a copy. A
+    # matrix product would sum in an order that depends on the number of threads.
     total = float(probability.sum(axis=-1).sum(dtype=np.float64))
     weighted = float(np.einsum("...i,...i->...", probability, intensity).sum(dtype=np.float64))
     mean = weighted / total if total > 1 else float("nan")
@@ -181,12 +181,12 @@ def tissue_mean(intensity: np.ndarray, probability: np.ndarray, *, tissue: str) 
 
 
 def _radius(probability: float) -> float:
-    """Mahalanobis distance within which this share of a two-dimensional normal distribution lies."""
+    """Mahalanobis distance that contains this share of a two-dimensional normal distribution."""
     return float(np.sqrt(-2 * np.log(1 - probability)))
 
 
 def _number(value: Any) -> float:
-    """Convert a value of JSON; true and texts are no numbers."""
+    """Convert a number from JSON; TypeError for true, false and texts."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{json.dumps(value)} in the place of a number")
     return float(value)
