@@ -149,12 +149,14 @@ def enhanced_record(
     ----------
     scan
         The scan as acquired.
-    enhanced, std, **volumes
-        Paths; see `Record` for the names.
+    enhanced, std
+        Paths of the enhanced volume and of its standard deviation.
     details
         JSON file of the run.
     stored_as
         Where the enhanced volume is stored: the name that the page shows.
+    **volumes
+        Other paths, by their names in `Record`.
     """
     names = {} if stored_as is None else {"output": stored_as}
     if stored_as is not None and std is not None:
