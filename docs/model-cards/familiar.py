@@ -47,8 +47,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="write the measures of every scan here, as JSON lines")
     options = parser.parse_args()
     card = read_card(options.model)
-    split = card["training"]["split"]
-    wide = card["training"]["members"][0]["plan"]["degradation"]
+    split = card.training["split"]
+    wide = card.training["members"][0]["plan"]["degradation"]
     model = load_model(options.model)
     found: dict[str, list[dict[str, float]]] = {"training": [], "evaluation": []}
     ratios: list[float] = []
@@ -56,8 +56,8 @@ def main() -> None:
         side = "evaluation" if part == "evaluation" else "training"
         for label in labels:
             setting = None if side == "evaluation" else wide
-            for number, (axis, scan, mask, sizes) in enumerate(scans_of(label, options, card["k"], setting)):
-                record = measure_scan(scan, mask, axis=axis, voxel_mm=sizes, k=card["k"])
+            for number, (axis, scan, mask, sizes) in enumerate(scans_of(label, options, card.k, setting)):
+                record = measure_scan(scan, mask, axis=axis, voxel_mm=sizes, k=card.k)
                 found[side].append(record)
                 if side == "evaluation" and number == 0:
                     ratios.append(ratio_of(scan, mask, axis, model))
@@ -67,16 +67,16 @@ def main() -> None:
                         print(json.dumps({"subject": label, "axis": axis, "side": side, **record}), file=file)
             print(label, flush=True)
     table = json.loads(options.output.read_text()) if options.output.exists() else {}
-    table[card["name"]] = make_reference(
+    table[card.name] = make_reference(
         found["training"],
         found["evaluation"],
-        k=card["k"],
+        k=card.k,
         white_matter_ratio=[min(ratios), max(ratios)],
         source="simulated scans of the card's training and validation subjects; threshold from its "
         "evaluation subjects",
     )
     options.output.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
-    print({key: value for key, value in table[card["name"]].items() if key != "ranges"})
+    print({key: value for key, value in table[card.name].items() if key != "ranges"})
 
 
 def scans_of(

@@ -21,8 +21,8 @@ ROWS = 7  #: rows of the table of errors against standard deviations
 def main(model: Path, metrics: Path, remarks: Path) -> None:
     """Print the card as Markdown."""
     card = read_card(model)
-    member = card["training"]["members"][0]
-    plan, split, figures = member["plan"], card["training"]["split"], card["figures"]
+    member = card.training["members"][0]
+    plan, split, figures = member["plan"], card.training["split"], card.figures
     degradation, network = plan["degradation"], card["network"]
     size = model.stat().st_size / 1e6
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
@@ -57,7 +57,7 @@ def main(model: Path, metrics: Path, remarks: Path) -> None:
     for name, unit in (("psnr", " dB"), ("mssim", ""), ("mssim_slicewise", "")):
         print(_summary_row(name, unit, figures))
     gain = figures["psnr"]["gain"]["mean"]
-    if card["k"] in PAPER_GAIN:
+    if card.k in PAPER_GAIN:
         print(
             f"\nThe gain here is {gain:.1f} dB over the spline on the correct grid. The paper states a gain "
             f"of {PAPER_GAIN[card['k']]:.1f} dB at k = {card['k']}, but with fixed SNR, 0.7 mm data of 30 "

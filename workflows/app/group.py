@@ -85,7 +85,7 @@ def run_group(settings: Settings, *, name: str) -> int:
     model = train.output_model
     if train.evaluate_model is not None:
         card = check_existing(train.evaluate_model, evaluation, settings)
-        model = train.model_name or require_name(card["name"], "name in the model's card")
+        model = train.model_name or require_name(card.name, "name in the model's card")
     else:
         libraries = {part: find_libraries(settings, split[part]) for part in ("train", "validation")}
         if train.start_from is not None:

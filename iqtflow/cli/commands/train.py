@@ -246,7 +246,7 @@ def read_start(
             next_step="Choose the settings of that network (iqtflow --list-models), or leave out the model.",
         )
     number = seed % len(source.members)
-    name, training = f"{source.card['name']} (SHA-256 {source.sha256})", source.card.get("training", {})
+    name, training = f"{source.card.name} (SHA-256 {source.sha256})", source.card.training
     parts = training.get("members", [])
     # An ensemble that was joined from ensembles has fewer records than networks; then all are kept.
     before = parts[number] if len(parts) == len(source.members) else training
