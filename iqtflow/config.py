@@ -510,8 +510,9 @@ class TrainSettings:
     loss: str = setting("mse", "mean squared or mean absolute error", choices=("mse", "l1"))
     optimiser: str = setting(
         "adam",
-        "the paper's Adam, or AdamW (betas 0.9 and 0.99, weight decay 1e-4)",
-        choices=("adam", "adamw"),
+        "the paper's Adam; AdamW (betas 0.9 and 0.99, weight decay 1e-4); or Muon for convolutions, with "
+        "AdamW for all else",
+        choices=("adam", "adamw", "muon"),
     )
     warmup: int = setting(0, "steps in which the learning rate rises from zero", low=0)
     clip: float = setting(0.0, "largest norm of the gradient; 0: no limit", low=0, metavar="NORM")

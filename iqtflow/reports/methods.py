@@ -221,7 +221,7 @@ def _training(settings: Settings) -> str:
     loss = {"mse": "mean squared error", "l1": "mean absolute error"}.get(train.loss, train.loss)
     # Other networks may not be able to.
     uncertainty = train.uncertainty if train.network in OWN_NETWORKS else "none"
-    optimiser = {"adam": "Adam", "adamw": "AdamW"}[train.optimiser]
+    optimiser = {"adam": "Adam", "adamw": "AdamW", "muon": "Muon"}[train.optimiser]
     how_many = "A network" if train.ensemble == 1 else f"An ensemble of {train.ensemble} networks"
     blocks = f", {train.shrink} shrinking layers in each bottleneck block" if "aniso" in train.network else ""
     learned = "what to add to the cubic spline" if train.residual else "the high-field image"

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from iqtflow.models.registry import build_network
 from iqtflow.training.checkpoints import CURVES, guard
 from iqtflow.training.losses import brain_weight, losses
+from iqtflow.training.optimisers import Muon
 from iqtflow.training.plan import TrainingPlan
 from iqtflow.training.samplers import simulate_batch
 from iqtflow.utils.errors import InputError, IQTFlowError
@@ -73,13 +74,20 @@ class TrainingModule(lightning.LightningModule):
         self.non_finite, self.seconds_before, self.interruptions = 0, 0.0, 0
         self._sum, self._count, self._began = torch.zeros(()), 0, time.monotonic()
         self._kept: list[torch.Tensor] = []
+        named = list(self.network.named_parameters())
+        self._parts = [
+            [value for name, value in named if name.startswith("error_head.") is of_error]
+            for of_error in (False, True)
+        ]
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Adam with the plan's schedule."""
+        """Return the plan's optimiser and schedule."""
         learned = [value for value in self.network.parameters() if value.requires_grad]
         plan = self.plan
         optimiser: torch.optim.Optimizer
-        if plan.optimiser == "adamw":
+        if plan.optimiser == "muon":
+            optimiser = Muon(self.network, plan.learning_rate)
+        elif plan.optimiser == "adamw":
             optimiser = torch.optim.AdamW(
                 learned, lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
             )
@@ -140,7 +148,9 @@ class TrainingModule(lightning.LightningModule):
             finite = self.trainer.strategy.reduce_boolean_decision(finite, all=True)
         if finite:
             if self.plan.clip:
-                torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.clip)
+                # The likelihood's gradient can be ten thousand times the estimate's: each has its own limit.
+                for part in self._parts:
+                    torch.nn.utils.clip_grad_norm_(part, self.plan.clip)
             optimiser.step()
             self.lr_schedulers().step()
             if self.average is not None:

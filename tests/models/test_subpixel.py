@@ -24,8 +24,8 @@ from iqtflow.utils.errors import InputError
 
 WIDE = {"zoom": (0.9, 1.5), "spacing_jitter": 0.15, "contrast_jitter": 0.1, "stripes": 0.05}
 RECIPE = shlex.split(
-    "--network subpixel-unet --network-option widths=[4,8] --network-option blocks=[1,1] --filters 16 "
-    "--optimiser adamw --warmup 2 --clip 1 --averaging 0.9 --background-weight 0.1 --zoom 0.9 1.5"
+    "--network subpixel-unet --network-option widths=[16,16] --network-option blocks=[1,1] --filters 16 "
+    "--optimiser muon --warmup 2 --clip 1 --averaging 0.9 --background-weight 0.1 --zoom 0.9 1.5"
 )
 
 
