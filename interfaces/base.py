@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from typing import Any
 
-from nipype.interfaces.base import CommandLine, CommandLineInputSpec, traits
-from nipype.interfaces.base.traits_extension import BasePath
+from nipype.interfaces.base import CommandLine, CommandLineInputSpec, TraitedSpec, traits
+from nipype.interfaces.base.traits_extension import BasePath, Undefined, isdefined
 
 from iqtflow.config import SETTINGS
 from iqtflow.utils.environment import command_line
@@ -43,6 +44,17 @@ def setting_trait(section: str, name: str, **changes: Any) -> Any:
     return kind(**given) if default is None or not given["usedefault"] else kind(default, **given)
 
 
+#: Input of commands that look for the brain.
+SKULL_STRIPPED = traits.Enum(
+    "auto",
+    "yes",
+    "no",
+    usedefault=True,
+    argstr="--skull-stripped %s",
+    desc="whether the image shows the brain only",
+)
+
+
 class ChildCommandInputSpec(CommandLineInputSpec):
     """Inputs that say how a command runs, not what it computes; none of them enters the cache key."""
 
@@ -77,6 +89,7 @@ class ChildCommand(CommandLine):
 
     #: Name of the module under ``iqtflow.cli.commands``.
     module: str
+    output_spec = TraitedSpec
 
     def __init__(self, **inputs) -> None:
         super().__init__(
@@ -107,3 +120,8 @@ class ChildCommand(CommandLine):
         if runtime.returncode not in correct_return_codes:
             self.raise_exception(runtime)
         return runtime
+
+    def _list_outputs(self):
+        # An output is in the folder of the node, under the name that the input of the same name gives it.
+        named = {name: getattr(self.inputs, name, Undefined) for name in self.output_spec().get()}
+        return {name: os.path.abspath(file) for name, file in named.items() if isdefined(file)}

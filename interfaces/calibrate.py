@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from nipype.interfaces.base import File, InputMultiObject, TraitedSpec, traits
@@ -39,9 +38,6 @@ class MeasureSNR(ChildCommand):
         print(summarise(json.loads(Path(runtime.cwd, self.inputs.out_file).read_text())), flush=True)
         return runtime
 
-    def _list_outputs(self):
-        return {"out_file": os.path.abspath(self.inputs.out_file)}
-
 
 class _FitInputSpec(ChildCommandInputSpec):
     step = traits.Enum("fit", usedefault=True, position=0, argstr="%s", desc="part of the command")
@@ -64,9 +60,6 @@ class FitPrior(ChildCommand):
     module = "calibrate"
     input_spec = _FitInputSpec
     output_spec = _FitOutputSpec
-
-    def _list_outputs(self):
-        return {name: os.path.abspath(getattr(self.inputs, name)) for name in ("out_file", "figure_file")}
 
 
 def summarise(record: dict) -> str:

@@ -6,10 +6,10 @@ import json
 import os
 from pathlib import Path
 
-from nipype.interfaces.base import File, TraitedSpec, isdefined, traits
+from nipype.interfaces.base import File, TraitedSpec, traits
 
 from iqtflow.config import SETTINGS
-from iqtflow.interfaces.base import ChildCommand, NetworkInputSpec, setting_trait
+from iqtflow.interfaces.base import SKULL_STRIPPED, ChildCommand, NetworkInputSpec, setting_trait
 
 
 class _EnhanceInputSpec(NetworkInputSpec):
@@ -52,14 +52,7 @@ class _EnhanceInputSpec(NetworkInputSpec):
         argstr="--model %s",
         desc="model file, or name of a shipped model; chosen by slice spacing when not given",
     )
-    skull_stripped = traits.Enum(
-        "auto",
-        "yes",
-        "no",
-        usedefault=True,
-        argstr="--skull-stripped %s",
-        desc="whether the scan shows the brain only",
-    )
+    skull_stripped = SKULL_STRIPPED
     force = setting_trait("run", "force")
     tiling = setting_trait("enhance", "tiling")
     precision = setting_trait("enhance", "precision")
@@ -108,11 +101,5 @@ class EnhanceVolume(ChildCommand):
         return runtime
 
     def _list_outputs(self):
-        outputs = {
-            name: os.path.abspath(getattr(self.inputs, name))
-            for name in ("out_file", "spline_file", "mask_file", "details_file")
-        }
-        std = os.path.abspath(self.inputs.std_file) if isdefined(self.inputs.std_file) else ""
-        if std and os.path.exists(std):
-            outputs["std_file"] = std
-        return outputs
+        outputs = super()._list_outputs()
+        return {name: file for name, file in outputs.items() if name != "std_file" or os.path.exists(file)}

@@ -133,5 +133,5 @@ class WritePairs(ChildCommand):
     output_spec = _PairsOutputSpec
 
     def _list_outputs(self):
-        out = os.path.abspath(self.inputs.out_file)
-        return {"out_file": out, "header_file": os.path.splitext(out)[0] + ".json"}
+        outputs = super()._list_outputs()
+        return {**outputs, "header_file": os.path.splitext(outputs["out_file"])[0] + ".json"}

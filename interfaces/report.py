@@ -18,8 +18,6 @@ from nipype.interfaces.base import (
 
 from iqtflow.reports.record import Record, enhanced_record, has_files, prepared_record, read_summary
 
-__all__ = ["ReportPrepared", "ReportSubject"]
-
 
 class _ReportInputSpec(DynamicTraitedSpec):
     base_directory = traits.Str(

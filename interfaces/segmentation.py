@@ -7,7 +7,7 @@ import os
 
 from nipype.interfaces.base import Directory, File, TraitedSpec, traits
 
-from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec, setting_trait
+from iqtflow.interfaces.base import SKULL_STRIPPED, ChildCommand, ChildCommandInputSpec, setting_trait
 
 OUTPUTS = {
     "wm_file": "label-WM_probseg.nii.gz",
@@ -24,14 +24,7 @@ class _SegmentInputSpec(ChildCommandInputSpec):
     out_prefix = traits.Str(
         "tissue", usedefault=True, argstr="--out-prefix %s", desc="beginning of the outputs' names"
     )
-    skull_stripped = traits.Enum(
-        "auto",
-        "yes",
-        "no",
-        usedefault=True,
-        argstr="--skull-stripped %s",
-        desc="whether the image shows the brain only",
-    )
+    skull_stripped = SKULL_STRIPPED
     brain_mask = File(
         exists=True, argstr="--mask %s", desc="brain mask on the image's grid; found when not given"
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from nipype.interfaces.base import File, TraitedSpec, traits
 
 from iqtflow.interfaces.base import ChildCommand, ChildCommandInputSpec, setting_trait
@@ -85,9 +83,3 @@ class SimulateLowField(ChildCommand):
     module = "simulate"
     input_spec = _SimulateInputSpec
     output_spec = _SimulateOutputSpec
-
-    def _list_outputs(self):
-        return {
-            "out_file": os.path.abspath(self.inputs.out_file),
-            "metadata_file": os.path.abspath(self.inputs.metadata_file),
-        }

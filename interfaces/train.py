@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
@@ -16,8 +17,14 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from iqtflow.config import SETTINGS
+from iqtflow.config import OF_ONE_NETWORK, SETTINGS
 from iqtflow.interfaces.base import ChildCommand, NetworkInputSpec, setting_trait
+
+#: Changes of inputs: both switches are always written out, and the number of devices is not hashed.
+CHANGES: dict[str, dict[str, Any]] = {
+    **{name: {"argstr": None} for name in ("residual", "mirror")},
+    **{name: {"nohash": True} for name in ("devices", "num_nodes")},
+}
 
 
 class _TrainInputSpec(NetworkInputSpec):
@@ -42,52 +49,16 @@ class _TrainInputSpec(NetworkInputSpec):
     )
     name = traits.Str(argstr="--name %s", desc="the model's name")
     card_file = File(exists=True, argstr="--card %s", desc="JSON with more fields for the model's card")
-    network = setting_trait("train", "network")
+    vars().update({name: setting_trait("train", name, **CHANGES.get(name, {})) for name in OF_ONE_NETWORK})
     network_options = traits.List(
         traits.Str,
         argstr="--network-option %s...",
         desc=f"{SETTINGS['train']['network_options'].help}: name=value",
     )
-    upsampling_factor = setting_trait("train", "upsampling_factor")
-    filters = setting_trait("train", "filters")
-    shrink = setting_trait("train", "shrink")
     start_from = traits.Either(
-        File(exists=True),
-        traits.Str,
-        argstr="--start-from %s",
-        desc=SETTINGS["train"]["start_from"].help,
+        File(exists=True), traits.Str, argstr="--start-from %s", desc=SETTINGS["train"]["start_from"].help
     )
-    residual = setting_trait("train", "residual", argstr=None)
-    uncertainty = setting_trait("train", "uncertainty")
-    batch_size = setting_trait("train", "batch_size")
-    learning_rate = setting_trait("train", "learning_rate")
-    schedule = setting_trait("train", "schedule")
-    loss = setting_trait("train", "loss")
-    optimiser = setting_trait("train", "optimiser")
-    warmup = setting_trait("train", "warmup")
-    clip = setting_trait("train", "clip")
-    averaging = setting_trait("train", "averaging")
-    background_weight = setting_trait("train", "background_weight")
-    precision = setting_trait("train", "precision")
-    steps = setting_trait("train", "steps")
-    steps_per_epoch = setting_trait("train", "steps_per_epoch")
-    max_epochs = setting_trait("train", "max_epochs")
-    patience = setting_trait("train", "patience")
-    validation_batches = setting_trait("train", "validation_batches")
-    patch_size = setting_trait("train", "patch_size")
-    draws = setting_trait("train", "draws")
-    snr_prior = setting_trait("train", "snr_prior")
-    thickness_fraction = setting_trait("train", "thickness_fraction")
-    snr_scale = setting_trait("train", "snr_scale")
-    bias_amplitude = setting_trait("train", "bias_amplitude")
-    mirror = setting_trait("train", "mirror", argstr=None)
-    zoom = setting_trait("train", "zoom")
-    spacing_jitter = setting_trait("train", "spacing_jitter")
-    contrast_jitter = setting_trait("train", "contrast_jitter")
-    stripes = setting_trait("train", "stripes")
     seed = setting_trait("run", "seed")
-    devices = setting_trait("train", "devices", nohash=True)
-    num_nodes = setting_trait("train", "num_nodes", nohash=True)
     tensorboard = traits.Str(nohash=True, argstr="--tensorboard %s", desc="folder of curves for TensorBoard")
 
 
@@ -118,12 +89,6 @@ class TrainModel(ChildCommand):
         if nodes == 1:
             return super().cmdline
         return f"srun --nodes={nodes} --ntasks-per-node={devices} {super().cmdline}"
-
-    def _list_outputs(self):
-        return {
-            "out_file": os.path.abspath(self.inputs.out_file),
-            "curves_file": os.path.abspath(self.inputs.curves_file),
-        }
 
 
 class _EnsembleInputSpec(BaseInterfaceInputSpec):

@@ -658,6 +658,12 @@ SETTINGS: dict[str, dict[str, Setting]] = {
 PARTICIPANT = tuple(name for name, item in SETTINGS["train"].items() if item.level == "participant")
 #: Settings of scans that are simulated anew for every batch.
 FRESH_ONLY = tuple(name for name, item in SETTINGS["train"].items() if item.fresh)
+#: Settings of the training of one network. The others prepare libraries, split subjects, or join and evaluate
+#: networks; `tensorboard` and `network_options` have another form in ``iqtflow-train``.
+OF_ONE_NETWORK = [name for name in SETTINGS["train"] if name not in {
+    "slice_axes", "patch_library", "patch_step", "background_limit", "patch_fraction", "split", "split_ratio",
+    "ensemble", "model_name", "evaluate_model", "tensorboard", "network_options",
+}]  # fmt: skip
 
 
 def check_fresh(values: Any) -> None:

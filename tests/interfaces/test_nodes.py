@@ -31,32 +31,14 @@ def modules(package) -> list:
     return [importlib.import_module(name) for name in names]
 
 
-def interfaces() -> list[type]:
-    """All public interfaces: not the bases that others are made from."""
-    found = []
-    for module in modules(iqtflow.interfaces):
-        for name, value in vars(module).items():
-            is_ours = inspect.isclass(value) and value.__module__ == module.__name__
-            if is_ours and issubclass(value, BaseInterface) and not name.startswith("_") and value.input_spec:
-                found.append(value)
-    return [one for one in found if one.__name__ != "ChildCommand"]
+def each(what: str, package):
+    named = [getattr(package, name) for name in package.__all__]
+    return pytest.mark.parametrize(what, named, ids=lambda one: one.__name__)
 
 
-def factories() -> list:
-    found = []
-    for module in modules(iqtflow.workflows):
-        for name, value in vars(module).items():
-            if inspect.isfunction(value) and value.__module__ == module.__name__ and name.startswith("init_"):
-                found.append(value)
-    return found
-
-
-each_interface = pytest.mark.parametrize("interface", interfaces(), ids=lambda one: one.__name__)
+each_interface, each_factory = each("interface", iqtflow.interfaces), each("factory", iqtflow.workflows)
 #: Settings of training that are inputs of the node; its tensorboard is a folder.
 SHARED = (SETTINGS["train"].keys() - {"tensorboard"}) & set(TrainModel().inputs.copyable_trait_names())
-each_factory = pytest.mark.parametrize(
-    "factory", [one for one in factories() if one.__name__.endswith("_wf")], ids=lambda one: one.__name__
-)
 
 
 def own_traits(spec) -> dict:
@@ -64,17 +46,17 @@ def own_traits(spec) -> dict:
     return {name: trait for name, trait in spec.traits().items() if not name.startswith("trait_")}
 
 
-def test_the_walk_finds_what_there_is():
-    assert {"EnhanceVolume", "SimulateLowField", "SegmentTissues", "UnifiedSegmentation", "TrainModel"} <= {
-        one.__name__ for one in interfaces()
+@pytest.mark.parametrize("package", [iqtflow.interfaces, iqtflow.workflows], ids=lambda one: one.__name__)
+def test_every_interface_and_every_factory_is_a_public_name(package):
+    """Not those that others are made from: the base of commands, the node of the segmentation."""
+    found = {
+        name
+        for module in modules(package)
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")
+        if name.startswith("init_") or (inspect.isclass(value) and issubclass(value, BaseInterface))
     }
-    assert {
-        "init_enhance_wf",
-        "init_prepare_wf",
-        "init_segment_wf",
-        "init_calibrate_wf",
-        "init_train_wf",
-    } <= {one.__name__ for one in factories()}
+    assert found - {"ChildCommand", "init_segment_node"} == set(package.__all__)
 
 
 # --- interfaces ---

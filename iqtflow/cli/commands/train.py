@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from iqtflow.cli.options import Formatter, add_command_options, typed, value
-from iqtflow.config import SETTINGS, TrainSettings, check_training
+from iqtflow.config import OF_ONE_NETWORK, SETTINGS, TrainSettings, check_training
 from iqtflow.models.registry import allow_network
 from iqtflow.utils.command import run_command
 from iqtflow.utils.errors import InputError
@@ -30,13 +30,6 @@ if TYPE_CHECKING:
     from iqtflow.training.pairs import PairFile
 
 PROG = "iqtflow-train"
-#: Settings that `iqtflow` alone reads: they prepare libraries, split subjects, join and evaluate networks.
-NOT_HERE = {
-    *("slice_axes", "patch_library", "patch_step", "background_limit", "patch_fraction", "split"),
-    *("split_ratio", "ensemble", "model_name", "evaluate_model", "tensorboard", "network_options"),
-}
-#: Settings that are options of this command.
-HERE = [name for name in SETTINGS["train"] if name not in NOT_HERE]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder of the checkpoints; a training whose checkpoints are here is continued",
     )
     add("--name", help="name of the model; without it, the output's name without extension")
-    headings = {name: SETTINGS["train"][name].group.removeprefix("train: ") for name in HERE}
+    headings = {name: SETTINGS["train"][name].group.removeprefix("train: ") for name in OF_ONE_NETWORK}
     groups = {
         heading: parser.add_argument_group(heading)
         for heading in (*dict.fromkeys(headings.values()), "machine")
@@ -121,7 +114,7 @@ def _train(options: argparse.Namespace) -> None:
     from iqtflow.utils.files import write_atomically
 
     require_cuda(options.device)
-    train = TrainSettings(**{name: getattr(options, name) for name in HERE})
+    train = TrainSettings(**{name: getattr(options, name) for name in OF_ONE_NETWORK})
     check_training(train)
     allow_network(train.network)
     extra = _read_card(options.card)
