@@ -55,45 +55,42 @@ def read_filters(path: str | os.PathLike, contrast: str = "T1w") -> dict[str, An
     UsageError
         The file is missing, not JSON, or has another form; a key is unknown; or a value is invalid.
     """
+
+    def bad(found: str, expected: str) -> UsageError:
+        example = 'Write one such as {"t1w": {"session": "pre", "acquisition": null}}.'
+        return UsageError(path, found=found, expected=expected, next_step=example)
+
     try:
         content = json.loads(read_text(path), parse_int=read_whole)
     except (OSError, ValueError, RecursionError) as fault:
-        raise _bad_filters(path, " ".join(str(fault).split()), "a JSON file") from fault
+        raise bad(" ".join(str(fault).split()), "a JSON file") from fault
     key = contrast.lower()
     if not isinstance(content, dict):
-        raise _bad_filters(path, f"{_shortly(content)} as the whole", f'{{"{key}": {{...}}}}')
+        raise bad(f"{_shortly(content)} as the whole", f'{{"{key}": {{...}}}}')
     unknown = [name for name in content if name not in (key, *_QUERIES)]
     if unknown:
-        raise _bad_filters(
-            path, f"the key {unknown[0]!r}", f'"{key}" (in lower case), or the query of another program'
-        )
+        raise bad(f"the key {unknown[0]!r}", f'"{key}" (in lower case), or the query of another program')
     chosen = content.get(key, {})
     if not isinstance(chosen, dict):
-        raise _bad_filters(path, f'"{key}": {_shortly(chosen)}', f'{{"{key}": {{...}}}}')
+        raise bad(f'"{key}": {_shortly(chosen)}', f'{{"{key}": {{...}}}}')
     entities = _entities() if chosen else ()
     for name, value in chosen.items():
         is_field = name[:1].isupper()
         if not is_field and name not in entities:
-            raise _bad_filters(
-                path,
-                f"{name!r} in {key!r}",
-                f"an entity by its long name ({', '.join(entities)}), or a field of the sidecars",
-            )
+            known = f"an entity by its long name ({', '.join(entities)}), or a field of the sidecars"
+            raise bad(f"{name!r} in {key!r}", known)
         items = value if isinstance(value, list) else [value]
         kinds = (str, int, float, type(None)) if name not in _PROPERTIES else str
         for item in items:
             if not isinstance(item, kinds) or (isinstance(item, bool) and not is_field):
-                raise _bad_filters(
-                    path, f"{name}: {_shortly(value)}", "a text, a number, null, or a list of these"
-                )
+                raise bad(f"{name}: {_shortly(value)}", "a text, a number, null, or a list of these")
             if (isinstance(item, str) and _NO_UNICODE.search(item)) or (
                 isinstance(item, (int, float)) and not abs(item) <= _LARGEST
             ):
-                raise _bad_filters(
-                    path, f"{name}: {_shortly(value)}", "a text or a number that a name or a sidecar can hold"
-                )
+                valid = "a text or a number that a name or a sidecar can hold"
+                raise bad(f"{name}: {_shortly(value)}", valid)
         if not items or (name == "suffix" and len(items) > 1):
-            raise _bad_filters(path, f"{name}: {_shortly(value)}", "one value")
+            raise bad(f"{name}: {_shortly(value)}", "one value")
     return chosen
 
 
@@ -314,12 +311,3 @@ def _said(fault: Exception) -> str:
     """Return the first line of an exception's message. The other lines can be SQL."""
     text = printable(str(fault).strip().partition("\n")[0]) or type(fault).__name__
     return text if len(text) <= 200 else text[:197] + "..."
-
-
-def _bad_filters(path: str | os.PathLike, found: str, expected: str) -> UsageError:
-    return UsageError(
-        path,
-        found=found,
-        expected=expected,
-        next_step='Write one such as {"t1w": {"session": "pre", "acquisition": null}}.',
-    )

@@ -170,31 +170,27 @@ def _as_scans(paths: Iterable[Path], root: Path, *, parts: bool) -> tuple[list[S
     metadata = InheritedSidecars(root)
     scans, left_out = [], []
     for path in paths:
-        reason = _check_name(path, root)
+        stem, reason = stem_of(path.name), _check_name(path, root)
+        entities = read_entities(stem)
         if reason is not None:
             home = path.relative_to(root).parts[0]
             left_out.append(LeftOut(path, home.removeprefix("sub-"), reason))
-        elif parts or read_entities(stem_of(path.name)).get("part", "mag") == "mag":  # no phase images
-            scans.append(_as_scan(path, root, metadata))
+        elif parts or entities.get("part", "mag") == "mag":  # no phase images
+            sidecar, warnings = metadata.merge(path)
+            beside = path.with_name(f"{stem}.json")
+            scan = Scan(
+                path=path,
+                subject=entities["sub"],
+                session=entities.get("ses"),
+                entities=entities,
+                suffix=stem.rpartition("_")[2],
+                sidecar=sidecar,
+                sidecar_path=beside if beside.is_file() else None,
+                root=root,
+                warnings=warnings,
+            )
+            scans.append(scan)
     return scans, left_out
-
-
-def _as_scan(path: Path, root: Path, metadata: InheritedSidecars) -> Scan:
-    stem = stem_of(path.name)
-    entities = read_entities(stem)
-    sidecar, warnings = metadata.merge(path)
-    beside = path.with_name(f"{stem}.json")
-    return Scan(
-        path=path,
-        subject=entities["sub"],
-        session=entities.get("ses"),
-        entities=entities,
-        suffix=stem.rpartition("_")[2],
-        sidecar=sidecar,
-        sidecar_path=beside if beside.is_file() else None,
-        root=root,
-        warnings=warnings,
-    )
 
 
 def _check_name(path: Path, root: Path) -> str | None:

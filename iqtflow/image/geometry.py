@@ -281,6 +281,28 @@ def resample_inplane(data: np.ndarray, affine: np.ndarray, target_mm: float) -> 
     return data, affine
 
 
+def bounding_box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
+    """Return the box around a mask and a margin (voxels) around it, as far as it is inside the volume.
+
+    Raises
+    ------
+    InputError
+        The mask is empty.
+    """
+    if not mask.any():
+        raise InputError(
+            "brain mask",
+            found="no voxel inside",
+            expected="a brain",
+            next_step="Check the image and its mask.",
+        )
+    box = []
+    for axis, n in enumerate(mask.shape):
+        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        box.append(slice(max(int(hit[0]) - margin, 0), min(int(hit[-1]) + 1 + margin, n)))
+    return tuple(box)
+
+
 def _sample_axis(coefficients: np.ndarray, axis: int, where: np.ndarray) -> np.ndarray:
     """Evaluate cubic B-spline coefficients along one axis at `where`; beyond the ends, the edge value."""
     n = coefficients.shape[axis]

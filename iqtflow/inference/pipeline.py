@@ -38,7 +38,7 @@ from iqtflow.image.validate import check_scan
 from iqtflow.inference.ood import compare, find_reference, measure_scan
 from iqtflow.inference.predict import enhance_volume
 from iqtflow.inference.uncertainty import as_sidecar
-from iqtflow.inference.white_matter import correct_white_matter, usual_ratios
+from iqtflow.inference.white_matter import correct_white_matter
 from iqtflow.models.card import PAPER_PATCH
 from iqtflow.models.model_file import load_model
 from iqtflow.models.zoo import choose_model, contrast_of
@@ -267,6 +267,7 @@ def enhance_image(
     tissue, grid = slices_last(brain.mask, laid.affine, laid.axis)
     if upsampling.inplane_mm is not None:
         tissue = resample_inplane(tissue, grid, upsampling.inplane_mm)[0] > 0.5
+    left_right = 2 if laid.axis == 0 else 0  # in RAS orientation, after slices are put last
     result = enhance_volume(
         data,
         networks,
@@ -276,15 +277,14 @@ def enhance_image(
         num_threads=num_threads,
         max_memory_gb=max_memory_gb,
         tiling=tiling,
-        mirror_axis=_left_right(laid.axis) if mirror else None,
+        mirror_axis=left_right if mirror else None,
         tissue=tissue,
         report=report,
     )
 
     reference = find_reference(card)
-    white = correct_white_matter(
-        data, result.mean, tissue, usual_ratios(reference) if keep_white_matter else None
-    )
+    usual = reference.get("white_matter_ratio") if reference is not None and keep_white_matter else None
+    white = correct_white_matter(data, result.mean, tissue, usual)
     if support is not None:
         support, grid = slices_last(support, laid.affine, laid.axis)
         if upsampling.inplane_mm is not None:
@@ -358,11 +358,6 @@ def enhance_image(
     }
     mask = laid.put_back(brain.mask.astype(np.uint8), laid.affine)
     return EnhancedScan(mean, std, spline, mask, details)
-
-
-def _left_right(slice_axis: int) -> int:
-    """Left-right array axis after slices are put last, for a scan in RAS orientation."""
-    return 2 if slice_axis == 0 else 0
 
 
 def _support(scan: np.ndarray, brain: BrainMask) -> np.ndarray | None:

@@ -29,7 +29,7 @@ from iqtflow.utils.errors import InputError
 TILINGS = SETTINGS["enhance"]["tiling"].choices
 
 #: Thin-slice volumes (float32) in memory during a pass: the output of a network; tiles also need the sum of
-#: their weights. `held_volumes` adds the running mean and variance.
+#: their weights. `_volumes_gb` adds the running mean and variance.
 VOLUMES_OUTPUT, VOLUMES_TILES = 1, 1
 #: Copies of the padded scan, and memory (GB) for weights in the layout of the convolutions and their scratch.
 COPIES_OF_SCAN, OVERHEAD_GB = 2, 0.05
@@ -267,11 +267,6 @@ def through_tiles(
     )
 
 
-def held_volumes(n_members: int, *, mirrored: bool, channels: int = 1) -> int:
-    """Volumes in memory while a network runs: means, sum of squares, the output for the unmirrored scan."""
-    return channels * (n_members > 1) + (n_members > 2) + channels * mirrored
-
-
 def count_channels(network: torch.nn.Module) -> int:
     """Number of output channels of a network: 2 if it predicts the variance of its error, else 1."""
     return 1 if getattr(network, "error_head", None) is None else 2
@@ -279,8 +274,9 @@ def count_channels(network: torch.nn.Module) -> int:
 
 def _volumes_gb(shape: Sequence[int], model: Model, *, whole: bool, mirrored: bool, skips_air: bool) -> float:
     """Memory (GB) of the volumes in memory during a pass."""
-    channels = count_channels(model.members[0])
-    extra = held_volumes(len(model.members), mirrored=mirrored, channels=channels)
+    channels, n = count_channels(model.members[0]), len(model.members)
+    # Means, sum of squares, the output for the unmirrored scan.
+    extra = channels * (n > 1) + (n > 2) + channels * mirrored
     count = VOLUMES_OUTPUT * channels + extra + (0 if whole else VOLUMES_TILES)
     copies = COPIES_OF_SCAN + (COPIES_FOR_AIR if skips_air else 0)
     return math.prod(shape) * 4 * (model.k * count + copies) / 1e9 + OVERHEAD_GB

@@ -13,7 +13,7 @@ It is one factor for the whole volume, so it changes no contrast, and no contras
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,8 +98,3 @@ def correct_white_matter(
     low, high = float(usual[0]), float(usual[1])
     factor = ratio / min(max(ratio, low), high)
     return Correction(ratio, (low, high), min(max(factor, 1 / LARGEST_FACTOR), LARGEST_FACTOR))
-
-
-def usual_ratios(reference: Mapping[str, Any] | None) -> Sequence[float] | None:
-    """Return the range of ratios in a model's reference (`iqtflow.inference.ood.find_reference`)."""
-    return None if reference is None else reference.get("white_matter_ratio")

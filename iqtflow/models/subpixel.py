@@ -78,11 +78,7 @@ class SubpixelUNet(nn.Module):
         share = widths[0] / 32 * 4 / k
         self.pass_bytes = {"float32": 16 + 40 * share, "bfloat16": 16 + 20 * share}
         pools = _pools(k, len(widths) - 1)
-        self.min_multiple = (
-            CELL * math.prod(pool[0] for pool in pools),
-            CELL * math.prod(pool[1] for pool in pools),
-            math.prod(pool[2] for pool in pools),
-        )
+        self.min_multiple = tuple(math.prod(edges) for edges in zip((CELL, CELL, 1), *pools, strict=True))
         pairs = list(zip(widths[:-1], widths[1:], pools, strict=True))
         self.stem = Convolution(CELL * CELL, widths[0])
         self.encoder = nn.ModuleList(_stage(c, n) for c, n in zip(widths, blocks, strict=True))

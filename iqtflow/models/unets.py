@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -37,8 +38,8 @@ class EncoderDecoder(nn.Module):
     ----------
     k
         Upsampling factor along the slice axis.
-    channels
-        Number of channels of each level.
+    filters
+        Channels of the first level; they double at each level.
     pools
         Pooling between two levels, for each axis. The decoder reverses it by transposed convolutions of the
         first number along all three axes, since every skip connection gives cubic voxels.
@@ -47,7 +48,7 @@ class EncoderDecoder(nn.Module):
     skip
         Makes the skip connection of a level from its channels and its up-sampling along the slice axis.
     bridge
-        Layers after the deepest level of the encoder.
+        Makes the layers after the deepest level of the encoder from its channels.
     residual
         Add the cubic B-spline interpolation of the input to the output. The last convolution is initialised
         with zeros, so that training starts at the interpolation.
@@ -60,21 +61,22 @@ class EncoderDecoder(nn.Module):
         self,
         *,
         k: int,
-        channels: Sequence[int],
+        filters: int,
         pools: Sequence[tuple[int, int, int]],
         core: Callable[[int, int], nn.Module],
         skip: Callable[[int, int], nn.Module],
-        bridge: nn.Module,
+        bridge: Callable[[int], nn.Module] = nn.Identity,
         residual: bool,
         uncertainty: bool,
     ) -> None:
         super().__init__()
         self.k, self.residual = k, residual
-        self.min_multiple = tuple(math.prod(pool[axis] for pool in pools) for axis in range(3))
+        self.min_multiple = tuple(math.prod(edges) for edges in zip(*pools, strict=True))
+        channels = [filters * 2**level for level in range(len(pools) + 1)]
         lacking = [math.prod(p[0] // p[2] for p in pools[level:]) for level in range(len(pools))]
         pairs = list(itertools.pairwise(channels))
         self.encoder = nn.ModuleList(core(i, o) for i, o in [(1, channels[0]), *pairs])
-        self.bridge = bridge
+        self.bridge = bridge(channels[-1])
         self.pools = nn.ModuleList(nn.MaxPool3d(pool) for pool in pools)
         self.skips = nn.ModuleList(skip(c, up) for c, up in zip(channels[:-1], lacking, strict=True))
         self.ups = nn.ModuleList(
@@ -167,15 +169,14 @@ class AnisoUNet(EncoderDecoder):
         residual: bool = False,
         uncertainty: bool = False,
     ) -> None:
-        channels = [filters * 2**level for level in range(LEVELS)]
         plane = [(factor, factor, 1) for factor in _prime_factors(k)]
         super().__init__(
             k=k,
-            channels=channels,
+            filters=filters,
             pools=[*plane, *[(2, 2, 2)] * (LEVELS - 1 - len(plane))],
             core=ResidualCore,
             skip=lambda c, up: BottleneckBlock(c, shrink, up),
-            bridge=ResidualCore(channels[-1], channels[-1]),
+            bridge=lambda c: ResidualCore(c, c),
             residual=residual,
             uncertainty=uncertainty,
         )
@@ -213,14 +214,12 @@ class SRUNet(EncoderDecoder):
     def __init__(
         self, k: int = 4, filters: int = 16, *, residual: bool = False, uncertainty: bool = False
     ) -> None:
-        pools = [(factor, factor, 1) for factor in _prime_factors(k)]
         super().__init__(
             k=k,
-            channels=[filters * 2**level for level in range(len(pools) + 1)],
-            pools=pools,
-            core=_three_convolutions,
+            filters=filters,
+            pools=[(factor, factor, 1) for factor in _prime_factors(k)],
+            core=partial(conv_chain, length=3),
             skip=upsample_slices,
-            bridge=nn.Identity(),
             residual=residual,
             uncertainty=uncertainty,
         )
@@ -260,11 +259,10 @@ class IsoUNet(EncoderDecoder):
         _prime_factors(k)
         super().__init__(
             k=k,
-            channels=[filters * 2**level for level in range(LEVELS)],
+            filters=filters,
             pools=[(2, 2, 2)] * (LEVELS - 1),
-            core=_three_convolutions,
-            skip=lambda channels, up: nn.Identity(),
-            bridge=nn.Identity(),
+            core=partial(conv_chain, length=3),
+            skip=nn.Identity,
             residual=residual,
             uncertainty=uncertainty,
         )
@@ -275,10 +273,6 @@ class IsoUNet(EncoderDecoder):
         """Map (batch, 1, w, h, d) to (batch, 1, w, h, k d); sizes must be multiples of `min_multiple`."""
         interpolated = spline_upsample(x, self.k).contiguous(memory_format=torch.channels_last_3d)
         return self.complete(self.encode_decode(interpolated), interpolated if self.residual else None)
-
-
-def _three_convolutions(inputs: int, outputs: int) -> nn.Sequential:
-    return conv_chain(inputs, outputs, 3)
 
 
 def _prime_factors(k: int) -> list[int]:

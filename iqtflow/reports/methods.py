@@ -290,7 +290,7 @@ def write_citation(output_dir: str | os.PathLike, paragraphs: Iterable[Paragraph
         # Files that are no paragraphs are left out.
         known = [one for name in names if (one := _read(folder / name)) is not None]
         write_text(citation, render_citation(known))
-        write_text(output_dir / output_name("references"), render_bibliography(known))
+        write_text(output_dir / output_name("references"), "\n".join(_entries(known).values()))
         # Several jobs may write at the same time: the last one looks again, so that no paragraph is lost.
         if _names(folder) == names:
             return citation
@@ -309,11 +309,6 @@ def render_citation(paragraphs: Sequence[Paragraph]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def render_bibliography(paragraphs: Sequence[Paragraph]) -> str:
-    """Return the BibTeX entries that paragraphs refer to."""
-    return "\n".join(_entries(paragraphs).values())
-
-
 def bibliography() -> dict[str, str]:
     """Return all BibTeX entries by key."""
     text = Path(__file__).with_name("boilerplate.bib").read_text(encoding="utf-8")
@@ -326,6 +321,7 @@ def bibliography() -> dict[str, str]:
 
 
 def _entries(paragraphs: Sequence[Paragraph]) -> dict[str, str]:
+    """Return the BibTeX entries that paragraphs refer to, by key."""
     wanted = {key for paragraph in paragraphs for key in paragraph.references}
     return {key: entry for key, entry in sorted(bibliography().items()) if key in wanted}
 

@@ -26,6 +26,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 
+from iqtflow.image.geometry import bounding_box
 from iqtflow.segmentation.atlas import ATLAS, LEAST_OVERLAP, classify_with_priors, register_atlas
 from iqtflow.segmentation.brainmask import find_brain_mask
 from iqtflow.segmentation.mixture import fit_tissue_mixture
@@ -147,7 +148,7 @@ def segment_tissues(
     # On two threads the registration sums its metric in another order each time, and the result differs.
     ants = _import_ants(1 if priors == "atlas" else num_threads)
     spacing_mm = voxel_sizes(image.affine)
-    box = _bounding_box(mask)
+    box = bounding_box(mask, MARGIN_VOXELS)
     brain, box_mask = data[box], mask[box]
 
     clock = time.perf_counter()
@@ -291,13 +292,6 @@ def _check_mask(mask: np.ndarray, data: np.ndarray, name: str | os.PathLike) -> 
             expected="a brain with three tissues",
             next_step="Look at the volume and its mask.",
         )
-
-
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    corners = np.argwhere(mask)
-    low = np.maximum(corners.min(axis=0) - MARGIN_VOXELS, 0)
-    high = np.minimum(corners.max(axis=0) + 1 + MARGIN_VOXELS, mask.shape)
-    return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
 
 
 def _correct_bias(ants: Any, brain: np.ndarray, mask: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:

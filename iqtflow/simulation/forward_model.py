@@ -117,16 +117,12 @@ def add_noise(
         "gaussian" (the paper's), or "rician": the magnitude of a complex signal with this noise in both
         channels (Gudbjartsson and Patz 1995, doi:10.1002/mrm.1910340618).
     """
-    real = clean + sigma * torch.randn(
-        clean.shape, generator=generator, device=clean.device, dtype=clean.dtype
-    )
+    like = {"generator": generator, "device": clean.device, "dtype": clean.dtype}
+    real = clean + sigma * torch.randn(clean.shape, **like)
     if distribution == "gaussian":
         return real
     if distribution == "rician":
-        imaginary = sigma * torch.randn(
-            clean.shape, generator=generator, device=clean.device, dtype=clean.dtype
-        )
-        return torch.sqrt(real**2 + imaginary**2)
+        return torch.sqrt(real**2 + (sigma * torch.randn(clean.shape, **like)) ** 2)
     raise InputError(
         "noise distribution",
         found=repr(distribution),

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from iqtflow.image.geometry import AXIS_NAMES
-from iqtflow.simulation.artifacts import BIAS_ORDER, Extras
+from iqtflow.simulation.artifacts import BIAS_ORDER
 from iqtflow.simulation.forward_model import Ratios
 from iqtflow.simulation.simulate import Draw, SliceStack
-from iqtflow.simulation.snr_prior import SNRPrior
 from iqtflow.utils.errors import InputError
 from iqtflow.utils.files import read_text
 
@@ -94,11 +93,6 @@ def describe(
             "sha256": dict(digests),
         },
     }
-
-
-def record_of(prior: SNRPrior, extras: Extras) -> dict[str, Any]:
-    """Return the arguments `prior` and `extras` of `describe`."""
-    return {"prior": prior.as_dict(), "extras": asdict(extras)}
 
 
 def read_fields(path: str | os.PathLike) -> dict[str, Any]:

@@ -118,15 +118,10 @@ def measure_snr(
             next_step="Give the scan as the scanner made it.",
         )
     mean_wm, mean_gm = (
-        tissue_mean(data, majority_of(probability), tissue=tissue)
+        tissue_mean(data, np.where(probability >= MAJORITY, probability, 0), tissue=tissue)
         for tissue, probability in (("WM", wm), ("GM", gm))
     )
     return ScanSNR(mean_wm / noise.sigma, mean_gm / noise.sigma, mean_wm, mean_gm, noise)
-
-
-def majority_of(probability: np.ndarray) -> np.ndarray:
-    """Return the map, with 0 where other tissues have the majority."""
-    return np.where(probability >= MAJORITY, probability, 0)
 
 
 def fit_prior(

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from iqtflow.config import TrainSettings
+from iqtflow.image.geometry import bounding_box
 from iqtflow.image.intensity import intensity_scale
 from iqtflow.simulation.slice_profile import decimation_matrix
 from iqtflow.simulation.snr_prior import tissue_mean
@@ -184,7 +185,7 @@ def write_library(
             next_step="Resample the maps to the image.",
         )
     mean_wm, mean_gm = tissue_mean(intensity, wm, tissue="WM"), tissue_mean(intensity, gm, tissue="GM")
-    box = _bounding_box(mask, margin=PATCH // 2)
+    box = bounding_box(mask, PATCH // 2)
     unit = mean_wm
     arrays = {
         "intensity": np.clip(intensity[box] / unit, 0, 1000).astype(np.float16),
@@ -220,7 +221,7 @@ def write_library(
         "k": k,
         "grid": asdict(grid),
         "seed": seed,
-        "origin": [int(part.start) for part in box],
+        "origin": [part.start for part in box],
         "draws": records,
     }
     content = save(
@@ -326,36 +327,14 @@ def foreground_corners(mask: np.ndarray, grid: GridSettings) -> np.ndarray:
         In the order of the grid. Along each axis a last patch at the far border is added.
     """
     # Integers, because a float32 running sum is wrong from 2**24 voxels on.
-    table = np.zeros([n + 1 for n in mask.shape], dtype=np.int64)
-    table[1:, 1:, 1:] = mask.astype(np.int64).cumsum(0).cumsum(1).cumsum(2)
-    starts = [
-        np.unique([*range(0, max(n - PATCH, 0) + 1, s), max(n - PATCH, 0)])
-        for n, s in zip(mask.shape, grid.step, strict=True)
-    ]
-    x, y, z = np.meshgrid(*starts, indexing="ij")
-    low = [x, y, z]
-    high = [np.minimum(a + PATCH, n) for a, n in zip(low, mask.shape, strict=True)]
-    count = 0
-    for corner in np.ndindex(2, 2, 2):
-        sign = (-1) ** (3 - sum(corner))
-        count = count + sign * table[tuple(high[i] if c else low[i] for i, c in enumerate(corner))]
-    keep = count >= (1 - grid.background_limit) * PATCH**3
-    return np.stack([a[keep] for a in low], axis=1).astype(np.int32)
-
-
-def _bounding_box(mask: np.ndarray, *, margin: int) -> tuple[slice, ...]:
-    if not mask.any():
-        raise InputError(
-            "brain mask",
-            found="no voxel inside",
-            expected="a brain",
-            next_step="Check the image and its mask.",
-        )
-    box = []
-    for axis, n in enumerate(mask.shape):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        box.append(slice(max(hit[0] - margin, 0), min(hit[-1] + 1 + margin, n)))
-    return tuple(box)
+    count, starts = mask.astype(np.int64), []
+    for axis, (n, step) in enumerate(zip(mask.shape, grid.step, strict=True)):
+        first = np.unique([*range(0, max(n - PATCH, 0) + 1, step), max(n - PATCH, 0)])
+        sums = np.insert(count.cumsum(axis), 0, 0, axis)
+        count = sums.take(np.minimum(first + PATCH, n), axis) - sums.take(first, axis)
+        starts.append(first)
+    kept = np.nonzero(count >= (1 - grid.background_limit) * PATCH**3)
+    return np.stack([first[i] for first, i in zip(starts, kept, strict=True)], axis=1).astype(np.int32)
 
 
 def _draw_scale(path: str | os.PathLike, draw: StoredDraw, mask: np.ndarray, k: int) -> float:

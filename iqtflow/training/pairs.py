@@ -24,6 +24,7 @@ from iqtflow.simulation.snr_prior import SNRPrior
 from iqtflow.training.library import PATCH, PatchLibrary
 from iqtflow.training.samplers import (
     align,
+    as_batch,
     check_draws,
     cut_pair,
     made_otherwise,
@@ -242,22 +243,17 @@ class PairSampler:
             ``low`` (b, 1, P, P, P / k) and ``high`` (b, 1, P, P, P), float16, divided by the intensity scale;
             ``scale`` (b) holds ones.
         """
-        total = int(self.ends[-1])
-        places = number * self.batch_size + np.arange(rank, self.batch_size, world)
-        chosen = [self._shuffled(int(place) // total)[int(place) % total] for place in places]
-        which = np.searchsorted(self.ends, chosen, side="right")
-        dtype = pair_dtype(self.k, self.patch)
-        rows = np.empty((len(chosen), dtype.itemsize), np.uint8)
-        for out, index, file in zip(rows, chosen, which, strict=True):
-            out[:] = self.sources[file].rows[index - (self.ends[file - 1] if file else 0)]
-        pairs = rows.view(dtype)[:, 0]
-        low, high = pairs["low"], pairs["high"]
-        if self.mirror:
-            rngs = [np.random.default_rng([self.seed, int(place), 1]) for place in places]
-            both = [mirrored(pair, rng) for *pair, rng in zip(low, high, rngs, strict=True)]
-            low, high = (np.stack(side) for side in zip(*both, strict=True))
-        pair = {"low": torch.from_numpy(low)[:, None], "high": torch.from_numpy(high)[:, None]}
-        return {**pair, "scale": torch.ones(len(low))}
+        total, dtype = int(self.ends[-1]), pair_dtype(self.k, self.patch)
+        pairs = []
+        for i in range(rank, self.batch_size, world):
+            place = number * self.batch_size + i
+            index = self._shuffled(place // total)[place % total]
+            file = int(np.searchsorted(self.ends, index, side="right"))
+            row = self.sources[file].rows[index - (self.ends[file - 1] if file else 0)]
+            pair = [row.view(dtype)[0][side] for side in ("low", "high")]
+            rng = np.random.default_rng([self.seed, place, 1])
+            pairs.append(mirrored(pair, rng) if self.mirror else pair)
+        return as_batch(pairs, [1.0] * len(pairs))
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         """Order of all pairs in their `epoch`-th reading."""

@@ -11,7 +11,7 @@ uninterrupted one, and several processes can share one batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -237,9 +237,13 @@ class StoredSampler:
             pair = cut_pair(library, draw, place_patch(library, rng, self.patch), self.patch)
             scales.append(draw.scale)
             pairs.append([np.ascontiguousarray(p) for p in mirrored(pair, rng)] if self.mirror else pair)
-        low, high = (np.stack(side)[:, None] for side in zip(*pairs, strict=True))
-        scale = torch.tensor(scales, dtype=torch.float32)
-        return {"low": torch.from_numpy(low), "high": torch.from_numpy(high), "scale": scale}
+        return as_batch(pairs, scales)
+
+
+def as_batch(pairs: Iterable[Sequence[np.ndarray]], scales: Sequence[float]) -> dict[str, torch.Tensor]:
+    """Return pairs (low, high) and their intensity scales as a batch for `simulate_batch`."""
+    low, high = (torch.from_numpy(np.stack(side))[:, None] for side in zip(*pairs, strict=True))
+    return {"low": low, "high": high, "scale": torch.tensor(scales, dtype=torch.float32)}
 
 
 def check_draws(library: PatchLibrary, *, k: int, n_draws: int, prior: SNRPrior | None = None) -> None:
@@ -430,29 +434,25 @@ def simulate_batch(
         Both divided by the intensity scale.
     """
     with torch.autocast(batch["scale"].device.type, enabled=False):  # half precision is for the network only
-        return _simulate(batch, distribution)
-
-
-def _simulate(batch: dict[str, Any], distribution: str) -> tuple[torch.Tensor, torch.Tensor]:
-    scale = batch["scale"].reshape(-1, 1, 1, 1, 1)
-    if "low" in batch:
-        return batch["low"].float() / scale, batch["high"].float() / scale
-    intensity, matrix = batch["intensity"].float(), batch["matrix"]
-    patch = intensity.shape[-2]
-    margin = (intensity.shape[-1] - patch) // 2
-    # Input and target get the same bias field, so that the network learns to keep it.
-    intensity *= _bias_field(batch["bias"], intensity.shape[2:])[:, None]
-    slab = torch.cat([intensity, batch["tissue"].float() / 255], dim=1)
-    thick = decimate(slab, matrix)
-    wm, gm, sigma = (batch["ratios"][:, i].reshape(-1, 1, 1, 1) for i in range(3))
-    clean = recontrast(thick[:, 0], thick[:, 1], thick[:, 2], wm, gm)
-    generator = torch.Generator(device=intensity.device).manual_seed(batch["noise_seed"])
-    rank, world = batch["rank"], batch["world"]
-    if world > 1:  # the noise of the whole batch, of which each process takes its part
-        clean, sigma = (_spread(values, rank, world) for values in (clean, sigma))
-    noisy = add_noise(clean, sigma, generator, distribution=distribution)[rank::world]
-    high = intensity[..., margin : margin + patch]
-    return noisy[:, None] / scale, high / scale
+        scale = batch["scale"].reshape(-1, 1, 1, 1, 1)
+        if "low" in batch:
+            return batch["low"].float() / scale, batch["high"].float() / scale
+        intensity, matrix = batch["intensity"].float(), batch["matrix"]
+        patch = intensity.shape[-2]
+        margin = (intensity.shape[-1] - patch) // 2
+        # Input and target get the same bias field, so that the network learns to keep it.
+        intensity *= _bias_field(batch["bias"], intensity.shape[2:])[:, None]
+        slab = torch.cat([intensity, batch["tissue"].float() / 255], dim=1)
+        thick = decimate(slab, matrix)
+        wm, gm, sigma = (batch["ratios"][:, i].reshape(-1, 1, 1, 1) for i in range(3))
+        clean = recontrast(thick[:, 0], thick[:, 1], thick[:, 2], wm, gm)
+        generator = torch.Generator(device=intensity.device).manual_seed(batch["noise_seed"])
+        rank, world = batch["rank"], batch["world"]
+        if world > 1:  # the noise of the whole batch, of which each process takes its part
+            clean, sigma = (_spread(values, rank, world) for values in (clean, sigma))
+        noisy = add_noise(clean, sigma, generator, distribution=distribution)[rank::world]
+        high = intensity[..., margin : margin + patch]
+        return noisy[:, None] / scale, high / scale
 
 
 def _spread(values: torch.Tensor, rank: int, world: int) -> torch.Tensor:

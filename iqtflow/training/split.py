@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from iqtflow.bids.names import is_label
@@ -139,14 +139,9 @@ def keep_split(
     if Path(path).exists():
         return read_split(path)
     split = draw_split(labels, seed=seed, ratio=ratio)
-    write_split(path, split)
-    return split
-
-
-def write_split(path: str | os.PathLike, split: Mapping[str, Sequence[str]]) -> Path:
-    """Write a split for `read_split`."""
     lists = {part: [f"sub-{label}" for label in split[part]] for part in SPLIT_PARTS}
-    return write_text(path, json.dumps(lists, indent=1) + "\n")
+    write_text(path, json.dumps(lists, indent=1) + "\n")
+    return split
 
 
 def _labels(labels: object, part: str) -> tuple[str, ...]:

@@ -126,7 +126,8 @@ def train_member(
     validator = make_sampler(validation, plan, seed=_VALIDATION_SEED)
     half = device == "cuda" or plan.precision == "bfloat16"
     precision = "bf16-mixed" if half else "32-true"
-    workers = count_workers() if device == "cuda" else 0
+    # Processes that prepare batches for a GPU.
+    workers = max(min(8, (os.cpu_count() or 1) - 1), 0) if device == "cuda" else 0
     module = TrainingModule(plan, sampler, validator, report, workers=workers)
     if start is not None:
         begin_with(module.network, start)
@@ -376,8 +377,3 @@ def make_logger(tensorboard: str | os.PathLike | None) -> Any:
             expected="the package tensorboard",
             next_step='Install it (pip install "iqtflow[tensorboard]"), or leave the option out.',
         ) from fault
-
-
-def count_workers() -> int:
-    """Number of processes that prepare batches for a GPU."""
-    return max(min(8, (os.cpu_count() or 1) - 1), 0)

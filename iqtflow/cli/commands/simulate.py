@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def _simulate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> N
 def _drawn(options: argparse.Namespace, edges_mm: Any) -> tuple[Any, dict[str, str], dict[str, Any]]:
     """Return the recipe that the options ask for, with random values drawn, and its record."""
     from iqtflow.simulation.artifacts import Extras
-    from iqtflow.simulation.recipe import Recipe, record_of
+    from iqtflow.simulation.recipe import Recipe
     from iqtflow.simulation.simulate import draw_scan, plan_slices
     from iqtflow.simulation.snr_prior import SNRPrior, read_prior
 
@@ -190,7 +191,7 @@ def _drawn(options: argparse.Namespace, edges_mm: Any) -> tuple[Any, dict[str, s
         prior = read_prior(options.snr_prior)
     draw = draw_scan(prior, extras, stack, seed=options.seed)
     recipe = Recipe(stack, draw, options.fixed_tissue, options.noise)
-    return recipe, {}, record_of(prior, extras)
+    return recipe, {}, {"prior": prior.as_dict(), "extras": asdict(extras)}
 
 
 def _recalled(path: Path) -> tuple[Any, dict[str, str], dict[str, Any]]:

@@ -119,9 +119,8 @@ def draw_sheets(
     planes, uncertainty, errors
         One `Comparison` for each plane; the latter two are empty without ``std`` and without ``truth``.
     """
-    planes: list[Comparison] = []
-    uncertainty: list[Comparison] = []
-    errors: list[Comparison] = []
+    sheets: tuple[list[Comparison], list[Comparison], list[Comparison]] = ([], [], [])
+    planes, uncertainty, errors = sheets
     volumes = scene.volumes
     for plane in planes_in_order(volumes):
         drawer = PlaneDrawer(scene, plane, files, rung)
@@ -135,7 +134,7 @@ def draw_sheets(
             first = drawer.sheet("errspline", drawer.error(volumes.before), "absolute error of the spline")
             second = drawer.sheet("erriqt", drawer.error(volumes.after), "absolute error of IQT")
             errors.append(drawer.compare("errors", first, second, ("Error of spline", "Error of IQT")))
-    return planes, uncertainty, errors
+    return sheets
 
 
 def _draw_thumbnail(scene: Scene, files: dict[str, bytes]) -> Picture:

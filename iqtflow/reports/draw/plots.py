@@ -73,8 +73,8 @@ def slice_profile(volumes: Volumes) -> tuple[bytes, str]:
             axes.plot(where, samples, "o", color=POINTS, ms=3.5, label="acquired slices")
         axes.set_xlim(first - 6, last + 6)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncol=3)
-        svg = to_svg(axes)
-    return svg, "Intensity along one line across the slices: acquired samples, spline and enhanced volume."
+        words = "Intensity along one line across the slices: acquired samples, spline and enhanced volume."
+        return to_svg(axes), words
 
 
 def intensity_histogram(volumes: Volumes) -> tuple[bytes, str]:
@@ -91,8 +91,7 @@ def intensity_histogram(volumes: Volumes) -> tuple[bytes, str]:
             axes.stairs(counts, edges, color=colour, lw=1.5, label=label)
         axes.set_ylim(bottom=0)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncol=2)
-        svg = to_svg(axes)
-    return svg, "Histograms of intensity within the brain, before and after."
+        return to_svg(axes), "Histograms of intensity within the brain, before and after."
 
 
 def tissue_histograms(values: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> tuple[bytes, str]:
@@ -113,8 +112,8 @@ def tissue_histograms(values: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> tu
                 axes.stairs(counts, edges, color=colour, label=f"{name}, {what}", **style)
         axes.set_ylim(bottom=0)
         axes.legend()
-        svg = to_svg(axes)
-    return svg, f"Histograms of intensity of {' and '.join(values)}, in the source and in the first draw."
+        tissues = " and ".join(values)
+        return to_svg(axes), f"Histograms of intensity of {tissues}, in the source and in the first draw."
 
 
 def training_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[bytes, str]:
@@ -145,8 +144,7 @@ def training_curves(curves: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[byt
         if np.nanmin(values) > 0:
             axes.set_yscale("log")
         axes.legend(loc="upper right")
-        svg = to_svg(axes)
-    return svg, f"Training and validation loss against step for {len(curves)} network(s)."
+        return to_svg(axes), f"Training and validation loss against step for {len(curves)} network(s)."
 
 
 def paired_boxes(values: Mapping[str, Sequence[float]], unit: str) -> tuple[bytes, str]:
@@ -170,8 +168,7 @@ def paired_boxes(values: Mapping[str, Sequence[float]], unit: str) -> tuple[byte
         turned = {} if len(names) < 5 else {"rotation": 30, "ha": "right"}
         axes.set_xticks(range(len(names)), names, **turned)
         axes.grid(visible=False, axis="x")
-        svg = to_svg(axes)
-    return svg, f"{unit} of {', '.join(names)} over {table.shape[1]} subjects."
+        return to_svg(axes), f"{unit} of {', '.join(names)} over {table.shape[1]} subjects."
 
 
 def snr_ellipse(drawn: Sequence[tuple[float, float]], prior: Mapping[str, Any] | None) -> tuple[bytes, str]:
@@ -215,10 +212,9 @@ def snr_ellipse(drawn: Sequence[tuple[float, float]], prior: Mapping[str, Any] |
                 axes.annotate(str(number), point, xytext=(5, 4), textcoords="offset points", fontsize=9)
         axes.set_aspect("equal", adjustable="datalim")
         axes.legend(loc="upper left")
-        svg = to_svg(axes)
-    count = f"{len(points)} simulated scan{'' if len(points) == 1 else 's'}"
-    words = f"Signal-to-noise ratios of white and grey matter of {count}, on the ellipse of the prior"
-    return svg, f"{words}; {outside} of them outside."
+        count = f"{len(points)} simulated scan{'' if len(points) == 1 else 's'}"
+        words = f"Signal-to-noise ratios of white and grey matter of {count}, on the ellipse of the prior"
+        return to_svg(axes), f"{words}; {outside} of them outside."
 
 
 def reliability_curve(summary: Mapping[str, Any]) -> tuple[bytes, str]:
@@ -250,12 +246,11 @@ def reliability_curve(summary: Mapping[str, Any]) -> tuple[bytes, str]:
         axes.plot(std, error, "o-", color=AFTER, lw=1.4, ms=3.5, label=label)
         axes.set(xlim=(0, top), ylim=(0, top), aspect="equal")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2)
-        svg = to_svg(axes)
-    subjects = "1 subject" if summary["n"] == 1 else f"{summary['n']} subjects"
-    return svg, (
-        f"Error against standard deviation in {len(std)} bins of voxels, {subjects}: from "
-        f"{error[0]:.2g} % at {std[0]:.2g} % to {error[-1]:.2g} % at {std[-1]:.2g} %."
-    )
+        subjects = "1 subject" if summary["n"] == 1 else f"{summary['n']} subjects"
+        return to_svg(axes), (
+            f"Error against standard deviation in {len(std)} bins of voxels, {subjects}: from "
+            f"{error[0]:.2g} % at {std[0]:.2g} % to {error[-1]:.2g} % at {std[-1]:.2g} %."
+        )
 
 
 def reliability_rows(summary: Mapping[str, Any]) -> list[list[str]]:
