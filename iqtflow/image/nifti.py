@@ -14,7 +14,7 @@ import numpy as np
 from iqtflow.image.nifti_file import open_nifti, reading
 from iqtflow.image.orientation import placed_like
 from iqtflow.utils.errors import InputError
-from iqtflow.utils.files import write_atomically
+from iqtflow.utils.files import write_atomically, write_text
 from iqtflow.utils.outputs import marked_image, signed
 
 
@@ -158,4 +158,4 @@ def require_finite(path: str | os.PathLike, image: nib.Nifti1Image) -> None:
 def write_json(path: str | os.PathLike, fields: dict[str, Any], *, maker: str | None = None) -> Path:
     """Write fields as indented JSON, with the command that makes the file if given."""
     text = json.dumps(fields if maker is None else signed(maker, fields), indent=2) + "\n"
-    return write_atomically(path, lambda stream: stream.write(text.encode()))
+    return write_text(path, text)

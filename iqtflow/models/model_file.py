@@ -38,7 +38,7 @@ from iqtflow.models.card import (
     refuse,
 )
 from iqtflow.utils.errors import InputError
-from iqtflow.utils.files import require_name, write_atomically
+from iqtflow.utils.files import require_name, write_atomically, write_text
 from iqtflow.utils.outputs import MODEL_DIGEST, model_digest
 
 if TYPE_CHECKING:
@@ -299,8 +299,7 @@ def register_shipped(path: str | os.PathLike) -> ModelInfo:
     others = [e for e in json.loads(index.read_text(encoding="utf-8"))["models"] if e["name"] != name]
     entries = sorted([*others, entry], key=lambda e: (e["contrast"], e["k"], e["name"]))
     write_atomically(WEIGHTS / file, lambda stream: stream.write(content))
-    text = json.dumps({"models": entries}, indent=1) + "\n"
-    write_atomically(index, lambda stream: stream.write(text.encode()))
+    write_text(index, json.dumps({"models": entries}, indent=1) + "\n")
     return ModelInfo(name, WEIGHTS / file, model.k, entry["contrast"], model.sha256)
 
 

@@ -145,8 +145,11 @@ def segment_tissues(
     _check_mask(mask, data, name)
     seconds = {"mask": time.perf_counter() - started}
 
-    # On two threads the registration sums its metric in another order each time, and the result differs.
-    ants = _import_ants(1 if priors == "atlas" else num_threads)
+    # ITK reads this once, at the first filter of the process. On two threads the registration sums its metric
+    # in another order each time, and the result differs.
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(1 if priors == "atlas" else num_threads)
+    import ants
+
     spacing_mm = voxel_sizes(image.affine)
     box = bounding_box(mask, MARGIN_VOXELS)
     brain, box_mask = data[box], mask[box]
@@ -266,14 +269,6 @@ def check_plausible(maps: TissueMaps, image: nib.Nifti1Image) -> list[str]:
     if maps.details.get("mask_method") == "head":
         notes.append("no brain was found: the whole head was segmented")
     return notes
-
-
-def _import_ants(num_threads: int) -> Any:
-    # ITK reads this once, at the first filter of the process.
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(num_threads)
-    import ants
-
-    return ants
 
 
 def _check_mask(mask: np.ndarray, data: np.ndarray, name: str | os.PathLike) -> None:

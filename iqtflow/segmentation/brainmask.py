@@ -145,8 +145,9 @@ def _mask_by_deepbet(data: np.ndarray, affine: np.ndarray, num_threads: int) -> 
     except _NoBrainError as fault:
         return _whole_head(data, f"deepbet found no brain ({fault})")
     mask = mask[tuple(slice(before, before + n) for (before, _), n in zip(pad, data.shape, strict=True))]
-    if slab:
-        mask = _filled_in_each_slice(mask, axis)
+    if slab:  # holes in each slice; in 3-D they would be open above or below
+        filled = [ndimage.binary_fill_holes(one) for one in np.moveaxis(mask, axis, 0)]
+        mask = np.moveaxis(np.stack(filled), 0, axis)
     head = head_mask(data)
     n_inside = np.count_nonzero(mask & head)
     if n_inside < max(SMALLEST_BRAIN_IN_HEAD * head.sum(), LEAST_BRAIN_INSIDE_HEAD * mask.sum()):
@@ -228,9 +229,3 @@ def _filled_largest_part(mask: np.ndarray) -> np.ndarray:
         sizes[0] = 0
         mask = labels == sizes.argmax()
     return ndimage.binary_fill_holes(mask)
-
-
-def _filled_in_each_slice(mask: np.ndarray, axis: int) -> np.ndarray:
-    """Fill holes in each slice of a slab. In 3-D they would be open above or below."""
-    slices = [ndimage.binary_fill_holes(slice_) for slice_ in np.moveaxis(mask, axis, 0)]
-    return np.moveaxis(np.stack(slices), 0, axis)

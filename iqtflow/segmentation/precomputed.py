@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,13 +125,15 @@ def read_ready_maps(
 
     maps: dict[str, np.ndarray] = {}
     grids = set()
-    for label, path in zip(LABELS, (files.wm, files.gm, files.csf), strict=True):
+    paths = {"WM": files.wm, "GM": files.gm, "CSF": files.csf}
+    for label, path in paths.items():
         maps[label], grid = _read_onto(path, image)
         grids.add(grid)
     if files.mask is None:
         mask = brain_from_tissues(np.sum(list(maps.values()), axis=0))
     else:
         mask = _read_onto(files.mask, image)[0] >= 0.5
+        paths["mask"] = files.mask
     explained = explained_variance([maps[label] for label in ("GM", "WM", "CSF")], data)
     if explained < LEAST_EXPLAINED:
         raise InputError(
@@ -148,7 +149,7 @@ def read_ready_maps(
         remarks.append("the maps are on another grid and were interpolated")
     voxel_ml = abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000
     details = {
-        "maps": {label: os.fspath(path) for label, path in _by_label(files).items()},
+        "maps": {label: os.fspath(path) for label, path in paths.items()},
         "grid": max(grids, key=("same", "turned", "resampled").index),
         "mask_method": "tissues" if files.mask is None else "given",
         "skull_stripped": skull_stripped,
@@ -167,11 +168,6 @@ def read_ready_maps(
         version=_maker(files.gm),
         details=details,
     )
-
-
-def _by_label(files: ReadyMaps) -> Mapping[str, Path]:
-    named = {"WM": files.wm, "GM": files.gm, "CSF": files.csf}
-    return named if files.mask is None else {**named, "mask": files.mask}
 
 
 def _mask_beside(wm: Path) -> Path | None:

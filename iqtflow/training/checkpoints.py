@@ -176,7 +176,15 @@ def claim(folder: Path, identity: Mapping[str, Any]) -> None:
     note = folder / SETTINGS
     text = json.dumps(identity, indent=1, sort_keys=True)
     if note.exists():
-        before = _read_note(note)
+        try:
+            before = dict(json.loads(note.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError) as fault:
+            raise InputError(
+                note,
+                found=f"{type(fault).__name__}: {fault}",
+                expected="the settings of the training that wrote these checkpoints",
+                next_step="Delete the folder to begin again.",
+            ) from fault
         changed = list(_differences(before, json.loads(text)))
         if changed:
             raise InputError(
@@ -197,18 +205,6 @@ def claim(folder: Path, identity: Mapping[str, Any]) -> None:
         guard(note, lambda: write_text(note, text))
     for partial in folder.glob(".*.partial"):
         partial.unlink(missing_ok=True)
-
-
-def _read_note(note: Path) -> Any:
-    try:
-        return dict(json.loads(note.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as fault:
-        raise InputError(
-            note,
-            found=f"{type(fault).__name__}: {fault}",
-            expected="the settings of the training that wrote these checkpoints",
-            next_step="Delete the folder to begin again.",
-        ) from fault
 
 
 def _differences(before: Any, now: Any, name: str = "") -> Any:

@@ -88,9 +88,7 @@ class TrainingModule(lightning.LightningModule):
         if plan.optimiser == "muon":
             optimiser = Muon(self.network, plan.learning_rate)
         elif plan.optimiser == "adamw":
-            optimiser = torch.optim.AdamW(
-                learned, lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
-            )
+            optimiser = torch.optim.AdamW(learned, plan.learning_rate, (0.9, 0.99), weight_decay=1e-4)
         else:
             optimiser = torch.optim.Adam(learned, lr=plan.learning_rate)
 
@@ -100,10 +98,8 @@ class TrainingModule(lightning.LightningModule):
                 return rise * 0.5 * (1 + math.cos(math.pi * min(step / plan.total_steps, 1)))
             return rise / (1 + 1e-6 * step)
 
-        return {
-            "optimizer": optimiser,
-            "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimiser, factor),
-        }
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+        return {"optimizer": optimiser, "lr_scheduler": schedule}
 
     def train_dataloader(self) -> DataLoader:
         """Batches of the current epoch."""

@@ -147,7 +147,7 @@ def write_pairs(
                 stream.write(pair.tobytes())
 
     text = json.dumps(signed("iqtflow-pairs", header), indent=1, sort_keys=True)
-    write_text(_header_of(path), text + "\n")
+    write_text(Path(path).with_suffix(".json"), text + "\n")
     write_atomically(path, fill)
     return total
 
@@ -162,7 +162,7 @@ def read_pairs(path: str | os.PathLike) -> PairFile:
     """
     again = "Run the participant level again to write it anew."
     try:
-        header = json.loads(read_text(_header_of(path)))
+        header = json.loads(read_text(Path(path).with_suffix(".json")))
         require_regular(path)
         pairs = np.load(path, mmap_mode="r", allow_pickle=False)
         expected = pair_dtype(header["k"], header["patch"])
@@ -229,7 +229,12 @@ class PairSampler:
     ) -> None:
         self.sources = require_sources(files)
         for file in self.sources:
-            _check(file, k=k, n_draws=n_draws, patch=patch, prior=prior)
+            if len(file.counts) < n_draws:
+                raise made_otherwise(file, f"pairs of {len(file.counts)} draw(s)", f"at least {n_draws}")
+            if (file.k, file.patch) != (k, patch):
+                found = f"k = {file.k}, patches of {file.patch} voxels"
+                raise made_otherwise(file, found, f"k = {k}, patches of {patch} voxels")
+            require_prior(file, file.prior, prior)
         self.k, self.batch_size, self.seed, self.patch, self.mirror = k, batch_size, seed, patch, mirror
         self.ends = np.cumsum([sum(file.counts[:n_draws]) for file in self.sources])
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
@@ -261,16 +266,3 @@ class PairSampler:
             rng = np.random.default_rng([self.seed, epoch])
             self._order = (epoch, rng.permutation(int(self.ends[-1])))
         return self._order[1]
-
-
-def _check(file: PairFile, *, k: int, n_draws: int, patch: int, prior: SNRPrior | None) -> None:
-    if len(file.counts) < n_draws:
-        raise made_otherwise(file, f"pairs of {len(file.counts)} draw(s)", f"at least {n_draws}")
-    if (file.k, file.patch) != (k, patch):
-        found = f"k = {file.k}, patches of {file.patch} voxels"
-        raise made_otherwise(file, found, f"k = {k}, patches of {patch} voxels")
-    require_prior(file, file.prior, prior)
-
-
-def _header_of(path: str | os.PathLike) -> Path:
-    return Path(path).with_suffix(".json")

@@ -140,9 +140,7 @@ def find_spm(
         next_step="Name it with --spm-dir or $SPM_HOME, or choose --segmentation ants.",
     )
     if not causes:  # no SPM at all: report at once what else is missing
-        _, missing = _all_of(
-            lambda: _find_octave(octave, environ), lambda: _find_tpm(tpm, None, search_below=False)
-        )
+        _, missing = _all_of(lambda: _find_octave(octave, environ), lambda: _find_tpm(tpm, None))
         causes = [copy.copy(none_found), *missing] if missing else []
     none_found.causes = tuple(causes)
     raise none_found
@@ -212,14 +210,14 @@ def _examine(
         searches = (
             lambda: _require_executable(compiled[0], environ),
             lambda: (None, None),
-            lambda: _find_tpm(tpm, folder, search_below=True),
+            lambda: _find_tpm(tpm, folder, compiled=True),
         )
     else:
         folder = folder.absolute()
         searches = (
             lambda: _require_octave_spm(folder),
             lambda: _find_octave(octave, environ),
-            lambda: _require_priors(tpm, folder),
+            lambda: _find_tpm(tpm, folder),
         )
     found, faults = _all_of(*searches)
     if faults:
@@ -251,18 +249,6 @@ def _all_of(*searches: Callable[[], Any]) -> tuple[list[Any], list[SpmNotFoundEr
         except SpmNotFoundError as fault:
             faults.append(fault)
     return found, faults
-
-
-def _require_priors(tpm: str | os.PathLike | None, folder: Path) -> Path | None:
-    priors = _find_tpm(tpm, folder, search_below=False)
-    if priors is None and (folder / "spm_preproc_run.m").is_file():  # else it is no SPM, a separate error
-        raise SpmNotFoundError(
-            folder / "tpm" / "TPM.nii",
-            found="no such file",
-            expected="SPM's tissue priors",
-            next_step="Copy TPM.nii from the SPM distribution, or name it with --tpm.",
-        )
-    return priors
 
 
 def _require_octave_spm(folder: Path) -> None:
@@ -322,7 +308,7 @@ def _require_executable(
     return Path(found).absolute()
 
 
-def _find_tpm(tpm: str | os.PathLike | None, folder: Path | None, *, search_below: bool) -> Path | None:
+def _find_tpm(tpm: str | os.PathLike | None, folder: Path | None, *, compiled: bool = False) -> Path | None:
     if tpm is not None:
         if not Path(tpm).is_file():
             raise SpmNotFoundError(
@@ -336,7 +322,16 @@ def _find_tpm(tpm: str | os.PathLike | None, folder: Path | None, *, search_belo
         return None
     if (folder / "tpm" / "TPM.nii").is_file():
         return (folder / "tpm" / "TPM.nii").absolute()
-    return next(iter(sorted(folder.glob("**/tpm/TPM.nii"))), None) if search_below else None
+    if compiled:
+        return next(iter(sorted(folder.glob("**/tpm/TPM.nii"))), None)
+    if (folder / "spm_preproc_run.m").is_file():  # else it is no SPM, a separate error
+        raise SpmNotFoundError(
+            folder / "tpm" / "TPM.nii",
+            found="no such file",
+            expected="SPM's tissue priors",
+            next_step="Copy TPM.nii from the SPM distribution, or name it with --tpm.",
+        )
+    return None
 
 
 def _find_contents(folder: Path | None) -> Path | None:
