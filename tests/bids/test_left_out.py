@@ -260,7 +260,9 @@ def test_a_path_that_is_not_utf8_is_refused(bids_tree, tmp_path, capsys, place):
         shutil.copytree(paths["input"], odd)
     paths[place] = odd
     assert cli.main([paths["input"], paths["output"], "participant", "-w", paths["work"]]) == 2
-    assert "no text in UTF-8" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "\\udcff" in said
+    assert "UTF-8" in said
 
 
 def test_percent_signs_are_characters_like_any_other(tmp_path, monkeypatch):
