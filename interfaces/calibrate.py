@@ -33,9 +33,12 @@ class MeasureSNR(ChildCommand):
     output_spec = _MeasureOutputSpec
 
     def _run_interface(self, runtime):
+        from iqtflow.reports.run_summary import describe_measurement
+
         runtime = super()._run_interface(runtime)
         # The lines of the child process go to a file; this one goes to the terminal.
-        print(summarise(json.loads(Path(runtime.cwd, self.inputs.out_file).read_text())), flush=True)
+        record = json.loads(Path(runtime.cwd, self.inputs.out_file).read_text())
+        print(describe_measurement(record), flush=True)
         return runtime
 
 
@@ -60,18 +63,3 @@ class FitPrior(ChildCommand):
     module = "calibrate"
     input_spec = _FitInputSpec
     output_spec = _FitOutputSpec
-
-
-def summarise(record: dict) -> str:
-    """Return the measurement of a scan on one line.
-
-    Parameters
-    ----------
-    record
-        The JSON of ``iqtflow-calibrate scan``.
-    """
-    snr, noise = record["SNR"], record["Noise"]
-    return (
-        f"{record['Scan']}: SNR WM {snr['WM']:.1f}, GM {snr['GM']:.1f}; noise {noise['sigma']:.4g} by "
-        f"{noise['method']} ({noise['note']})"
-    )

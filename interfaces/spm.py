@@ -22,7 +22,7 @@ from nipype.interfaces.base import (
 
 from iqtflow.segmentation.spm.checks import check_spm_input, judge, measure
 from iqtflow.segmentation.spm.install import SpmInstallation, SpmNotFoundError, find_spm
-from iqtflow.segmentation.spm.job import UnifiedSegmentationRun, plain_stem, run_unified_segmentation
+from iqtflow.segmentation.spm.job import plain_stem, run_unified_segmentation
 from iqtflow.segmentation.spm.script import (
     DEFAULT_TISSUES,
     TissueClass,
@@ -89,7 +89,8 @@ class _UnifiedSegmentationOutputSpec(TraitedSpec):
     inverse_deformation_field = OutputMultiPath(File(exists=True), desc="template to image")
 
 
-#: Fields of `UnifiedSegmentationRun` by the outputs: one map per class, and one file per image.
+#: Fields of `iqtflow.segmentation.spm.job.UnifiedSegmentationRun` by the outputs: one map per
+#: class, and one file per image.
 _CLASSES = {
     "native_class_images": "native",
     "dartel_input_images": "dartel",
@@ -144,7 +145,11 @@ class UnifiedSegmentation(BaseInterface):
                 timeout_s=_given(self.inputs.timeout),
             )
             if self.inputs.check_plausibility and len(run.native) >= 3 and all(run.native[:3]):
-                _check(run, scan, path)
+                *maps, intensity = (
+                    nib.load(file).get_fdata(dtype=np.float32)
+                    for file in (*run.native[:3], run.bias_corrected)
+                )
+                judge(measure(run.parameters, scan, maps, intensity, run.tpm), path)
         return runtime
 
     def _list_outputs(self):
@@ -214,9 +219,3 @@ class UnifiedSegmentation(BaseInterface):
 
 def _given(value, default=None):
     return value if isdefined(value) else default
-
-
-def _check(run: UnifiedSegmentationRun, scan: nib.Nifti1Image, path: str) -> None:
-    maps = [nib.load(run.native[i]).get_fdata(dtype=np.float32) for i in range(3)]
-    intensity = nib.load(run.bias_corrected).get_fdata(dtype=np.float32)
-    judge(measure(run.parameters, scan, maps, intensity, run.tpm), path)

@@ -13,6 +13,11 @@ import numpy as np
 from conftest import make_affine, write_scan
 from phantoms import make_brain
 
+from iqtflow.bids import Listing
+from iqtflow.cli import main as cli
+from iqtflow.cli.parser import parse
+from iqtflow.config import Settings
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 #: Sidecar of the phantoms.
 STRIPPED = {"SkullStripped": True}
@@ -21,6 +26,12 @@ STRIPPED = {"SkullStripped": True}
 def iqtflow(*arguments: object, **options: object) -> subprocess.CompletedProcess:
     """Run the command; `options` are those of `subprocess.run`."""
     return python("-m", "iqtflow.cli", *arguments, **options)
+
+
+def settle(*arguments: object) -> tuple[Settings, Listing]:
+    """Return the settings that arguments of the command mean, and the scans that it would take."""
+    settings, (listing, _) = cli.settle(parse([str(argument) for argument in arguments]))
+    return settings, listing
 
 
 def python(*arguments: object, **options: object) -> subprocess.CompletedProcess:

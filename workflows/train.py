@@ -123,11 +123,9 @@ def init_train_wf(
             mem_gb=mem_gb,
             n_procs=devices if device == "cuda" else devices * omp_nthreads,
         )
-        if tensorboard_dir is not None:
-            train.inputs.tensorboard = os.path.join(tensorboard_dir, f"{model_name}_member-{member}")
-        if checkpoint_dir is not None:
-            folder = f"{model_name}_member-{member}"
-            train.inputs.checkpoint_dir = os.path.join(checkpoint_dir, folder)
+        for field, folder in (("tensorboard", tensorboard_dir), ("checkpoint_dir", checkpoint_dir)):
+            if folder is not None:
+                setattr(train.inputs, field, os.path.join(folder, f"{model_name}_member-{member}"))
         workflow.connect(
             [
                 (inputnode, train, [(field, field) for field in libraries]),

@@ -85,13 +85,8 @@ def run_doctor(options: argparse.Namespace) -> int:
     checks = [*_check_packages(mode, segmentation)]
     if mode != "enhance":  # which makes no tissue maps
         checks += _check_derivatives(segmentation, options.segmentation__derivatives)
-        checks += check_spm(
-            required=segmentation == "spm",
-            segmentation=segmentation,
-            spm_dir=options.segmentation__spm_dir,
-            tpm=options.segmentation__tpm,
-            octave=options.segmentation__octave,
-        )
+        spm = {name: getattr(options, f"segmentation__{name}") for name in ("spm_dir", "tpm", "octave")}
+        checks += check_spm(required=segmentation == "spm", segmentation=segmentation, **spm)
     folders = {"Output": options.paths__output_dir, "Work": options.paths__work_dir}
     checks += [
         _check_device(device),
@@ -150,17 +145,14 @@ def check_spm(
                 yield check
             seen.add(check)
         return
-    yield Check("SPM", OK, f"{installation.version} in {_place(installation)} ({installation.spm_source})")
+    place = installation.spm_dir or installation.command[0]
+    yield Check("SPM", OK, f"{installation.version} in {place} ({installation.spm_source})")
     if installation.octave is not None:
         yield Check("Octave", OK, f"{installation.octave} ({installation.octave_source})")
     for skipped in installation.skipped:
         yield Check("SPM", NOTE, f"passed over {skipped}")
     yield _check_mex(installation, bad, otherwise)
     yield _check_tpm(installation)
-
-
-def _place(installation: SpmInstallation) -> str:
-    return str(installation.spm_dir or installation.command[0])
 
 
 def check_memory(mode: str, *, available_gb: float | None = None) -> Check:
@@ -176,12 +168,9 @@ def check_memory(mode: str, *, available_gb: float | None = None) -> Check:
     available_gb = available_memory_gb() if available_gb is None else available_gb
     needed_gb = LEAST_MEMORY_GB[mode]
     if available_gb < needed_gb:
-        return Check(
-            "Memory",
-            FAULT,
-            f"{available_gb:.1f} GB, {needed_gb:g} GB needed for mode {mode}",
-            "Raise the limit of the container or the job (docker --memory, sbatch --mem).",
-        )
+        found = f"{available_gb:.1f} GB, {needed_gb:g} GB needed for mode {mode}"
+        step = "Raise the limit of the container or the job (docker --memory, sbatch --mem)."
+        return Check("Memory", FAULT, found, step)
     return Check("Memory", OK, f"{available_gb:.1f} GB ({needed_gb:g} GB needed for mode {mode})")
 
 
@@ -197,19 +186,14 @@ def check_folder(name: str, folder: str | os.PathLike) -> Check:
         if name == "Work" and existing == folder:
             check_own(folder)
     except OSError as fault:
-        return Check(
-            name, FAULT, f"{existing} cannot be written ({fault.strerror})", "Choose another folder."
-        )
+        found = f"{existing} cannot be written ({fault.strerror})"
+        return Check(name, FAULT, found, "Choose another folder.")
     except InputError as fault:
         return Check(name, FAULT, f"{fault.path}: {fault.found}", fault.next_step)
     free_gb = shutil.disk_usage(existing).free / 1e9
     if free_gb < LEAST_DISK_GB:
-        return Check(
-            name,
-            FAULT,
-            f"{free_gb:.1f} GB free in {existing}, {LEAST_DISK_GB:g} GB needed at least",
-            "Free some space, or choose another folder.",
-        )
+        found = f"{free_gb:.1f} GB free in {existing}, {LEAST_DISK_GB:g} GB needed at least"
+        return Check(name, FAULT, found, "Free some space, or choose another folder.")
     return Check(name, OK, f"{existing} can be written, {free_gb:.0f} GB free")
 
 

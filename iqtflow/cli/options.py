@@ -8,11 +8,8 @@ from typing import Any
 
 from iqtflow.config import SETTINGS, Setting
 
-SKULL_STRIPPED = {
-    "yes": True,
-    "no": False,
-    "auto": None,
-}  #: values of --skull-stripped; None: look at the image
+#: Values of ``--skull-stripped``; None: look at the image.
+SKULL_STRIPPED = {"yes": True, "no": False, "auto": None}
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):

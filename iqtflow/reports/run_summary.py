@@ -58,6 +58,15 @@ def describe_enhancement(details: Mapping[str, Any]) -> list[str]:
     return [made, *(f"note: {warning}" for warning in details["Warnings"])]
 
 
+def describe_measurement(record: Mapping[str, Any]) -> str:
+    """Return the measurement of a scan, the JSON of ``iqtflow-calibrate scan``, on one line."""
+    snr, noise = record["SNR"], record["Noise"]
+    return (
+        f"{record['Scan']}: SNR WM {snr['WM']:.1f}, GM {snr['GM']:.1f}; noise {noise['sigma']:.4g} by "
+        f"{noise['method']} ({noise['note']})"
+    )
+
+
 def outcome_table(outcomes: Sequence[Outcome]) -> str:
     """Return the table of a run's scans, failed ones first; empty if there are none.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import errno
 import json
@@ -12,7 +11,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
+import clinics
 import pytest
 from conftest import make_affine, make_head, write_scan
 
@@ -27,7 +28,7 @@ T1W = "sub-01/anat/sub-01_T1w.nii.gz"
 
 
 def settle(*arguments: object) -> Settings:
-    return cli.settle(parse([str(argument) for argument in arguments]))[0]
+    return clinics.settle(*arguments)[0]
 
 
 def tree(root: Path) -> list[Path]:
@@ -107,12 +108,11 @@ def test_without_options_all_scans_are_enhanced(bids_tree, tmp_path):
 
 def test_a_run_can_be_repeated_from_its_settings_and_options_go_over_them(bids_tree, tmp_path):
     root = bids_tree(T1W)
-    settings = settle(
-        root, tmp_path / "out", "participant", "--force", "--random-seed", 5, "-w", tmp_path / "w"
-    )
+    arguments = [root, tmp_path / "out", "participant"]
+    settings = settle(*arguments, "--force", "--random-seed", 5, "-w", tmp_path / "w")
     file = write_settings(settings, tmp_path / "settings.toml")
-    assert settle(root, tmp_path / "out", "participant", "--config-file", file) == settings
-    changed = settle(root, tmp_path / "out", "participant", "--config-file", file, "--no-force")
+    assert settle(*arguments, "--config-file", file) == settings
+    changed = settle(*arguments, "--config-file", file, "--no-force")
     assert changed.run == dataclasses.replace(settings.run, force=False)
 
 
@@ -169,14 +169,10 @@ def test_relative_paths_become_absolute(bids_tree, tmp_path, monkeypatch, untrai
         (["--filters", "8"], "--filters is for --mode train; the mode is enhance"),
         (["--mode", "train", "--model", "x"], "--model is for --mode enhance; the mode is train"),
         *(
-            (["--mode", "train", option, *values], f"{option} is for the group level")
-            for option, *values in (
-                ("--thickness-fraction", "0.5", "1"),
-                ("--snr-scale", "0.5", "1"),
-                ("--bias-amplitude", "0.2"),
-                ("--stripes", "0.1"),
-            )
+            (["--mode", "train", *option.split()], f"{option.split()[0]} is for the group level")
+            for option in ("--thickness-fraction 0.5 1", "--snr-scale 0.5 1", "--stripes 0.1")
         ),
+        (["--mode", "train", "--bias-amplitude", "0.2"], "--bias-amplitude is for the group level"),
         (["--mode", "train", "--patch-fraction", "0.5"], "--patch-fraction is for --patch-library pairs"),
         (["--mode", "train", "--force"], "--force is for --mode enhance or calibrate"),
         (["--mode", "train", "--split-ratio", "1", "1", "1", "--split", "s.json"], "there is --split"),
@@ -360,10 +356,7 @@ def test_a_name_that_is_taken_by_another_kind_is_told_before_the_work(
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS])
 def test_a_standard_output_that_takes_no_more_is_no_defect(bids_tree, tmp_path, capsys, monkeypatch, error):
-    def refuse(*arguments):
-        raise OSError(error, os.strerror(error))
-
-    monkeypatch.setattr(cli, "announce", refuse)
+    monkeypatch.setattr(cli, "announce", Mock(side_effect=OSError(error, os.strerror(error))))
     assert cli.main([str(bids_tree(T1W)), str(tmp_path / "out"), "participant"]) == 73
     told = capsys.readouterr().err
     assert os.strerror(error) in told and "Traceback" not in told
@@ -428,16 +421,9 @@ def test_derivatives_may_hold_their_input_in_sourcedata(bids_tree, tmp_path):
 
 
 def test_ctrl_c_and_defects_have_their_own_exit_codes(monkeypatch, capsys):
-    def interrupted(options: argparse.Namespace) -> None:
-        raise KeyboardInterrupt
-
-    def defective(options: argparse.Namespace) -> None:
-        raise ZeroDivisionError("of all things")
-
-    monkeypatch.setattr(cli, "settle", interrupted)
-    assert cli.main(["in", "out", "participant"]) == 130
-    monkeypatch.setattr(cli, "settle", defective)
-    assert cli.main(["in", "out", "participant"]) == 70
+    for fault, code in ((KeyboardInterrupt, 130), (ZeroDivisionError("of all things"), 70)):
+        monkeypatch.setattr(cli, "settle", Mock(side_effect=fault))
+        assert cli.main(["in", "out", "participant"]) == code
     assert "of all things" in capsys.readouterr().err
 
 

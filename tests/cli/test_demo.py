@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 
 import nibabel as nib
 import numpy as np
 import pytest
+from clinics import python
 
 from iqtflow.cli.commands.demo import GM_OVER_WM, main, make_truth
 from iqtflow.simulation.snr_prior import tissue_mean
@@ -39,13 +37,7 @@ def test_the_demonstration_writes_nothing_into_a_folder_that_somebody_uses(tmp_p
 
 def test_the_demonstration_fails_when_the_scan_was_not_enhanced(tmp_path):
     """Whatever comes after, the exit code tells ``make``."""
-    run = subprocess.run(
-        [sys.executable, "-m", "iqtflow.cli.commands.demo", tmp_path, "--model", "no-such-model"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
+    run = python("-m", "iqtflow.cli.commands.demo", tmp_path, "--model", "no-such-model")
     assert run.returncode != 0
     assert "no shipped model of this name" in run.stderr
     assert "page to open" not in run.stdout
@@ -53,13 +45,7 @@ def test_the_demonstration_fails_when_the_scan_was_not_enhanced(tmp_path):
 
 @pytest.mark.slow
 def test_the_demonstration_ends_with_figures_and_a_page(untrained_model, tmp_path):
-    run = subprocess.run(
-        [sys.executable, "-m", "iqtflow.cli.commands.demo", tmp_path, "--model", untrained_model],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=900,
-    )
+    run = python("-m", "iqtflow.cli.commands.demo", tmp_path, "--model", untrained_model)
     assert run.returncode == 0, run.stdout + run.stderr
     figures = dict(re.findall(r"^(cubic spline|iqtflow) +(\d+\.\d+)", run.stdout, re.MULTILINE))
     # untrained, the residual network is the spline itself, but for the borders and negative values

@@ -6,16 +6,17 @@ import json
 import os
 import re
 import sqlite3
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from clinics import settle
 from conftest import make_affine, make_head, write_scan
 
 from iqtflow.bids import derivative_name, find_scans, list_scans
 from iqtflow.bids.index import read_filters, wipe_database
 from iqtflow.bids.validation import Fault, _look, summarise, validate
 from iqtflow.cli import main as cli
-from iqtflow.cli.parser import parse
 from iqtflow.image.metadata import drop_invalid_fields, read_fields
 from iqtflow.utils.errors import UsageError
 
@@ -105,13 +106,8 @@ def test_a_number_of_thousands_of_digits_in_a_sidecar_is_not_used(tmp_path):
 def test_the_filter_file_reaches_the_run(bids_tree, tmp_path, monkeypatch):
     (tmp_path / "filters.json").write_text('{"t1w": {"run": 2}}')
     monkeypatch.chdir(tmp_path)
-    options = parse(
-        [
-            *(str(bids_tree(*VISITS)), "out", "participant", "--bids-filter-file", "filters.json"),
-            *("--participant-label", "01", "--skip-bids-validation"),
-        ]
-    )
-    settings, (listing, _) = cli.settle(options)
+    options = ["--bids-filter-file", "filters.json", "--participant-label", "01", "--skip-bids-validation"]
+    settings, listing = settle(bids_tree(*VISITS), "out", "participant", *options)
     assert settings.inputs.filter_file == tmp_path / "filters.json"
     assert names(listing.scans) == ["sub-01_ses-pre_acq-axial_run-2"]
 
@@ -146,10 +142,10 @@ def test_wiping_touches_the_index_alone(bids_tree, tmp_path):
     root, index = bids_tree(*VISITS), tmp_path / "index"
     index.mkdir()
     (index / "thesis.docx").touch()
-    arguments = [str(root), str(tmp_path / "out"), "participant", "--bids-database-dir", str(index)]
-    cli.settle(parse([*arguments, "--skip-bids-validation"]))
+    options = ["--bids-database-dir", index, "--skip-bids-validation"]
+    settle(root, tmp_path / "out", "participant", *options)
     made = (index / "layout_index.sqlite").stat().st_mtime_ns
-    cli.settle(parse([*arguments, "--skip-bids-validation", "--bids-database-wipe"]))
+    settle(root, tmp_path / "out", "participant", *options, "--bids-database-wipe")
     assert (index / "layout_index.sqlite").stat().st_mtime_ns > made
     assert (index / "thesis.docx").exists()
 
@@ -157,9 +153,7 @@ def test_wiping_touches_the_index_alone(bids_tree, tmp_path):
 def test_the_index_never_goes_into_the_data_set(bids_tree, tmp_path):
     root = bids_tree(*VISITS)
     with pytest.raises(UsageError, match="the index inside the input"):
-        cli.settle(
-            parse([str(root), str(tmp_path / "out"), "participant", "--bids-database-dir", str(root / "db")])
-        )
+        settle(root, tmp_path / "out", "participant", "--bids-database-dir", root / "db")
 
 
 # --- HCP ---
@@ -243,7 +237,7 @@ def test_subjects_of_hcp_whose_files_have_one_name_stay_apart_in_a_graph(tmp_pat
         path = tmp_path / f"HCP/{label}/T1w/T1w_acpc_dc_restore_brain.nii.gz"
         write_scan(path, make_head((48, 48, 12)), make_affine((2.0, 2.0, 8.0)))
     options = ["participant", "--device", "cpu"]
-    settings, _ = cli.settle(parse([str(tmp_path / "HCP"), str(tmp_path / "out"), *options]))
+    settings, _ = settle(tmp_path / "HCP", tmp_path / "out", *options)
     scans = find_scans(tmp_path / "HCP")
     graph = build_participant_graph(scans, settings, name="enhance")
     given = graph.get_node("sub_100408_T1w.inputnode").inputs
@@ -252,7 +246,7 @@ def test_subjects_of_hcp_whose_files_have_one_name_stay_apart_in_a_graph(tmp_pat
     assert sink.name == "sub-100307/anat/sub-100307_desc-iqt_T1w.nii.gz"
     assert sink.metadata["Sources"] == ["bids:raw:100307/T1w/T1w_acpc_dc_restore_brain.nii.gz"]
     options += ["--mode", "calibrate", "--segmentation", "ants"]
-    settings, _ = cli.settle(parse([str(tmp_path / "HCP"), str(tmp_path / "out"), *options]))
+    settings, _ = settle(tmp_path / "HCP", tmp_path / "out", *options)
     graph = build_participant_graph(scans, settings, name="calibrate")
     given = graph.get_node("sub_100307_T1w.inputnode").inputs
     assert (given.label, given.skull_stripped) == ("sub-100307_T1w", "yes")
@@ -339,18 +333,15 @@ def test_a_validator_that_breaks_is_told_and_replaced(bids_tree, monkeypatch):
 def test_a_description_that_is_no_json_stops_a_run_unless_told_otherwise(bids_tree, tmp_path, capsys, skip):
     root = bids_tree("sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_t1.nii.gz")
     (root / "dataset_description.json").write_text("{")
-    arguments = parse([str(root), str(tmp_path / "out"), "participant", *skip])
-    if skip:
-        cli.settle(arguments)
-    else:
-        with pytest.raises(UsageError, match="--skip-bids-validation"):
-            cli.settle(arguments)
+    refused = pytest.raises(UsageError, match="--skip-bids-validation")
+    with nullcontext() if skip else refused:
+        settle(root, tmp_path / "out", "participant", *skip)
     assert "not BIDS" not in capsys.readouterr().out
 
 
 def test_a_misnamed_scan_is_told_and_stops_nobody(bids_tree, tmp_path, capsys):
     root = bids_tree("sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_t1.nii.gz")
-    cli.settle(parse([str(root), str(tmp_path / "out"), "participant"]))
+    settle(root, tmp_path / "out", "participant")
     assert "sub-01/anat/sub-01_t1.nii.gz" in capsys.readouterr().out
 
 
@@ -417,14 +408,4 @@ def test_a_sidecar_that_is_a_pipe_is_passed_by_where_pybids_would_wait_for_it(
 def test_an_index_is_a_folder(bids_tree, tmp_path):
     (tmp_path / "index").touch()
     with pytest.raises(UsageError, match="found a file; expected a folder"):
-        cli.settle(
-            parse(
-                [
-                    str(bids_tree(*VISITS)),
-                    "out",
-                    "participant",
-                    "--bids-database-dir",
-                    str(tmp_path / "index"),
-                ]
-            )
-        )
+        settle(bids_tree(*VISITS), "out", "participant", "--bids-database-dir", tmp_path / "index")

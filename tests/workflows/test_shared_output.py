@@ -128,11 +128,6 @@ def test_a_lock_that_is_a_folder_is_refused(tmp_path):
         pass
 
 
-def test_a_work_directory_of_this_user_alone_is_taken(used):
-    check_own(used)
-    assert not [path for path in used.iterdir() if path.name.startswith(".iqtflow-")]
-
-
 @pytest.mark.parametrize("where", ["", "checkpoints", "iqtflow_0_1_0_train_group"])
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
 def test_a_work_directory_that_others_may_write_is_refused(used, where, mode):
@@ -141,6 +136,7 @@ def test_a_work_directory_that_others_may_write_is_refused(used, where, mode):
         check_own(used)
     (used / where).chmod(0o755)
     check_own(used)
+    assert not [path for path in used.iterdir() if path.name.startswith(".iqtflow-")]
 
 
 def test_a_new_folder_that_the_group_may_write_is_closed_to_it(tmp_path):

@@ -89,9 +89,13 @@ def in_thread():
         yield pool.submit
 
 
-def test_jobs_run_in_order_and_a_failing_one_fails_its_chain_only(tmp_path, plugin_file):
+@pytest.mark.parametrize("name", ["SLURM", "SLURMGraph"])
+def test_jobs_run_in_order_and_a_failing_one_fails_its_chain_only(tmp_path, plugin_file, name):
+    """One by one, or all submitted at once: without --kill-on-invalid-dep those after a failed one would wait
+    for ever.
+    """
     workflow = large(graph(tmp_path, chain("a", n=2), chain("b", n=3, fate="raise")))
-    plugin = cluster_plugin(plugin_file())
+    plugin = cluster_plugin(plugin_file(name))
     workflow.run(plugin=plugin)
     (crash,) = plugin.crashes
     assert crash.node == "graph.b.job1"
@@ -171,17 +175,6 @@ def test_an_interrupted_run_leaves_nothing_in_the_queue(tmp_path, plugin_file):
     assert queue() == []
 
 
-def test_a_graph_submitted_at_once_is_waited_for_and_a_failure_blocks_nothing_for_ever(tmp_path, plugin_file):
-    """Without --kill-on-invalid-dep, jobs after a failed one stay in the queue for good."""
-    workflow = large(graph(tmp_path, chain("a", n=2), chain("b", n=3, fate="raise")))
-    plugin = cluster_plugin(plugin_file("SLURMGraph"))
-    workflow.run(plugin=plugin)
-    (crash,) = plugin.crashes
-    assert crash.node == "graph.b.job1"
-    assert "b1  cannot be worked with" in as_failure(crash).message
-    assert (tmp_path / "graph/a/job1/out.txt").read_text() == "a0 a1 "
-
-
 @pytest.fixture
 def clinic(tmp_path, untrained_model):
     """Two thick-slice scans, and the arguments that enhance them as jobs."""
@@ -195,9 +188,8 @@ def clinic(tmp_path, untrained_model):
 def test_subjects_are_enhanced_as_jobs_and_a_cancelled_one_is_reported(tmp_path, plugin_file, clinic):
     command = [sys.executable, "-m", "iqtflow.cli", *map(str, clinic), "--use-plugin", str(plugin_file())]
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ
-    ) as run:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, text=True, env=environ, **pipes) as run:
         job = wait_for_job("sub_2_T1w.enhance", timeout_s=400)
         subprocess.run(["scancel", str(job)], check=True)
         said = run.communicate(timeout=500)[0]

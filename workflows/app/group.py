@@ -94,9 +94,7 @@ def run_group(settings: Settings, *, name: str) -> int:
     failures = run_graph(workflow, settings)
     if failures:
         return report_failures(failures)
-    stored, scores, metrics = (
-        output_name("model", model=model), output_name("scores", model=model), output_name("metrics")
-    )  # fmt: skip
+    stored, scores, metrics = (output_name(what, model=model) for what in ("model", "scores", "metrics"))
     lost = find_lost(output, [stored, *((metrics, scores) if evaluation else ())])
     if lost is not None:
         raise lost

@@ -17,6 +17,7 @@ from iqtflow.bids import Scan
 from iqtflow.config import Settings
 from iqtflow.models.zoo import card_of
 from iqtflow.workflows.app.collect import peek
+from iqtflow.workflows.enhance import PASS_SHARE
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,6 @@ CUDA_GB = 2.5  #: more, for CUDA in the computer's own memory
 #: Memory of a training step for each voxel of its batch and each channel of the first level, in bytes.
 TRAINING_CHANNEL_BYTES = 135
 UNKNOWN_VOXELS = 1 << 24  #: voxels of an image whose header cannot be read: 256 x 256 x 256
-#: Share of a node's memory that one pass of a network may use; as in `iqtflow.workflows.enhance`.
-PASS_SHARE = 0.8
 PADDED = 1.3  #: voxels of a padded volume over those of the volume
 LOW_MEM_GB = 1.0  #: memory of one pass with --low-mem, at most
 

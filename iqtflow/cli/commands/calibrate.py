@@ -63,6 +63,7 @@ def _measure(options: argparse.Namespace) -> None:
     from iqtflow.image.geometry import find_slice_geometry
     from iqtflow.image.nifti import read_volume, write_json
     from iqtflow.image.validate import check_scan
+    from iqtflow.reports.run_summary import describe_measurement
     from iqtflow.simulation.snr_estimation import measure_snr
 
     check_outputs(
@@ -79,9 +80,8 @@ def _measure(options: argparse.Namespace) -> None:
     axis = find_slice_geometry(image).axis
     voxel_mm = tuple(voxel_sizes(image.affine).tolist())
     snr = measure_snr(data, wm, gm, mask > 0, axis=axis, voxel_mm=voxel_mm)
-    label = options.label or options.image.name.split(".")[0]
     fields = {
-        "Scan": label,
+        "Scan": options.label or options.image.name.split(".")[0],
         "SNR": {"WM": snr.wm, "GM": snr.gm},
         "MeanIntensity": {"WM": snr.mean_wm, "GM": snr.mean_gm},
         "Noise": asdict(snr.noise),
@@ -89,11 +89,7 @@ def _measure(options: argparse.Namespace) -> None:
         "SoftwareVersion": __version__,
     }
     write_json(options.output, fields, maker=PROG)
-    print(
-        f"{label}: SNR WM {snr.wm:.1f}, GM {snr.gm:.1f}; noise {snr.noise.sigma:.4g} by {snr.noise.method} "
-        f"({snr.noise.note})",
-        flush=True,
-    )
+    print(describe_measurement(fields), flush=True)
 
 
 def _fit(options: argparse.Namespace) -> None:

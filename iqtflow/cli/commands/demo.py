@@ -47,16 +47,9 @@ def _demonstrate(options: argparse.Namespace) -> None:
     scan = make_data_set(folder / "bids", folder / "truth")
     out, work = folder / "derivatives", folder / "work"
     choice = ["--model", model] if model else []
-    command = [
-        *command_line("iqtflow.cli.main"),
-        str(folder / "bids"),
-        str(out),
-        "participant",
-        "-w",
-        str(work),
-    ]
+    command = [*command_line("iqtflow.cli.main"), folder / "bids", out, "participant", "-w", work, *choice]
     print(f"$ iqtflow {folder / 'bids'} {out} participant", flush=True)
-    done = subprocess.run([*command, *choice])
+    done = subprocess.run(command)
     enhanced = out / f"sub-{LABEL}/anat/sub-{LABEL}_desc-iqt_T1w.nii.gz"
     page = out / f"sub-{LABEL}.html"
     if done.returncode != 0 or not enhanced.exists() or not page.exists():

@@ -121,13 +121,8 @@ def _segment(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
     )
     require_parent(details_file)
-    choice = choose_engine(
-        options.engine,
-        maps=maps,
-        spm_dir=options.spm_dir,
-        tpm=options.tpm,
-        octave=options.octave,
-    )
+    spm = {name: getattr(options, name) for name in ("spm_dir", "tpm", "octave")}
+    choice = choose_engine(options.engine, maps=maps, **spm)
 
     import nibabel as nib
     import numpy as np

@@ -153,14 +153,13 @@ def _simulate(options: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         intensity, maps(), image.affine, recipe.stack, fwhm_mm=draw.fwhm_mm, offset_mm=draw.offset_mm
     )
     del intensity
-    choices = {"fixed": recipe.fixed}
-    low = realise(subject, draw, **choices, distribution=recipe.distribution)
+    low = realise(subject, draw, fixed=recipe.fixed, distribution=recipe.distribution)
     write_volume(options.output, low, subject.affine, like=image, maker=PROG)
     if options.json:
         fields = describe(
             recipe,
             ratio=recipe.stack.spacing_mm / float(voxel_sizes(image.affine)[recipe.stack.axis]),
-            ratios=ratios_of(subject, draw, **choices),
+            ratios=ratios_of(subject, draw, fixed=recipe.fixed),
             digests=digests,
             **record,
         )
