@@ -75,12 +75,8 @@ def register_atlas(ants: Any, brain: np.ndarray, mask: np.ndarray, affine: np.nd
     axis = slice_axis(affine)
     n = max(1, round(float(voxel_sizes(affine)[axis]) / ATLAS_MM))
     fine = _image(ants, *_subdivided(mask.shape, affine, axis, n))
-    wm, gm, inside = (
-        _averaged(
-            ants.apply_transforms(fine, m, found["fwdtransforms"], interpolator="linear").numpy(), axis, n
-        )
-        for m in maps
-    )
+    moved = (ants.apply_transforms(fine, m, found["fwdtransforms"], interpolator="linear") for m in maps)
+    wm, gm, inside = (_averaged(one.numpy(), axis, n) for one in moved)
     total = np.maximum(wm + gm, 1)
     wm, gm = wm / total, gm / total
     priors = np.stack([1 - wm - gm, gm, wm]) * (1 - 3 * LEAST_PRIOR) + LEAST_PRIOR

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from iqtflow.simulation.snr_estimation import Calibration
-from iqtflow.simulation.snr_prior import DEFAULT_PRIOR, PUBLISHED, SNRPrior
+from iqtflow.simulation.snr_prior import DEFAULT_PRIOR, PUBLISHED
 from iqtflow.utils.files import write_atomically
 
 #: Share of the scans inside an ellipse of two dimensions.
@@ -43,8 +42,9 @@ def draw_cloud(
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     published = PUBLISHED[DEFAULT_PRIOR]
-    _ellipse(axes, published, color="0.5", linestyle="--", label=f"published, {published.name}")
-    _ellipse(axes, calibration.prior, color="C0", label=f"fitted, {calibration.weight:.0%} own covariance")
+    labels = f"published, {published.name}", f"fitted, {calibration.weight:.0%} own covariance"
+    axes.plot(*published.outline(ELLIPSE_PROBABILITY), color="0.5", linestyle="--", label=labels[0])
+    axes.plot(*calibration.prior.outline(ELLIPSE_PROBABILITY), color="C0", label=labels[1])
     for outlier, color, marker in ((False, "C0", "o"), (True, "C3", "x")):
         chosen = {label: v for label, v in snr.items() if (label in calibration.outliers) == outlier}
         if chosen:
@@ -62,7 +62,3 @@ def draw_cloud(
     # Which command made it, by which the command knows its own file again.
     made = {"Software": "iqtflow-calibrate"}
     return write_atomically(path, lambda stream: figure.savefig(stream, format="png", dpi=120, metadata=made))
-
-
-def _ellipse(axes: Any, prior: SNRPrior, **style: Any) -> None:
-    axes.plot(*prior.outline(ELLIPSE_PROBABILITY), **style)

@@ -52,11 +52,8 @@ class SNRPrior:
         ):
             raise _bad(self.name, f"covariance {self.covariance}", "a symmetric 2 x 2 matrix")
         if np.any(covariance) and np.linalg.eigvalsh(covariance).min() <= 0:
-            raise _bad(
-                self.name,
-                f"covariance {self.covariance} with a non-positive eigenvalue",
-                "a positive definite 2 x 2 matrix",
-            )
+            found = f"covariance {self.covariance} with a non-positive eigenvalue"
+            raise _bad(self.name, found, "a positive definite 2 x 2 matrix")
 
     def sample(self, rng: np.random.Generator) -> tuple[float, float]:
         """Draw one (SNR_WM, SNR_GM), again until both are positive (Algorithm 1, step 4)."""
@@ -143,9 +140,8 @@ def read_prior(name_or_path: str | os.PathLike) -> SNRPrior:
         covariance = tuple(tuple(_number(v) for v in row) for row in fields["covariance"])
         tissues = list(fields.get("tissues", ["WM", "GM"]))
     except FileNotFoundError as fault:
-        raise _bad(
-            key, "no such file and no prior of this name", f"one of {known}, or a JSON file"
-        ) from fault
+        found = "no such file and no prior of this name"
+        raise _bad(key, found, f"one of {known}, or a JSON file") from fault
     except (OSError, ValueError, TypeError, OverflowError, RecursionError) as fault:
         raise _bad(key, f"what cannot be read ({' '.join(str(fault).split())})", form) from fault
     if tissues != ["WM", "GM"]:

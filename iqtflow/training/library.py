@@ -267,10 +267,8 @@ def _open_library(path: str | os.PathLike) -> PatchLibrary:
                 expected=f"a patch library of format {FORMAT}",
                 next_step="Run the participant level again to write it anew.",
             )
-        layout = {
-            name: (file.get_slice(name).get_dtype(), tuple(file.get_slice(name).get_shape()))
-            for name in names
-        }
+        slices = {name: file.get_slice(name) for name in names}
+        layout = {name: (one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
         small = {
             name: file.get_tensor(name)
             for name in sorted(names)

@@ -106,13 +106,10 @@ class DrawSampler:
             GM, uint8; ``brain`` (b, 1, P, P, P), uint8, 255 inside; one row of parameters for each patch
             (``matrix``, ``ratios``, ``scale``, ``bias``); and the seed of the noise of the whole batch.
         """
-        items = [
-            self._item(np.random.default_rng([self.seed, number, i]))
-            for i in range(rank, self.batch_size, world)
-        ]
-        out: dict[str, Any] = {
-            name: torch.from_numpy(np.stack([item[name] for item in items])) for name in items[0]
-        }
+        part = range(rank, self.batch_size, world)
+        items = [self._item(np.random.default_rng([self.seed, number, i])) for i in part]
+        stacked = {name: np.stack([item[name] for item in items]) for name in items[0]}
+        out: dict[str, Any] = {name: torch.from_numpy(values) for name, values in stacked.items()}
         noise = np.random.default_rng([self.seed, number, self.batch_size])
         out.update(noise_seed=int(noise.integers(2**62)), rank=rank, world=world)
         return out
@@ -468,8 +465,7 @@ def _bias_field(slopes: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """
     field = torch.zeros((slopes.shape[0], *shape), device=slopes.device)
     for axis, n in enumerate(shape):
-        ramp = torch.linspace(-1, 1, n, device=slopes.device).reshape(
-            [-1 if a == axis else 1 for a in range(3)]
-        )
+        along = [-1 if a == axis else 1 for a in range(3)]
+        ramp = torch.linspace(-1, 1, n, device=slopes.device).reshape(along)
         field = field + slopes[:, axis].reshape(-1, 1, 1, 1) * ramp
     return torch.exp(field)

@@ -185,7 +185,12 @@ def train_member(
         "validation_subjects": _subjects(validation),
         "plan": plan.as_dict(),
     }
-    return TrainedMember(_best_state(folder, module), facts, module.curves)
+    best = read_checkpoint(folder / BEST)
+    require_fit(folder / BEST, best, module.state_dict())
+    module.load_state_dict(best["state_dict"])
+    kept = module.judged.state_dict()
+    weights = {name: value.detach().cpu().contiguous() for name, value in kept.items()}
+    return TrainedMember(weights, facts, module.curves)
 
 
 def make_sampler(
@@ -294,14 +299,6 @@ def _introduce(
         f"{draws}, SNR prior {plan.degradation.prior.name}; at most {plan.total_steps:,} steps of "
         f"{plan.batch_size} patches{start}"
     )
-
-
-def _best_state(folder: Path, module: TrainingModule) -> dict[str, torch.Tensor]:
-    best = read_checkpoint(folder / BEST)
-    require_fit(folder / BEST, best, module.state_dict())
-    module.load_state_dict(best["state_dict"])
-    kept = module.judged.state_dict()
-    return {name: value.detach().cpu().contiguous() for name, value in kept.items()}
 
 
 def make_callbacks(folder: Path, *, patience: int, progress: bool) -> list[Callback]:

@@ -197,9 +197,7 @@ def read_curves(path: Place) -> dict[str, np.ndarray]:
             next_step="Give the curves that training wrote.",
         )
     try:
-        return {
-            name: np.array([float(row[name]) if row[name] else np.nan for row in rows]) for name in wanted
-        }
+        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in wanted}
     except (TypeError, ValueError) as fault:
         raise InputError(
             path, found=str(fault), expected="numbers", next_step="Give the curves that training wrote."

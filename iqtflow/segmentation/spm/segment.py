@@ -99,12 +99,11 @@ def segment_with_spm(
         run = run_unified_segmentation(
             source, folder, installation=installation, settings=settings, stem="T1", timeout_s=timeout_s
         )
-        gm, wm, csf = (nib.load(run.native[i]).get_fdata(dtype=np.float32) for i in range(3))
-        bias_corrected = nib.load(run.bias_corrected).get_fdata(dtype=np.float32)
+        made = (*run.native[:3], run.bias_corrected)
+        volumes = [nib.load(path).get_fdata(dtype=np.float32) for path in made]
         if skull_stripped:
-            gm, wm, csf, bias_corrected = (
-                np.where(present, values, np.float32(0)) for values in (gm, wm, csf, bias_corrected)
-            )
+            volumes = [np.where(present, values, np.float32(0)) for values in volumes]
+        gm, wm, csf, bias_corrected = volumes
         mask = brain_from_tissues(gm + wm + csf)
         if skull_stripped:
             mask &= ndimage.binary_fill_holes(present)
