@@ -21,7 +21,7 @@ help:
 	@sed -n 's/^# make/make/p' Makefile
 
 demo: $(VENV)/.installed
-	$(VENV)/bin/python -m iqtflow.commands.demo demo
+	$(VENV)/bin/python -m iqtflow.cli.commands.demo demo
 
 test: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)

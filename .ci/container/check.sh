@@ -55,7 +55,7 @@ row "the image has no compiler" 0 inside "$place/out" sh -c '
 row "\`--doctor --mode train --segmentation spm\`" 0 inside "$place/out" iqtflow --doctor --mode train --segmentation spm
 row "\`--doctor\`, HOME unset" 0 inside "$place/out" --unset=HOME iqtflow --doctor
 row "demonstration: simulate, enhance, page; HOME does not exist" 0 \
-    inside "$place/out" HOME=/nonexistent python -m iqtflow.commands.demo /out/demo
+    inside "$place/out" HOME=/nonexistent python -m iqtflow.cli.commands.demo /out/demo
 [ "$(stat --format %u "$place/out/demo/derivatives/sub-mni.html")" = 12345 ]
 cp -r "$place/out/demo/bids/." "$place/in"
 row "\`/in /out/iqtflow participant\`, k = 4 model that ships" 0 inside "$place/out" iqtflow /in /out/iqtflow participant

@@ -205,7 +205,7 @@ def write_library(
             path,
             found=f"no patch with at least {100 * (1 - grid.background_limit):.0f} % brain",
             expected="a brain larger than one patch",
-            next_step="Check the brain mask and the voxel size (patches are 32 voxels wide).",
+            next_step=f"Check the brain mask and the voxel size (patches are {PATCH} voxels wide).",
         )
     arrays["corners"] = corners
     rng = np.random.default_rng([seed, 0x5CA1E])

@@ -86,17 +86,6 @@ def printable(text: str | os.PathLike) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in os.fspath(text))
 
 
-def exit_code_of(fault: BaseException | None) -> int:
-    """Return the exit code for an exception that ends the program."""
-    if fault is None:
-        return EXIT_OK
-    if isinstance(fault, IQTFlowError):
-        return fault.exit_code
-    if isinstance(fault, KeyboardInterrupt):
-        return EXIT_INTERRUPTED
-    return EXIT_SOFTWARE
-
-
 def exit_code_of_failures(codes: Iterable[int]) -> int:
     """Return the exit code of a run from those of its failed nodes: the largest.
 

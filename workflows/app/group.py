@@ -217,7 +217,7 @@ def find_evaluation(settings: Settings, subjects: Sequence[str]) -> list[Evaluat
 
 def check_existing(
     model: str | os.PathLike, evaluation: Sequence[EvaluationScan], settings: Settings
-) -> dict[str, Any]:
+) -> Card:
     """Return the card of a model that is to be evaluated on subjects that it was not trained on.
 
     Raises

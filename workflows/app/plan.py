@@ -10,15 +10,13 @@ from pathlib import Path
 from iqtflow.bids import LeftOut, Listing, Scan
 from iqtflow.bids.names import output_name, scan_outputs
 from iqtflow.config import Settings
-from iqtflow.image.geometry import SliceGeometry, find_slice_geometry
+from iqtflow.image.geometry import AXIS_NAMES, SliceGeometry, find_slice_geometry
 from iqtflow.image.validate import check_scan
 from iqtflow.models.card import Card
 from iqtflow.models.zoo import card_of
 from iqtflow.utils.errors import EXIT_OK, EXIT_SUBJECT_FAILED, IQTFlowError, printable
 from iqtflow.workflows.app.collect import check_engines, engine_of, peek
 from iqtflow.workflows.app.graphs import choose_model_file
-
-AXES = "ijk"
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ def describe_geometry(geometry: SliceGeometry) -> str:
     """Return one line on the slices of a scan: axis, distance, thickness, voxel size in plane."""
     gap = f", {geometry.gap_mm:.3g} mm between them" if geometry.gap_mm else ""
     return (
-        f"slices along {AXES[geometry.axis]}, {geometry.spacing_mm:.3g} mm apart "
+        f"slices along {AXIS_NAMES[geometry.axis]}, {geometry.spacing_mm:.3g} mm apart "
         f"({geometry.thickness_mm:.3g} mm thick{gap}), {geometry.inplane_mm[0]:.3g} x "
         f"{geometry.inplane_mm[1]:.3g} mm in plane"
     )
