@@ -76,7 +76,7 @@ class NetworkInputSpec(ChildCommandInputSpec):
         "run", "device", choices=("cpu", "cuda"), nohash=True, desc="where the network runs"
     )
     use_gpu = traits.Bool(
-        False, usedefault=True, nohash=True, desc="count this node against the scheduler's GPU slots"
+        False, usedefault=True, nohash=True, desc="this node takes one of the scheduler's GPU slots"
     )
 
 

@@ -93,7 +93,7 @@ class EnhanceVolume(ChildCommand):
         from iqtflow.reports.run_summary import describe_enhancement
 
         runtime = super()._run_interface(runtime, correct_return_codes)
-        # The lines of the child process go to files; these go to the terminal.
+        # The child process prints to a file. The user sees these lines on the terminal.
         details = Path(runtime.cwd, self.inputs.details_file)
         if details.exists():
             for line in describe_enhancement(json.loads(details.read_text())):

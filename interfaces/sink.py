@@ -28,7 +28,7 @@ class _SinkInputSpec(BaseInterfaceInputSpec):
     name = traits.Str(mandatory=True, hash_files=False, desc="path under the root")
     metadata = traits.Dict(desc="fields of the JSON sidecar; no sidecar is written without any")
     metadata_files = traits.List(
-        File(exists=True), desc="JSON files whose fields are added, later ones winning"
+        File(exists=True), desc="JSON files whose fields are added; of equal names the last counts"
     )
 
 

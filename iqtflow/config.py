@@ -205,11 +205,11 @@ _LABELS: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class PathSettings:
-    """Where things are. All three are absolute."""
+    """The three folders of a run, as absolute paths."""
 
     bids_dir: Path  #: root of the input data set; never written to
     output_dir: Path  #: root of the derivatives
-    work_dir: Path  #: intermediate results; safe to delete, costly to lose
+    work_dir: Path  #: intermediate results; if it is deleted, they are computed again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -462,7 +462,7 @@ class TrainSettings:
         metavar="NAME=VALUE",
     )
     filters: int = setting(16, "channels at the first level of the network", low=2)
-    shrink: int = setting(2, "b: shrinking layers in each bottleneck block; 2 or 3 in the paper", low=1)
+    shrink: int = setting(2, "shrinking layers in each bottleneck block (b in the paper: 2 or 3)", low=1)
     residual: bool = setting(
         True, "the network learns what to add to the cubic spline; no: the paper's network"
     )
@@ -677,7 +677,7 @@ def check_fresh(values: Any) -> None:
     Raises
     ------
     UsageError
-        They are not.
+        A value is outside its limits, or a range has its higher value first.
     """
     for name in FRESH_ONLY:
         item, value = SETTINGS["train"][name], getattr(values, name)
@@ -698,7 +698,7 @@ def check_training(train: TrainSettings) -> None:
     Raises
     ------
     UsageError
-        They do not, or the model's name cannot be the name of a file.
+        Two settings contradict each other, or the model's name cannot be the name of a file.
     """
     check_fresh(train)
     changed = [name for name in FRESH_ONLY if getattr(train, name) != getattr(TrainSettings, name)]

@@ -35,7 +35,8 @@ def init_enhance_wf(
     name
         Name of the workflow.
     model
-        Model file, or name of a model that ships; None: the factor that suits the scan decides.
+        Model file, or name of a shipped model. None: the shipped model whose upsampling factor fits
+        the slice spacing.
     device
         "cpu" or "cuda".
     force
@@ -43,7 +44,7 @@ def init_enhance_wf(
     omp_nthreads
         Threads of the network.
     mem_gb
-        Memory of the enhancing node in GB; a volume that does not fit is processed in a sliding window.
+        Memory of the node ``enhance`` in GB; a volume that does not fit is enhanced in tiles.
     tiling, precision, mirror, keep_white_matter
         See `iqtflow.interfaces.enhance.EnhanceVolume`.
 

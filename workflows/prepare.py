@@ -55,7 +55,7 @@ def init_prepare_wf(
     seed
         Seed of the tissue maps and of the patch library's reference voxels.
     first_draw_seed
-        Seed of the first draw; each further draw adds 1. Give every scan another one
+        Seed of the first draw; each further draw adds 1. Every scan needs a different seed
         (`iqtflow.bids.scan_seed`). None: ``1000 seed + 1``.
     stored_draws
         Number of draws, from the first, that the patch library keeps for training.

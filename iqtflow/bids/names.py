@@ -64,12 +64,12 @@ def node_name(name: str) -> str:
 
 
 def label_of(node: str) -> str:
-    """Return the label that `node_name` made a part of a name of."""
+    """Return the BIDS label of a part of a node's name, as `node_name` wrote it."""
     return node.replace("__", "+")
 
 
-#: What a run writes for a scan, by what it is: arguments of `derivative_name`. ``{number}`` counts the
-#: simulated scans from 1.
+#: Names of the files that a run writes for a scan: arguments of `derivative_name` for each kind of file.
+#: ``{number}`` counts the simulated scans from 1.
 SCAN_OUTPUTS: dict[str, dict[str, str]] = {
     "enhanced": {"desc": "iqt"},
     "std": {"desc": "iqtstd"},
@@ -83,7 +83,7 @@ SCAN_OUTPUTS: dict[str, dict[str, str]] = {
     "pairs_header": {"folder": "patches", "suffix": "pairs", "extension": ".json"},
     "measurement": {"folder": "calibration", "extension": "_snr.json"},
 }
-#: What else a run writes, by what it is: paths under the root of the derivatives.
+#: Names of the other files that a run writes: a path under the root of the derivatives for each kind.
 RUN_OUTPUTS = {
     "description": "dataset_description.json",
     "ignored": ".bidsignore",
@@ -218,15 +218,15 @@ def derivative_name(
 
 
 def stem_name(scan: Scan) -> Path:
-    """Return the beginning of the paths of all derivatives beside each other, up to their ``_desc-``."""
+    """Return the beginning that the paths of all derivatives of a scan share: up to ``_desc-``."""
     path = output_name("enhanced", scan)
     return path.with_name(path.name.partition("_desc-iqt")[0])
 
 
 def scan_seed(scan: Scan, seed: int) -> int:
-    """Return the seed of the first draw of a scan; its further draws count on, up to a thousand.
+    """Return the seed of the first draw of a scan. Each further draw adds 1; there is room for a thousand.
 
-    A scan's name is part of it: people who shared one draw would all have the same SNR, and the same noise.
+    The seed depends on the name of the scan. Otherwise all scans would have the same SNR and the same noise.
     """
     name = derivative_name(scan).name
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()

@@ -118,7 +118,7 @@ def check_writable(folder: Path, *, mode: int = 0o777) -> None:
     folder
         The folder.
     mode
-        Permissions with which it is made, less those that the umask takes.
+        Permissions of a new folder; the umask can take some away.
 
     Raises
     ------
@@ -139,7 +139,7 @@ def check_could_be_written(folder: Path) -> None:
     Raises
     ------
     OutputError
-        It could not.
+        The folder could not be made or written.
     """
     existing = folder
     while not os.path.lexists(existing):

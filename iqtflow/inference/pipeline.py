@@ -101,15 +101,15 @@ def enhance(
 ) -> nib.Nifti1Image | tuple[nib.Nifti1Image, nib.Nifti1Image | None]:
     """Enhance a low-field scan with thick slices to a high-field-like volume with thin slices.
 
-    The voxels are those of the command ``iqtflow-enhance`` with the same options.
+    The result is the same as that of the command ``iqtflow-enhance`` with the same options.
 
     Parameters
     ----------
     img
         Three-dimensional scan, slices along any axis: a ``.nii`` or ``.nii.gz`` file, or a nibabel image.
     model
-        A model file, or the name of a model that ships; None: the model that ships whose upsampling factor is
-        nearest to slice spacing over in-plane voxel size.
+        A model file, or the name of a shipped model. None: the shipped model whose upsampling factor is
+        nearest to the slice spacing divided by the in-plane voxel size.
     return_std
         Also return the standard deviation of the error (`iqtflow.inference.uncertainty`).
     device

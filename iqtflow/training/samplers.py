@@ -55,7 +55,7 @@ class Degradation:
 
     @property
     def widens(self) -> bool:
-        """Whether one of the last four settings is on."""
+        """Whether zoom, spacing jitter, contrast jitter or stripes are on."""
         return self.zoom != (1.0, 1.0) or any((self.spacing_jitter, self.contrast_jitter, self.stripes))
 
     def __post_init__(self) -> None:

@@ -51,7 +51,7 @@ def run_command(
     needs_gb
         About how much memory the work needs.
     spares_memory
-        What needs less memory: the beginning of a sentence that ends "or give the machine more".
+        Advice on how to need less memory: beginning of a sentence that ends "or give the machine more".
 
     Returns
     -------

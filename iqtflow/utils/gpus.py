@@ -103,7 +103,7 @@ def require_cuda(device: str) -> None:
     Raises
     ------
     InputError
-        It cannot.
+        PyTorch cannot use a GPU.
     """
     import torch
 

@@ -1,8 +1,7 @@
 """The graph of the participant level: one sub-workflow for each scan, the nodes that store its results under
 BIDS names, and one node for each subject's page.
 
-Workflows for use without this application are in `enhance`, `prepare`, `segment`, `calibrate`, `train` and
-`evaluate`.
+The sub-workflows can be used without this application: see `iqtflow.workflows`.
 """
 
 from __future__ import annotations

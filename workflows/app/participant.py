@@ -57,7 +57,7 @@ def run_participants(plan: Plan, settings: Settings, *, name: str) -> int:
             graph = build_participant_graph(chosen, settings, name=name, others=others)
             failures = run_graph(graph, settings)
     failed, rest = _by_scan(failures, plan)
-    if failures and settings.run.stop_on_first_crash:  # how far the other scans came is not known
+    if failures and settings.run.stop_on_first_crash:  # which other scans are complete is not known
         for path, failure in failed.items():
             print(describe(path, failure), flush=True)
         report_failures(rest)

@@ -127,7 +127,7 @@ def cluster_plugin(
     stop_on_first_crash
         Submit nothing after the first failure; with SLURM only.
     status_callback
-        Is told of each node that starts or ends; with SLURM only.
+        Called for each node that starts or ends; with SLURM only.
 
     Raises
     ------

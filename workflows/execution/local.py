@@ -60,7 +60,7 @@ class LocalProcesses:
     def submit(self, node: Node) -> None:
         """Start a process for a node."""
         ours, theirs = self._context.Pipe(duplex=False)
-        # The environment and the folder of now: the server has those of its own start.
+        # The process needs the present environment and folder; the server keeps those of its own start.
         given = (node, theirs, dict(os.environ), os.getcwd())
         process = self._context.Process(target=run_node, args=given, name=node.fullname)
         place_sockets()
@@ -137,13 +137,13 @@ def _without_main() -> Iterator[None]:
 
 
 def _read(process: BaseProcess, answer: Connection) -> list[str] | None:
-    """Return the traceback that a process has sent, or say how it died without an answer."""
+    """Return the traceback that a process has sent; if it sent none, one line on how the process ended."""
     try:
         return answer.recv()
     except (EOFError, OSError):
         process.join()
         _signal_group(process, signal.SIGKILL)  # else its children run on and hold memory or a GPU
-        return [_how_it_died(process.exitcode)]
+        return [_how_it_ended(process.exitcode)]
     finally:
         answer.close()
         process.join(GOODBYE_S)
@@ -152,7 +152,7 @@ def _read(process: BaseProcess, answer: Connection) -> list[str] | None:
             process.join()
 
 
-def _how_it_died(code: int | None) -> str:
+def _how_it_ended(code: int | None) -> str:
     if code is not None and code < 0:
         name = _SIGNALS.get(-code, f"signal {-code}")
         return f"WorkerLost: the process of this node was killed ({name})\n"

@@ -45,8 +45,8 @@ def claimed(work_dir: str | os.PathLike, names: Iterable[str] | None) -> Iterato
 
     Notes
     -----
-    One byte of one file stands for each part. The lock is one of the kernel on a range of bytes: file servers
-    support it, too, and it ends with the process. A file system without locks gives no protection.
+    One byte of one file stands for each part, and the kernel locks this byte (a POSIX lock). Such locks also
+    work on file servers, and end with the process. A file system without locks gives no protection.
     """
     file = _open_lock(Path(work_dir, LOCK))
     # A length of zero reaches to the end of all files.

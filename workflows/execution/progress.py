@@ -106,7 +106,7 @@ def step_of(path: str) -> Step:
 
 
 def seconds_told(node: Any) -> float | None:
-    """Return the seconds that a node's child process has left: ``... N s left``, at the end of its output."""
+    """Return the remaining seconds that a node's child process printed last: ``... N s left``."""
     if node is None:
         return None
     try:

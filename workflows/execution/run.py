@@ -48,7 +48,7 @@ class Failure:
     log
         The crash file; None when none could be written.
     crashed
-        Whether a node failed; only then can there be a crash file.
+        Whether a node stopped with an error; only then can there be a crash file.
     exit_code
         Exit code of the run for this failure.
     """
