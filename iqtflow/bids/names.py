@@ -13,7 +13,7 @@ from iqtflow.config import LABEL, Settings
 #: What an image file's name may end in.
 EXTENSIONS = (".nii", ".nii.gz")
 
-#: Entities of structural images and their derivatives, in the order in which BIDS wants them in a file name.
+#: Entities of structural images and their derivatives, in the order that BIDS requires in a file name.
 ENTITY_ORDER = (
     "sub", "ses", "sample", "task", "tracksys", "acq", "nuc", "voi", "ce", "trc", "stain", "rec", "dir",
     "run", "mod", "echo", "flip", "inv", "mt", "part", "proc", "hemi", "space", "split", "recording", "chunk",

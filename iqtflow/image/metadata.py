@@ -106,7 +106,7 @@ _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 
 def read_whole(digits: str) -> int | float:
-    """Convert a whole number of JSON. One of thousands of digits, which Python refuses, becomes infinite."""
+    """Convert a whole number in JSON. One with a thousand digits or more becomes infinite."""
     return int(digits) if len(digits) < 1000 else float(digits)
 
 

@@ -126,7 +126,7 @@ def affine_error(affine: np.ndarray, shape: tuple[int, ...]) -> tuple[str, str, 
 
 
 def placed_like(data: np.ndarray, affine: np.ndarray, like: nib.Nifti1Image | None) -> nib.Nifti1Image:
-    """Make an image that has both forms and codes of another one, for a grid of its own.
+    """Make an image on a new grid, with the sform, the qform and the codes of another image.
 
     Parameters
     ----------

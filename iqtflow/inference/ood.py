@@ -29,7 +29,7 @@ from iqtflow.utils.errors import InputError
 NORMAL_MAD = 0.6745
 #: Percentiles of the training scans' figures between which a scan counts as one of them.
 RANGE_PERCENTILES = (2.0, 98.0)
-#: Ranges of the models that ship, by name; a model's own card goes before.
+#: Ranges of the shipped models, by name; those in a model's own card have priority.
 SHIPPED = Path(__file__).parents[1] / "models/weights/familiar.json"
 
 

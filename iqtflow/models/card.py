@@ -326,7 +326,7 @@ def refuse(
     expected: str,
     next_step: str = "Copy the file again, or choose another (see iqtflow --list-models).",
 ) -> InputError:
-    """Return the error that refuses a model file."""
+    """Return the error for a model file that cannot be used."""
     return InputError(path, found=found, expected=expected, next_step=next_step)
 
 

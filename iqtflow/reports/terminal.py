@@ -1,7 +1,7 @@
 """What a run prints while it works: where each subject is, and how long the run will take.
 
-`Ledger` does the counting; it does not know nipype or terminals. Two views print it. On a terminal, each
-subject at work has one line that is redrawn. A file or a pipe gets plain lines, one for each event.
+`Ledger` counts steps and times; it uses neither nipype nor a terminal. Two views print it. On a terminal,
+each subject at work has one line that is redrawn. A file or a pipe gets plain lines, one for each event.
 """
 
 from __future__ import annotations

@@ -59,6 +59,6 @@ def draw_cloud(
     axes.set_ylabel("SNR of grey matter")
     axes.set_title(f"Tissue SNR of {calibration.n_scans} scans; ellipses hold {ELLIPSE_PROBABILITY:.0%}")
     axes.legend(fontsize=8)
-    # Which command made it, by which the command knows its own file again.
+    # The name of the command. By it, the command recognises a picture that it may replace.
     made = {"Software": "iqtflow-calibrate"}
     return write_atomically(path, lambda stream: figure.savefig(stream, format="png", dpi=120, metadata=made))

@@ -58,7 +58,7 @@ def run_command(
     int
         0, or the ``exit_code`` of the error.
     """
-    with patient_streams() as (told, _):
+    with lenient_streams() as (output, _):
         try:
             settle_environment()
             require_memory(least_gb, needs_gb=needs_gb, advice=spares_memory)
@@ -71,18 +71,18 @@ def run_command(
             code = EXIT_INTERRUPTED
         except Exception as fault:
             if is_memory_error(fault):
-                told_as = too_little_memory(needs_gb, advice=spares_memory)
+                message = too_little_memory(needs_gb, advice=spares_memory)
                 code = NotEnoughMemory.exit_code
             elif isinstance(fault, OSError) and fault.errno in (*DISK_FULL, errno.EROFS):
-                told_as = str(cannot_write(fault.filename or "a file, or the standard output", fault))
+                message = str(cannot_write(fault.filename or "a file, or the standard output", fault))
                 code = EXIT_CANTCREAT
             else:
                 traceback.print_exc()
-                told_as = f"this is a defect of iqtflow {__version__}; report the lines above"
+                message = f"this is a defect of iqtflow {__version__}; report the lines above"
                 code = EXIT_SOFTWARE
-            print(f"{prog}: error: {told_as}", file=sys.stderr)
-        told.flush()
-        full = lost_output(told)
+            print(f"{prog}: error: {message}", file=sys.stderr)
+        output.flush()
+        full = lost_output(output)
         if full is not None and code == EXIT_OK:
             print(
                 f"{prog}: error: standard output: found {full.strerror}; expected a place that can be "
@@ -93,7 +93,7 @@ def run_command(
     return code
 
 
-class PatientStream:
+class LenientStream:
     """A text stream. When it can no longer be written, the program continues.
 
     Parameters
@@ -141,8 +141,8 @@ class PatientStream:
 
 
 @contextmanager
-def patient_streams() -> Iterator[tuple[PatientStream, PatientStream]]:
-    """Replace standard output and error by patient streams; yield both."""
+def lenient_streams() -> Iterator[tuple[LenientStream, LenientStream]]:
+    """Replace standard output and error by lenient streams; yield both."""
     for number in range(3):  # the next file that is opened would take the number of a closed stream
         try:
             os.fstat(number)
@@ -150,7 +150,7 @@ def patient_streams() -> Iterator[tuple[PatientStream, PatientStream]]:
             # Child processes need it, too: a pipe would take the number.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     before = sys.stdout, sys.stderr
-    ours = PatientStream(before[0]), PatientStream(before[1])
+    ours = LenientStream(before[0]), LenientStream(before[1])
     sys.stdout, sys.stderr = ours
     try:
         yield ours
@@ -160,7 +160,7 @@ def patient_streams() -> Iterator[tuple[PatientStream, PatientStream]]:
         sys.stdout, sys.stderr = before
 
 
-def lost_output(stream: PatientStream) -> OSError | None:
+def lost_output(stream: LenientStream) -> OSError | None:
     """Return the error if output that the user wanted to keep was lost (a full disk, for example).
 
     None if nothing was lost, or if a terminal or pipe was closed.

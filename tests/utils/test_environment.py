@@ -18,7 +18,7 @@ from training_phantoms import train_command, write_libraries
 
 from iqtflow.bids.validation import _ask_validator
 from iqtflow.utils import environment
-from iqtflow.utils.command import PatientStream, lost_output
+from iqtflow.utils.command import LenientStream, lost_output
 from iqtflow.utils.environment import LONGEST_FOLDER, command_line, place_sockets, settle_environment
 from iqtflow.utils.errors import EXIT_CANTCREAT, EXIT_USAGE, UsageError
 from iqtflow.utils.gpus import _ASK_TORCH
@@ -291,8 +291,8 @@ def test_a_closed_stream_is_open_in_child_processes_too():
     """Otherwise a pipe between the processes takes its number, and is closed with it."""
     child = "import os; [os.fstat(n) for n in range(3)]"
     program = (
-        "import subprocess, sys; from iqtflow.utils.command import patient_streams\n"
-        f"with patient_streams(): sys.exit(subprocess.call([sys.executable, '-c', {child!r}]))"
+        "import subprocess, sys; from iqtflow.utils.command import lenient_streams\n"
+        f"with lenient_streams(): sys.exit(subprocess.call([sys.executable, '-c', {child!r}]))"
     )
     closed = shlex.join([sys.executable, "-c", program]) + " <&- >&- 2>&-"
     assert subprocess.run(["bash", "-c", closed], check=False).returncode == 0
@@ -314,7 +314,7 @@ def test_what_is_said_into_a_full_disk_is_told_on_the_other_stream():
 
 def test_a_stream_knows_a_full_disk_from_a_pipe_that_closed():
     with open("/dev/full", "w") as full:
-        stream = PatientStream(full)
+        stream = LenientStream(full)
         stream.write("x" * 100_000)
         stream.flush()
         assert lost_output(stream).strerror == os.strerror(28)

@@ -22,7 +22,7 @@ from types import ModuleType
 
 from nipype.pipeline.engine import Node
 
-from iqtflow.utils.command import patient_streams
+from iqtflow.utils.command import lenient_streams
 from iqtflow.utils.environment import place_sockets, working_in
 from iqtflow.workflows.execution.cache import seal
 from iqtflow.workflows.execution.nipype_config import apply_in_worker
@@ -106,7 +106,7 @@ def run_node(node: Node, answer: Connection, environ: dict[str, str], folder: st
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # at Ctrl-C the parent ends all of this group
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with patient_streams():
+    with lenient_streams():
         try:
             node.run()
             seal(node)
@@ -118,7 +118,7 @@ def run_node(node: Node, answer: Connection, environ: dict[str, str], folder: st
 
 
 def _end_with_parent() -> None:
-    """End this process and all that it started when its parent has died."""
+    """End this process and all that it started when its parent has ended."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

@@ -88,7 +88,7 @@ class Crash:
 
 
 class GraphRunner(PluginBase):
-    """What runs a graph; `nipype.pipeline.engine.Workflow.run` takes it as its plugin.
+    """Base of the plugins that run a graph; for ``plugin`` of `nipype.pipeline.engine.Workflow.run`.
 
     Python's garbage collector is on while the graph runs, also inside `collector_off`. nipype expands the
     graph in the same call, which is faster without the collector.

@@ -100,7 +100,7 @@ class SlurmJobs(SLURMPlugin):
         else:
             self._silent_since = None
             for node, job in self._running.items():
-                # SLURM forgets jobs some minutes after their end.
+                # SLURM deletes the record of a job some minutes after its end.
                 over, trace = self._outcome(node, job, states.get(job, "UNKNOWN"))
                 if over:
                     ended.append((node, trace or _seal(node)))

@@ -1,4 +1,4 @@
-"""``iqtflow-calibrate``: the SNR prior of your own scanner, from its low-field scans.
+"""iqtflow-calibrate: the SNR prior of your own scanner, from its low-field scans.
 
 "scan" measures the SNR of white and grey matter in one scan; "fit" fits the prior to many scans.
 """

@@ -1,4 +1,4 @@
-"""``iqtflow-enhance``: enhance one thick-slice scan, without BIDS."""
+"""iqtflow-enhance: enhance one thick-slice scan, without BIDS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``iqtflow-evaluate``: compare enhanced volumes with the truth inside the brain: PSNR and MSSIM.
+"""iqtflow-evaluate: compare enhanced volumes with the truth inside the brain: PSNR and MSSIM.
 
 The table has two kinds of MSSIM. Do not compare them with each other: Wang's (2004) is three-dimensional, the
 one of the paper's authors is computed slice by slice (see `iqtflow.evaluation.metrics`).

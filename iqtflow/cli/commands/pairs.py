@@ -1,4 +1,4 @@
-"""``python -m iqtflow.cli.commands.pairs``: write the pairs of patches of one subject, as in the paper.
+"""python -m iqtflow.cli.commands.pairs: write the pairs of patches of one subject, as in the paper.
 
 They are made from its patch library with stored draws.
 """

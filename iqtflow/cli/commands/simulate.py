@@ -1,4 +1,4 @@
-"""``iqtflow-simulate``: make a low-field scan from a high-field one and its tissue maps.
+"""iqtflow-simulate: make a low-field scan from a high-field one and its tissue maps.
 
 Algorithm 1 of Lin et al., MLMI 2019.
 """

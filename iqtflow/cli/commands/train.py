@@ -1,4 +1,4 @@
-"""``iqtflow-train``: train one network on the patch libraries of some subjects.
+"""iqtflow-train: train one network on the patch libraries of some subjects.
 
 A training that was interrupted is continued.
 """

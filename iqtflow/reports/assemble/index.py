@@ -143,7 +143,7 @@ def write_pages(out_dir: Place, scans: Iterable[Record | Mapping[str, Any]]) -> 
 
 
 def _outcome(scan: Record | Shown) -> tuple[str, ...]:
-    """Return what tells two outcomes apart. The page itself makes the sentence of an enhanced scan."""
+    """Return what differs between two outcomes. Words of an enhanced scan do not count."""
     source, words = (
         (scan.input, scan.message) if isinstance(scan, Record) else (scan.record.input, scan.sentence)
     )

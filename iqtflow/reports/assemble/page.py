@@ -39,7 +39,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def write_page(path: str | os.PathLike, content: str | bytes) -> Path:
-    """Write a page or a figure atomically: no reader sees half of it.
+    """Write a page or a figure; it gets its name only when it is complete.
 
     Raises
     ------
