@@ -172,9 +172,8 @@ def choose_upsampling(geometry: SliceGeometry, available_k: Sequence[int]) -> Up
     if octaves <= IN_PLANE_TOLERANCE_OCTAVES:
         return Upsampling(k, None, f"{note}; in-plane grid kept")
     target = geometry.spacing_mm / k
-    return Upsampling(
-        k, target, f"{note}; in-plane grid resampled to {target:.3g} mm so that the ratio is {k}"
-    )
+    note += f"; in-plane grid resampled to {target:.3g} mm so that the ratio is {k}"
+    return Upsampling(k, target, note)
 
 
 def slices_last(data: np.ndarray, affine: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -269,9 +268,8 @@ def resample_inplane(data: np.ndarray, affine: np.ndarray, target_mm: float) -> 
         n_old = data.shape[axis]
         n_new = max(round(n_old / step), 1)
         if step > 1:
-            data = ndimage.gaussian_filter1d(
-                data, np.sqrt(step**2 - 1) / np.sqrt(8 * np.log(2)), axis=axis, mode="nearest"
-            )
+            sigma = np.sqrt(step**2 - 1) / np.sqrt(8 * np.log(2))
+            data = ndimage.gaussian_filter1d(data, sigma, axis=axis, mode="nearest")
         first = (n_old - 1) / 2 - step * (n_new - 1) / 2
         if n_old > 1:
             coefficients = ndimage.spline_filter1d(data, 3, axis=axis, mode="mirror", output=np.float32)

@@ -243,9 +243,8 @@ def _check_precision(model: Model, padded: np.ndarray, precision: str, device: s
     if precision != "bfloat16":
         return precision
     tile = patch_tile(model)
-    centre = tuple(
-        slice(max((n - t) // 2, 0), max((n - t) // 2, 0) + t) for n, t in zip(padded.shape, tile, strict=True)
-    )
+    first = [max((n - t) // 2, 0) for n, t in zip(padded.shape, tile, strict=True)]
+    centre = tuple(slice(f, f + t) for f, t in zip(first, tile, strict=True))
     patch = torch.from_numpy(np.ascontiguousarray(padded[centre]))[None, None].to(device)
     network = model.members[0].to(patch.device, memory_format=torch.channels_last_3d)
     exact, rough = (_run(network, patch, p)[:, 0] for p in PRECISIONS)

@@ -153,9 +153,8 @@ def blur_in_plane(volume: np.ndarray, fwhm_mm: float, inplane_mm: tuple[float, f
     if not fwhm_mm:
         return volume
     for axis, edge in enumerate(inplane_mm):
-        volume = ndimage.gaussian_filter1d(
-            volume, fwhm_mm * FWHM_TO_SIGMA / edge, axis=axis, mode="nearest", output=np.float32
-        )
+        sigma = fwhm_mm * FWHM_TO_SIGMA / edge
+        volume = ndimage.gaussian_filter1d(volume, sigma, axis=axis, mode="nearest", output=np.float32)
     return volume
 
 

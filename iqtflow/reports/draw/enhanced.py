@@ -150,9 +150,8 @@ def _draw_detail(scene: Scene, plane: Plane, files: dict[str, bytes]) -> Picture
     """Draw the busiest place of a plane: before, after, difference, and standard deviation and truth."""
     volumes = scene.volumes
     place = busiest_place(volumes, plane, convention=scene.convention)
-    drawer = PlaneDrawer(
-        scene, plane, files, Rung(1, 400, 88), file="detail-{plane}-{name}", text_px=26, zoom=place
-    )
+    rung, file = Rung(1, 400, 88), "detail-{plane}-{name}"
+    drawer = PlaneDrawer(scene, plane, files, rung, file=file, text_px=26, zoom=place)
     half = (volumes.window[1] - volumes.window[0]) / 2
     shown = [
         ("before", "Before (spline)", drawer.grey(volumes.before)),

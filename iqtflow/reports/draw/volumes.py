@@ -203,7 +203,7 @@ def choose_slices(mask: np.ndarray, plane: Plane, wanted: int) -> list[int]:
 
     If there are fewer slices, 4 or 1 are chosen: a square number, to fill a square sheet.
     """
-    extent = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != plane.normal)))
+    extent = np.flatnonzero(mask.any(axis=(plane.rows, plane.columns)))
     first, last = (extent[0], extent[-1]) if extent.size else (0, mask.shape[plane.normal] - 1)
     margin = 0.1 * (last - first)
     for count in (n for n in (9, 4, 1) if n <= wanted):
@@ -223,10 +223,9 @@ def crop_box(
     head = volumes.before > low + 0.12 * (high - low)
     box = []
     for axis in (plane.rows, plane.columns):
-        share = head.mean(axis=tuple(a for a in range(3) if a != axis))
-        inside = np.flatnonzero(
-            (share > 0.02 * share.max()) | volumes.mask.any(axis=tuple(a for a in range(3) if a != axis))
-        )
+        others = tuple(a for a in range(3) if a != axis)
+        share = head.mean(axis=others)
+        inside = np.flatnonzero((share > 0.02 * share.max()) | volumes.mask.any(axis=others))
         n = head.shape[axis]
         margin = round(margin_mm / volumes.sizes_mm[axis])
         start, stop = max(int(inside[0]) - margin, 0), min(int(inside[-1]) + 1 + margin, n)
