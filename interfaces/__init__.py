@@ -5,7 +5,7 @@
 
 from iqtflow.utils.lazy import lazy_names
 
-__all__, __getattr__ = lazy_names(
+__all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "calibrate": ("FitPrior", "MeasureSNR"),

@@ -29,3 +29,7 @@ def __getattr__(name: str):
     from importlib import import_module
 
     return import_module("iqtflow.inference.pipeline").enhance
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

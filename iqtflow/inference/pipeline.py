@@ -17,6 +17,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
+from nibabel.spatialimages import SpatialImage
 from scipy import ndimage
 
 import iqtflow
@@ -44,8 +45,8 @@ from iqtflow.models.model_file import load_model
 from iqtflow.models.zoo import choose_model, contrast_of
 from iqtflow.segmentation.brainmask import BrainMask, find_brain_mask
 from iqtflow.utils.errors import InputError
-from iqtflow.utils.gpus import resolve_device
-from iqtflow.utils.system import peak_memory_gb
+from iqtflow.utils.gpus import DEVICES, resolve_device
+from iqtflow.utils.system import available_cpus, peak_memory_gb
 
 #: Meaning of the values of an enhanced volume.
 INTENSITIES = (
@@ -87,7 +88,7 @@ class NothingToGain(InputError):
 
 
 def enhance(
-    img: str | os.PathLike | nib.spatialimages.SpatialImage,
+    img: str | os.PathLike | SpatialImage,
     model: str | os.PathLike | None = None,
     *,
     return_std: bool = False,
@@ -96,8 +97,9 @@ def enhance(
     sidecar: Mapping[str, Any] | None = None,
     skull_stripped: bool | None = None,
     force: bool = False,
-    num_threads: int = 1,
+    num_threads: int | None = None,
     max_memory_gb: float | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> nib.Nifti1Image | tuple[nib.Nifti1Image, nib.Nifti1Image | None]:
     """Enhance a low-field scan with thick slices to a high-field-like volume with thin slices.
 
@@ -124,9 +126,11 @@ def enhance(
     force
         Enhance a near-isotropic scan, too.
     num_threads
-        CPU threads.
+        CPU threads; None: one for each processor.
     max_memory_gb
         Memory that the networks may use, in GB; None: a share of the free memory.
+    report
+        Function that receives lines of text on the progress.
 
     Returns
     -------
@@ -150,29 +154,48 @@ def enhance(
     >>> enhanced = iqtflow.enhance("sub-01_T1w.nii.gz")  # doctest: +SKIP
     >>> enhanced, std = iqtflow.enhance("sub-01_T1w.nii.gz", return_std=True)  # doctest: +SKIP
     """
-    if isinstance(img, (str, os.PathLike)):
-        scan = check_scan(img)
-        contrast = contrast or contrast_of(img)
+    for name, wrong, value, expected in (
+        (
+            "img",
+            not isinstance(img, (str, os.PathLike, SpatialImage)),
+            type(img),
+            "a path or a nibabel image",
+        ),
+        ("device", device not in DEVICES, device, f"one of {', '.join(DEVICES)}"),
+        ("skull_stripped", skull_stripped not in (True, False, None), skull_stripped, "True, False or None"),
+    ):
+        if wrong:
+            raise InputError(name, found=f"{value!r}", expected=expected, next_step="Correct this argument.")
+    options: dict[str, Any] = {
+        "sidecar": sidecar,
+        "model": model,
+        "contrast": contrast or ("T1w" if isinstance(img, SpatialImage) else contrast_of(img)),
+        "device": resolve_device(device).name,
+        "num_threads": num_threads or available_cpus(),
+        "skull_stripped": skull_stripped,
+        "force": force,
+        "max_memory_gb": max_memory_gb,
+        "report": report,
+    }
+    if isinstance(img, SpatialImage):
+        result = _enhance_in_memory(img, options)
     else:
-        with TemporaryDirectory() as folder:  # the same checks as for a file
-            nib.save(nib.Nifti1Image.from_image(img), os.path.join(folder, "scan.nii"))
-            try:
-                scan = check_scan(os.path.join(folder, "scan.nii"))
-            except InputError as fault:
-                fault.path = img.get_filename() or "image in memory"
-                raise InputError(**vars(fault)) from None
-    result = enhance_image(
-        scan,
-        sidecar=sidecar,
-        model=model,
-        contrast=contrast or "T1w",
-        device=resolve_device(device).name,
-        num_threads=num_threads,
-        skull_stripped=skull_stripped,
-        force=force,
-        max_memory_gb=max_memory_gb,
-    )
+        result = enhance_image(check_scan(img), **options)
     return (result.mean, result.std) if return_std else result.mean
+
+
+def _enhance_in_memory(image: SpatialImage, options: Mapping[str, Any]) -> EnhancedScan:
+    """Enhance an image, after the same checks as for a file."""
+    with TemporaryDirectory() as folder:
+        path = os.path.join(folder, "scan.nii")
+        nib.save(nib.Nifti1Image.from_image(image), path)
+        try:
+            return enhance_image(check_scan(path), **options)
+        except InputError as fault:
+            if str(fault.path) != path:
+                raise
+            fault.path = image.get_filename() or "image in memory"
+            raise type(fault)(**vars(fault)) from None
 
 
 def enhance_image(

@@ -7,8 +7,10 @@ from importlib import import_module
 from typing import Any
 
 
-def lazy_names(package: str, modules: Mapping[str, Sequence[str]]) -> tuple[list[str], Callable[[str], Any]]:
-    """Return ``__all__`` and ``__getattr__`` of a package.
+def lazy_names(
+    package: str, modules: Mapping[str, Sequence[str]]
+) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
+    """Return ``__all__``, ``__getattr__`` and ``__dir__`` of a package.
 
     Parameters
     ----------
@@ -23,6 +25,8 @@ def lazy_names(package: str, modules: Mapping[str, Sequence[str]]) -> tuple[list
         All public names, sorted.
     get : callable
         Imports the module of a name and returns its object; AttributeError for other names.
+    list_names : callable
+        Returns the names.
     """
     places = {name: module for module, names in modules.items() for name in names}
 
@@ -31,4 +35,4 @@ def lazy_names(package: str, modules: Mapping[str, Sequence[str]]) -> tuple[list
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(f"{package}.{places[name]}"), name)
 
-    return sorted(places), get
+    return sorted(places), get, lambda: sorted(places)

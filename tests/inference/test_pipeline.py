@@ -276,6 +276,25 @@ def test_the_function_takes_an_image_and_gives_the_standard_deviation_on_request
         iqtflow.enhance(empty, ensemble)
 
 
+@pytest.mark.parametrize(
+    ("argument", "value", "expected"),
+    [
+        ("img", np.zeros((4, 4, 4)), "nibabel image"),
+        ("device", "mps", "auto, cpu, cuda"),
+        ("skull_stripped", "no", "True, False or None"),
+    ],
+)
+def test_the_function_names_an_argument_that_it_cannot_use(scan, model, argument, value, expected):
+    with pytest.raises(InputError, match=f"^{argument}: .*{expected}"):
+        iqtflow.enhance(**{"img": scan, "model": model, argument: value})
+
+
+def test_an_error_of_an_image_in_memory_names_no_temporary_file(model):
+    cube = nib.Nifti1Image(make_brain((40, 40, 40)).intensity, make_affine((1, 1, 1)))
+    with pytest.raises(NothingToGain, match="^image in memory: "):
+        iqtflow.enhance(cube, model)
+
+
 def test_command_and_node_refuse_a_near_isotropic_scan_and_say_why(scan, tmp_path, model, capsys):
     """Both were asked for this very scan; neither ends well without the file that it was to write."""
     flat = nib.Nifti1Image(np.asarray(scan.dataobj), make_affine((4.5, 4.5, 6.0)))
