@@ -36,9 +36,13 @@ def settle(*arguments: object) -> tuple[Settings, Listing]:
 
 def python(*arguments: object, **options: object) -> subprocess.CompletedProcess:
     """Run Python with arguments; `options` are those of `subprocess.run`."""
-    given = {"env": ENVIRONMENT, "timeout": 900, **options}
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **given)
+    return execute(sys.executable, *arguments, **options)
+
+
+def execute(*command: object, **options: object) -> subprocess.CompletedProcess:
+    """Run a program and keep what it prints; `options` are those of `subprocess.run`."""
+    given = {"env": ENVIRONMENT, "timeout": 900, "check": False, **options}
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, **given)
 
 
 def dataset(root: Path) -> Path:

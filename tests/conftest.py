@@ -96,6 +96,25 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def libraries(tmp_path_factory) -> list[Path]:
+    """Patch libraries of three synthetic brains, without stored draws. No test may change them."""
+    from training_phantoms import write_libraries
+
+    return write_libraries(tmp_path_factory.mktemp("libraries"))
+
+
+@pytest.fixture(scope="session")
+def brain_files(tmp_path_factory) -> Path:
+    """Folder with an image ``t1`` of a synthetic brain, and its maps ``wm`` and ``gm``, as ``.nii.gz``."""
+    from phantoms import make_brain
+
+    folder, brain = tmp_path_factory.mktemp("brain"), make_brain((48, 52, 40))
+    for name, data in (("t1", brain.intensity), ("wm", brain.wm), ("gm", brain.gm)):
+        write_scan(folder / f"{name}.nii.gz", data, make_affine((1, 1, 1)))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def untrained_model(tmp_path_factory) -> Path:
     """An untrained residual network: by construction it returns the cubic spline of the scan, whatever its
     weights.

@@ -12,13 +12,13 @@ import importlib.util
 import json
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from clinics import execute
 from conftest import write_scan
 from markdown_it import MarkdownIt
 from phantoms import Brain, make_brain
@@ -157,13 +157,10 @@ class Sandbox:
     def record(self, command: Command) -> list[list[str]]:
         """Run a command with bash; return the argument lists of the programs that it starts."""
         self.log.write_bytes(b"")
-        done = subprocess.run(
-            [shutil.which("bash"), "-euo", "pipefail", "-c", self.place(command.text)],
+        done = execute(
+            *(shutil.which("bash"), "-euo", "pipefail", "-c", self.place(command.text)),
             cwd=self.cwd,
             env={"PATH": str(self.programs), "HOME": str(self.root / "home"), "SLURM_ARRAY_TASK_ID": "1"},
-            capture_output=True,
-            text=True,
-            timeout=60,
         )
         assert done.returncode == 0, (
             f"{command.where}: {command.text}\n{done.stderr}(add a new program to PLAIN or CHECKS)"

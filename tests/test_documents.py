@@ -14,11 +14,10 @@ import os
 import pkgutil
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from clinics import python
 from documents import (
     KNOWN,
     ROOT,
@@ -162,14 +161,8 @@ def run(call: list[str], command: Command, sandbox: Sandbox) -> None:
     program, *arguments = call
     arguments += reduced(program, arguments, sandbox)
     module = "cli" if program == "iqtflow" else f"commands.{program.removeprefix('iqtflow-')}"
-    done = subprocess.run(
-        [sys.executable, "-m", f"iqtflow.{module}", *arguments],
-        cwd=sandbox.cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HOME": os.fspath(sandbox.root / "home")},
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HOME": os.fspath(sandbox.root / "home")}
+    done = python("-m", f"iqtflow.{module}", *arguments, cwd=sandbox.cwd, env=environment, timeout=1200)
     said = done.stdout + done.stderr
     refusal = any("error:" in line for line in command.answer)
     assert (done.returncode != 0) == refusal, f"{command.where}: {shlex.join(call)}\n{said}"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from clinics import python
 from conftest import make_affine, write_scan
 from phantoms import make_brain
 from spm_phantom import SAMPLING_MM, make_phantom
@@ -23,15 +21,7 @@ EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
 def run_example(name: str, *arguments: object, cwd: Path, lines: int) -> list[str]:
     """Run an example in a folder of its own; return the last lines that it prints."""
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / f"{name}.py", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+    done = python(EXAMPLES / f"{name}.py", *arguments, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()[-lines:]
 

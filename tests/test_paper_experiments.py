@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from clinics import dataset, python
 from conftest import make_affine, write_scan
 from phantoms import make_brain
 
@@ -45,15 +44,8 @@ patch_library = "volumes"
 """
 
 
-def paper(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.paper", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=1800,
-    )
+def paper(*arguments: object):
+    return python("-m", "benchmarks.paper", *arguments, cwd=ROOT, timeout=1800)
 
 
 @pytest.fixture(scope="module")
@@ -158,12 +150,7 @@ def test_paired_spreads_are_told_apart():
 
 def write_people(root: Path, n: int) -> tuple[Path, Path]:
     """A data set of phantoms, and their tissue maps as derivatives of another program."""
-    bids, maps = root / "bids", root / "maps"
-    for folder in (bids, maps):
-        folder.mkdir(parents=True)
-        (folder / "dataset_description.json").write_text(
-            json.dumps({"Name": "phantoms", "BIDSVersion": "1.10.0"})
-        )
+    bids, maps = dataset(root / "bids"), dataset(root / "maps")
     for i in range(n):
         brain, affine = make_brain((64, 68, 64), seed=i), make_affine((1.8, 1.8, 1.8), tilt_degrees=0)
         name = f"sub-{i}/anat/sub-{i}"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
+from clinics import python
 
 import iqtflow
 import iqtflow.interfaces
@@ -22,7 +20,7 @@ def test_importing_the_package_loads_neither_torch_nor_nipype():
         "from iqtflow.workflows import init_enhance_wf\n"
         "print(EnhanceVolume.__name__, init_enhance_wf.__name__, 'torch' in sys.modules)"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = python("-c", code, check=True)
     assert run.stdout.split("\n")[:2] == ["[]", "EnhanceVolume init_enhance_wf False"]
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from clinics import execute
 
 
 def find_faults(folder: Path) -> list[str]:
@@ -17,9 +17,7 @@ def find_faults(folder: Path) -> list[str]:
     program = beside if beside.exists() else shutil.which("bids-validator-deno")
     if not program:
         pytest.skip("bids-validator-deno is not installed (it comes with the test extra)")
-    done = subprocess.run(
-        [program, folder, "--json"], capture_output=True, text=True, timeout=300, check=False
-    )
+    done = execute(program, folder, "--json", timeout=300)
     issues = json.loads(done.stdout)["issues"]["issues"]
     return [
         " ".join(filter(None, [f"{i['severity']}:", i["code"], i.get("subCode"), i.get("location")]))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from clinics import iqtflow as run_iqtflow
 from conftest import make_affine, write_scan
 from phantoms import make_brain
 from validate_bids import find_faults
@@ -37,20 +35,13 @@ def trained(tmp_path_factory) -> Path:
     split = dict(zip(("train", "validation", "evaluation"), ([label] for label in PEOPLE), strict=True))
     (folder / "split.json").write_text(json.dumps(split))
     command = [
-        *(sys.executable, "-m", "iqtflow.cli", folder / "HCP", folder / "out", "participant", "group"),
+        *(folder / "HCP", folder / "out", "participant", "group"),
         *("--mode", "train", "--split", folder / "split.json", "-w", folder / "work", "--device", "cpu"),
         *("--segmentation", "derivatives", "--derivatives", folder / "maps", "--nprocs", "2"),
         *("--filters", "2", "--batch-size", "2", "--steps", "4", "--steps-per-epoch", "2"),
         *("--model-name", "tiny", "--random-seed", "3"),
     ]
-    run = subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+    run = run_iqtflow(*command)
     assert run.returncode == 0, run.stdout + run.stderr
     return folder / "out"
 

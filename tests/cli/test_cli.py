@@ -8,8 +8,6 @@ import json
 import os
 import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -43,9 +41,7 @@ def test_help_comes_within_a_second_and_states_every_exit_code():
     for _ in range(3):
         # The processor's time, since the machine may be busy with other things: help waits for nothing.
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(
-            [sys.executable, "-m", "iqtflow.cli", "--help"], capture_output=True, text=True, check=True
-        )
+        done = clinics.python("-m", "iqtflow.cli", "--help", check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         fastest = min(fastest, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert fastest < 1
@@ -59,7 +55,7 @@ def test_nothing_heavy_is_imported_to_parse_arguments():
         "print(*{'torch', 'monai', 'lightning', 'ants', 'nipype', 'nibabel', 'numpy', 'bids', 'pandas'}"
         " & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = clinics.python("-c", code, check=True)
     assert done.stdout.strip() == ""
 
 

@@ -37,11 +37,7 @@ PATHS = PathSettings(bids_dir=Path("/data/in"), output_dir=Path("/data/out"), wo
             ),
             enhance=EnhanceSettings(model="aniso-k4"),
             train=TrainSettings(
-                split=Path("/data/split.json"),
-                slice_axes=("x", "y"),
-                snr_scale=(0.5, 1.5),
-                draws=8,
-                steps=100,
+                split=Path("/s.json"), slice_axes=("x", "y"), snr_scale=(0.5, 1.5), draws=8, steps=100
             ),
         ),
     ],

@@ -6,14 +6,13 @@ import itertools
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from clinics import python
 from conftest import make_affine
 from nibabel.orientations import axcodes2ornt, ornt_transform
 from phantoms import make_brain
@@ -359,11 +358,8 @@ def test_the_command_names_what_is_wrong(scan, tmp_path, model, monkeypatch, cap
 
 def test_a_gpu_that_is_not_there_is_an_error(scan, tmp_path):
     nib.save(scan, tmp_path / "scan.nii.gz")
-    command = [sys.executable, "-m", "iqtflow.cli.commands.enhance", "scan.nii.gz", "out.nii.gz"]
-    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    run = subprocess.run(
-        [*command, "--device", "cuda"], cwd=tmp_path, env=hidden, capture_output=True, text=True
-    )
+    arguments = ["-m", "iqtflow.cli.commands.enhance", "scan.nii.gz", "out.nii.gz", "--device", "cuda"]
+    run = python(*arguments, cwd=tmp_path, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     assert run.returncode == 1
     assert "no CUDA device" in run.stderr
 

@@ -119,16 +119,8 @@ def test_figures_of_the_card_are_told_with_maps_of_the_kind_that_they_were_measu
             ],
             "disagree",
         ),
-        (
-            "mirrored",
-            ["of the scan and of the mirrored scan", *NOT_COVERED["mirrored"]],
-            "Predicted error",
-        ),
-        (
-            None,
-            ["over the 3 networks of the ensemble", *NOT_COVERED["ensemble"]],
-            "Predicted error",
-        ),
+        ("mirrored", ["of the scan and of the mirrored scan", *NOT_COVERED["mirrored"]], "Predicted error"),
+        (None, ["over the 3 networks of the ensemble", *NOT_COVERED["ensemble"]], "Predicted error"),
     ],
 )
 def test_a_subjects_page_says_what_its_map_shows(tmp_path, kind, says, never):

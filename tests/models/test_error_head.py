@@ -7,7 +7,7 @@ import pytest
 import torch
 from phantoms import make_brain
 from small_models import make_model
-from training_phantoms import SHAPE, simulate, train_command, write_libraries
+from training_phantoms import SHAPE, simulate, train_command
 
 from iqtflow.cli.commands.train import main as train
 from iqtflow.evaluation.uncertainty_calibration import reliability
@@ -18,11 +18,6 @@ from iqtflow.models.model_file import load_model, read_card
 from iqtflow.models.registry import build_network
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory):
-    return write_libraries(tmp_path_factory.mktemp("libraries"))
 
 
 @pytest.fixture(scope="module")

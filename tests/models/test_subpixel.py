@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from phantoms import make_brain
-from training_phantoms import own_place, train_command, write_libraries
+from training_phantoms import own_place, train_command
 
 from iqtflow.cli.commands.train import main as train
 from iqtflow.image.geometry import cubic_upsample
@@ -27,11 +27,6 @@ RECIPE = shlex.split(
     "--network subpixel-unet --network-option widths=[16,16] --network-option blocks=[1,1] --filters 16 "
     "--optimiser muon --warmup 2 --clip 1 --averaging 0.9 --background-weight 0.1 --zoom 0.9 1.5"
 )
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory):
-    return write_libraries(tmp_path_factory.mktemp("libraries"))
 
 
 def small(k=4, **settings):

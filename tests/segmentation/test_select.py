@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from clinics import iqtflow
 from conftest import make_affine, write_scan
 from phantoms import Brain, make_brain
 from pretend_spm import make_program, make_spm
@@ -400,17 +399,6 @@ def test_the_doctor_takes_the_arguments_of_a_run_and_its_exit_code_says_whether_
 # --- a whole run ---
 
 
-def run_iqtflow(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "iqtflow.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=600,
-        check=False,
-    )
-
-
 @pytest.mark.slow
 def test_only_a_subject_without_the_required_maps_fails(prepared, bids_tree, brain, tmp_path):
     _, derivatives = prepared
@@ -418,7 +406,7 @@ def test_only_a_subject_without_the_required_maps_fails(prepared, bids_tree, bra
     for label in ("01", "02"):
         write_scan(root / f"sub-{label}/anat/sub-{label}_T1w.nii.gz", brain.intensity, AFFINE)
     out = tmp_path / "out"
-    run = run_iqtflow(
+    run = iqtflow(
         *(root, out, "participant", "--mode", "train", "-w", tmp_path / "work", "--nprocs", 1),
         *("--segmentation", "derivatives", "--derivatives", derivatives),
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import write_scan
 from nipype import Node, Workflow
 from nipype.interfaces.base import isdefined
 from nipype.interfaces.spm import NewSegment
@@ -25,11 +26,7 @@ from scipy.io import savemat
 from iqtflow.interfaces.spm import UnifiedSegmentation
 from iqtflow.segmentation.spm.checks import SpmFigures, find_unstripped_sibling, judge, measure
 from iqtflow.segmentation.spm.install import SpmNotFoundError, find_spm, read_spm_version, tpm_blob_id
-from iqtflow.segmentation.spm.job import (
-    SpmError,
-    run_m_code,
-    run_unified_segmentation,
-)
+from iqtflow.segmentation.spm.job import SpmError, run_m_code, run_unified_segmentation
 from iqtflow.segmentation.spm.script import (
     DEFAULT_TISSUES,
     UnifiedSegmentationSettings,
@@ -50,13 +47,8 @@ from iqtflow.utils.system import peak_memory_gb
 @pytest.fixture
 def head(tmp_path: Path) -> Path:
     """Write a compressed image as large as a head."""
-    image = nib.Nifti1Image(
-        np.random.default_rng(0).uniform(1, 9, (12, 12, 12)).astype("float32"), np.diag([10, 10, 10, 1])
-    )
-    path = tmp_path / "raw" / "sub-01_T1w.nii.gz"
-    path.parent.mkdir()
-    image.to_filename(path)
-    return path
+    data = np.random.default_rng(0).uniform(1, 9, (12, 12, 12)).astype("float32")
+    return write_scan(tmp_path / "raw" / "sub-01_T1w.nii.gz", data, np.diag([10, 10, 10, 1]))
 
 
 @pytest.fixture

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import make_affine
-from phantoms import make_brain
+from conftest import write_scan
 
 from iqtflow.cli.commands.simulate import main as simulate
 from iqtflow.simulation.forward_model import add_noise, contrast_ratios
@@ -64,25 +62,16 @@ def test_an_empty_tissue_map_is_refused():
         tissue_mean(np.ones((4, 4, 4)), np.zeros((4, 4, 4)), tissue="WM")
 
 
-@pytest.fixture(scope="module")
-def phantom_files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("phantom")
-    brain = make_brain((48, 52, 40))
-    for name, data in (("t1", brain.intensity), ("wm", brain.wm), ("gm", brain.gm)):
-        nib.save(nib.Nifti1Image(data, make_affine((1, 1, 1))), folder / f"{name}.nii.gz")
-    return folder
-
-
-def test_the_same_seed_gives_the_same_bytes_on_one_and_two_threads(phantom_files, tmp_path):
+def test_the_same_seed_gives_the_same_bytes_on_one_and_two_threads(brain_files, tmp_path):
     threads = torch.get_num_threads()
     try:
         for n in (1, 2):
             torch.set_num_threads(n)
-            assert run(phantom_files, tmp_path / f"{n}.nii.gz", "--seed", "7") == 0
+            assert run(brain_files, tmp_path / f"{n}.nii.gz", "--seed", "7") == 0
     finally:
         torch.set_num_threads(threads)
     assert (tmp_path / "1.nii.gz").read_bytes() == (tmp_path / "2.nii.gz").read_bytes()
-    run(phantom_files, tmp_path / "other.nii.gz", "--seed", "8")
+    run(brain_files, tmp_path / "other.nii.gz", "--seed", "8")
     assert (tmp_path / "other.nii.gz").read_bytes() != (tmp_path / "1.nii.gz").read_bytes()
 
 
@@ -114,9 +103,9 @@ def run(folder, out, *extra):
     return simulate([str(folder / "t1.nii.gz"), str(out), *maps, "--slice-axis", "z", *extra])
 
 
-def test_the_sidecar_says_what_was_drawn(phantom_files, tmp_path):
+def test_the_sidecar_says_what_was_drawn(brain_files, tmp_path):
     extra = ("--json", str(tmp_path / "low.json"), "--seed", "3", "--prior", "fixed-61-53")
-    assert run(phantom_files, tmp_path / "low.nii.gz", *extra) == 0
+    assert run(brain_files, tmp_path / "low.nii.gz", *extra) == 0
     fields = json.loads((tmp_path / "low.json").read_text())
     assert fields["SNR"] == {"WM": 61.0, "GM": 53.0} and fields["Seed"] == 3
     layout = [fields[f"Slice{name}"] for name in ("Thickness", "Gap", "Axis")]
@@ -133,10 +122,10 @@ def test_the_sidecar_says_what_was_drawn(phantom_files, tmp_path):
     ],
 )
 def test_settings_that_make_no_scan_end_in_a_sentence_and_leave_no_file(
-    phantom_files, tmp_path, monkeypatch, capsys, extra, message
+    brain_files, tmp_path, monkeypatch, capsys, extra, message
 ):
-    monkeypatch.chdir(phantom_files)
-    nib.save(nib.Nifti1Image(np.ones((20, 20, 20), np.float32), np.eye(4)), "small.nii")
-    assert run(phantom_files, tmp_path / "low.nii.gz", *extra) == 1
+    monkeypatch.chdir(brain_files)
+    write_scan(brain_files / "small.nii", np.ones((20, 20, 20), np.float32), np.eye(4))
+    assert run(brain_files, tmp_path / "low.nii.gz", *extra) == 1
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -6,14 +6,13 @@ import itertools
 import json
 import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import make_affine
+from clinics import python
+from conftest import make_affine, write_scan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
@@ -248,15 +247,6 @@ def test_what_is_no_subject_is_refused_by_name():
         Extras(bias_amplitude=-1.0)
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("subject")
-    brain = make_brain((48, 52, 40))
-    for name, data in (("t1", brain.intensity), ("wm", brain.wm), ("gm", brain.gm)):
-        nib.save(nib.Nifti1Image(data, make_affine((1, 1, 1))), folder / f"{name}.nii.gz")
-    return folder
-
-
 def arguments(files, out, *extra):
     maps = [f"--{name}={files / name}.nii.gz" for name in ("wm", "gm")]
     return [str(files / "t1.nii.gz"), str(out), *maps, *extra]
@@ -268,20 +258,20 @@ EVERYTHING = shlex.split(
 )
 
 
-def test_the_sidecar_alone_makes_the_same_voxels_again(files, tmp_path):
+def test_the_sidecar_alone_makes_the_same_voxels_again(brain_files, tmp_path):
     first = ("--json", f"{tmp_path / 'a.json'}", *EVERYTHING)
-    assert simulate(arguments(files, tmp_path / "a.nii.gz", *first)) == 0
+    assert simulate(arguments(brain_files, tmp_path / "a.nii.gz", *first)) == 0
     again = ("--from-json", f"{tmp_path / 'a.json'}", "--json", f"{tmp_path / 'b.json'}")
-    assert simulate(arguments(files, tmp_path / "b.nii.gz", *again)) == 0
+    assert simulate(arguments(brain_files, tmp_path / "b.nii.gz", *again)) == 0
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
     assert json.loads((tmp_path / "a.json").read_text()) == json.loads((tmp_path / "b.json").read_text())
 
 
 @pytest.mark.slow
-def test_a_node_makes_the_same_voxels_again_from_the_json_of_another_node(files, tmp_path):
+def test_a_node_makes_the_same_voxels_again_from_the_json_of_another_node(brain_files, tmp_path):
     """All extras on, Rician noise, a spacing that is no multiple of the edge: one JSON file holds it all."""
-    inputs = {f"{name}_file": str(files / f"{file}.nii.gz") for name, file in
-              (("in", "t1"), ("wm", "wm"), ("gm", "gm"))}  # fmt: skip
+    names = {"in_file": "t1", "wm_file": "wm", "gm_file": "gm"}
+    inputs = {trait: str(brain_files / f"{name}.nii.gz") for trait, name in names.items()}
     settings = {
         "slice_axis": "y", "thickness_mm": 4.1, "gap_mm": 0.7, "noise": "rician", "fixed_tissue": "GM",
         "fwhm_jitter": 0.2, "slice_offset_mm": 1.0, "inplane_fwhm_mm": 1.5, "bias_amplitude": 0.2,
@@ -300,29 +290,26 @@ def test_a_node_makes_the_same_voxels_again_from_the_json_of_another_node(files,
     assert fields == json.loads(Path(made[1].metadata_file).read_text())
 
 
-def test_a_sidecar_is_refused_with_other_images_other_settings_or_when_it_is_none(files, tmp_path, capsys):
+def test_a_sidecar_is_refused_with_other_images_other_settings_or_when_it_is_none(
+    brain_files, tmp_path, capsys
+):
     sidecar = tmp_path / "low.json"
-    assert simulate(arguments(files, tmp_path / "low.nii.gz", "--json", str(sidecar))) == 0
-    assert simulate(arguments(files, tmp_path / "x.nii.gz", "--from-json", str(sidecar), "--seed", "4")) == 2
+    assert simulate(arguments(brain_files, tmp_path / "low.nii.gz", "--json", str(sidecar))) == 0
+    again = arguments(brain_files, tmp_path / "x.nii.gz", "--from-json", str(sidecar))
+    assert simulate([*again, "--seed", "4"]) == 2
     assert "--seed" in capsys.readouterr().err
-    nib.save(
-        nib.Nifti1Image(np.ones((48, 52, 40), np.float32) / 2, make_affine((1, 1, 1))), tmp_path / "gm.nii"
-    )
-    other = [
-        *arguments(files, tmp_path / "x.nii.gz", "--from-json", str(sidecar))[:3],
-        f"--gm={tmp_path}/gm.nii",
-    ]
-    assert simulate([*other, "--from-json", str(sidecar)]) == 1
+    write_scan(tmp_path / "gm.nii", np.ones((48, 52, 40), np.float32) / 2, make_affine((1, 1, 1)))
+    assert simulate([*again[:3], f"--gm={tmp_path}/gm.nii", "--from-json", str(sidecar)]) == 1
     assert "gm.nii" in capsys.readouterr().err
     sidecar.write_text('{"Seed": 1}')
-    assert simulate(arguments(files, tmp_path / "x.nii.gz", "--from-json", str(sidecar))) == 1
+    assert simulate(again) == 1
     assert "Simulation" in capsys.readouterr().err
     assert not (tmp_path / "x.nii.gz").exists()
 
 
-def test_any_real_spacing_and_a_fixed_snr_from_the_command_line(files, tmp_path):
+def test_any_real_spacing_and_a_fixed_snr_from_the_command_line(brain_files, tmp_path):
     extra = [*shlex.split("--thickness-mm 5 --gap-mm 1.5 --snr 30 25 --json"), str(tmp_path / "low.json")]
-    assert simulate(arguments(files, tmp_path / "low.nii.gz", *extra)) == 0
+    assert simulate(arguments(brain_files, tmp_path / "low.nii.gz", *extra)) == 0
     low, fields = nib.load(tmp_path / "low.nii.gz"), json.loads((tmp_path / "low.json").read_text())
     assert low.shape == (48, 52, 6)
     assert low.header.get_zooms()[2] == pytest.approx(6.5, abs=1e-5)
@@ -348,19 +335,15 @@ for axis in range(3):
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_bits_in_processes_of_one_and_of_two_threads(files, tmp_path):
+def test_the_same_seed_gives_the_same_bits_in_processes_of_one_and_of_two_threads(brain_files, tmp_path):
     digests = {}
     for n in ("1", "2"):
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), n)
         environment = {**os.environ, **threads}
-        command = [sys.executable, "-m", "iqtflow.cli.commands.simulate"]
-        subprocess.run(
-            [*command, *arguments(files, tmp_path / f"{n}.nii.gz", *EVERYTHING)], check=True, env=environment
-        )
-        large = subprocess.run(
-            [sys.executable, "-c", LARGE], check=True, env=environment, capture_output=True, text=True
-        )
-        digests[n] = large.stdout.split()
+        command = ["-m", "iqtflow.cli.commands.simulate"]
+        command += arguments(brain_files, tmp_path / f"{n}.nii.gz", *EVERYTHING)
+        python(*command, env=environment, check=True)
+        digests[n] = python("-c", LARGE, env=environment, check=True).stdout.split()
     assert (tmp_path / "1.nii.gz").read_bytes() == (tmp_path / "2.nii.gz").read_bytes()
     assert digests["1"] == digests["2"] and len(set(digests["1"])) == 3
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import nibabel as nib
 import numpy as np
 import pytest
+from clinics import dataset, iqtflow
 from conftest import make_affine, make_head, write_scan
 from phantoms import make_brain
 from validate_bids import find_faults
@@ -211,18 +210,14 @@ def test_a_sites_scans_become_a_prior_by_one_command(tmp_path):
     At an SNR of 30 in 6 mm slices intensities alone give bright grey matter to white, and grey matter comes
     out up to 20 % low; the atlas tells them apart.
     """
-    bids, out = tmp_path / "bids", tmp_path / "out"
-    bids.mkdir()
-    (bids / "dataset_description.json").write_text(json.dumps({"Name": "site", "BIDSVersion": "1.10.0"}))
-    (bids / "README").write_text("Phantoms.\n")
+    bids, out = dataset(tmp_path / "bids"), tmp_path / "out"
     drawn = [
         write_low_field(bids / f"sub-{i}" / "anat" / f"sub-{i}_T1w.nii.gz", seed=i, prior=BRIGHT)
         for i in (1, 2)
     ]
     write_scan(bids / "sub-9" / "anat" / "sub-9_T1w.nii.gz", make_brain().intensity, make_affine((1, 1, 1)))
-    command = [sys.executable, "-m", "iqtflow.cli", str(bids), str(out), "participant", "group"]
-    options = ["--mode", "calibrate", "-w", str(tmp_path / "work"), "--segmentation", "ants", "--nprocs", "1"]
-    run = subprocess.run([*command, *options], capture_output=True, text=True, timeout=600)
+    options = ["--mode", "calibrate", "-w", tmp_path / "work", "--segmentation", "ants", "--nprocs", "1"]
+    run = iqtflow(bids, out, "participant", "group", *options)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "sub-9_T1w.nii.gz: skipped: near-isotropic" in run.stdout
     names = sorted(p.name for p in (out / "calibration").iterdir())
@@ -244,11 +239,9 @@ def test_a_sites_scans_become_a_prior_by_one_command(tmp_path):
 
 
 def test_group_level_without_participant_level_says_what_to_run_first(tmp_path):
-    bids, out = tmp_path / "bids", tmp_path / "out"
+    bids, out = dataset(tmp_path / "bids"), tmp_path / "out"
     write_scan(bids / "sub-1" / "anat" / "sub-1_T1w.nii.gz", np.ones((4, 4, 4), np.float32), np.eye(4))
-    (bids / "dataset_description.json").write_text(json.dumps({"Name": "site", "BIDSVersion": "1.10.0"}))
-    command = [sys.executable, "-m", "iqtflow.cli", str(bids), str(out), "group", "--mode", "calibrate"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    run = iqtflow(bids, out, "group", "--mode", "calibrate")
     assert run.returncode == 2
     assert "participant level" in run.stderr and "Traceback" not in run.stderr
 

@@ -17,6 +17,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from clinics import ENVIRONMENT, python
 from safetensors.torch import load_file
 from training_phantoms import TINY, train_command, write_libraries
 
@@ -25,8 +26,6 @@ from iqtflow.training.library import read_library
 from iqtflow.training.plan import TrainingPlan
 from iqtflow.training.trainer import train_member
 from iqtflow.utils.errors import EXIT_CANTCREAT, EXIT_USAGE, InputError, IQTFlowError
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -367,8 +366,7 @@ class Plain(nn.Module):
 def curves(libraries, folder, *options, path=None):
     arguments = train_command(libraries[:2], libraries[2:], folder, "--batch-size", "8", *options, steps=8)
     environment = ENVIRONMENT if path is None else {**ENVIRONMENT, "PYTHONPATH": os.fspath(path)}
-    command = [sys.executable, "-m", "iqtflow.cli.commands.train", *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    run = python("-m", "iqtflow.cli.commands.train", *arguments, env=environment)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count("epoch 4:") == 1  # said once, not by each process
     assert (folder / "model.safetensors").exists()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from clinics import ENVIRONMENT, dataset, write_thick_scan
+from clinics import ENVIRONMENT, dataset, execute, python, write_thick_scan
 from training_phantoms import train_command, write_libraries
 
 from iqtflow.bids.validation import _ask_validator
@@ -88,13 +88,7 @@ def test_matplotlib_s_folder_goes_when_the_program_ends(tmp_path):
     home = tmp_path / "home"
     home.write_text("")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "MPLCONFIGDIR"))}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**kept, "HOME": os.fspath(home)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = python("-c", code, env={**kept, "HOME": os.fspath(home)}, check=True)
     assert not Path(done.stdout.strip()).exists()
 
 
@@ -165,15 +159,8 @@ def road(untrained_model, tmp_path_factory) -> Road:
     provoke = f"cd /; {shlex.join([sys.executable, '-c', attempt])} 2> /dev/null"
     script.write_text("\n".join([COUNT_ATTEMPTS, *lines, COUNT_ATTEMPTS, provoke, COUNT_ATTEMPTS]))
     kept = {name: value for name, value in ENVIRONMENT.items() if name not in ("NIPYPE_NO_ET", "NO_ET")}
-    done = subprocess.run(
-        [*without_network(), "bash", os.fspath(script)],
-        cwd=here,
-        env={**kept, "HOME": os.fspath(root / "home"), "TMPDIR": os.fspath(long)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    environment = {**kept, "HOME": os.fspath(root / "home"), "TMPDIR": os.fspath(long)}
+    done = execute(*without_network(), "bash", script, cwd=here, env=environment, timeout=600)
     said = "".join((root / f"errors{i}").read_text() for i in range(2))
     counts = [int(count) for count in done.stdout.split()]
     return Road(root, [int(code) for code in codes.read_text().split()], said, counts)
@@ -325,10 +312,7 @@ def test_a_deleted_current_folder_is_told_in_a_sentence(module, tmp_path):
     here = tmp_path / "here"
     here.mkdir()
     program = shlex.join(command_line(f"iqtflow.{module}"))
-    done = subprocess.run(
-        ["bash", "-c", f"rmdir {here}; {program} /a /b participant"],
-        cwd=here, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = execute("bash", "-c", f"rmdir {here}; {program} /a /b participant", cwd=here)
     assert done.returncode == EXIT_USAGE, done.stderr
     (line,) = done.stderr.splitlines()
     assert "the current folder" in line and "deleted" in line and "(cd)" in line

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from clinics import ENVIRONMENT, python
 
 from iqtflow.utils import gpus
 from iqtflow.utils.errors import UsageError
@@ -109,13 +110,9 @@ def test_a_command_without_a_usable_gpu_fails_and_computes_nothing(tmp_path, com
         "train": ["--train", scan, "--validation", scan, "--output", tmp_path / "out.safetensors",
                   "--checkpoint-dir", tmp_path / "c"],
     }[command]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", f"iqtflow.cli.commands.{command}", *map(str, arguments), "--device", "cuda"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "IQTFLOW_LOCK_DIR": str(tmp_path / "locks")},
-        timeout=300,
-    )
+    environment = {**ENVIRONMENT, "IQTFLOW_LOCK_DIR": str(tmp_path / "locks")}
+    command = ["-m", f"iqtflow.cli.commands.{command}", *arguments, "--device", "cuda"]
+    done = python(*command, env=environment)
     assert done.returncode == 1
     assert "--gpus all" in done.stderr and "--nv" in done.stderr
     assert not list(tmp_path.glob("out*"))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import resource
-import subprocess
 from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
+from clinics import execute
 
 from iqtflow.utils import system
 from iqtflow.utils.environment import command_line
@@ -130,15 +130,8 @@ def test_a_command_under_a_tight_limit_says_what_it_has_and_what_it_needs(module
         "train": ["--train", "a", "--validation", "b", "--output", "c", "--checkpoint-dir", "d"],
         "evaluate": ["scan.nii", "scan.nii"],
     }
-    done = subprocess.run(
-        [*command_line(f"iqtflow.cli.commands.{module}"), *files[module]],
-        cwd=tmp_path,
-        preexec_fn=lambda: limited(0.05),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    command = [*command_line(f"iqtflow.cli.commands.{module}"), *files[module]]
+    done = execute(*command, cwd=tmp_path, env=None, preexec_fn=lambda: limited(0.05), timeout=60)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import nibabel as nib
 import pytest
-from clinics import ENVIRONMENT, write_thick_scan
+from clinics import ENVIRONMENT, execute, write_thick_scan
 from validate_bids import find_faults
 
 import iqtflow
@@ -63,15 +62,7 @@ def hospital(untrained_model):
         *("--omp-nthreads", "1", "--device", "cpu", "--write-graph", "--resource-monitor", "-v"),
     ]
     environ = {**ENVIRONMENT, "HOME": str(archive)}  # it cannot be written, either
-    run = subprocess.run(
-        list(map(str, command)),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=environ,
-        cwd="/",
-        check=False,
-    )
+    run = execute(*command, env=environ, cwd="/")
     yield bids, folder / "out", folder / "work", run, before
     for path in [*folder.rglob("*")]:
         if path.is_dir() and not path.is_symlink():

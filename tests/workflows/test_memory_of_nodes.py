@@ -8,10 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
-from clinics import python
+from clinics import dataset, python
 from conftest import write_scan
 from phantoms import make_brain
 
@@ -25,12 +24,9 @@ from iqtflow.workflows.prepare import init_prepare_wf
 @pytest.fixture
 def scan_of(tmp_path):
     def make(shape: tuple[int, int, int], zooms: tuple[float, float, float], **sidecar: object):
-        root = tmp_path / f"bids{len(list(tmp_path.iterdir()))}"
-        root.mkdir()
-        (root / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
+        root = dataset(tmp_path / f"bids{len(list(tmp_path.iterdir()))}")
         path = root / "sub-1/anat/sub-1_T1w.nii.gz"
-        path.parent.mkdir(parents=True)
-        nib.Nifti1Image(np.zeros(shape, np.uint8), np.diag([*zooms, 1])).to_filename(path)
+        write_scan(path, np.zeros(shape, np.uint8), np.diag([*zooms, 1]))
         path.with_name("sub-1_T1w.json").write_text(json.dumps(sidecar))
         return find_scans(root)[0]
 
