@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from phantoms import make_brain
-from training_phantoms import SHAPE, TINY, own_place, train_command, write_libraries
+from training_phantoms import SHAPE, TINY, own_place, train_command
 
 from iqtflow.cli.commands.train import main as train
 from iqtflow.models.model_file import load_model
@@ -18,11 +18,6 @@ from iqtflow.training.plan import TrainingPlan
 from iqtflow.training.samplers import Degradation, DrawSampler, simulate_batch
 from iqtflow.training.trainer import train_member
 from iqtflow.utils.errors import InputError
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory):
-    return write_libraries(tmp_path_factory.mktemp("libraries"))
 
 
 def test_patches_with_more_than_80_percent_background_are_dropped():
@@ -117,23 +112,12 @@ def test_white_matter_is_close_to_one_for_the_network(libraries):
 
 
 def test_training_learns_more_than_the_spline_knows(libraries, tmp_path):
-    plan = TrainingPlan(
-        network_settings={**TINY, "filters": 4},
-        batch_size=4,
-        learning_rate=5e-3,
-        schedule="cosine",
-        steps=60,
-        steps_per_epoch=20,
-        patience=0,
-    )
+    settings = {"batch_size": 4, "learning_rate": 5e-3, "schedule": "cosine", "patience": 0}
+    settings |= {"network_settings": {**TINY, "filters": 4}, "steps": 60, "steps_per_epoch": 20}
+    plan = TrainingPlan(**settings)
     lines = []
-    member = train_member(
-        [read_library(p) for p in libraries[:2]],
-        [read_library(libraries[2])],
-        plan,
-        checkpoint_dir=tmp_path,
-        report=lines.append,
-    )
+    train_on, validate_on = ([read_library(p) for p in paths] for paths in (libraries[:2], libraries[2:]))
+    member = train_member(train_on, validate_on, plan, checkpoint_dir=tmp_path, report=lines.append)
     assert member.facts["best_validation_loss"] < 0.8 * _spline_loss(libraries[2], plan)
     assert [row["step"] for row in member.curves] == [20, 40, 60]
     assert len(lines) == 4 and member.curves[-1]["learning_rate"] < 1e-4
