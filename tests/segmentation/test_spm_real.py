@@ -320,7 +320,7 @@ def test_a_stripped_brain_is_recognised_and_its_maps_end_where_the_data_end(outc
 
 @pytest.fixture(scope="session")
 def others(installation, scan, run, phantom, tmp_path_factory) -> SimpleNamespace:
-    """Two more runs at the same time: NewSegment's settings, and a stripped HCP image with its whole head."""
+    """Two more runs: NewSegment's settings, and a stripped HCP image with its whole head."""
     folder = tmp_path_factory.mktemp("others")
     plain = folder / "read only" / "sub-01_T1w.nii"
     plain.parent.mkdir()
@@ -349,12 +349,9 @@ def others(installation, scan, run, phantom, tmp_path_factory) -> SimpleNamespac
     hcp.base_dir, hcp.inputs.in_file = folder / "work", stripped
     (folder / "node").mkdir()
     before = {path.name: path.stat().st_mtime_ns for path in plain.parent.iterdir()}
-    with ThreadPoolExecutor(1) as pool:
-        maps = pool.submit(hcp.run)
-        result = node.run(cwd=str(folder / "node")).outputs
-        return SimpleNamespace(
-            plain=plain, before=before, brain=brain, node=result, choice=choice, hcp=maps.result().outputs
-        )
+    # One after the other: both change the current folder of the process.
+    maps, result = hcp.run().outputs, node.run(cwd=str(folder / "node")).outputs
+    return SimpleNamespace(plain=plain, before=before, brain=brain, node=result, choice=choice, hcp=maps)
 
 
 def test_a_read_only_folder_of_the_users_stays_as_it_is(others):

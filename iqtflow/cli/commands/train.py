@@ -114,7 +114,8 @@ def _train(options: argparse.Namespace) -> None:
     from iqtflow.utils.files import write_atomically
 
     require_cuda(options.device)
-    train = TrainSettings(**{name: getattr(options, name) for name in OF_ONE_NETWORK})
+    values = {name: getattr(options, name) for name in OF_ONE_NETWORK}
+    train = TrainSettings(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
     check_training(train)
     allow_network(train.network)
     extra = _read_card(options.card)
@@ -183,10 +184,9 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _shared(kind: type, train: TrainSettings) -> dict[str, Any]:
-    """Return the settings of training that a dataclass has, too, by name; lists become tuples."""
+    """Return the settings of training that a dataclass has, too, by name."""
     names = {item.name for item in dataclasses.fields(kind)} & SETTINGS["train"].keys()
-    values = {name: getattr(train, name) for name in names}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return {name: getattr(train, name) for name in names}
 
 
 def _network_option(text: str) -> tuple[str, Any]:
