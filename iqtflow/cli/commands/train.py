@@ -114,8 +114,9 @@ def _train(options: argparse.Namespace) -> None:
     from iqtflow.utils.files import write_atomically
 
     require_cuda(options.device)
-    values = {name: getattr(options, name) for name in OF_ONE_NETWORK}
-    train = TrainSettings(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    values: dict[str, Any] = {name: getattr(options, name) for name in OF_ONE_NETWORK}
+    values.update({name: tuple(value) for name, value in values.items() if isinstance(value, list)})
+    train = TrainSettings(**values)
     check_training(train)
     allow_network(train.network)
     extra = _read_card(options.card)
