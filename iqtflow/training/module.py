@@ -27,6 +27,7 @@ from iqtflow.utils.errors import InputError, IQTFlowError
 from iqtflow.utils.files import write_text
 
 NON_FINITE_LIMIT = 20  #: training stops after more steps than this with a loss or gradient that is not finite
+ERROR_HEAD = "error_head."  #: start of the names of weights that predict the error
 COLUMNS = ("step", "train_loss", "val_loss", "learning_rate", "seconds")  #: of the training curves
 
 
@@ -76,7 +77,7 @@ class TrainingModule(lightning.LightningModule):
         self._kept: list[torch.Tensor] = []
         named = list(self.network.named_parameters())
         self._parts = [
-            [value for name, value in named if name.startswith("error_head.") is of_error]
+            [value for name, value in named if name.startswith(ERROR_HEAD) is of_error]
             for of_error in (False, True)
         ]
 

@@ -35,7 +35,7 @@ from iqtflow.training.checkpoints import (
     require_fit,
 )
 from iqtflow.training.library import PatchLibrary
-from iqtflow.training.module import CurvesOnDisk, TrainingModule
+from iqtflow.training.module import ERROR_HEAD, CurvesOnDisk, TrainingModule
 from iqtflow.training.pairs import PairFile, PairSampler
 from iqtflow.training.plan import FRESH, TrainingPlan
 from iqtflow.training.samplers import Degradation, DrawSampler, StoredSampler
@@ -43,7 +43,6 @@ from iqtflow.utils.errors import InputError, UsageError
 
 Source = PatchLibrary | PairFile
 
-ERROR_HEAD = "error_head."  #: start of the names of weights that predict the error
 _VALIDATION_SEED = 0xE7A1
 _STREAM = 2  #: version of the batches that a seed gives; checkpoints of another version are not continued
 

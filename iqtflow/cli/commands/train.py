@@ -107,10 +107,10 @@ def _train(options: argparse.Namespace) -> None:
     from iqtflow.models.registry import build_network, choose_settings, setting_names
     from iqtflow.simulation.snr_prior import read_prior
     from iqtflow.training.checkpoints import LOG
-    from iqtflow.training.module import curves_as_csv
+    from iqtflow.training.module import ERROR_HEAD, curves_as_csv
     from iqtflow.training.plan import TrainingPlan
     from iqtflow.training.samplers import Degradation
-    from iqtflow.training.trainer import ERROR_HEAD, train_member
+    from iqtflow.training.trainer import train_member
     from iqtflow.utils.files import write_atomically
 
     require_cuda(options.device)
