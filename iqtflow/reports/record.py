@@ -23,7 +23,7 @@ from iqtflow.utils.files import read_text
 
 STATUSES = ("enhanced", "prepared", "skipped", "failed")
 #: Fields of a record that are paths of volumes.
-VOLUMES = ("input", "output", "spline", "std", "mask", "truth", "wm", "gm", "csf", "library")
+VOLUMES = ("input", "output", "spline", "std", "residual", "mask", "truth", "wm", "gm", "csf", "library")
 TISSUES = ("wm", "gm", "csf")
 #: In the names of derivatives from which pages can be made.
 ENHANCED, PREPARED = "_desc-iqt_", "_label-GM_probseg"
@@ -51,9 +51,10 @@ class Record:
         Path of the scan.
     subject
         Label of the subject; `iqtflow.reports.assemble.index.write_pages` needs it.
-    output, spline, std, mask, truth
-        Paths for an enhanced scan: enhanced volume, cubic spline, standard deviation, brain mask, and the
-        high-field scan that it was simulated from. All but the first may be missing.
+    output, spline, std, residual, mask, truth
+        Paths for an enhanced scan: enhanced volume, cubic spline, standard deviation, difference from the
+        acquired slices, brain mask, and the high-field scan that it was simulated from. All but the first may
+        be missing.
     wm, gm, csf, library
         Paths for a scan prepared for training: tissue maps, patch library.
     draws
@@ -83,6 +84,7 @@ class Record:
     output: Place | None = None
     spline: Place | None = None
     std: Place | None = None
+    residual: Place | None = None
     mask: Place | None = None
     truth: Place | None = None
     wm: Place | None = None
@@ -141,6 +143,7 @@ def enhanced_record(
     details: Place | None = None,
     stored_as: Place | None = None,
     std: Place | None = None,
+    residual: Place | None = None,
     **volumes: Place | None,
 ) -> Record:
     """Return the record of an enhanced scan.
@@ -149,8 +152,8 @@ def enhanced_record(
     ----------
     scan
         The scan as acquired.
-    enhanced, std
-        Paths of the enhanced volume and of its standard deviation.
+    enhanced, std, residual
+        Paths of the enhanced volume, of its standard deviation, and of its difference from the scan.
     details
         JSON file of the run.
     stored_as
@@ -158,11 +161,12 @@ def enhanced_record(
     **volumes
         Other paths, by their names in `Record`.
     """
+    volumes |= {"std": std, "residual": residual}
     names = {} if stored_as is None else {"output": stored_as}
-    if stored_as is not None and std is not None:
-        names["std"] = _std_of(stored_as)
+    if stored_as is not None:
+        names |= {name: _beside(stored_as, name) for name in ("std", "residual") if volumes[name]}
     found = {} if details is None else read_details(details)
-    return Record("enhanced", scan, output=enhanced, std=std, details=found, names=names, **volumes)  # type: ignore[arg-type]
+    return Record("enhanced", scan, output=enhanced, details=found, names=names, **volumes)  # type: ignore[arg-type]
 
 
 def prepared_record(
@@ -260,23 +264,25 @@ def complete_record(record: Record, known: Record | None = None) -> Record:
     if record.status != "enhanced" or not record.output:
         return record
     output = Path(record.output)
-    std, sidecar = _std_of(output), sidecar_name(output)
+    sidecar = sidecar_name(output)
     found: dict[str, Any] = {}
     for name in ("spline", "mask", "truth"):
         earlier = known and getattr(known, name)
         if not getattr(record, name) and earlier and Path(earlier).is_file():
             found[name] = earlier
-    if not record.std and std != output and std.is_file():
-        found["std"] = std
+    for name in ("std", "residual"):
+        beside = _beside(output, name)
+        if not getattr(record, name) and beside != output and beside.is_file():
+            found[name] = beside
     if not record.details and sidecar.is_file():
         found["details"] = read_details(sidecar)
     return replace(record, **found)
 
 
-def _std_of(output: Place) -> Path:
-    """Return the path of the standard deviation beside an enhanced volume."""
+def _beside(output: Place, name: str) -> Path:
+    """Return the path of the standard deviation (``std``) or ``residual`` beside an enhanced volume."""
     output = Path(output)
-    return output.with_name(output.name.replace(ENHANCED, "_desc-iqtstd_"))
+    return output.with_name(output.name.replace(ENHANCED, f"_desc-iqt{name}_"))
 
 
 def read_details(path: Place) -> dict[str, Any]:
@@ -401,7 +407,7 @@ def find_records(output_dir: Path, label: str) -> list[Record]:
         output, grey = known.names.get("output"), str(known.names.get("gm", ""))
         if known.status == "enhanced":
             if output and Path(output).is_file():
-                known = replace(known, output=output, std=None, details={})
+                known = replace(known, output=output, std=None, residual=None, details={})
             known = complete_record(known, known)
         elif known.status == "prepared" and PREPARED in grey:
             known = stored_preparation(known.input or "", grey.partition(PREPARED)[0])

@@ -15,6 +15,8 @@ from iqtflow.image.geometry import IN_PLANE_TOLERANCE_OCTAVES
 from iqtflow.reports.record import Record
 
 Trust = Literal["good", "look closer", "do not use"]
+#: Names of the styles of verdicts on pages.
+STYLES: dict[str, str] = {"good": "good", "look closer": "warn", "do not use": "bad"}
 
 #: Slice spacing over (k times the pixel size). Outside of this range the pipeline resamples the plane.
 RATIO_OVER_K = (2**-IN_PLANE_TOLERANCE_OCTAVES, 2**IN_PLANE_TOLERANCE_OCTAVES)
@@ -159,7 +161,7 @@ def _brain(record: Record) -> Fields:
         return _found(passed=False, value="none", threshold=threshold, words=words, severe=True)
     figures = (details.get("OutOfDistribution") or {}).get("Features") or {}
     if "BrainVolume" not in figures or "Coverage" not in figures:
-        return _unknown("The volume of the brain mask is not known.", threshold)
+        return _found(passed=True, value="found", threshold=threshold, words="A brain was found.")
     ml, length_mm = (float(figures[name]["Value"]) for name in ("BrainVolume", "Coverage"))
     area = 10 * ml / length_mm
     passed = area >= SMALLEST_AREA_CM2 and ml <= LARGEST_BRAIN_ML

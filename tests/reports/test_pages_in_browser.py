@@ -27,6 +27,15 @@ TOO_WIDE = """(() => {
   });
   return [root.scrollWidth - root.clientWidth, ...out.map(e => e.outerHTML.slice(0, 120))];
 })()"""
+#: Mean of red, green and blue of a part's text, and of what is behind it.
+SHADES = """name => {
+  const numbers = colour => colour.match(/[0-9.]+/g).slice(0, 3).map(Number);
+  const mean = colour => numbers(colour).reduce((sum, part) => sum + part / 3, 0);
+  const part = document.querySelector(name);
+  let behind = part;
+  while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
+  return [mean(getComputedStyle(part).color), mean(getComputedStyle(behind).backgroundColor)];
+}"""
 PICTURES = (
     "[...document.images].map(i => [decodeURIComponent(i.src), i.complete, i.naturalWidth, i.naturalHeight])"
 )
@@ -130,35 +139,63 @@ def test_the_browser_test_can_fail(tab, tmp_path):
 
 def test_everything_on_a_picture_can_be_done_by_keyboard(tab, site):
     show(tab, site / "sub-01.html")
+    group = tab.locator(".comparisons").first
+    stage, place = group.locator(".stage").first, group.locator(".place").first
     tab.locator("nav a").last.focus()
-    stage, place = tab.locator(".compare .stage").first, tab.locator(".compare .place").first
-    for _ in range(30):
-        tab.keyboard.press("Tab")
-        if tab.evaluate("document.activeElement.className") == "wipe":
-            break
-    assert stage.locator(":focus").count() == 1, "the line is reached with the tab key"
-    for _ in range(10):
-        tab.keyboard.press("ArrowRight")
-    assert "--wipe: 60%" in stage.get_attribute("style")
-    tab.keyboard.press("Tab")
-    tab.keyboard.press("Enter")
-    assert "--wipe: 100%" in stage.get_attribute("style"), "before only"
+
+    def press(*keys: str) -> None:
+        for key in keys:
+            tab.keyboard.press(key)
+
+    def shows() -> tuple[str, list[str]]:
+        mode = next(m for m in ("beside", "slider", "blink") if m in group.get_attribute("class").split())
+        visible = [layer for layer in stage.locator(".layer").all() if layer.is_visible()]
+        return mode, [layer.get_attribute("data-layer") for layer in visible]
+
+    assert shows() == ("beside", ["acquired", "iqt"])
+    press("Tab", "Tab", "Enter")
+    assert shows()[0] == "slider"
+    press("Tab", "Tab", "Tab", "Enter")
+    assert shows()[1] == ["spline", "iqt"]
+    press("Tab", *["ArrowRight"] * 10)
+    assert "--wipe: 60%" in stage.get_attribute("style"), "the line is reached with the tab key"
     before = place.text_content()
-    for key in ("Tab", "Tab", "Tab", "ArrowRight"):
-        tab.keyboard.press(key)
+    press("Tab", "ArrowRight")
     assert place.text_content() != before
-    tab.keyboard.press("Tab")
-    tab.keyboard.press("Space")
-    assert "sheet" in stage.get_attribute("class").split(), "all slices at once"
+    press("Tab", "Space")
+    assert group.locator(".all-slices").count() == 1, "all slices at once"
+    assert shows()[0] == "beside", "a line would have different slices on its sides"
     outline = "getComputedStyle(document.activeElement).outlineStyle"
     assert tab.evaluate(outline) != "none", "the focus is seen"
 
 
-def test_on_paper_before_and_after_stand_side_by_side_without_controls(tab, site):
+def test_the_first_screen_says_what_was_done_whether_to_trust_it_and_why_with_a_picture(tab, site):
+    for width, height in ((1280, 800), (390, 844)):
+        show(tab, site / "sub-01.html", width=width)
+        for part in (".trust strong", ".trust", ".what"):
+            box = tab.locator(part).first.bounding_box()
+            assert box["y"] + box["height"] <= height, part
+        picture = tab.locator(".stage").first.bounding_box()
+        assert picture["y"] + picture["height"] / 2 <= height
+
+
+def test_in_the_dark_text_is_light_and_readable(browser, site):
+    with browser.new_page(color_scheme="dark") as tab:
+        tab.goto((site / "sub-01.html").as_uri())
+        shades = {
+            name: tab.evaluate(SHADES, name) for name in (".scan", ".trust", ".quiet", ".notice", "summary")
+        }
+    assert all(text > paper + 80 for text, paper in shades.values()), shades
+
+
+def test_on_paper_acquired_and_enhanced_stand_side_by_side_without_controls(tab, site):
     show(tab, site / "sub-01.html", width=794)
     tab.emulate_media(media="print")
     assert not any(part.is_visible() for part in tab.locator(".controls, .wipe, nav").all())
-    first, second = (tab.locator(".compare .stage .layer").nth(i).bounding_box() for i in (0, 1))
+    visible = [
+        part for part in tab.locator(".compare .stage").first.locator(".layer").all() if part.is_visible()
+    ]
+    first, second = (part.bounding_box() for part in visible)
     assert first["x"] + first["width"] <= second["x"] + 1 and first["height"] > 50
     assert tab.evaluate(TOO_WIDE)[0] == 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from iqtflow.inference.ood import FIGURES
@@ -205,13 +206,58 @@ def card_tables(card: Card) -> dict[str, list[Row]]:
 def brief(details: Mapping[str, Any]) -> str:
     """Return one line for the top of the page: factor, model, device, time."""
     parts = (
+        ("Model.Name", "Model {}"),
         ("UpsamplingFactor", "k = {}"),
-        ("Model.Name", "model {}"),
         ("Device", "on {}"),
         ("Seconds", "in {} s"),
     )
     known = ((words, _look_up(details, key)) for key, words in parts)
     return ", ".join(words.format(plain(value)) for words, value in known if value is not None)
+
+
+def relative_path(path: Any) -> str:
+    """Return a path from the root of its data set, ``sub-X/...``; without such a folder only the name."""
+    parts = Path(str(path or "")).parts
+    first = next((i for i, part in enumerate(parts[:-1]) if part.startswith("sub-")), -1)
+    return Path(*parts[first:]).as_posix() if parts else ""
+
+
+def places_of(details: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the places of the audit, without those that cannot be read."""
+    found = details.get("DataConsistency")
+    listed = found.get("Places") if isinstance(found, Mapping) else None
+    return [
+        place
+        for place in listed or ()
+        if isinstance(place, Mapping) and len(place.get("PositionMM") or ()) == 3
+    ]
+
+
+def place_rows(details: Mapping[str, Any]) -> list[list[str]]:
+    """Return a row for each place of the audit: number, kind, position, slices (from 1), volume, score."""
+    words = {
+        "missing": "acquired, but missing in the enhanced volume",
+        "unsupported": "in the enhanced volume, but not in the acquired slices",
+    }
+    rows = []
+    for number, place in enumerate(places_of(details), start=1):
+        x, y, z = (float(v) for v in place["PositionMM"])
+        sides = (("R", "L")[x < 0], ("A", "P")[y < 0], ("S", "I")[z < 0])
+        position = ", ".join(f"{side} {abs(v):.0f}" for side, v in zip(sides, (x, y, z), strict=True))
+        slices = ", ".join(str(int(i) + 1) for i in place.get("Slices") or ())
+        ml, score = place.get("VolumeML"), place.get("Score")
+        kind = str(place.get("Kind"))
+        rows.append(
+            [
+                str(number),
+                words.get(kind, kind),
+                position,
+                slices,
+                "" if ml is None else f"{float(ml):.2f} ml",
+                "" if score is None else f"{abs(float(score)):.1f}",
+            ]
+        )
+    return rows
 
 
 def find_warnings(details: Mapping[str, Any]) -> list[str]:
@@ -246,7 +292,7 @@ def _look_up(details: Mapping[str, Any], key: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Familiar:
     """Whether a scan is like the training data.
 
     Attributes
@@ -270,12 +316,12 @@ class Verdict:
     rows: tuple[tuple[str, str, str, str], ...] = ()
 
 
-def judge(details: Mapping[str, Any]) -> Verdict | None:
+def judge(details: Mapping[str, Any]) -> Familiar | None:
     """Put the field ``OutOfDistribution`` of a sidecar into words.
 
     Returns
     -------
-    Verdict or None
+    Familiar or None
         None when there are no details at all. A missing or empty field gives a verdict that says so.
     """
     if not details:
@@ -284,7 +330,7 @@ def judge(details: Mapping[str, Any]) -> Verdict | None:
     if not isinstance(found, Mapping) or "Score" not in found:
         why = f"the sidecar has {plain(found)}" if found else "the model does not have their ranges"
         words = f"This scan was not compared with the training data: {why}."
-        return Verdict("not compared", "skipped", words)
+        return Familiar("not compared", "skipped", words)
     score, threshold = float(found["Score"]), float(found.get("Threshold") or 1.0)
     features = found.get("Features")
     rows = [_row(*item) for item in features.items()] if isinstance(features, Mapping) else []
@@ -305,7 +351,7 @@ def judge(details: Mapping[str, Any]) -> Verdict | None:
             "anatomy was not compared."
         )
     words = f"{words} Score {score:.1f} (training data: up to 1; warning: above {threshold:.1f})."
-    return Verdict(badge, style, words, tuple(map(str, found.get("Reasons") or ())), tuple(rows))
+    return Familiar(badge, style, words, tuple(map(str, found.get("Reasons") or ())), tuple(rows))
 
 
 def _row(name: str, feature: Any) -> tuple[str, str, str, str]:

@@ -80,7 +80,7 @@ def _render_index(out_dir: Path, asked: Sequence[str]) -> str:
         found = {scan.status for scan in scans}
         status = next((s for s in ("failed", "enhanced", "prepared", "skipped") if s in found), "failed")
         marks = {status, *found}
-        if any(scan.warnings or scan.verdict_style == "warn" for scan in scans):
+        if any(scan.warnings or scan.verdict_style in ("warn", "bad") for scan in scans):
             marks.add("warning")
         has_page = page_path(out_dir, label).is_file()
         rows.append(

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 
 from iqtflow.bids.names import stem_of
@@ -32,6 +33,7 @@ from iqtflow.reports.record import (
     read_summary,
     summary_path,
 )
+from iqtflow.reports.verdict import STYLES, Check, Verdict, judge, make_checks
 from iqtflow.utils.errors import InputError, IQTFlowError
 
 MAX_BYTES = 6_000_000  #: of a page and its figures
@@ -44,6 +46,7 @@ LOG_BYTES = 100_000
 _OUTPUTS = (
     ("output", "enhanced volume (IQT)"),
     ("std", "standard deviation"),
+    ("residual", "difference from the acquired slices"),
     ("spline", "spline"),
     ("mask", "brain mask"),
     ("wm", "white matter"),
@@ -66,7 +69,11 @@ class Entry:
     title: str
     sentence: str
     outputs: list[tuple[str, str]]
-    verdict: facts.Verdict | None
+    checks: list[Check]
+    verdict: Verdict | None
+    familiar: facts.Familiar | None
+    places: list[list[str]]
+    scan: str
     log: str
     excerpt: str
     log_file: str
@@ -81,6 +88,23 @@ class Entry:
     def status(self) -> str:
         """Status of the scan."""
         return self.record.status
+
+    @property
+    def badge(self) -> str:
+        """The verdict in a word or two, or the status of a scan that was not enhanced."""
+        return self.verdict.trust if self.verdict else self.status
+
+    @property
+    def style(self) -> str:
+        """Name of the style of the badge."""
+        return STYLES[self.verdict.trust] if self.verdict else self.status
+
+    @property
+    def counts(self) -> str:
+        """How many checks passed, failed and were not made."""
+        words = {True: "passed", False: "failed", None: "not made"}
+        found = [(sum(check.passed is key for check in self.checks), word) for key, word in words.items()]
+        return ", ".join(f"{n} {word}" for n, word in found if n)
 
 
 def write_subject_page(
@@ -160,6 +184,7 @@ def write_subject_page(
         convention=convention,
         colours=legend_colours(),
         overlay_colours=legend_colours(over_grey=150),
+        greys=[f"#{bytes([shade] * 3).hex()}" for shade in range(0, 256, 17)],
         counts={status: sum(e.status == status for e in entries) for status in STATUSES},
         facts=facts,
         not_covered=lambda details: NOT_COVERED[kind_of_scan(details)],
@@ -183,7 +208,13 @@ def _draw(entry: Entry, *, convention: str, max_bytes: int) -> Figures | Prepare
             entry.sentence = entry.sentence or f"Prepared for training: tissue maps, {scans}, patch library."
         elif entry.status == "enhanced":
             volumes = load_volumes(entry.record)
-            entry.figures = draw_figures(volumes, entry.anchor, convention=convention, max_bytes=max_bytes)
+            entry.figures = draw_figures(
+                volumes,
+                entry.anchor,
+                convention=convention,
+                max_bytes=max_bytes,
+                places=facts.places_of(entry.record.details),
+            )
             entry.tilt_degrees, entry.has_mask = volumes.tilt_degrees, volumes.has_mask
             entry.sentence = entry.sentence or _what_happened(volumes)
     except IQTFlowError as fault:
@@ -202,6 +233,7 @@ def _describe(record: Record, label: str, out_dir: Path, *, taken: set[str]) -> 
         anchor, number = f"{stem}-{number}", number + 1
     message = str(record.message).strip().removeprefix(f"{record.input}: ")
     log, log_file = _read_log(record)
+    checks = make_checks(record)
     known = log_file is not None and log_file.is_relative_to(out_dir)
     return Entry(
         record=record,
@@ -209,7 +241,11 @@ def _describe(record: Record, label: str, out_dir: Path, *, taken: set[str]) -> 
         title=title,
         sentence=message or _NO_MESSAGE.get(record.status, ""),
         outputs=list(_outputs(record, out_dir)),
-        verdict=facts.judge(record.details) if record.status == "enhanced" else None,
+        checks=checks,
+        verdict=judge(checks) if checks else None,
+        familiar=facts.judge(record.details) if record.status == "enhanced" else None,
+        places=facts.place_rows(record.details),
+        scan=facts.relative_path(record.input),
         log=log,
         excerpt=_excerpt(log),
         log_file=log_file.relative_to(out_dir).as_posix() if log_file and known else "",
@@ -225,8 +261,8 @@ def _shown(entry: Entry) -> Shown:
         status=entry.status,
         sentence=entry.sentence,
         warnings=entry.warnings,
-        verdict=entry.verdict.badge if entry.verdict else "",
-        verdict_style=entry.verdict.style if entry.verdict else "",
+        verdict=entry.verdict.trust if entry.verdict else "",
+        verdict_style=entry.style if entry.verdict else "",
         thumbnail=figures.thumbnail.file if figures else None,
         alt=figures.thumbnail.alt if figures else "",
         record=entry.record,
@@ -234,16 +270,18 @@ def _shown(entry: Entry) -> Shown:
 
 
 def _what_happened(volumes: Volumes) -> str:
-    """Return the number of slices and their spacing before and after."""
-    after = volumes.sizes_mm
-    if volumes.acquired is None:
-        return f"Enhanced to voxels of {' × '.join(f'{s:.2f}' for s in after)} mm."
+    """Return voxel sizes, and the number of slices, before and after."""
+    after = " × ".join(f"{size:.2f}" for size in volumes.sizes_mm)
+    if volumes.acquired is None or volumes.slice_axis is None:
+        return f"Enhanced to voxels of {after} mm."
+    scan, affine = volumes.acquired
     axis = volumes.slice_axis
-    spacing = float((volumes.acquired[1][:3, axis] ** 2).sum() ** 0.5)
+    before = " × ".join(f"{size:.2f}" for size in voxel_sizes(affine))
     across = ("left to right", "back to front", "bottom to top")[axis]
-    n_before, n_after = volumes.acquired[0].shape[axis], volumes.after.shape[axis]
-    old = f"{n_before} slices {spacing:.2f} mm apart ({across})"
-    return f"{old} became {n_after} slices {after[axis]:.2f} mm apart."
+    return (
+        f"Enhanced from voxels of {before} mm to {after} mm: {scan.shape[axis]} slices ({across}) became "
+        f"{volumes.after.shape[axis]}."
+    )
 
 
 def _read_log(record: Record) -> tuple[str, Path | None]:

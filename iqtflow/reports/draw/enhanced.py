@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from iqtflow.reports.draw import pictures, plots
+from iqtflow.reports.draw.excess import find_excess
 from iqtflow.reports.draw.pictures import Picture, PictureRow
-from iqtflow.reports.draw.slices import Comparison, PlaneDrawer, Rung, Scene, draw_within, planes_in_order
+from iqtflow.reports.draw.slices import (
+    Comparison,
+    Layer,
+    PlaneDrawer,
+    Rung,
+    Scene,
+    draw_within,
+    planes_in_order,
+)
 from iqtflow.reports.draw.volumes import Plane, Volumes, choose_slices, crop_box, cut
 
 #: Choices of size and quality, the best first; the first that fits the budget is used.
 LADDER = (Rung(9, 560, 86), Rung(9, 460, 80), Rung(9, 380, 70), Rung(4, 380, 65), Rung(1, 380, 60))
 THUMBNAIL = Rung(1, 220, 80)
-#: Smallest upper end of the colour scale of the standard deviation, in percent of the grey scale: if the
-#: networks agree, the map stays dark.
-LEAST_STD_TOP_PERCENT = 2.0
+#: Smallest upper ends of the scales of the uncertainty and of the difference, in percent of the grey scale:
+#: if there is nearly nothing, the pictures stay dark or grey.
+LEAST_TOP_PERCENT = 2.0
+#: Of the brain's voxels, this percentile of uncertainty and difference is the upper end of their scales.
+TOP_PERCENTILE = 99.5
 #: A lower head is a slab; its thumbnail is axial, not coronal.
 SLAB_MM = 60.0
 DETAIL_MM = 44.0  #: edge of a detail
+MOST_PLACES = 6  #: places of the audit that are drawn, those with the largest score
 
 
 @dataclass
@@ -32,12 +46,14 @@ class Figures:
     profile, histogram, thumbnail
         Single pictures.
     details
-        Enlarged places.
+        Enlarged places of the largest change, one for each plane.
+    places
+        Enlarged places that the audit found, by their number in the sidecar (from 0).
     planes, uncertainty, errors
-        Comparisons: before and after; enhanced volume and standard deviation; both errors. One for each
-        plane, or none.
-    std_top_percent, error_top_percent
-        Upper ends of the colour scales, in percent of the grey scale.
+        Comparisons: acquired slices or spline and enhanced volume; enhanced volume and uncertainty; both
+        errors. One for each plane, or none.
+    excess_top_percent, error_top_percent, change_top_percent
+        Upper ends of the scales, in percent of the grey scale.
     numbers
         From `measure`.
     files
@@ -48,16 +64,25 @@ class Figures:
     histogram: Picture
     thumbnail: Picture
     details: list[PictureRow]
+    places: dict[int, PictureRow]
     planes: list[Comparison] = field(default_factory=list)
     uncertainty: list[Comparison] = field(default_factory=list)
     errors: list[Comparison] = field(default_factory=list)
-    std_top_percent: float = 0.0
+    excess_top_percent: float = 0.0
     error_top_percent: float = 0.0
+    change_top_percent: float = 0.0
     numbers: dict[str, float] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
 
 
-def draw_figures(volumes: Volumes, stem: str, *, convention: str, max_bytes: int) -> Figures:
+def draw_figures(
+    volumes: Volumes,
+    stem: str,
+    *,
+    convention: str,
+    max_bytes: int,
+    places: Sequence[Mapping[str, Any]] = (),
+) -> Figures:
     """Draw every figure of one scan within a budget.
 
     Parameters
@@ -70,6 +95,8 @@ def draw_figures(volumes: Volumes, stem: str, *, convention: str, max_bytes: int
         ``radiological`` or ``neurological``.
     max_bytes
         Most bytes of all files; fewer and smaller slices are drawn to meet it.
+    places
+        ``Places`` of the audit, from the sidecar.
 
     Returns
     -------
@@ -82,9 +109,11 @@ def draw_figures(volumes: Volumes, stem: str, *, convention: str, max_bytes: int
         profile=pictures.keep(files, f"{stem}_profile.svg", *plots.slice_profile(volumes)),
         histogram=pictures.keep(files, f"{stem}_histogram.svg", *plots.intensity_histogram(volumes)),
         thumbnail=_draw_thumbnail(scene, files),
-        details=[_draw_detail(scene, plane, files) for plane in planes_in_order(volumes)],
-        std_top_percent=percent * scene.std_top,
+        details=[_draw_busiest(scene, plane, files) for plane in planes_in_order(volumes)],
+        places=_draw_places(scene, places, files),
+        excess_top_percent=percent * scene.excess_top,
         error_top_percent=percent * scene.error_top,
+        change_top_percent=percent * scene.change_top,
         numbers=measure(volumes),
         files=files,
     )
@@ -96,17 +125,24 @@ def draw_figures(volumes: Volumes, stem: str, *, convention: str, max_bytes: int
 
 
 def make_scene(volumes: Volumes, stem: str, convention: str) -> Scene:
-    """Set the colour scales by the brain, the same for all pictures of a scan."""
-    span = volumes.window[1] - volumes.window[0]
-    std_top = error_top = 0.0
-    if volumes.std is not None:
-        std_top = max(float(np.percentile(volumes.std[volumes.mask], 99)), LEAST_STD_TOP_PERCENT / 100 * span)
-        if volumes.has_mask:  # fat of the scalp would be brighter than all else
-            volumes = replace(volumes, std=volumes.std * volumes.mask)
-    if volumes.truth is not None:
-        error = np.abs(volumes.before[volumes.mask] - volumes.truth[volumes.mask])
-        error_top = max(float(np.percentile(error, 98)), 1e-6 * span)
-    return Scene(volumes, stem, convention, std_top, error_top)
+    """Set the scales by the brain, the same for all pictures of a scan."""
+    mask, least = volumes.mask, LEAST_TOP_PERCENT / 100 * (volumes.window[1] - volumes.window[0])
+
+    def top(values: np.ndarray, percentile: float) -> float:
+        return max(float(np.percentile(values, percentile)), least)
+
+    excess = None if volumes.std is None else find_excess(volumes)
+    change = np.abs(volumes.after[mask] - volumes.before[mask])
+    error = None if volumes.truth is None else np.abs(volumes.before[mask] - volumes.truth[mask])
+    return Scene(
+        volumes,
+        stem,
+        convention,
+        excess=excess,
+        excess_top=0.0 if excess is None else top(excess[mask], TOP_PERCENTILE),
+        error_top=0.0 if error is None else top(error, 98),
+        change_top=top(change, TOP_PERCENTILE),
+    )
 
 
 def draw_sheets(
@@ -124,16 +160,28 @@ def draw_sheets(
     volumes = scene.volumes
     for plane in planes_in_order(volumes):
         drawer = PlaneDrawer(scene, plane, files, rung)
-        before = drawer.sheet("before", drawer.grey(volumes.before), "before, interpolated by cubic splines")
-        after = drawer.sheet("iqt", drawer.grey(volumes.after), "after, the enhanced volume (IQT)")
-        planes.append(drawer.compare("planes", before, after, ("Before (spline)", "After (IQT)")))
-        if volumes.std is not None:
-            std = drawer.sheet("std", drawer.uncertainty(), "standard deviation in colour")
-            uncertainty.append(drawer.compare("uncertainty", after, std, ("IQT", "Uncertainty")))
+        left = []
+        if volumes.acquired is not None:
+            acquired = drawer.sheet("acquired", drawer.acquired(), "the acquired slices")
+            left.append(Layer("acquired", "Acquired", acquired))
+        before = drawer.sheet(
+            "before", drawer.grey(volumes.before), "the scan, interpolated by cubic splines"
+        )
+        left.append(Layer("spline", "Spline", before))
+        after = Layer(
+            "iqt", "Enhanced", drawer.sheet("iqt", drawer.grey(volumes.after), "the enhanced volume")
+        )
+        planes.append(drawer.compare("planes", left, after))
+        if scene.excess is not None:
+            std = drawer.sheet("std", drawer.uncertainty(), "uncertainty above the usual, in colour")
+            uncertainty.append(drawer.compare("uncertainty", [after], Layer("std", "Uncertainty", std)))
         if volumes.truth is not None:
             first = drawer.sheet("errspline", drawer.error(volumes.before), "absolute error of the spline")
-            second = drawer.sheet("erriqt", drawer.error(volumes.after), "absolute error of IQT")
-            errors.append(drawer.compare("errors", first, second, ("Error of spline", "Error of IQT")))
+            second = drawer.sheet(
+                "erriqt", drawer.error(volumes.after), "absolute error of the enhanced volume"
+            )
+            spline = Layer("errspline", "Error of spline", first)
+            errors.append(drawer.compare("errors", [spline], Layer("erriqt", "Error of enhanced", second)))
     return sheets
 
 
@@ -142,28 +190,92 @@ def _draw_thumbnail(scene: Scene, files: dict[str, bytes]) -> Picture:
     first, *_, last = planes_in_order(volumes)
     height_mm = volumes.after.shape[first.rows] * volumes.sizes_mm[first.rows]
     drawer = PlaneDrawer(scene, first if height_mm >= SLAB_MM else last, files, THUMBNAIL, file="{name}")
-    both = [*drawer.grey(volumes.before), *drawer.grey(volumes.after)]
-    return drawer.sheet("thumbnail", both, "left before (spline), right after (IQT)", marked=False)
+    known = volumes.acquired is not None
+    left = drawer.acquired() if known else drawer.grey(volumes.before)
+    words = "left the acquired slices" if known else "left the spline"
+    both = [*left, *drawer.grey(volumes.after)]
+    return drawer.sheet("thumbnail", both, f"{words}, right the enhanced volume", marked=False)
 
 
-def _draw_detail(scene: Scene, plane: Plane, files: dict[str, bytes]) -> PictureRow:
-    """Draw the busiest place of a plane: before, after, difference, and standard deviation and truth."""
+def _draw_busiest(scene: Scene, plane: Plane, files: dict[str, bytes]) -> PictureRow:
+    """Draw the place of a plane with the largest change."""
+    place = busiest_place(scene.volumes, plane, convention=scene.convention)
+    return _draw_detail(scene, plane, files, place, f"detail-{plane.name}")
+
+
+def _draw_places(
+    scene: Scene, places: Sequence[Mapping[str, Any]], files: dict[str, bytes]
+) -> dict[int, PictureRow]:
+    """Draw places of the audit, those with the largest score first, in the first plane across the slices."""
+    plane, volumes = planes_in_order(scene.volumes)[0], scene.volumes
+    found = {}
+    ranked = sorted(range(len(places)), key=lambda i: -abs(float(places[i].get("Score") or 0)))
+    for number in ranked[:MOST_PLACES]:
+        world = np.array([*map(float, places[number]["PositionMM"]), 1.0])
+        voxel = (np.linalg.inv(volumes.affine) @ world)[:3]
+        index = int(np.clip(round(voxel[plane.normal]), 0, volumes.after.shape[plane.normal] - 1))
+        centre = []
+        for axis in (plane.rows, plane.columns):
+            n, at = volumes.after.shape[axis], voxel[axis]
+            flipped = axis == plane.rows or plane.columns == 1 or scene.convention == "radiological"
+            centre.append(int(np.clip(round(n - 1 - at if flipped else at), 0, n - 1)))
+        shape = tuple(volumes.after.shape[axis] for axis in (plane.rows, plane.columns))
+        box = _square(centre, shape, volumes.pixel_mm(plane), (slice(0, shape[0]), slice(0, shape[1])))
+        middle = tuple((c - part.start + 0.5) for c, part in zip(centre, box, strict=True))
+        found[number] = _draw_detail(scene, plane, files, (index, box), f"place{number + 1:02d}", middle)
+    return found
+
+
+def _draw_detail(
+    scene: Scene,
+    plane: Plane,
+    files: dict[str, bytes],
+    place: tuple[int, tuple[slice, slice]],
+    file: str,
+    ring: tuple[float, float] | None = None,
+) -> PictureRow:
+    """Draw an enlarged place: what was acquired, spline, enhanced volume, difference, and what else is known.
+
+    With `ring` (row, column), a ring is drawn around a point.
+    """
     volumes = scene.volumes
-    place = busiest_place(volumes, plane, convention=scene.convention)
-    rung, file = Rung(1, 400, 88), "detail-{plane}-{name}"
-    drawer = PlaneDrawer(scene, plane, files, rung, file=file, text_px=26, zoom=place)
-    half = (volumes.window[1] - volumes.window[0]) / 2
-    shown = [
-        ("before", "Before (spline)", drawer.grey(volumes.before)),
-        ("iqt", "After (IQT)", drawer.grey(volumes.after)),
-        ("change", "After − before", drawer.grey(volumes.after - volumes.before, (-half, half))),
+    drawer = PlaneDrawer(
+        scene, plane, files, Rung(1, 400, 88), file=f"{file}-{{name}}", text_px=26, zoom=place
+    )
+    shown: list[tuple[str, str, Sequence[Any]]] = []
+    if volumes.acquired is not None:
+        shown.append(("acquired", "Acquired", drawer.acquired()))
+    shown += [
+        ("before", "Spline", drawer.grey(volumes.before)),
+        ("iqt", "Enhanced", drawer.grey(volumes.after)),
+        ("change", "Enhanced − spline", drawer.change()),
     ]
-    if volumes.std is not None:
+    if scene.excess is not None:
         shown.append(("std", "Uncertainty", drawer.uncertainty()))
     if volumes.truth is not None:
         shown.append(("truth", "Truth", drawer.grey(volumes.truth)))
-    found = tuple((tag, drawer.sheet(name, frames, f"enlarged, {tag}")) for name, tag, frames in shown)
-    return PictureRow(f"{plane.name.capitalize()}, {drawer.places[0]}", found)
+    found = []
+    for name, tag, frames in shown:
+        if ring is not None:
+            at = (ring[1] / drawer.shape[1], ring[0] / drawer.shape[0])
+            frames = [pictures.ring(drawer.enlarged(frame), at) for frame in frames]
+        found.append((tag, drawer.sheet(name, frames, f"enlarged, {tag}")))
+    return PictureRow(f"{plane.name.capitalize()}, {drawer.places[0]}", tuple(found))
+
+
+def _square(
+    centre: Sequence[int],
+    shape: Sequence[int],
+    pixel_mm: Sequence[float],
+    within: tuple[slice, slice],
+) -> tuple[slice, slice]:
+    """Return rows and columns of a square of `DETAIL_MM`, smaller where the part `within` is smaller."""
+    parts = []
+    for at, n, mm, edge in zip(centre, shape, pixel_mm, within, strict=True):
+        size = min(round(DETAIL_MM / mm), n)
+        first = int(np.clip(at - size // 2, 0, n - size)) + edge.start
+        parts.append(slice(first, first + size))
+    return parts[0], parts[1]
 
 
 def busiest_place(volumes: Volumes, plane: Plane, *, convention: str) -> tuple[int, tuple[slice, slice]]:
@@ -188,23 +300,17 @@ def busiest_place(volumes: Volumes, plane: Plane, *, convention: str) -> tuple[i
         if score[peak] > best:
             best, found = float(score[peak]), (index, peak)
     index, peak = found
-    top, left = (
-        int(np.clip(p - s // 2, 0, n - s)) + edge.start
-        for p, s, n, edge in zip(peak, size, shape, (rows, columns), strict=True)
-    )
-    return index, (slice(top, top + size[0]), slice(left, left + size[1]))
+    return index, _square([int(p) for p in peak], shape, volumes.pixel_mm(plane), (rows, columns))
 
 
 def measure(volumes: Volumes) -> dict[str, float]:
-    """Measure change, standard deviation, and agreement with the acquired slices, over the mask.
+    """Measure change and standard deviation over the mask.
 
     Returns
     -------
     dict
-        ``change_percent``: mean absolute difference of after and before, in percent of the grey scale;
-        ``std_median_percent`` and ``std_p95_percent``, likewise, when there is a standard deviation;
-        ``agreement``, when the grids nest: correlation of the scan with the enhanced volume averaged over
-        each acquired slice.
+        ``change_percent``: mean absolute difference of enhanced volume and spline, in percent of the grey
+        scale; ``std_median_percent`` and ``std_p95_percent``, likewise, when there is a standard deviation.
     """
     mask = volumes.mask
     unit = 100 / (volumes.window[1] - volumes.window[0])
@@ -212,15 +318,4 @@ def measure(volumes: Volumes) -> dict[str, float]:
     if volumes.std is not None:
         median, high = np.percentile(volumes.std[mask], [50, 95])
         numbers |= {"std_median_percent": unit * float(median), "std_p95_percent": unit * float(high)}
-    if volumes.acquired is None:
-        return numbers
-    scan, axis = volumes.acquired[0], volumes.slice_axis
-    k = volumes.after.shape[axis] // scan.shape[axis]
-    if volumes.after.shape != tuple(n * (k if a == axis else 1) for a, n in enumerate(scan.shape)):
-        return numbers
-    slabs = [*scan.shape[: axis + 1], k, *scan.shape[axis + 1 :]]
-    inside = mask.reshape(slabs).all(axis=axis + 1)
-    if inside.sum() >= 100:
-        averaged = volumes.after.reshape(slabs).mean(axis=axis + 1)[inside]
-        numbers["agreement"] = float(np.corrcoef(averaged, scan[inside])[0, 1])
     return numbers

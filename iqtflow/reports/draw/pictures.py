@@ -7,6 +7,7 @@ Letters are drawn into the pixels: a copy of the picture still shows which side 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -97,6 +98,37 @@ def enlarge(picture: np.ndarray, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(picture)).resize(size, Image.Resampling.BICUBIC)
 
 
+def resize_part(
+    picture: np.ndarray,
+    box: tuple[float, float, float, float],
+    size: tuple[int, int],
+    *,
+    blocks: tuple[bool, bool],
+) -> Image.Image:
+    """Resize a part of an 8-bit picture; parts outside of it are black.
+
+    Parameters
+    ----------
+    picture
+        Rows and columns.
+    box
+        Left, top, right and bottom edge, in pixels.
+    size
+        Width and height of the result.
+    blocks
+        Whether pixels stay blocks, with no values between them: along the width, along the height.
+    """
+    height, width = picture.shape
+    left, top, right, bottom = box
+    before = [max(math.ceil(-edge), 0) for edge in (top, left)]
+    after = [max(math.ceil(edge), 0) for edge in (bottom - height, right - width)]
+    padded = Image.fromarray(np.pad(picture, list(zip(before, after, strict=True))))
+    left, right, top, bottom = left + before[1], right + before[1], top + before[0], bottom + before[0]
+    how = [Image.Resampling.NEAREST if block else Image.Resampling.BICUBIC for block in blocks]
+    wide = padded.resize((size[0], padded.height), how[0], box=(left, 0, right, padded.height))
+    return wide.resize(size, how[1], box=(0, top, size[0], bottom))
+
+
 def outline(image: Image.Image, maps: Sequence[tuple[np.ndarray, str]], *, level: float = 0.5) -> Image.Image:
     """Draw contours of maps over an enlarged picture, later ones over earlier ones.
 
@@ -156,6 +188,15 @@ def mark(
         draw.line((left, y, right, y), fill=white, width=2)
         draw.text(((left + right) / 2, y - 3), "5 cm", anchor="mb", **style)
     return image
+
+
+def ring(image: Image.Image, at: tuple[float, float]) -> Image.Image:
+    """Draw a thin ring around a point, given in shares of width and height."""
+    drawn = image.convert("RGB")
+    x, y, radius = at[0] * drawn.width, at[1] * drawn.height, 0.14 * max(drawn.size)
+    box = (x - radius, y - radius, x + radius, y + radius)
+    ImageDraw.Draw(drawn).ellipse(box, outline="#ffcc00", width=max(drawn.width // 130, 2))
+    return drawn
 
 
 def sheet(images: Sequence[Image.Image], columns: int) -> Image.Image:

@@ -14,7 +14,7 @@ from PIL import Image
 from iqtflow.image.geometry import slice_axis
 from iqtflow.reports.draw import pictures, plots
 from iqtflow.reports.draw.pictures import Picture, PictureRow
-from iqtflow.reports.draw.slices import Comparison, PlaneDrawer, Rung, Scene, draw_within
+from iqtflow.reports.draw.slices import Comparison, Layer, PlaneDrawer, Rung, Scene, draw_within
 from iqtflow.reports.draw.volumes import PLANES, Plane, Volumes, load_array, load_prepared, on_grid
 from iqtflow.reports.record import Draw, Record
 
@@ -153,7 +153,9 @@ def _draw_plane(scene: Scene, plane: Plane, maps: Maps, rung: Rung, files: dict[
     drawer = PlaneDrawer(scene, plane, files, rung)
     plain = drawer.sheet("t1w", drawer.grey(scene.volumes.before), "the high-field scan")
     drawn = drawer.sheet("contours", _contoured(drawer, maps), "with contours of the tissue maps")
-    return drawer.compare("planes", plain, drawn, ("T1w", "Tissue contours"))
+    return drawer.compare(
+        "planes", [Layer("plain", "T1w", plain)], Layer("contours", "Tissue contours", drawn)
+    )
 
 
 def _draw_thumbnail(scene: Scene, maps: Maps, files: dict[str, bytes]) -> Picture:

@@ -11,22 +11,47 @@ import numpy as np
 from PIL import Image
 
 from iqtflow.reports.draw import pictures
-from iqtflow.reports.draw.volumes import PLANES, Plane, Volumes, choose_slices, crop_box, cut, position_label
+from iqtflow.reports.draw.volumes import (
+    PLANES,
+    Plane,
+    Volumes,
+    choose_slices,
+    crop_box,
+    cut,
+    on_grid,
+    position_label,
+)
 
 Drawn = TypeVar("Drawn")
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What all pictures of one scan share: volumes, beginning of file names, convention, tops of colour
-    scales.
+    """What all pictures of one scan share.
+
+    Attributes
+    ----------
+    volumes
+        What is drawn.
+    stem
+        Beginning of file names.
+    convention
+        ``radiological`` or ``neurological``.
+    excess
+        Standard deviation above what is usual for such a place (`iqtflow.reports.draw.excess`), on the grid
+        of the enhanced volume; None without a standard deviation.
+    excess_top, error_top, change_top
+        Upper ends of the scales of `excess`, of errors, and of the difference of the enhanced volume from the
+        spline.
     """
 
     volumes: Volumes
     stem: str
     convention: str
-    std_top: float = 1.0
+    excess: np.ndarray | None = None
+    excess_top: float = 1.0
     error_top: float = 1.0
+    change_top: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -39,8 +64,17 @@ class Rung:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """One sheet of a comparison: a word for the page's scripts, its name for readers, and the picture."""
+
+    key: str
+    tag: str
+    picture: pictures.Picture
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """Two sheets of the same slices.
+    """Sheets of the same slices.
 
     Attributes
     ----------
@@ -48,10 +82,8 @@ class Comparison:
         Unique on a scan's part of the page.
     plane
         Name of the plane.
-    under, over
-        The sheets; the page cuts `over` open to show `under`.
-    under_tag, over_tag
-        Their names in a word or two.
+    left, right
+        The sheets that the page can show on the left, the first at first, and the sheet on the right.
     side
         Slices along each side of a sheet.
     places
@@ -64,10 +96,8 @@ class Comparison:
 
     name: str
     plane: str
-    under: pictures.Picture
-    over: pictures.Picture
-    under_tag: str
-    over_tag: str
+    left: tuple[Layer, ...]
+    right: Layer
     side: int
     places: tuple[str, ...]
     width: int
@@ -137,6 +167,7 @@ class PlaneDrawer:
         most = np.inf if zoom else pictures.MAX_ENLARGEMENT
         self.size = pictures.picture_size(shape, volumes.pixel_mm(plane), rung.edge_px, max_enlargement=most)
         self.px_per_mm = self.size[0] / (shape[1] * volumes.pixel_mm(plane)[1])
+        self.shape = shape
 
     def cuts(self, data: np.ndarray) -> list[np.ndarray]:
         """Return the slices of a volume, cropped."""
@@ -146,16 +177,57 @@ class PlaneDrawer:
         """Return slices in the grey scale of the page, or in another one."""
         return [pictures.to_grey(c, window or self.scene.volumes.window) for c in self.cuts(data)]
 
+    def acquired(self) -> list[Image.Image]:
+        """Return the acquired slices at the same places, on their own grid: each voxel as thick as the slice
+        spacing, with nothing interpolated across the slices.
+        """
+        volumes, plane, convention = self.scene.volumes, self.plane, self.scene.convention
+        assert volumes.acquired is not None
+        scan, own = volumes.acquired
+        to_scan = np.linalg.inv(own) @ volumes.affine
+        step, start = np.diag(to_scan)[:3], to_scan[:3, 3]
+        if not np.allclose(to_scan[:3, :3], np.diag(step), atol=1e-3):  # turned: not on one of its own planes
+            blocks = on_grid(volumes.acquired, volumes.affine, volumes.after.shape, kind="nearest")
+            return [pictures.enlarge(frame, self.size) for frame in self.grey(blocks)]
+        spans = []
+        flips = (True, plane.columns == 1 or convention == "radiological")
+        for axis, part, flipped in zip((plane.rows, plane.columns), self.box, flips, strict=True):
+            n, n_scan = volumes.after.shape[axis], scan.shape[axis]
+            spans.append(_span(part, n, n_scan, step[axis], start[axis], flipped=flipped))
+        (top, bottom), (left, right) = spans
+        axis, images = plane.normal, []
+        for i in self.indices:
+            own_index = int(np.clip(round(step[axis] * i + start[axis]), 0, scan.shape[axis] - 1))
+            grey = pictures.to_grey(cut(scan, plane, own_index, convention=convention), volumes.window)
+            images.append(
+                pictures.resize_part(
+                    grey,
+                    (left, top, right, bottom),
+                    self.size,
+                    blocks=(plane.columns == volumes.slice_axis, plane.rows == volumes.slice_axis),
+                )
+            )
+        return images
+
     def uncertainty(self) -> list[np.ndarray]:
-        """Return the enhanced volume with its standard deviation in colour."""
-        volumes, top = self.scene.volumes, self.scene.std_top
-        pairs = zip(self.grey(volumes.after), self.cuts(volumes.std), strict=True)
-        return [pictures.overlay(grey, std, top) for grey, std in pairs]
+        """Return the enhanced volume, in colour where its standard deviation is larger than usual."""
+        assert self.scene.excess is not None
+        pairs = zip(self.grey(self.scene.volumes.after), self.cuts(self.scene.excess), strict=True)
+        return [pictures.overlay(grey, excess, self.scene.excess_top) for grey, excess in pairs]
+
+    def change(self) -> list[np.ndarray]:
+        """Return the difference of the enhanced volume from the spline; grey is no difference."""
+        volumes, top = self.scene.volumes, self.scene.change_top
+        return self.grey(volumes.after - volumes.before, (-top, top))
 
     def error(self, data: np.ndarray) -> list[np.ndarray]:
         """Return the absolute error in colour."""
         pairs = zip(self.cuts(data), self.cuts(self.scene.volumes.truth), strict=True)
         return [pictures.to_colour(np.abs(c - truth), self.scene.error_top) for c, truth in pairs]
+
+    def enlarged(self, frame: np.ndarray | Image.Image) -> Image.Image:
+        """Return an 8-bit frame in the size of the page; a picture has it already."""
+        return frame if isinstance(frame, Image.Image) else pictures.enlarge(frame, self.size)
 
     def sheet(self, name: str, frames: Sequence[Any], words: str, *, marked: bool = True) -> pictures.Picture:
         """Make a sheet of 8-bit frames, or of pictures that have the size of the page already.
@@ -171,7 +243,7 @@ class PlaneDrawer:
         marked
             Whether to draw side letters and positions.
         """
-        images = [f if isinstance(f, Image.Image) else pictures.enlarge(f, self.size) for f in frames]
+        images = [self.enlarged(frame) for frame in frames]
         if marked:
             bar = self.px_per_mm if self.text_px is None else None
             sides = self.plane.sides(self.scene.convention)
@@ -185,20 +257,41 @@ class PlaneDrawer:
         file = f"{self.scene.stem}_{self.file.format(plane=self.plane.name, name=name)}.webp"
         return pictures.keep(self.files, file, content, alt[0].upper() + alt[1:])
 
-    def compare(
-        self, name: str, under: pictures.Picture, over: pictures.Picture, tags: tuple[str, str]
-    ) -> Comparison:
-        """Return two sheets of this plane as a pair."""
+    def compare(self, name: str, left: Sequence[Layer], right: Layer) -> Comparison:
+        """Return sheets of this plane, to be compared."""
         return Comparison(
             name=f"{self.scene.stem}-{name}-{self.plane.name}",
             plane=self.plane.name,
-            under=under,
-            over=over,
-            under_tag=tags[0],
-            over_tag=tags[1],
+            left=tuple(left),
+            right=right,
             side=isqrt(len(self.places)),
             places=self.places,
             width=self.size[0],
             height=self.size[1],
             acquired_plane=self.plane.normal == self.scene.volumes.slice_axis,
         )
+
+
+def _span(
+    rows: slice, n: int, n_other: int, step: float, start: float, *, flipped: bool
+) -> tuple[float, float]:
+    """Return the edges of a part of a picture on another grid along the same axis.
+
+    Parameters
+    ----------
+    rows
+        The part, in pixels of the picture.
+    n, n_other
+        Pixels of the picture, and of the picture on the other grid.
+    step, start
+        Index on the other grid of pixel 0, and its change from one pixel to the next.
+    flipped
+        Whether the last index comes first in the picture.
+    """
+
+    def edge(at: float) -> float:
+        index = n - 0.5 - at if flipped else at - 0.5
+        other = step * index + start
+        return n_other - 0.5 - other if flipped else other + 0.5
+
+    return edge(rows.start), edge(rows.stop)
