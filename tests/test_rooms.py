@@ -93,6 +93,31 @@ def test_no_modules_import_each_other_in_a_circle():
         pytest.fail(" -> ".join(fault.args[1]))
 
 
+def loaded_with(module: str) -> set[str]:
+    """All modules that are loaded when this one is imported, without those of functions and type checkers."""
+    loaded: set[str] = set()
+    todo = [module]
+    while todo:
+        name = todo.pop()
+        if name in loaded:
+            continue
+        loaded.add(name)
+        if name in MODULES:
+            for node in ast.parse(MODULES[name].read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.Import):
+                    todo += [item.name for item in node.names]
+                elif isinstance(node, ast.ImportFrom):
+                    todo += [node.module, *(f"{node.module}.{item.name}" for item in node.names)]
+    return {name.partition(".")[0] for name in loaded}
+
+
+def test_training_from_libraries_needs_no_reader_of_images():
+    """A machine with a GPU may have PyTorch and Lightning, but not nibabel, nipype or monai."""
+    needed = loaded_with("iqtflow.training.trainer") | loaded_with("iqtflow.models.registry")
+    assert "lightning" in needed
+    assert not needed & {"nibabel", "nipype", "monai", "bids", "ants", "skimage", "pandas", "psutil"}
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -12,15 +12,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from iqtflow.image.metadata import length_mm
 from iqtflow.utils.errors import InputError
+
+if TYPE_CHECKING:  # training from patch libraries runs without nibabel
+    import nibabel as nib
 
 #: Below this ratio of slice spacing to in-plane voxel size, a scan cannot gain along the slice axis.
 NEAR_ISOTROPIC_RATIO = 1.5
@@ -91,6 +92,8 @@ def slice_axis(affine: np.ndarray) -> int:
     >>> slice_axis(np.diag([-0.9, 7.2, 0.9, 1]))
     1
     """
+    from nibabel.affines import voxel_sizes
+
     return int(np.argmax(voxel_sizes(affine)))
 
 
@@ -116,6 +119,8 @@ def find_slice_geometry(image: nib.Nifti1Image, sidecar: Mapping[str, Any] | Non
     InputError
         ``SliceThickness`` or ``SpacingBetweenSlices`` is not a positive number.
     """
+    from nibabel.affines import voxel_sizes
+
     sidecar = sidecar or {}
     sizes, axis = voxel_sizes(image.affine), slice_axis(image.affine)
     spacing = float(sizes[axis])
@@ -262,6 +267,8 @@ def resample_inplane(data: np.ndarray, affine: np.ndarray, target_mm: float) -> 
     Cubic B-splines. Before down-sampling, a Gaussian whose FWHM is the new voxel (in quadrature) suppresses
     aliasing. The centre of the field of view stays in place.
     """
+    from nibabel.affines import voxel_sizes
+
     data, affine = np.asarray(data, dtype=np.float32), np.array(affine, dtype=float)
     for axis in (0, 1):
         step = target_mm / voxel_sizes(affine)[axis]

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from iqtflow.models.registry import build_network
 from iqtflow.training.checkpoints import CURVES, guard
+from iqtflow.training.device_cuts import Volumes
 from iqtflow.training.losses import brain_weight, losses
 from iqtflow.training.optimisers import Muon
 from iqtflow.training.plan import TrainingPlan
@@ -46,6 +47,8 @@ class TrainingModule(lightning.LightningModule):
         Start of the first line; the expected time of an epoch is added.
     workers
         Number of processes that prepare batches.
+    volumes
+        Cuts the patches of a batch on the device; None: the samplers cut them.
     """
 
     def __init__(
@@ -57,11 +60,13 @@ class TrainingModule(lightning.LightningModule):
         *,
         introduction: str = "",
         workers: int = 0,
+        volumes: Volumes | None = None,
     ) -> None:
         super().__init__()
         # Manual: a step is taken only if its gradient is finite on all processes.
         self.automatic_optimization = False
         self.plan, self.samplers, self.workers = plan, (train, validation), workers
+        self.volumes = volumes
         self.introduction, self._report = introduction, report
         self.network = build_network(plan.network, **plan.network_settings).to(
             memory_format=torch.channels_last_3d
@@ -76,7 +81,7 @@ class TrainingModule(lightning.LightningModule):
         self._sum, self._count, self._began = torch.zeros(()), 0, time.monotonic()
         self._kept: list[torch.Tensor] = []
         named = list(self.network.named_parameters())
-        self._parts = [
+        self.parts = [
             [value for name, value in named if name.startswith(ERROR_HEAD) is of_error]
             for of_error in (False, True)
         ]
@@ -136,7 +141,7 @@ class TrainingModule(lightning.LightningModule):
         begin = time.monotonic()
         optimiser = self.optimizers()
         self._keep_statistics()
-        objective, loss = self._losses(self.network, batch)
+        objective, loss = self.losses(self.network, batch)
         optimiser.zero_grad(set_to_none=True)
         self.manual_backward(objective)
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
@@ -146,7 +151,7 @@ class TrainingModule(lightning.LightningModule):
         if finite:
             if self.plan.clip:
                 # The likelihood's gradient can be ten thousand times the estimate's: each has its own limit.
-                for part in self._parts:
+                for part in self.parts:
                     torch.nn.utils.clip_grad_norm_(part, self.plan.clip)
             optimiser.step()
             self.lr_schedulers().step()
@@ -160,7 +165,7 @@ class TrainingModule(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], _: int) -> None:
         """Loss of one batch."""
-        _, loss = self._losses(self.judged, batch)
+        _, loss = self.losses(self.judged, batch)
         self.log("val_loss", loss, on_epoch=True, sync_dist=self.trainer.world_size > 1, batch_size=1)
 
     def on_validation_epoch_end(self) -> None:
@@ -253,8 +258,10 @@ class TrainingModule(lightning.LightningModule):
         """The network that is validated and saved: the moving average of the weights, if there is one."""
         return self.network if self.average is None else self.average.module
 
-    def _losses(self, network: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def losses(self, network: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """What is minimised, and what is reported."""
+        if self.volumes is not None:
+            batch = self.volumes.cut(batch)
         low, high = simulate_batch(batch)
         output = network(low.to(memory_format=torch.channels_last_3d)).float()
         weight = brain_weight(batch.get("brain"), self.plan.background_weight, high.device)

@@ -27,11 +27,12 @@ from iqtflow.training.samplers import (
     as_batch,
     check_draws,
     cut_pair,
+    draw_turn,
     made_otherwise,
-    mirrored,
     require_patch,
     require_prior,
     require_sources,
+    turned,
 )
 from iqtflow.utils.errors import InputError
 from iqtflow.utils.files import read_text, require_regular, write_atomically, write_text
@@ -257,7 +258,7 @@ class PairSampler:
             row = self.sources[file].rows[index - (self.ends[file - 1] if file else 0)]
             pair = [row.view(dtype)[0][side] for side in ("low", "high")]
             rng = np.random.default_rng([self.seed, place, 1])
-            pairs.append(mirrored(pair, rng) if self.mirror else pair)
+            pairs.append(turned(pair, draw_turn(rng) if self.mirror else None))
         return as_batch(pairs, [1.0] * len(pairs))
 
     def _shuffled(self, epoch: int) -> np.ndarray:

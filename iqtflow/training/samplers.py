@@ -1,9 +1,9 @@
 """Batches of training pairs: simulated anew for every batch, or cut from stored simulated scans.
 
 `DrawSampler` simulates each batch anew (N = infinity in Table 2 of Lin et al. 2019). It works in two halves.
-`DrawSampler.batch` (CPU, NumPy) draws subject, slice axis, patch and random parameters. `simulate_batch`
-(torch, on the training device) does the arithmetic of Algorithm 1. `StoredSampler` cuts pairs from N stored
-simulated scans of each subject.
+`DrawSampler.batch` (CPU, NumPy) draws subject, slice axis, patch and random parameters, and cuts the patches;
+on a GPU, `iqtflow.training.device_cuts` cuts them. `simulate_batch` (torch, on the training device) does the
+arithmetic of Algorithm 1. `StoredSampler` cuts pairs from N stored simulated scans of each subject.
 
 Every batch depends on the seed and its number only. A resumed training therefore sees the same batches as an
 uninterrupted one, and several processes can share one batch.
@@ -123,9 +123,7 @@ class DrawSampler:
         # A second generator: switching a wide setting on leaves the other draws as they are.
         extra = np.random.default_rng(rng.integers(2**62)) if d.widens else None
         zooms = np.ones(3) if extra is None else _draw_zooms(d, extra)
-        slab = self._slab(library, corner, axis, zooms)
-        if d.mirror:
-            slab = mirrored(slab, rng)
+        voxels = self._voxels(library, corner, axis, zooms, draw_turn(rng) if d.mirror else None)
         alpha = d.prior.sample(rng)
         loudness = rng.uniform(*d.snr_scale)
         grey = 1.0 if extra is None else np.exp(np.log1p(d.contrast_jitter) * extra.uniform(-1, 1))
@@ -143,35 +141,52 @@ class DrawSampler:
         brain = reference[:, 0] * (1 + (ratios.wm - 1) * reference[:, 1] + (ratios.gm - 1) * reference[:, 2])
         scale = intensity_scale(brain + ratios.sigma * rng.standard_normal(len(brain), dtype=np.float32))
         return {
-            "intensity": slab[0][None],
-            "tissue": np.stack(slab[1:3]),
-            "brain": np.ascontiguousarray(slab[3][None, ..., self.margin : self.margin + self.patch]),
+            **voxels,
             "matrix": matrix,
             "ratios": np.array([ratios.wm, ratios.gm, ratios.sigma], np.float32),
             "scale": np.array(scale, np.float32),
             "bias": bias.astype(np.float32),
         }
 
-    def _slab(
+    def _voxels(
+        self,
+        library: PatchLibrary,
+        corner: np.ndarray,
+        axis: int,
+        zooms: np.ndarray,
+        turn: Sequence[bool] | None,
+    ) -> dict[str, np.ndarray]:
+        """Cut what `batch` returns of the volumes, for one patch."""
+        begin, wide, matrices = self._box(library, corner, axis, zooms)
+        slab = [cut(v, begin, wide) for v in (library.intensity, library.wm, library.gm, library.brain)]
+        if matrices:
+            slab = [_resample(part, matrices) for part in slab]
+        slab = turned([np.moveaxis(part, axis, 2) for part in slab], turn)
+        return {
+            "intensity": slab[0][None],
+            "tissue": np.stack(slab[1:3]),
+            "brain": np.ascontiguousarray(slab[3][None, ..., self.margin : self.margin + self.patch]),
+        }
+
+    def _box(
         self, library: PatchLibrary, corner: np.ndarray, axis: int, zooms: np.ndarray
-    ) -> list[np.ndarray]:
-        """Cut intensity, WM, GM and brain, each (P, P, P + 2 margin), slices last; resampled about the same
-        centre where voxels are `zooms` times as large.
+    ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        """Lowest corner and size of the part of a volume that a patch with margins needs, and the matrices
+        that resample it about the same centre to voxels `zooms` times as large; none for the same voxels.
         """
         low = corner.copy()
         size = np.full(3, self.patch)
         low[axis] -= self.margin
         size[axis] += 2 * self.margin
-        volumes = (library.intensity, library.wm, library.gm, library.brain)
         if (zooms == 1).all():
-            return [np.moveaxis(cut(volume, low, size), axis, 2) for volume in volumes]
+            return low, size, []
         zooms = np.insert(zooms[:2], axis, zooms[2])
         wide = np.ceil(size * zooms).astype(int) + 6
         begin = _inside(low + (size - wide) // 2, np.array(library.intensity.shape) - wide)
         matrices = [
             resampling_matrix(int(n), int(m), float(z)) for n, m, z in zip(wide, size, zooms, strict=True)
         ]
-        return [np.moveaxis(_resample(cut(v, begin, wide), matrices), axis, 2) for v in volumes]
+        return begin, wide, matrices
 
 
 class StoredSampler:
@@ -233,7 +248,8 @@ class StoredSampler:
             draw = library.draws[int(rng.random() * self.n_draws)]  # the places are the same for any N
             pair = cut_pair(library, draw, place_patch(library, rng, self.patch), self.patch)
             scales.append(draw.scale)
-            pairs.append([np.ascontiguousarray(p) for p in mirrored(pair, rng)] if self.mirror else pair)
+            turn = draw_turn(rng) if self.mirror else None
+            pairs.append([np.ascontiguousarray(p) for p in turned(pair, turn)])
         return as_batch(pairs, scales)
 
 
@@ -379,11 +395,18 @@ def cut_pair(
     return np.moveaxis(low, draw.axis, 2), np.moveaxis(high, draw.axis, 2)
 
 
-def mirrored(patches: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-    """Swap the in-plane axes of patches and mirror them along each axis, each with probability 1/2, all
-    patches alike.
+def draw_turn(rng: np.random.Generator) -> list[bool]:
+    """Draw whether to swap the in-plane axes, and to mirror along each of the three axes: each with
+    probability 1/2.
     """
-    swap, *flips = rng.random(4) < 0.5
+    return (rng.random(4) < 0.5).tolist()
+
+
+def turned(patches: Sequence[np.ndarray], turn: Sequence[bool] | None) -> list[np.ndarray]:
+    """Swap and mirror patches, slices last, as `draw_turn` says, all alike; None: as they are."""
+    if turn is None:
+        return list(patches)
+    swap, *flips = turn
     axes = [a for a in range(3) if flips[a]]
     return [np.flip(patch.swapaxes(0, 1) if swap else patch, axes) for patch in patches]
 

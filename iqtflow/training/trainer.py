@@ -34,6 +34,7 @@ from iqtflow.training.checkpoints import (
     read_checkpoint,
     require_fit,
 )
+from iqtflow.training.device_cuts import PlaceSampler, Volumes, volume_bytes
 from iqtflow.training.library import PatchLibrary
 from iqtflow.training.module import ERROR_HEAD, CurvesOnDisk, TrainingModule
 from iqtflow.training.pairs import PairFile, PairSampler
@@ -43,7 +44,7 @@ from iqtflow.utils.errors import InputError, UsageError
 
 Source = PatchLibrary | PairFile
 
-_VALIDATION_SEED = 0xE7A1
+VALIDATION_SEED = 0xE7A1
 _STREAM = 2  #: version of the batches that a seed gives; checkpoints of another version are not continued
 
 
@@ -121,13 +122,14 @@ def train_member(
     if is_first_process():
         claim(folder, _identity(train, validation, plan))
     lightning.seed_everything(plan.seed, workers=True, verbose=False)
-    sampler = make_sampler(train, plan, seed=plan.seed)
-    validator = make_sampler(validation, plan, seed=_VALIDATION_SEED)
+    volumes = make_volumes([*train, *validation], plan, device)
+    sampler = make_sampler(train, plan, seed=plan.seed, volumes=volumes)
+    validator = make_sampler(validation, plan, seed=VALIDATION_SEED, volumes=volumes)
     half = device == "cuda" or plan.precision == "bfloat16"
     precision = "bf16-mixed" if half else "32-true"
     # Processes that prepare batches for a GPU.
     workers = max(min(8, (os.cpu_count() or 1) - 1), 0) if device == "cuda" else 0
-    module = TrainingModule(plan, sampler, validator, report, workers=workers)
+    module = TrainingModule(plan, sampler, validator, report, workers=workers, volumes=volumes)
     if start is not None:
         begin_with(module.network, start)
         begin_with(module.judged, start)
@@ -192,10 +194,22 @@ def train_member(
     return TrainedMember(weights, facts, module.curves)
 
 
+def make_volumes(sources: Sequence[Any], plan: TrainingPlan, device: str) -> Volumes | None:
+    """Return the volumes of the libraries for cutting patches on a GPU; None where the samplers cut them: on
+    the CPU, for stored draws, and where the GPU is too small.
+    """
+    if device != "cuda" or plan.draws != FRESH or any(isinstance(source, PairFile) for source in sources):
+        return None
+    if volume_bytes(sources) > torch.cuda.mem_get_info()[0] / 2:
+        return None
+    return Volumes(sources)
+
+
 def make_sampler(
-    sources: Sequence[Any], plan: TrainingPlan, *, seed: int
+    sources: Sequence[Any], plan: TrainingPlan, *, seed: int, volumes: Volumes | None = None
 ) -> DrawSampler | StoredSampler | PairSampler:
-    """Return the sampler that makes the batches of a plan from these libraries.
+    """Return the sampler that makes the batches of a plan from these libraries; with `volumes`, fresh draws
+    that are cut from them on the device.
 
     Raises
     ------
@@ -220,6 +234,8 @@ def make_sampler(
             expected="a number of stored draws",
             next_step="Choose --draws N.",
         )
+    if volumes is not None:
+        return PlaceSampler(sources, volumes=volumes, degradation=degradation, **same)
     if plan.draws == FRESH:
         return DrawSampler(sources, degradation=degradation, **same)
     if degradation != Degradation(prior=degradation.prior, mirror=degradation.mirror):
