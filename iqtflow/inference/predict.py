@@ -18,7 +18,7 @@ import torch
 
 from iqtflow.inference.sliding_window import Plan, choose_plan, count_channels, patch_tile, through_tiles
 from iqtflow.models.model_file import Model
-from iqtflow.utils.system import free_memory_gb
+from iqtflow.utils.system import fast_precision, free_memory_gb
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -89,7 +89,7 @@ def enhance_volume(
     device
         "cpu" or "cuda".
     precision
-        Precision of the convolutions, one of `PRECISIONS`; None: `fast_precision`.
+        Precision of the convolutions, one of `PRECISIONS`; None: `iqtflow.utils.system.fast_precision`.
     num_threads
         CPU threads.
     max_memory_gb
@@ -116,6 +116,14 @@ def enhance_volume(
     """
     torch.set_num_threads(num_threads)
     cuda = device == "cuda"
+    # An erased background (zeros) needs no network.
+    box = (
+        _box(data if tissue is None else (data != 0) | tissue)
+        if tiling != "paper"
+        else _box(np.ones_like(data))
+    )
+    whole_shape = (*data.shape[:2], data.shape[2] * model.k)
+    data, tissue = data[box], None if tissue is None else tissue[box]
     padded, inner = _pad(data / np.float32(scale), model)
     free_gb = torch.cuda.mem_get_info()[0] / 1e9 if cuda else free_memory_gb()
     limit = min(MEMORY_SHARE * free_gb, math.inf if max_memory_gb is None else max_memory_gb)
@@ -146,7 +154,9 @@ def enhance_volume(
                 result.mul_(float(np.float32(scale)))
     k = model.k
     crop = (inner[0], inner[1], slice(inner[2].start * k, inner[2].stop * k))
-    mean, std = (v if v is None else v.cpu().numpy()[crop] for v in (mean, std))
+    mean, std = (
+        v if v is None else _put_back(v.cpu().numpy()[crop], box, whole_shape, k) for v in (mean, std)
+    )
     details = {
         "Device": f"{device} ({torch.cuda.get_device_name()})" if cuda else device,
         "Precision": checked,
@@ -159,19 +169,25 @@ def enhance_volume(
     return Enhanced(mean, std, details, plan.predicted_gb, _warnings(model, plan, limit, precision, checked))
 
 
-def fast_precision(device: str) -> str:
-    """Return bfloat16 if the hardware has instructions for it (CUDA; AVX512-BF16 or AMX on a CPU), else
-    float32.
-
-    A CPU without them is slower in bfloat16 than in float32. The type of processor decides, not a measurement
-    of time, so that the same machine gives the same bits.
+def _box(seen: np.ndarray) -> tuple[slice, ...]:
+    """Smallest box that holds all voxels that are not 0, and two more on each side, for the spline; everything
+    if all are 0.
     """
-    if device == "cuda":
-        return "bfloat16"
-    known = (
-        getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
-    return "bfloat16" if any(ask is not None and ask() for ask in known) else "float32"
+    box, margin = [], 2
+    for axis, n in enumerate(seen.shape):
+        found = np.flatnonzero(seen.any(axis=tuple(a for a in range(3) if a != axis)))
+        first, last = (found[0], found[-1] + 1) if found.size else (0, n)
+        box.append(slice(max(int(first) - margin, 0), min(int(last) + margin, n)))
+    return tuple(box)
+
+
+def _put_back(part: np.ndarray, box: tuple[slice, ...], shape: tuple[int, ...], k: int) -> np.ndarray:
+    """Put the box of thin slices at its place in a volume of zeros."""
+    if part.shape == shape:
+        return part
+    volume = np.zeros(shape, np.float32)
+    volume[box[0], box[1], k * box[2].start : k * box[2].stop] = part
+    return volume
 
 
 def _mean_and_std(

@@ -281,7 +281,7 @@ def check_network(path: str | os.PathLike, card: Card, shapes: Shapes) -> None:
 
     name, settings = card["network"]["name"], card["network"]["kwargs"]
     own = {key.removeprefix("member0/"): s for key, s in shapes.items() if key.startswith("member0/")}
-    with fitting(path, card), _no_more_than(10 * len(own) + 1000), torch.device("meta"):
+    with fitting(path, card), _no_more_than(10 * len(own) + 1000), torch.device("meta"), _no_first_weights():
         outline = build_network(name, **settings)
         if outline.k != card.k:
             raise refuse(path, f"k = {card.k} in the card, {outline.k} in the network", "one factor")
@@ -332,6 +332,26 @@ def refuse(
 
 def _is(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+@contextmanager
+def _no_first_weights() -> Iterator[None]:
+    """Leave random first weights out.
+
+    Without memory to fill, PyTorch would import its compiler for them, which takes two seconds.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Unfilled(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            given = kwargs or {}
+            if getattr(func, "__module__", "") == torch.nn.init.__name__ or func is torch.Tensor.normal_:
+                return args[0] if args else given["tensor"]
+            return func(*args, **given)
+
+    with Unfilled():
+        yield
 
 
 @contextmanager

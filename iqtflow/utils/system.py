@@ -193,3 +193,20 @@ def _limit_and_rest(group: Path, limit: str, usage: str, cache: str) -> Iterator
         yield most, max(most - used + int(stat.get(cache, 0)), 0)
     except (OSError, ValueError):
         yield most, most
+
+
+def fast_precision(device: str) -> str:
+    """Return bfloat16 if the hardware has instructions for it (CUDA; AVX512-BF16 or AMX on a CPU), else
+    float32.
+
+    A CPU without them is slower in bfloat16 than in float32. The type of processor decides, not a measurement
+    of time, so that the same machine gives the same bits.
+    """
+    if device == "cuda":
+        return "bfloat16"
+    import torch
+
+    known = (
+        getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
+    return "bfloat16" if any(ask is not None and ask() for ask in known) else "float32"

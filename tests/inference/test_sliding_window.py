@@ -9,11 +9,13 @@ from phantoms import make_brain
 from small_models import make_model
 
 from iqtflow.evaluation.metrics import psnr
+from iqtflow.image.geometry import cubic_upsample
 from iqtflow.image.intensity import intensity_scale
-from iqtflow.inference.predict import enhance_volume, fast_precision
+from iqtflow.inference.predict import enhance_volume
 from iqtflow.inference.sliding_window import choose_plan
 from iqtflow.models.model_file import load_model
 from iqtflow.utils.errors import InputError
+from iqtflow.utils.system import fast_precision
 
 torch.set_num_threads(1)
 SHAPE = (272, 320, 68)  # a padded scan of 260 x 311 x 65 voxels
@@ -186,3 +188,14 @@ def test_half_precision_on_a_processor_is_for_those_that_multiply_it(monkeypatch
         monkeypatch.setattr(torch.cpu, name, lambda: instructions, raising=False)
     assert fast_precision("cpu") == precision
     assert fast_precision("cuda") == "bfloat16"
+
+
+def test_an_erased_background_is_cut_off_for_the_networks_and_put_back():
+    """An untrained network adds nothing to the spline: what comes out is the spline of the whole scan."""
+    thick = make_brain((40, 40, 32)).intensity.reshape(40, 40, 8, 4).mean(axis=3)
+    scan = np.pad(thick, ((40, 10), (0, 30), (6, 3)))
+    result = enhance_volume(scan, make_model(trained=0), scale=1000.0)
+    spline = np.clip(cubic_upsample(scan, 4), 0, None)
+    assert result.mean.shape == spline.shape
+    np.testing.assert_allclose(result.mean, spline, atol=0.02 * scan.max())
+    assert "64 x 64 x 64" in result.details["Tiling"]
