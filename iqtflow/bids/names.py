@@ -82,12 +82,16 @@ SCAN_OUTPUTS: dict[str, dict[str, str]] = {
     "pairs": {"folder": "patches", "suffix": "pairs", "extension": ".npy"},
     "pairs_header": {"folder": "patches", "suffix": "pairs", "extension": ".json"},
     "measurement": {"folder": "calibration", "extension": "_snr.json"},
+    "measurement_figure": {"folder": "calibration", "extension": "_snr.webp"},
 }
 #: Names of the other files that a run writes: a path under the root of the derivatives for each kind.
 RUN_OUTPUTS = {
     "description": "dataset_description.json",
     "ignored": ".bidsignore",
     "index": "index.html",
+    "scan_table": "group_iqt.tsv",
+    "scan_table_dictionary": "group_iqt.json",
+    "ratings": "ratings.tsv",
     "page": "sub-{subject}.html",
     "page_summary": "sub-{subject}/figures/sub-{subject}_desc-report.json",
     "citation": "logs/CITATION.md",
@@ -95,6 +99,7 @@ RUN_OUTPUTS = {
     "paragraphs": "logs/citation",
     "prior": "calibration/prior.json",
     "prior_figure": "calibration/prior.png",
+    "calibration_page": "calibration.html",
     "split": "models/split.json",
     "model": "models/{model}.safetensors",
     "curves": "models/{model}_member-{member}_curves.csv",

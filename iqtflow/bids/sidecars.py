@@ -27,7 +27,8 @@ IGNORED_BY_VALIDATORS = (
     "calibration",
     "sub-*/patches",
     "*.toml",
-    "group_metrics.*",
+    "group_*",
+    "ratings.tsv",
 )
 
 #: Explains the folder to its readers.
@@ -154,6 +155,7 @@ _MARKS = {
     "index.html": b'content="iqtflow',
     "group.html": b'content="iqtflow',
     "group_metrics.tsv": b"participant_id\tmethod",
+    "group_iqt.tsv": b"participant_id\tscan",
 }
 
 

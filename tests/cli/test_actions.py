@@ -133,6 +133,12 @@ def test_pages_come_anew_from_what_is_there(clinic, tmp_path, capsys):
     (out / "sub-01.html").unlink()
     assert cli.main([*arguments, "--participant-label", "sub-01"]) == 0
     assert (out / "sub-01.html").read_text() == page
+    (out / "ratings.tsv").write_text("scan\trating\nsub-01_acq-axial_T1w\tnice\n")
+    assert cli.main(arguments) == 2, "a rating that is none is named before the work"
+    assert f"{out / 'ratings.tsv'}: found line 2: rating 'nice'" in capsys.readouterr().err
+    (out / "ratings.tsv").write_text("scan\trating\nsub-01_acq-axial_T1w\tfail\n")
+    assert cli.main(arguments) == 0
+    assert "\tfail\t" in (out / "group_iqt.tsv").read_text()
     assert not list((tmp_path / "out-work").glob("*/*")), "a graph has run"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from report_phantoms import Page, failed, make_record
+from report_phantoms import FAMILIAR, Page, failed, make_record
 from training_phantoms import train_command, write_libraries
 
 from iqtflow.evaluation.scores import table
@@ -26,6 +27,7 @@ from iqtflow.reports.assemble.group import (
 )
 from iqtflow.reports.assemble.index import rebuild, write_index_page, write_pages
 from iqtflow.reports.assemble.subject import write_subject_page
+from iqtflow.reports.ratings import check_ratings
 from iqtflow.reports.record import Record
 from iqtflow.utils.errors import InputError
 from iqtflow.utils.files import write_text
@@ -40,12 +42,108 @@ def test_the_index_lists_who_passed_who_failed_and_who_is_missing(record, tmp_pa
     write_subject_page(tmp_path, "01", [replace(record, truth=None)])
     write_subject_page(tmp_path, "02", [failed("sub-02_T1w")])
     found = Page(write_index_page(tmp_path, ["03"]))
-    assert found.says("3 subjects. Scans: 1 enhanced, 1 failed; 1 subject without a page.")
+    assert found.says("3 scans of 3 subjects: 1 without a page, 1 failed, 1 look closer.")
     assert found.says("too dark")
-    assert found.text.index("sub-02") < found.text.index("sub-01"), "failed subjects are first"
+    assert found.text.index("sub-02") < found.text.index("sub-01"), "failed scans are first"
     assert "sub-01.html#sub-01_ses-1_T1w" in found.links
     assert {path.name for path in found.image_files()} == {"sub-01_ses-1_T1w_thumbnail.webp"}
     assert all(path.exists() for path in found.image_files())
+
+
+def audited(record: Record, **details) -> Record:
+    """The record of a scan with all figures of the table."""
+    places = [{"Kind": kind} for kind in ("missing", "missing", "unsupported")]
+    found = {
+        "DataConsistency": {"ResidualRMS": 1.25, "UncheckedShare": 0.1, "Places": places},
+        "WhiteMatter": {"ScanOverEstimate": 1.25, "Factor": 1.0},
+        "OutOfDistribution": FAMILIAR,
+    }
+    return replace(record, truth=None, details={**record.details, **found, **details})
+
+
+def read_table(folder: Path) -> dict[str, dict[str, str]]:
+    with open(folder / "group_iqt.tsv", newline="", encoding="utf-8") as stream:
+        return {row["scan"]: row for row in csv.DictReader(stream, delimiter="\t")}
+
+
+@pytest.fixture(scope="module")
+def audited_site(record, tmp_path_factory) -> Path:
+    """Output with an audited scan and a failed one."""
+    out = tmp_path_factory.mktemp("audited")
+    write_subject_page(out, "01", [audited(record)])
+    write_subject_page(out, "02", [failed("sub-02_T1w")])
+    return out
+
+
+def test_the_table_has_the_figures_of_the_sidecars(audited_site):
+    page = Page(write_index_page(audited_site))
+    row = read_table(audited_site)["sub-01_ses-1_T1w"]
+    figures = {"residual_rms": "1.25", "places": "3", "places_missing": "2", "ood_score": "0.7"}
+    figures |= {"white_matter_change": "-20", "seconds": "31.4", "unchecked_share": "0.1", "rating": "n/a"}
+    assert {name: row[name] for name in figures} == figures
+    assert row["trust"] in page.text and page.says(row["reason"])
+    broken = read_table(audited_site)["sub-02_T1w"]
+    assert (broken["status"], broken["reason"], broken["places"]) == ("failed", "too dark", "n/a")
+    described = json.loads((audited_site / "group_iqt.json").read_text())
+    assert list(described) == list(row)
+    assert broken["status"] in described["status"]["Levels"] and row["trust"] in described["trust"]["Levels"]
+
+
+def test_a_sidecar_that_somebody_has_edited_costs_only_its_figures(record, tmp_path):
+    odd = {"DataConsistency": {"Places": 7, "ResidualRMS": "high"}, "WhiteMatter": [1], "Seconds": True}
+    write_subject_page(tmp_path, "01", [audited(record, **odd)])
+    write_index_page(tmp_path)
+    row = read_table(tmp_path)["sub-01_ses-1_T1w"]
+    assert {row[name] for name in ("places", "residual_rms", "white_matter_change", "seconds")} == {"n/a"}
+    assert row["ood_score"] == "0.7"
+
+
+def test_a_rating_is_shown_and_goes_into_the_table(audited_site):
+    (audited_site / "ratings.tsv").write_text(
+        'scan\trating\tnote\r\nsub-01_ses-1_T1w\tDoubt\t"a ""double"" edge"\r\n'
+    )
+    page = Page(write_index_page(audited_site))
+    row = read_table(audited_site)["sub-01_ses-1_T1w"]
+    assert (row["rating"], row["note"]) == ("doubt", 'a "double" edge')
+    assert page.says('doubt: a "double" edge') and not page.says("not used")
+
+
+def test_a_rating_of_another_result_or_scan_is_named_and_exported_again(audited_site):
+    (audited_site / "ratings.tsv").write_text(
+        "scan\trating\tnote\tresult\nsub-01_ses-1_T1w\tpass\tn/a\t00000000\nsub-09_T1w\tfail\tn/a\tn/a\n"
+    )
+    page = Page(write_index_page(audited_site))
+    assert page.says("sub-01_ses-1_T1w: the rating is of another result of this scan")
+    assert page.says("sub-09_T1w: there is no result of this scan")
+    assert read_table(audited_site)["sub-01_ses-1_T1w"]["rating"] == "n/a"
+    assert page.says("not used") and "sub-09_T1w" in page.source.split("data-others=")[1].split(">")[0]
+
+
+@pytest.mark.parametrize(
+    ("lines", "named"),
+    [
+        (["sub-01_T1w\tgood\tx"], ["line 2", "'good'", "pass, doubt, fail"]),
+        (["sub-01_T1w\tpass"], ["line 2", "2 fields", "expected 3"]),
+        (["sub-01_T1w\tpass\t"] * 2, ["line 3", "sub-01_T1w again", "one line for each scan"]),
+        (["\tpass\t"], ["line 2", "no scan"]),
+        (["sub-01_T1w\tx\ty"] * 30, ["line 11", "And 20 more"]),
+    ],
+)
+def test_a_line_of_ratings_that_cannot_be_used_is_named(tmp_path, lines, named):
+    (tmp_path / "ratings.tsv").write_text("\n".join(["scan\trating\tnote", *lines]) + "\n")
+    with pytest.raises(InputError) as fault:
+        check_ratings(tmp_path)
+    for words in ("ratings.tsv", *named):
+        assert words in str(fault.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"name,rating\n", b"\xff\xfe\x00s"])
+def test_a_file_that_is_no_table_of_ratings_is_refused_and_the_index_still_written(tmp_path, content):
+    (tmp_path / "ratings.tsv").write_bytes(content)
+    with pytest.raises(InputError, match="scan, rating, note"):
+        check_ratings(tmp_path)
+    write_subject_page(tmp_path, "02", [failed("sub-02_T1w")])
+    assert Page(write_index_page(tmp_path)).says("not used")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +196,7 @@ def test_a_subject_with_one_good_and_one_bad_scan_shows_both(record, tmp_path):
     found = Page(tmp_path / "sub-01.html")
     for words in ("4 dimensions", "from-sidecar", "Median in the foreground"):
         assert found.says(words), words
-    assert Page(tmp_path / "index.html").says("1 enhanced, 1 failed")
+    assert Page(tmp_path / "index.html").says("2 scans of 1 subject: 1 failed, 1 look closer.")
 
 
 EVALUATION = [

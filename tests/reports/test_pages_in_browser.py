@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from shutil import which
@@ -216,16 +217,68 @@ def test_without_script_both_halves_of_a_picture_are_there(browser, site):
         assert not tab.locator(".controls").first.is_visible()
 
 
-def test_the_index_is_narrowed_to_those_that_failed_and_by_label(tab, site):
-    show(tab, site / "index.html", width=390)
+def scans(tab) -> list[str]:
+    """Names of the scans that the index shows, in its order."""
+    return [row.get_attribute("data-scan") for row in tab.locator(".scans tbody tr:visible").all()]
 
-    def visible() -> list[str]:
-        return [card.get_attribute("data-label") for card in tab.locator(".card:visible").all()]
 
-    assert visible() == ["sub-01", "sub-03", "sub-02"], "failures first"
-    tab.locator("[data-filter=prepared]").click()
-    assert visible() == ["sub-02"]
-    tab.locator("[data-filter='']").click()
-    tab.locator(".filter input").fill("03")
-    assert visible() == ["sub-03"]
-    assert tab.locator(".shown").text_content() == "1 of 3 shown"
+def test_the_table_of_scans_is_sorted_and_narrowed_on_desk_and_phone(tab, site):
+    show(tab, site / "index.html")
+    assert scans(tab)[:2] == ["sub-03", "sub-01_run-2_T1w"], "what needs attention is first"
+    head = tab.locator("th", has_text="Scan").first
+    tab.keyboard.press("/")
+    for _ in range(20):
+        tab.keyboard.press("Tab")
+        if tab.evaluate("document.activeElement.textContent") == "Scan":
+            break
+    tab.keyboard.press("Enter")
+    assert scans(tab) == sorted(scans(tab)) and head.get_attribute("aria-sort") == "ascending"
+    tab.keyboard.press("Enter")
+    assert scans(tab) == sorted(scans(tab), reverse=True)
+    tab.locator("th button", has_text="Time").click()
+    assert scans(tab)[0] == "sub-01_ses-1_T1w", "scans without a time are last"
+    tab.set_viewport_size({"width": 390, "height": 900})
+    tab.locator(".order").select_option(label="Scan")
+    assert scans(tab) == sorted(scans(tab))
+    tab.locator(".narrow").first.select_option("prepared")
+    assert scans(tab) == ["sub-02_T1w"]
+    assert tab.locator(".shown").text_content() == "1 of 5 shown"
+    tab.locator(".narrow").first.select_option("")
+    tab.locator(".find").fill("4 dimensions")
+    assert scans(tab) == ["sub-01_run-2_T1w"]
+
+
+def test_scans_are_rated_by_keys_kept_saved_and_read_back(browser, site, tmp_path):
+    folder = shutil.copytree(site, tmp_path / "rated", ignore=shutil.ignore_patterns("*.webp", "*.svg"))
+    index = folder / "index.html"
+    with browser.new_page() as tab:
+        show(tab, index)
+        tab.locator("th button", has_text="Scan").click()
+        tab.locator("body").click(position={"x": 2, "y": 2})
+        for key in ("ArrowDown", "p", "j", "k"):  # the failed scan has no result to rate
+            tab.keyboard.press(key)
+        rated = tab.locator("tr.current")
+        assert rated.get_attribute("data-scan") == "sub-01_run-2_T1w" and not rated.get_attribute(
+            "data-rating"
+        )
+        tab.locator("[data-scan='sub-01_ses-1_T1w']").focus()
+        tab.keyboard.press("p")
+        tab.keyboard.press("d")
+        tab.keyboard.press("n")
+        tab.keyboard.type('an "odd" fold')
+        tab.keyboard.press("Escape")
+        assert rated.locator("[aria-pressed=true]").text_content() == "doubt"
+        assert tab.locator(".rated").text_content() == "1 of 2 rated. 1 change is only in this browser."
+        tab.reload()
+        assert tab.locator("[aria-pressed=true]").text_content() == "doubt", "kept in the browser"
+        with tab.expect_download() as saved:
+            tab.locator(".export").click()
+        saved.value.save_as(folder / "ratings.tsv")
+        tab.locator(".narrow").last.select_option("none")
+        assert scans(tab) == ["sub-02_T1w"], "one result is not rated"
+        write_index_page(folder)
+        show(tab, index)
+        assert tab.locator(".rated").text_content() == "1 of 2 rated.", "saved"
+        assert tab.locator(".rating input").first.input_value() == 'an "odd" fold'
+        tab.locator("[data-rating=doubt] [aria-pressed=true]").click()
+        assert tab.locator(".rated").text_content().startswith("0 of 2 rated. 1 change is only"), "taken back"

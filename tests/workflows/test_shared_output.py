@@ -64,7 +64,9 @@ def test_no_subject_is_lost_from_the_index_however_jobs_meet(tmp_path):
     with context.Pool(8) as pool:
         pool.starmap(write_one, [(os.fspath(tmp_path), label) for label in labels], chunksize=1)
     index = (tmp_path / "index.html").read_text()
-    assert {label for label in labels if f"sub-{label}" in index} == set(labels)
+    table = (tmp_path / "group_iqt.tsv").read_text()
+    for text in (index, table):
+        assert {label for label in labels if f"sub-{label}" in text} == set(labels)
     assert [p for p in Path(tmp_path).rglob("*.partial")] == []
 
 

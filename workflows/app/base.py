@@ -87,14 +87,16 @@ def write_reports(settings: Settings) -> int:
     Raises
     ------
     UsageError
-        The folder holds no results to make pages of.
+        The folder holds no results to make pages of, or ``ratings.tsv`` has a line that cannot be used.
     """
     from iqtflow.reports.assemble.index import rebuild, write_index_page
     from iqtflow.reports.assemble.subject import write_subject_page
+    from iqtflow.reports.ratings import check_ratings
     from iqtflow.reports.record import find_records
 
     output, labels = settings.paths.output_dir, settings.run.participant_labels
     try:
+        check_ratings(output)
         records = {label: find_records(output, label) for label in labels}
         missing = [f"sub-{label}" for label, found in records.items() if not found]
         if missing:

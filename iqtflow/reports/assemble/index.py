@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 from iqtflow.bids.names import output_name
 from iqtflow.reports.assemble.group import write_training_page
 from iqtflow.reports.assemble.page import bare_label, render, write_page
+from iqtflow.reports.assemble.scan_table import (
+    FIGURES,
+    GROUPS,
+    ScanRow,
+    as_tsv,
+    collect_scans,
+    data_dictionary,
+)
 from iqtflow.reports.assemble.subject import write_subject_page
+from iqtflow.reports.ratings import RATINGS, Rating, read_ratings
 from iqtflow.reports.record import (
-    STATUSES,
     Place,
     Record,
     Shown,
@@ -26,23 +36,31 @@ from iqtflow.reports.record import (
 )
 from iqtflow.utils.errors import InputError
 
-#: Groups of subjects that the index can show alone: mark and words.
-FILTERS = (
-    ("failed", "Failed"),
-    ("warning", "With warnings"),
-    ("enhanced", "Enhanced"),
-    ("prepared", "Prepared"),
-    ("skipped", "Skipped"),
+#: Keys of the table of scans.
+KEYS = (
+    ("j", "or ↓ next scan"),
+    ("k", "or ↑ scan before"),
+    *((key, rating) for rating, key in RATINGS.items()),
+    ("n", "note"),
+    ("Enter", "open the page"),
+    ("/", "find"),
+    ("Esc", "back to the table"),
+)
+#: Other pages of a data set, and words for them.
+LINKS = (
+    (output_name("group_page"), "Training and evaluation"),
+    (output_name("calibration_page"), "Calibration"),
 )
 
 
 def write_index_page(out_dir: Place, subjects: Iterable[str] = ()) -> Path:
-    """Write the index of all subjects whose pages are in a folder, with status, reason and a picture of each.
+    """Write the index of all scans whose pages are in a folder, and the same as a table for programs.
 
     Parameters
     ----------
     out_dir
-        Derivatives folder with pages by `iqtflow.reports.assemble.subject.write_subject_page`.
+        Derivatives folder with pages by `iqtflow.reports.assemble.subject.write_subject_page`. If it has
+        ``ratings.tsv``, the ratings are shown.
     subjects
         Labels of the subjects of this run; those without a page are listed, too. Subjects of earlier runs
         and of other jobs are found in the folder.
@@ -50,13 +68,21 @@ def write_index_page(out_dir: Place, subjects: Iterable[str] = ()) -> Path:
     Returns
     -------
     Path
-        ``index.html``.
+        ``index.html``. If a scan was enhanced, skipped or failed, ``group_iqt.tsv`` and ``group_iqt.json``
+        are beside it.
     """
     out_dir = Path(out_dir).absolute()
     asked = [bare_label(subject) for subject in subjects]
     while True:
         before = _state(out_dir)
-        page = write_page(out_dir / output_name("index"), _render_index(out_dir, asked))
+        ratings, faults = read_ratings(out_dir)
+        rows, unused = collect_scans(out_dir, sorted({*find_labels(out_dir), *asked}), ratings)
+        if any(row.status != "prepared" for row in rows):
+            write_page(out_dir / output_name("scan_table"), as_tsv(rows))
+            write_page(out_dir / output_name("scan_table_dictionary"), data_dictionary())
+        page = write_page(
+            out_dir / output_name("index"), _render_index(out_dir, rows, ratings, [*faults, *unused])
+        )
         # Several jobs may write into the folder: the last one looks again, so that no subject is lost.
         if _state(out_dir) == before:
             return page
@@ -73,37 +99,27 @@ def _state(out_dir: Path) -> list[tuple[str, int]]:
     return found
 
 
-def _render_index(out_dir: Path, asked: Sequence[str]) -> str:
-    rows: list[dict[str, Any]] = []
-    for label in sorted({*find_labels(out_dir), *asked}):
-        scans = read_summary(out_dir, label).scans
-        found = {scan.status for scan in scans}
-        status = next((s for s in ("failed", "enhanced", "prepared", "skipped") if s in found), "failed")
-        marks = {status, *found}
-        if any(scan.warnings or scan.verdict_style in ("warn", "bad") for scan in scans):
-            marks.add("warning")
-        has_page = page_path(out_dir, label).is_file()
-        rows.append(
-            {"label": label, "status": status, "scans": scans, "marks": sorted(marks), "has_page": has_page}
-        )
-    order = {"failed": 0, "enhanced": 1, "prepared": 1, "skipped": 2}
-    rows.sort(key=lambda row: order[row["status"]])
-    counts = {
-        status: sum(scan.status == status for row in rows for scan in row["scans"]) for status in STATUSES
-    }
-    counts["missing"] = sum(not row["scans"] for row in rows)
-    filters = [("", "All")]
-    for mark, words in FILTERS:
-        n = sum(mark in row["marks"] for row in rows)
-        if 0 < n < len(rows):
-            filters.append((mark, f"{words} ({n})"))
+def _render_index(
+    out_dir: Path, rows: Sequence[ScanRow], ratings: Mapping[str, Rating], faults: Sequence[str]
+) -> str:
+    counts = Counter(row.trust for row in rows)
+    shown = {row.name for row in rows if row.rating}
     return render(
         "index.html",
         rows=rows,
-        counts=counts,
-        statuses=STATUSES,
-        filters=filters,
-        has_group=(out_dir / output_name("group_page")).is_file(),
+        n_subjects=len({row.subject for row in rows}),
+        columns=[column for column in FIGURES if column.title and any(map(column.cell, rows))],
+        groups=[(key, words, counts[key]) for key, words, _ in GROUPS],
+        styles={key: style for key, _, style in GROUPS},
+        statuses={row.status for row in rows},
+        links=[(file, words) for file, words in LINKS if (out_dir / file).is_file()],
+        table=output_name("scan_table"),
+        ratings=tuple(RATINGS),
+        ratings_file=output_name("ratings"),
+        # Exported again, so that no rating is lost.
+        others=[[scan, *astuple(rating)] for scan, rating in ratings.items() if scan not in shown],
+        faults=faults,
+        keys=KEYS,
     )
 
 

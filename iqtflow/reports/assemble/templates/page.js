@@ -37,26 +37,6 @@ document.querySelectorAll(".comparisons").forEach(function (group) {
   });
   compareBy(modes[window.innerWidth < 600 ? 1 : 0]);
 });
-document.querySelectorAll(".filter").forEach(function (bar) {
-  var cards = document.querySelectorAll(".card"), buttons = bar.querySelectorAll("button"), field = bar.querySelector("input");
-  var mark = "", shown = bar.querySelector(".shown");
-  function narrow() {
-    var count = 0, wanted = field.value.trim().toLowerCase();
-    cards.forEach(function (card) {
-      var fits = (!mark || card.dataset.marks.split(" ").indexOf(mark) >= 0) && card.dataset.label.toLowerCase().indexOf(wanted) >= 0;
-      card.hidden = !fits;
-      count += fits ? 1 : 0;
-    });
-    shown.textContent = count < cards.length ? count + " of " + cards.length + " shown" : "";
-  }
-  buttons.forEach(function (b) { b.addEventListener("click", function () {
-    mark = b.dataset.filter;
-    buttons.forEach(function (other) { other.setAttribute("aria-pressed", String(other === b)); });
-    narrow();
-  }); });
-  field.addEventListener("input", narrow);
-  bar.hidden = cards.length < 2;
-});
 window.addEventListener("load", function () {
   var lost = Array.prototype.filter.call(document.images, function (image) { return image.complete && image.naturalWidth === 0; });
   document.documentElement.dataset.lostPictures = lost.length;
