@@ -228,7 +228,7 @@ def places_of(details: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     listed = found.get("Places") if isinstance(found, Mapping) else None
     return [
         place
-        for place in listed or ()
+        for place in (listed if isinstance(listed, list) else ())
         if isinstance(place, Mapping) and len(place.get("PositionMM") or ()) == 3
     ]
 
