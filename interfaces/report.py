@@ -16,6 +16,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from iqtflow.config import SETTINGS
 from iqtflow.reports.record import Record, enhanced_record, has_files, prepared_record, read_summary
 
 
@@ -34,6 +35,14 @@ class _ReportInputSpec(DynamicTraitedSpec):
     others = traits.List(traits.Dict, desc="records of scans that were skipped, shown on the same page")
     convention = traits.Enum(
         "radiological", "neurological", usedefault=True, desc="side of the patient that is drawn on the left"
+    )
+
+
+class _ReportSubjectInputSpec(_ReportInputSpec):
+    viewer_mb = traits.Float(
+        SETTINGS["run"]["viewer_mb"].default,
+        usedefault=True,
+        desc="most megabytes of the volumes for the viewer, for each scan; 0: no viewer",
     )
 
 
@@ -82,7 +91,11 @@ class _Report(SimpleInterface):
         if isdefined(self.inputs.others):
             records += map(Record.read, self.inputs.others)
         page = write_subject_page(
-            self.inputs.base_directory, self.inputs.subject, records, convention=self.inputs.convention
+            self.inputs.base_directory,
+            self.inputs.subject,
+            records,
+            convention=self.inputs.convention,
+            viewer_mb=inputs.get("viewer_mb", 0.0),
         )
         self._results["out_file"] = os.fspath(page)
         return runtime
@@ -92,6 +105,8 @@ class ReportSubject(_Report):
     """Write the page of a subject from the volumes and the JSON details of its `n_scans` enhanced scans:
     inputs ``enhanced1``, ``std1``, ``spline1``, ``mask1``, ``truth1``, ``details1``, ``enhanced2``, ...
     """
+
+    input_spec = _ReportSubjectInputSpec
 
     def __init__(self, n_scans: int = 1, **inputs) -> None:
         super().__init__(("enhanced", "std", "spline", "mask", "truth", "details"), n_scans, **inputs)

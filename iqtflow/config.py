@@ -231,6 +231,14 @@ class RunSettings:
         0, "seed of all random numbers", "--random-seed", command="--seed", low=0, high=2**31 - 1
     )
     verbose: int = setting(0, "print more; -vv prints everything", "-v --verbose", low=0, action="count")
+    viewer: bool = setting(True, "put a viewer of all slices into the pages of enhanced scans")
+    viewer_mb: float = setting(
+        40.0,
+        "most megabytes of the viewer's volumes, for each scan; only every second or third voxel is kept if "
+        "they are larger",
+        above=0,
+        metavar="MB",
+    )
     participant_labels: tuple[str, ...] = setting(
         (),
         "labels of subjects, with or without sub-",
@@ -269,6 +277,11 @@ class RunSettings:
         "run as jobs of a cluster: YAML file with nipype's plugin and its arguments, see docs/clusters.md",
         "--use-plugin --nipype-plugin-file",
     )
+
+    @property
+    def page_viewer_mb(self) -> float:
+        """Most megabytes of a page's viewer; 0 without a viewer."""
+        return self.viewer_mb if self.viewer else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

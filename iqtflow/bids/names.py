@@ -94,6 +94,8 @@ RUN_OUTPUTS = {
     "ratings": "ratings.tsv",
     "page": "sub-{subject}.html",
     "page_summary": "sub-{subject}/figures/sub-{subject}_desc-report.json",
+    "viewer": "viewer/niivue.umd.js",
+    "viewer_licence": "viewer/LICENSE",
     "citation": "logs/CITATION.md",
     "references": "logs/CITATION.bib",
     "paragraphs": "logs/citation",

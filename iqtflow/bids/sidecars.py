@@ -21,6 +21,7 @@ IGNORED_BY_VALIDATORS = (
     "*.html",
     "figures",
     "sub-*/figures",
+    "viewer",
     "models",
     "logs",
     "patches",

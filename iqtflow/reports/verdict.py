@@ -42,7 +42,7 @@ LARGEST_ALTERNATION, SIGNIFICANCE = 0.02, 0.01
 #: Gaps of 10 to 20 % of the spacing are usual in two-dimensional scans.
 LARGEST_UNCHECKED = 0.30
 
-_AGAIN = "Enhance the scan again with this version to get it."
+_AGAIN = "Enhance the scan again with this version."
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ class Check:
     threshold: str
     words: str
     severe: bool = False
+
+    @property
+    def order(self) -> int:
+        """Place in a list: checks that failed come first, then those that were not made."""
+        return (False, None, True).index(self.passed)
 
 
 @dataclass(frozen=True)

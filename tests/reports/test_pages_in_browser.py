@@ -19,6 +19,8 @@ from iqtflow.reports.record import Record
 
 PAGES = ("sub-01.html", "sub-02.html", "index.html", "group.html")
 PROGRAM = which("chromium") or which("chromium-browser") or which("google-chrome")
+#: WebGL on the processor, for the viewer.
+WITHOUT_GPU = ("--enable-unsafe-swiftshader", "--use-gl=angle", "--use-angle=swiftshader")
 #: Pixels that a page is wider than the screen, and all parts that are; parts that scroll may be.
 TOO_WIDE = """(() => {
   const root = document.documentElement;
@@ -37,9 +39,11 @@ SHADES = """name => {
   while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
   return [mean(getComputedStyle(part).color), mean(getComputedStyle(behind).backgroundColor)];
 }"""
-PICTURES = (
-    "[...document.images].map(i => [decodeURIComponent(i.src), i.complete, i.naturalWidth, i.naturalHeight])"
-)
+PICTURES = """Promise.all([...document.images].map(async image => {
+  image.loading = "eager";
+  await image.decode().catch(() => null);
+  return [decodeURIComponent(image.src), image.complete, image.naturalWidth, image.naturalHeight];
+}))"""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,7 @@ def browser():
     if PROGRAM is None:
         pytest.skip("chromium is not installed")
     with playwright.sync_playwright() as started:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        options = ["--no-sandbox", "--disable-dev-shm-usage", *WITHOUT_GPU]
         with started.chromium.launch(executable_path=PROGRAM, args=options) as chromium:
             yield chromium
 
@@ -123,7 +127,11 @@ def expected_pictures(site: Path, name: str) -> set[Path]:
     folder = site / "figures" if name == "group.html" else site / name.removesuffix(".html") / "figures"
     if name == "index.html":
         return set(site.glob("sub-*/figures/*_thumbnail.webp"))
-    return {p for p in folder.iterdir() if p.suffix != ".json" and not p.name.endswith("_thumbnail.webp")}
+    return {
+        p
+        for p in folder.iterdir()
+        if p.suffix in (".webp", ".svg") and not p.name.endswith("_thumbnail.webp")
+    }
 
 
 def test_the_browser_test_can_fail(tab, tmp_path):
@@ -178,6 +186,26 @@ def test_the_first_screen_says_what_was_done_whether_to_trust_it_and_why_with_a_
             assert box["y"] + box["height"] <= height, part
         picture = tab.locator(".stage").first.bounding_box()
         assert picture["y"] + picture["height"] / 2 <= height
+
+
+def test_the_viewer_opens_from_files_and_shows_every_volume_by_keyboard(tab, site):
+    show(tab, site / "sub-01.html")
+    viewer = tab.locator(".viewer")
+    canvas = viewer.locator("canvas")
+    viewer.locator(".open").focus()
+    tab.keyboard.press("Enter")
+    shown: dict[str, bytes] = {}
+    for key, state in (("", "iqt"), ("1", "acquired"), ("4", "acquired std"), ("2", "spline std")):
+        if key:
+            tab.keyboard.press(key)
+        tab.locator(f'.viewer[data-shown="{state}"]').wait_for()
+        shown[state] = canvas.screenshot()
+    assert len(set(shown.values())) == len(shown), "every choice looks different"
+    place = viewer.locator(".mm").text_content()
+    tab.keyboard.press("ArrowUp")
+    assert viewer.locator(".mm").text_content() != place
+    assert {urlparse(address).scheme for address in tab.asked} <= {"file", "data"}
+    assert tab.faults == []
 
 
 def test_in_the_dark_text_is_light_and_readable(browser, site):

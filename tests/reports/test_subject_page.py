@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
-from report_phantoms import K, Page, failed, make_record, save
+from report_phantoms import THICK, K, Page, failed, make_record, save
 from scipy import ndimage
 
 from iqtflow.image.geometry import thin_affine
@@ -19,9 +21,10 @@ from iqtflow.reports.assemble.group import write_group_page
 from iqtflow.reports.assemble.index import write_index_page
 from iqtflow.reports.assemble.page import NOTICE
 from iqtflow.reports.assemble.subject import write_subject_page
-from iqtflow.reports.draw.enhanced import busiest_place, draw_sheets
+from iqtflow.reports.draw.enhanced import busiest_place, draw_sheets, make_scene
 from iqtflow.reports.draw.excess import find_excess
 from iqtflow.reports.draw.slices import PlaneDrawer, Rung, Scene
+from iqtflow.reports.draw.viewer import make_viewer
 from iqtflow.reports.draw.volumes import PLANES, cut, load_volumes
 from iqtflow.reports.record import VOLUMES, Record
 from iqtflow.reports.verdict import judge, make_checks
@@ -62,7 +65,9 @@ def test_every_figure_on_the_page_exists_and_is_a_picture_of_something(page):
 
 
 def test_no_figure_is_written_that_the_page_does_not_show(page):
-    written = {p for p in (page.path.parent / "sub-01" / "figures").iterdir() if p.suffix != ".json"}
+    written = {
+        p for p in (page.path.parent / "sub-01" / "figures").iterdir() if p.suffix in (".webp", ".svg")
+    }
     thumbnail = {p for p in written if p.name.endswith("_thumbnail.webp")}  # shown by the index
     assert written - thumbnail == page.image_files()
 
@@ -225,6 +230,53 @@ def test_no_path_of_this_machine_is_on_the_page(record, page):
     assert page.says("sub-01_ses-1_T1w.nii.gz")
 
 
+def layers_of(folder: Path) -> dict[str, nib.Nifti1Image]:
+    """Volumes of the viewer of the only page in a folder, by their names."""
+    found = {}
+    for script in folder.glob("sub-*/figures/*_viewer-*.js"):
+        scan, key, text = re.fullmatch(
+            r'iqtflowVolume\("(.+)", "(.+)", "(.+)"\);\n', script.read_text()
+        ).groups()
+        assert script.name == f"{scan}_viewer-{key}.js"
+        found[key] = nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(text)))
+    return found
+
+
+def test_the_viewer_shows_the_volumes_where_they_are_and_as_they_are(record, tmp_path):
+    residual = save(tmp_path / "residual.nii.gz", np.full(THICK, 3.0), nib.load(record.input).affine)
+    write_subject_page(tmp_path, "01", [replace(record, residual=residual)])
+    layers = layers_of(tmp_path)
+    assert set(layers) == {"acquired", "spline", "iqt", "std", "residual"}
+    volumes = load_volumes(record)
+    spot = np.array([*nib.affines.apply_affine(volumes.affine, (32, 26, 24)), 1])
+    for key, source in (("acquired", record.input), ("spline", record.spline), ("iqt", record.output)):
+        there, truth = (
+            (np.linalg.inv(i.affine) @ spot)[:3].round().astype(int) for i in (layers[key], nib.load(source))
+        )
+        value, expected = layers[key].get_fdata()[tuple(there)], nib.load(source).get_fdata()[tuple(truth)]
+        top = volumes.window[0] + 1.5 * (volumes.window[1] - volumes.window[0])
+        assert value == pytest.approx(min(expected, top), abs=2), key
+    assert np.abs(layers["residual"].get_fdata() - 3).max() < 0.1
+    assert layers["acquired"].header.get_zooms()[2] == 8, "the scan keeps its thick slices"
+    ends = [nib.affines.apply_affine(i.affine, [-0.5] * 3) for i in (layers["acquired"], layers["iqt"])]
+    np.testing.assert_allclose(*ends, atol=0.01)
+
+
+def test_a_viewer_that_is_too_large_is_made_coarser_or_left_out_or_not_asked_for(record, page, tmp_path):
+    assert page.says("Viewer") and (page.path.parent / "viewer/niivue.umd.js").stat().st_size > 1e6
+    assert "BSD 2-Clause" in (page.path.parent / "viewer/LICENSE").read_text()
+    scene = make_scene(load_volumes(replace(record, std=None, truth=None)), "x", "radiological")
+    full = make_viewer(scene, None, max_megabytes=40)
+    coarse = make_viewer(scene, None, max_megabytes=0.9 * full.megabytes)
+    assert (full.step, coarse.step) == (1, 2) and coarse.megabytes < 0.5 * full.megabytes
+    assert make_viewer(scene, None, max_megabytes=0.001) is None
+    bare = Record("enhanced", record.input, output=record.output)
+    found = Page(write_subject_page(tmp_path, "01", [bare], viewer_mb=0.001))
+    assert found.says("--viewer-mb") and not layers_of(tmp_path)
+    none = Page(write_subject_page(tmp_path / "none", "01", [bare], viewer_mb=0))
+    assert 'class="viewer"' not in none.source and not (tmp_path / "none" / "viewer").exists()
+
+
 def test_names_and_messages_from_outside_cannot_write_into_the_page(record, tmp_path):
     details = {"Warnings": [HOSTILE], "Model": {"Name": HOSTILE}, HOSTILE: HOSTILE}
     hostile = replace(record, details=details, metrics={HOSTILE: {HOSTILE: 1.0}})
@@ -298,7 +350,7 @@ def test_a_page_stays_below_its_size_even_for_pure_noise(record, tmp_path):
         values = np.random.default_rng(i).random(image.shape) * 300
         noise[key] = save(tmp_path / f"{key}.nii", values, image.affine)
     noise = replace(record, **noise)
-    write_subject_page(tmp_path / "out", "01", [noise], max_bytes=max_bytes)
+    write_subject_page(tmp_path / "out", "01", [noise], max_bytes=max_bytes, viewer_mb=0)
     assert sum(p.stat().st_size for p in (tmp_path / "out").rglob("*") if p.is_file()) <= max_bytes
 
 

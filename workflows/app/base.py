@@ -95,6 +95,7 @@ def write_reports(settings: Settings) -> int:
     from iqtflow.reports.record import find_records
 
     output, labels = settings.paths.output_dir, settings.run.participant_labels
+    viewer_mb = settings.run.page_viewer_mb
     try:
         check_ratings(output)
         records = {label: find_records(output, label) for label in labels}
@@ -107,8 +108,8 @@ def write_reports(settings: Settings) -> int:
                 next_step="Run without --reports-only first.",
             )
         for label, found in records.items():
-            write_subject_page(output, label, found)
-        index = write_index_page(output, labels) if labels else rebuild(output)
+            write_subject_page(output, label, found, viewer_mb=viewer_mb)
+        index = write_index_page(output, labels) if labels else rebuild(output, viewer_mb=viewer_mb)
     except InputError as fault:
         raise UsageError(
             fault.path, found=fault.found, expected=fault.expected, next_step=fault.next_step

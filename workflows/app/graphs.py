@@ -229,7 +229,7 @@ def _add_page(
     }
     if settings.run.mode == "enhance":
         names = [os.fspath(output / output_name("enhanced", scan)) for scan in scans]
-        page = ReportSubject(outputs_named=names, **told)
+        page = ReportSubject(outputs_named=names, viewer_mb=settings.run.page_viewer_mb, **told)
         fields = {field: field for field in ("enhanced", "std", "spline", "mask", "details")}
     else:
         draws = [f"draw{i:02d}" for i in range(1, settings.train.stored_draws + 1)]

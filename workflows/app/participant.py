@@ -156,7 +156,7 @@ def _write_pages(
         else:
             became = {"status": "prepared", "stem": os.fspath(output / stem_name(scan))}
         records.append({"subject": scan.subject, "input": os.fspath(scan.path), **became})
-    write_pages(output, scans=[*records, *others])
+    write_pages(output, scans=[*records, *others], viewer_mb=settings.run.page_viewer_mb)
 
 
 def _summarise(plan: Plan, settings: Settings, failed: Mapping[Path, Failure]) -> None:

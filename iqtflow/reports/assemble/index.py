@@ -19,7 +19,7 @@ from iqtflow.reports.assemble.scan_table import (
     collect_scans,
     data_dictionary,
 )
-from iqtflow.reports.assemble.subject import write_subject_page
+from iqtflow.reports.assemble.subject import VIEWER_MB, write_subject_page
 from iqtflow.reports.ratings import RATINGS, Rating, read_ratings
 from iqtflow.reports.record import (
     Place,
@@ -123,7 +123,9 @@ def _render_index(
     )
 
 
-def write_pages(out_dir: Place, scans: Iterable[Record | Mapping[str, Any]]) -> Path:
+def write_pages(
+    out_dir: Place, scans: Iterable[Record | Mapping[str, Any]], *, viewer_mb: float = VIEWER_MB
+) -> Path:
     """Write the pages of subjects with a failed or skipped scan at the end of a run, then the index.
 
     A page that the graph has written already, and that shows the same scans with the same outcome, is not
@@ -136,6 +138,8 @@ def write_pages(out_dir: Place, scans: Iterable[Record | Mapping[str, Any]]) -> 
     scans
         A record of each, or a mapping of its fields, with its ``subject``. An enhanced scan needs only
         ``input`` and ``output``: the rest is found beside the output, or in the summary of its earlier page.
+    viewer_mb
+        See `iqtflow.reports.assemble.subject.write_subject_page`.
 
     Returns
     -------
@@ -152,9 +156,8 @@ def write_pages(out_dir: Place, scans: Iterable[Record | Mapping[str, Any]]) -> 
         failed = any(record.status == "failed" for record in own)  # its log may be new
         if failed or not same or not page_path(out_dir, label).is_file():
             known = {str(scan.record.input): scan.record for scan in shown}
-            write_subject_page(
-                out_dir, label, [complete_record(record, known.get(str(record.input))) for record in own]
-            )
+            complete = [complete_record(record, known.get(str(record.input))) for record in own]
+            write_subject_page(out_dir, label, complete, viewer_mb=viewer_mb)
     return write_index_page(out_dir, subjects)
 
 
@@ -166,7 +169,7 @@ def _outcome(scan: Record | Shown) -> tuple[str, ...]:
     return (scan.status, str(source), "" if scan.status == "enhanced" else words)
 
 
-def rebuild(output_dir: Place) -> Path:
+def rebuild(output_dir: Place, *, viewer_mb: float = VIEWER_MB) -> Path:
     """Write the pages of all subjects, of the data set and of a training again, from what is on disk.
 
     The summary beside the figures of a page has its records; scans without one are found by the names of
@@ -178,6 +181,8 @@ def rebuild(output_dir: Place) -> Path:
     ----------
     output_dir
         Root of the derivatives.
+    viewer_mb
+        See `iqtflow.reports.assemble.subject.write_subject_page`.
 
     Returns
     -------
@@ -202,7 +207,7 @@ def rebuild(output_dir: Place) -> Path:
             next_step="Give the output folder of a run, or run without this option first.",
         )
     for label in labels:
-        write_subject_page(output_dir, label, find_records(output_dir, label))
+        write_subject_page(output_dir, label, find_records(output_dir, label), viewer_mb=viewer_mb)
     if models:  # the page shows the last one that was trained
         name = max(models, key=lambda model: (model.stat().st_mtime_ns, model.name)).stem
         write_training_page(output_dir, name, scans=_find_evaluated(output_dir, name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from urllib.parse import quote
 import jinja2
 
 from iqtflow import __version__
-from iqtflow.bids.names import is_label
+from iqtflow.bids.names import is_label, output_name
 from iqtflow.utils.errors import InputError
 from iqtflow.utils.files import write_atomically
 
@@ -23,6 +24,7 @@ NOTICE = (
 )
 
 _TEMPLATES = Path(__file__).with_name("templates")
+_VIEWER = Path(__file__).with_name("viewer")
 
 
 def render(template: str, **values: Any) -> str:
@@ -48,6 +50,24 @@ def write_page(path: str | os.PathLike, content: str | bytes) -> Path:
     """
     content = content.encode("utf-8") if isinstance(content, str) else content
     return write_atomically(path, lambda stream: stream.write(content))
+
+
+def write_viewer(out_dir: Path) -> str:
+    """Write the program of the viewer, once for each folder of derivatives; return its path in the folder.
+
+    It is NiiVue 0.69.0 (BSD 2-Clause licence, https://github.com/niivue/niivue), ``dist/niivue.umd.js`` of
+    the npm package ``@niivue/niivue``.
+    """
+    program = output_name("viewer")
+    content = gzip.decompress((_VIEWER / "niivue.umd.js.gz").read_bytes())
+    for name, text in (
+        (program, content),
+        (output_name("viewer_licence"), (_VIEWER / "LICENSE").read_bytes()),
+    ):
+        path = out_dir / name
+        if not path.is_file() or path.stat().st_size != len(text):
+            write_page(path, text)
+    return program.as_posix()
 
 
 def bare_label(subject: str) -> str:

@@ -9,17 +9,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 
 from iqtflow.bids.names import stem_of
+from iqtflow.config import SETTINGS
 from iqtflow.inference.uncertainty import NOT_COVERED, kind_of_scan
 from iqtflow.reports.assemble import facts
-from iqtflow.reports.assemble.page import bare_label, render, write_page
-from iqtflow.reports.draw.enhanced import Figures, draw_figures
+from iqtflow.reports.assemble.page import bare_label, render, write_page, write_viewer
+from iqtflow.reports.draw.enhanced import Figures, draw_figures, make_scene
 from iqtflow.reports.draw.pictures import legend_colours
 from iqtflow.reports.draw.prepared import PreparedFigures, draw_prepared
+from iqtflow.reports.draw.viewer import Viewer, make_viewer
 from iqtflow.reports.draw.volumes import CONVENTIONS, Volumes, load_volumes
 from iqtflow.reports.record import (
     STATUSES,
@@ -37,6 +41,7 @@ from iqtflow.reports.verdict import STYLES, Check, Verdict, judge, make_checks
 from iqtflow.utils.errors import InputError, IQTFlowError
 
 MAX_BYTES = 6_000_000  #: of a page and its figures
+VIEWER_MB = SETTINGS["run"]["viewer_mb"].default  #: of the volumes of a scan for the viewer
 PAGE_BYTES = 400_000  #: kept for the page itself, the small plots and the logs
 LOG_LINES = 200  #: the end of a longer log is kept
 EXCERPT_LINES = 14  #: lines of the log that are shown at once
@@ -79,6 +84,8 @@ class Entry:
     log_file: str
     figures: Figures | None = None
     prepared: PreparedFigures | None = None
+    viewer: Viewer | None = None
+    viewer_fault: str = ""
     picture_fault: str = ""
     tilt_degrees: float = 0.0
     has_mask: bool = True
@@ -114,6 +121,7 @@ def write_subject_page(
     *,
     convention: str = "radiological",
     max_bytes: int = MAX_BYTES,
+    viewer_mb: float = VIEWER_MB,
 ) -> Path:
     """Write the page of one subject.
 
@@ -131,6 +139,8 @@ def write_subject_page(
         ``radiological`` (the patient's right on the left of the picture) or ``neurological``.
     max_bytes
         Most bytes of the page and its figures; fewer and smaller pictures are drawn to meet it.
+    viewer_mb
+        Most megabytes of the volumes for the viewer, for each scan; they come on top. 0: no viewer.
 
     Returns
     -------
@@ -159,8 +169,9 @@ def write_subject_page(
         )
     out_dir = Path(out_dir).absolute()
     page, folder = page_path(out_dir, label), summary_path(out_dir, label).parent
-    mark = fingerprint(records, {"convention": convention, "max_bytes": max_bytes})
+    mark = fingerprint(records, {"convention": convention, "max_bytes": max_bytes, "viewer_mb": viewer_mb})
     previous = read_summary(out_dir, label)
+    program = write_viewer(out_dir) if viewer_mb and any(r.status == "enhanced" for r in records) else ""
     if previous.fingerprint == mark and has_files(out_dir, label, previous):
         return page
     drawn = sum(record.status in ("enhanced", "prepared") for record in records)
@@ -169,12 +180,14 @@ def write_subject_page(
     written: list[str] = []
     for record in records:
         entry = _describe(record, label, out_dir, taken={e.anchor for e in entries})
-        figures = _draw(entry, convention=convention, max_bytes=budget)
+        figures = _draw(entry, convention=convention, max_bytes=budget, viewer_mb=viewer_mb)
         if figures is not None:
-            for name, content in figures.files.items():
-                write_page(folder / name, content)
-            written += figures.files
-            figures.files.clear()
+            drawings = [figures.files, entry.viewer.files] if entry.viewer else [figures.files]
+            for files in drawings:
+                for name, content in files.items():
+                    write_page(folder / name, content)
+                written += files
+                files.clear()
         entries.append(entry)
     html = render(
         "subject.html",
@@ -187,6 +200,9 @@ def write_subject_page(
         greys=[f"#{bytes([shade] * 3).hex()}" for shade in range(0, 256, 17)],
         counts={status: sum(e.status == status for e in entries) for status in STATUSES},
         facts=facts,
+        program=program,
+        has_viewer=any(entry.viewer for entry in entries),
+        viewer_layers=_viewer_layers,
         not_covered=lambda details: NOT_COVERED[kind_of_scan(details)],
     )
     write_page(page, html)
@@ -198,7 +214,14 @@ def write_subject_page(
     return page
 
 
-def _draw(entry: Entry, *, convention: str, max_bytes: int) -> Figures | PreparedFigures | None:
+def _viewer_layers(viewer: Viewer, folder: str) -> list[dict[str, Any]]:
+    """Return what the script of the viewer needs to know of each volume."""
+    return [{**vars(layer), "file": quote(f"{folder}/{layer.file}")} for layer in viewer.layers]
+
+
+def _draw(
+    entry: Entry, *, convention: str, max_bytes: int, viewer_mb: float
+) -> Figures | PreparedFigures | None:
     """Draw the figures of a scan; what cannot be drawn is noted in the entry."""
     try:
         if entry.status == "prepared":
@@ -208,13 +231,16 @@ def _draw(entry: Entry, *, convention: str, max_bytes: int) -> Figures | Prepare
             entry.sentence = entry.sentence or f"Prepared for training: tissue maps, {scans}, patch library."
         elif entry.status == "enhanced":
             volumes = load_volumes(entry.record)
-            entry.figures = draw_figures(
-                volumes,
-                entry.anchor,
-                convention=convention,
-                max_bytes=max_bytes,
-                places=facts.places_of(entry.record.details),
-            )
+            scene = make_scene(volumes, entry.anchor, convention)
+            places = facts.places_of(entry.record.details)
+            entry.figures = draw_figures(scene, max_bytes=max_bytes, places=places)
+            if viewer_mb:
+                entry.viewer = make_viewer(scene, entry.record.residual, max_megabytes=viewer_mb)
+                if entry.viewer is None:
+                    entry.viewer_fault = (
+                        f"There is no viewer: its volumes would take more than {viewer_mb:g} MB. Write the "
+                        "page again with --reports-only and a larger --viewer-mb."
+                    )
             entry.tilt_degrees, entry.has_mask = volumes.tilt_degrees, volumes.has_mask
             entry.sentence = entry.sentence or _what_happened(volumes)
     except IQTFlowError as fault:

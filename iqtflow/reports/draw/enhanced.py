@@ -75,24 +75,13 @@ class Figures:
     files: dict[str, bytes] = field(default_factory=dict)
 
 
-def draw_figures(
-    volumes: Volumes,
-    stem: str,
-    *,
-    convention: str,
-    max_bytes: int,
-    places: Sequence[Mapping[str, Any]] = (),
-) -> Figures:
+def draw_figures(scene: Scene, *, max_bytes: int, places: Sequence[Mapping[str, Any]] = ()) -> Figures:
     """Draw every figure of one scan within a budget.
 
     Parameters
     ----------
-    volumes
-        What to show.
-    stem
-        Beginning of every file name; unique within the subject.
-    convention
-        ``radiological`` or ``neurological``.
+    scene
+        From `make_scene`.
     max_bytes
         Most bytes of all files; fewer and smaller slices are drawn to meet it.
     places
@@ -102,7 +91,7 @@ def draw_figures(
     -------
     Figures
     """
-    scene = make_scene(volumes, stem, convention)
+    volumes, stem = scene.volumes, scene.stem
     percent = 100 / (volumes.window[1] - volumes.window[0])
     files: dict[str, bytes] = {}
     figures = Figures(
@@ -125,7 +114,21 @@ def draw_figures(
 
 
 def make_scene(volumes: Volumes, stem: str, convention: str) -> Scene:
-    """Set the scales by the brain, the same for all pictures of a scan."""
+    """Set the scales by the brain, the same for all pictures of a scan.
+
+    Parameters
+    ----------
+    volumes
+        What to show.
+    stem
+        Beginning of every file name; unique within the subject.
+    convention
+        ``radiological`` or ``neurological``.
+
+    Returns
+    -------
+    Scene
+    """
     mask, least = volumes.mask, LEAST_TOP_PERCENT / 100 * (volumes.window[1] - volumes.window[0])
 
     def top(values: np.ndarray, percentile: float) -> float:

@@ -15,8 +15,8 @@ from iqtflow.reports.draw.volumes import Volumes
 
 DEPTHS = 8  #: bins of the distance from a slice's centre, from 0 to half of the spacing
 EDGES = 12  #: bins of edge strength, with equal numbers of voxels
-#: The difference is averaged over cubes of so many voxels: a single voxel is no finding.
-SMOOTHED = 3
+#: The difference is smoothed by a Gaussian of this standard deviation: a single voxel is no finding.
+SMOOTHED_MM = 1.5
 
 
 def find_excess(volumes: Volumes) -> np.ndarray:
@@ -43,7 +43,7 @@ def find_excess(volumes: Volumes) -> np.ndarray:
     usual = np.bincount(place, values, len(counts)) / np.maximum(counts, 1)
     excess = np.zeros(mask.shape, np.float32)
     excess[mask] = values - usual[place]
-    return ndimage.uniform_filter(excess, SMOOTHED) * mask
+    return ndimage.gaussian_filter(excess, SMOOTHED_MM / volumes.sizes_mm, truncate=3) * mask
 
 
 def _depth(volumes: Volumes) -> np.ndarray:
