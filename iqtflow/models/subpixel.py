@@ -182,8 +182,13 @@ class Convolution(nn.Conv3d):
         if torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
         with torch.autocast(kind, enabled=False):
-            x = nn.functional.pad(x, (1,) * 6, mode="replicate")
+            x = repeat_border(x)
         return super().forward(x)
+
+
+def repeat_border(x: torch.Tensor) -> torch.Tensor:
+    """Pad the last three axes by one voxel, with the border's own values."""
+    return nn.functional.pad(x, (1,) * 6, mode="replicate")
 
 
 def _stage(channels: int, length: int) -> nn.Sequential:

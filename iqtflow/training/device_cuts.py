@@ -57,13 +57,14 @@ class Volumes:
         with torch.autocast(device.type, enabled=False):
             chunks = zip(*(x.split(CHUNK) for x in (batch["place"], *matrices)), strict=True)
             parts = [self._cut(*chunk) for chunk in chunks]
-        intensity, wm, gm, brain = (torch.cat(part) for part in zip(*parts, strict=True))
+            intensity, wm, gm, brain = (torch.cat(part) for part in zip(*parts, strict=True))
+            tissue = torch.stack([wm, gm], dim=1)
         patch = intensity.shape[1]
         margin = (intensity.shape[3] - patch) // 2
         return {
             **batch,
             "intensity": intensity[:, None],
-            "tissue": torch.stack([wm, gm], dim=1),
+            "tissue": tissue,
             "brain": brain[:, None, ..., margin : margin + patch],
         }
 

@@ -1,0 +1,195 @@
+"""Check on one GPU what was written without one, and measure; a short table comes last.
+
+    python benchmarks/gpu_check.py --train LIBRARY... --validation LIBRARY... --model MODEL [--ways FILE]
+
+1. Cutting: patches cut on the device are those of the processor.
+2. Precision: the network on the device in single precision and in bfloat16 against the CPU.
+3. Steps: patches/s of training at several batch sizes, eager and compiled; the fastest way is written to
+   `--ways`, where `gpu_train.py` reads it.
+4. Data: batches/s that the processes draw.
+5. Volume: one pass over a whole volume.
+6. Resume: a training that stops and goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_parts import CPU_WAYS, WAYS, Step, loader, make_module, plan_of, synchronise, time_ways, to_device
+
+from iqtflow.models.model_file import Model, load_model
+from iqtflow.training.library import read_library
+from iqtflow.training.samplers import DrawSampler
+from iqtflow.training.trainer import train_member
+
+VOLUME = (256, 256, 44)  #: a clinical scan, slices last; its enhanced volume has k times as many slices
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--train", nargs="+", type=Path, required=True)
+    parser.add_argument("--validation", nargs="+", type=Path, required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[32, 64, 128, 256])
+    parser.add_argument("--volume", nargs=3, type=int, default=VOLUME)
+    parser.add_argument("--workers", type=int, default=max((os.cpu_count() or 1) - 2, 0))
+    parser.add_argument("--seconds", type=float, default=240, help="no check begins later")
+    parser.add_argument("--ways", type=Path)
+    options = parser.parse_args()
+    torch.backends.cudnn.benchmark = True
+    name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
+    model, began = load_model(options.model), time.monotonic()
+    table = [("device", f"{name}, torch {torch.__version__}")]
+    checks: list[Callable[[Any, Model], str]] = [cutting, precision, steps, data, volume, resume]
+    failed = False
+    for check in checks:
+        begin = time.monotonic()
+        if begin - began > options.seconds:
+            table.append((check.__name__, "not begun: no time left"))
+            continue
+        try:
+            told = check(options, model)
+        except Exception as fault:
+            told, failed = f"FAILED: {type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}", True
+        table.append((check.__name__, f"{told} ({time.monotonic() - begin:.0f} s)"))
+        print(*table[-1], flush=True)
+    print("\n".join(f"| {left:9} | {right} |" for left, right in table))
+    raise SystemExit(failed)
+
+
+def _module(options: argparse.Namespace, model: Model, batch_size: int) -> Any:
+    plan = plan_of(model.card, batch_size=batch_size, seed=1)
+    module = make_module(options.train, options.validation, plan, options.device)
+    module.network.load_state_dict(model.members[0].state_dict())
+    return module
+
+
+def cutting(options: argparse.Namespace, model: Model) -> str:
+    """Compare patches cut on the device with those of the processor."""
+    module = _module(options, model, 8)
+    plan = module.plan
+    sources = [read_library(path) for path in options.train]
+    same = {"k": model.k, "batch_size": 8, "seed": plan.seed, "patch": plan.patch_size}
+    expected = DrawSampler(sources, degradation=plan.degradation, **same).batch(0)
+    found = module.volumes.cut(to_device(module.samplers[0].batch(0), options.device))
+    worst = {
+        name: float((found[name].cpu().float() - expected[name].float()).abs().max())
+        for name in ("intensity", "tissue", "brain")
+    }
+    if worst["intensity"] > 0.01 or max(worst["tissue"], worst["brain"]) > 1:
+        raise AssertionError(f"largest differences {worst}")
+    return f"largest differences {worst}"
+
+
+def precision(options: argparse.Namespace, model: Model) -> str:
+    """Compare the device with the CPU, in single precision and in bfloat16."""
+    network = model.members[0]
+    x = torch.rand(1, 1, 96, 96, 24)
+    with torch.inference_mode():
+        reference = network(x)[:, :1]
+        moved, there = network.to(options.device), x.to(options.device)
+        single = moved(there)[:, :1].float().cpu()
+        with torch.autocast(options.device, dtype=torch.bfloat16):
+            half = moved(there)[:, :1].float().cpu()
+    network.cpu()
+    errors = [float((one - reference).norm() / reference.norm()) for one in (single, half)]
+    if errors[0] > 2e-3 or errors[1] > 2e-2:
+        raise AssertionError(f"relative errors {errors}")
+    return f"relative error against the CPU: float32 {errors[0]:.1e}, bfloat16 {errors[1]:.1e}"
+
+
+def steps(options: argparse.Namespace, model: Model) -> str:
+    """Measure steps; the fastest way at the first batch size is measured at the others."""
+    best, way = {}, None
+    for size in options.batch_sizes:
+        module = _module(options, model, size)
+        step = Step(module, options.device)
+        batch = to_device(module.samplers[0].batch(0), options.device)
+        few = options.device == "cpu"
+        ways = [way] if way else CPU_WAYS if few else WAYS
+        speeds = time_ways(step, batch, ways, steps=1 if few else 10)
+        if not speeds:
+            break
+        way = max(speeds, key=lambda one: speeds[one])
+        best[size] = round(speeds[way], 1)
+    if way is None:
+        raise AssertionError("no way works")
+    if options.ways:
+        options.ways.write_text(json.dumps(way))
+    memory = torch.cuda.max_memory_allocated() / 1e9 if options.device == "cuda" else 0
+    return f"patches/s by batch {best}; {way[0]}, compiled {way[1]}; {memory:.1f} GB"
+
+
+def data(options: argparse.Namespace, model: Model) -> str:
+    """Measure how many patches the processes draw."""
+    module, count = _module(options, model, 16), 20 if options.device == "cuda" else 2
+    source = iter(loader(module.samplers[0], 10 * count, options.device, options.workers))
+    next(source)
+    begin = time.monotonic()
+    # More batches than are fetched ahead.
+    for _ in range(5 * count):
+        next(source)
+    drawn = 5 * count * 16 / (time.monotonic() - begin)
+    batch = to_device(module.samplers[0].batch(0), options.device)
+    module.volumes.cut(batch)
+    synchronise(options.device)
+    begin = time.monotonic()
+    for _ in range(count):
+        module.volumes.cut(batch)
+    synchronise(options.device)
+    cut = count * 16 / (time.monotonic() - begin)
+    return f"{options.workers} processes draw {drawn:,.0f} patches/s; the device cuts {cut:,.0f}"
+
+
+def volume(options: argparse.Namespace, model: Model) -> str:
+    """Measure one pass over a whole volume."""
+    network = model.members[0].to(options.device)
+    x = torch.rand(1, 1, *options.volume, device=options.device)
+    times = []
+    with torch.inference_mode(), torch.autocast(options.device, dtype=torch.bfloat16):
+        for _ in range(4 if options.device == "cuda" else 1):
+            synchronise(options.device)
+            begin = time.monotonic()
+            network(x)
+            synchronise(options.device)
+            times.append(time.monotonic() - begin)
+    network.cpu()
+    shape = "x".join(map(str, options.volume))
+    return f"one pass over {shape}, k = {model.k}: first {times[0]:.2f} s, then {min(times):.3f} s"
+
+
+def resume(options: argparse.Namespace, model: Model) -> str:
+    """Train 2 epochs, go on to 4; compare with 4 at once."""
+    groups = [[read_library(path) for path in paths[:2]] for paths in (options.train, options.validation)]
+    changes = {"batch_size": 4, "steps_per_epoch": 3, "validation_batches": 1, "start_from": None}
+
+    def train(folder: str, count: int) -> Any:
+        plan = plan_of(model.card, steps=count, **changes)
+        begin = {"device": options.device, "report": lambda line: None}
+        return train_member(
+            *groups, plan, checkpoint_dir=folder, start=model.members[0].state_dict(), **begin
+        )
+
+    with tempfile.TemporaryDirectory() as place:
+        train(f"{place}/parts", 6)
+        parts, whole = train(f"{place}/parts", 12), train(f"{place}/whole", 12)
+    losses = [one.curves[-1]["val_loss"] for one in (parts, whole)]
+    if len(parts.curves) != 4 or abs(losses[0] / losses[1] - 1) > 0.05:
+        raise AssertionError(f"{len(parts.curves)} epochs, validation losses {losses}")
+    return f"4 epochs; validation loss in two parts {losses[0]:.6f}, at once {losses[1]:.6f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
