@@ -17,12 +17,14 @@ class _MeasureInputSpec(ChildCommandInputSpec):
     wm_file = File(exists=True, mandatory=True, argstr="--wm %s", desc="white-matter probability map")
     gm_file = File(exists=True, mandatory=True, argstr="--gm %s", desc="grey-matter probability map")
     mask_file = File(exists=True, mandatory=True, argstr="--mask %s", desc="brain mask")
+    figure_file = File("snr.png", usedefault=True, argstr="--figure %s", desc="name of the picture")
     label = traits.Str(argstr="--label %s", desc="name of the scan")
     source = traits.Str(argstr="--source %s", desc="origin of the scan: a BIDS URI")
 
 
 class _MeasureOutputSpec(TraitedSpec):
     out_file = File(exists=True, desc="JSON: SNR of WM and GM, noise and how it was estimated")
+    figure_file = File(exists=True, desc="where tissue and noise were measured")
 
 
 class MeasureSNR(ChildCommand):

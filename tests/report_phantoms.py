@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,6 +11,7 @@ from urllib.parse import unquote
 import nibabel as nib
 import numpy as np
 
+from iqtflow.cli.commands.calibrate import main as calibrate
 from iqtflow.image.geometry import cubic_upsample, thin_affine
 from iqtflow.reports.record import Draw, Record
 
@@ -184,6 +186,21 @@ UNFAMILIAR = {
     },
 }
 FAMILIAR = {"Flagged": False, "Score": 0.7, "Threshold": 1.4, "Reasons": [], "Features": {}}
+
+
+def write_calibration(
+    out: Path, snr: list[tuple[float, float]], methods: tuple[str, ...] = ("air-rayleigh",)
+) -> Path:
+    """Write the results of a calibration of scans with given SNR (WM, GM); no pictures of scans."""
+    folder = out / "calibration"
+    folder.mkdir(parents=True)
+    for i, (wm, gm) in enumerate(snr):
+        noise = {"method": methods[i % len(methods)], "sigma": 3.25, "note": "air", "region": "air"}
+        fields = {"Scan": f"sub-{i:02d}_T1w", "SNR": {"WM": wm, "GM": gm}, "Noise": noise}
+        (folder / f"sub-{i:02d}_T1w_snr.json").write_text(json.dumps(fields))
+    files = ["--output", str(folder / "prior.json"), "--figure", str(folder / "prior.png")]
+    assert calibrate(["fit", *map(str, sorted(folder.glob("*_snr.json"))), *files]) == 0
+    return out
 
 
 def records(gains):

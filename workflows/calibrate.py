@@ -60,6 +60,8 @@ def init_calibrate_wf(
     -------
     snr
         JSON: SNR of white and grey matter, noise, and how it was found.
+    figure
+        PNG: where tissue and noise were measured.
     wm, gm, csf, mask, segmentation
         Tissue probability maps, brain mask, JSON with engine and volumes.
     """
@@ -73,7 +75,7 @@ def init_calibrate_wf(
     fields = ["in_file", "sidecar", "skull_stripped", "label", "source"]
     inputnode = Node(IdentityInterface(fields), name="inputnode")
     inputnode.inputs.skull_stripped = "auto"
-    fields = ["snr", *(name for _, name in MAPS), "segmentation"]
+    fields = ["snr", "figure", *(name for _, name in MAPS), "segmentation"]
     outputnode = Node(IdentityInterface(fields), name="outputnode")
     conform = Node(ConformScan(), name="conform", mem_gb=0.5)
     segment = init_segment_node(
@@ -95,7 +97,7 @@ def init_calibrate_wf(
             (conform, segment, [("out_file", "in_file")]),
             (conform, measure, [("out_file", "in_file")]),
             (segment, measure, [("wm_file", "wm_file"), ("gm_file", "gm_file"), ("mask_file", "mask_file")]),
-            (measure, outputnode, [("out_file", "snr")]),
+            (measure, outputnode, [("out_file", "snr"), ("figure_file", "figure")]),
             (segment, outputnode, [*MAPS, ("details_file", "segmentation")]),
         ]
     )

@@ -82,7 +82,7 @@ SCAN_OUTPUTS: dict[str, dict[str, str]] = {
     "pairs": {"folder": "patches", "suffix": "pairs", "extension": ".npy"},
     "pairs_header": {"folder": "patches", "suffix": "pairs", "extension": ".json"},
     "measurement": {"folder": "calibration", "extension": "_snr.json"},
-    "measurement_figure": {"folder": "calibration", "extension": "_snr.webp"},
+    "measurement_figure": {"folder": "calibration", "extension": "_snr.png"},
 }
 #: Names of the other files that a run writes: a path under the root of the derivatives for each kind.
 RUN_OUTPUTS = {
@@ -161,7 +161,7 @@ def scan_outputs(scan: Scan, settings: Settings) -> list[Path]:
     if settings.run.mode == "enhance":
         return [output_name("enhanced", scan)]
     if settings.run.mode == "calibrate":
-        return [output_name("measurement", scan)]
+        return [output_name("measurement", scan), output_name("measurement_figure", scan)]
     pairs = ("pairs", "pairs_header") if train.patch_library == "pairs" else ()
     return [
         *(output_name(kind, scan) for kind in MAPS),

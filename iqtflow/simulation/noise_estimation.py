@@ -42,12 +42,15 @@ class NoiseEstimate:
         Number of voxels (or coefficients) that were used.
     note
         Reason for the method, for the user.
+    region
+        Where it was estimated: "air", "white matter" or "brain".
     """
 
     sigma: float
     method: str
     n_voxels: int
     note: str
+    region: str = "air"
 
 
 def estimate_noise(
@@ -117,6 +120,24 @@ def estimate_noise(
     return _from_tissue(data, mask, wm, axis, why)
 
 
+def noise_voxels(
+    noise: NoiseEstimate,
+    data: np.ndarray,
+    mask: np.ndarray,
+    wm: np.ndarray,
+    *,
+    axis: int,
+    voxel_mm: tuple[float, float, float],
+) -> np.ndarray:
+    """Return the voxels from which `estimate_noise` made an estimate, for a picture: bool, shape (w, h, d).
+
+    The other arguments are those of `estimate_noise`.
+    """
+    if noise.region == "air":
+        return find_air(np.asarray(data, dtype=np.float32), mask, axis=axis, voxel_mm=voxel_mm)
+    return wm >= CORE if noise.region == "white matter" else np.asarray(mask, bool)
+
+
 def find_air(
     data: np.ndarray, mask: np.ndarray, *, axis: int, voxel_mm: tuple[float, float, float]
 ) -> np.ndarray:
@@ -146,14 +167,16 @@ def find_air(
 
 def _from_tissue(data: np.ndarray, mask: np.ndarray, wm: np.ndarray, axis: int, why: str) -> NoiseEstimate:
     rows, columns = (a for a in range(3) if a != axis)
-    for where, region in (("white matter", wm >= CORE), ("the brain", mask)):
+    for where, region in (("white matter", wm >= CORE), ("brain", mask)):
         near, n = _diagonal_mad(data, region, rows, columns, 1)
         far, n_far = _diagonal_mad(data, region, rows, columns, 2)
         if n >= LEAST_VOXELS and near > 0:
             if n_far >= LEAST_VOXELS and far > INTERPOLATED * near:
                 note = f"{why}; noise correlated between neighbours (interpolated voxels)"
-                return NoiseEstimate(far, "tissue-mad", n_far, f"{note}; from differences in {where}")
-            return NoiseEstimate(near, "tissue-mad", n, f"{why}; from differences in {where}")
+                return NoiseEstimate(
+                    far, "tissue-mad", n_far, f"{note}; from differences in the {where}", where
+                )
+            return NoiseEstimate(near, "tissue-mad", n, f"{why}; from differences in the {where}", where)
     raise InputError(
         "noise",
         found=f"{why}; and too few or constant voxels of tissue",

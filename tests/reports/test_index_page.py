@@ -14,6 +14,7 @@ import pytest
 from report_phantoms import FAMILIAR, Page, failed, make_record
 from training_phantoms import train_command, write_libraries
 
+from iqtflow.evaluation.metrics import wilcoxon
 from iqtflow.evaluation.scores import table
 from iqtflow.interfaces.report import ReportSubject
 from iqtflow.models.model_file import join_models, list_shipped, read_card
@@ -27,8 +28,10 @@ from iqtflow.reports.assemble.group import (
 )
 from iqtflow.reports.assemble.index import rebuild, write_index_page, write_pages
 from iqtflow.reports.assemble.subject import write_subject_page
+from iqtflow.reports.assemble.training_checks import FEWEST, LEVEL, check_training
 from iqtflow.reports.ratings import check_ratings
 from iqtflow.reports.record import Record
+from iqtflow.reports.verdict import judge
 from iqtflow.utils.errors import InputError
 from iqtflow.utils.files import write_text
 
@@ -306,6 +309,40 @@ def test_curves_without_validation_loss_are_refused_by_name(tmp_path):
     (tmp_path / "c.csv").write_text("step,train_loss\n1,2\n")
     with pytest.raises(InputError, match="no val_loss"):
         write_group_page(tmp_path, "m", curves={"a": tmp_path / "c.csv"})
+
+
+def test_the_group_page_begins_with_a_verdict(group_page):
+    """Six subjects that all gain are too few for p < .01, and the page says how many are needed."""
+    assert group_page.says("Look closer. 6 unseen subjects: the smallest possible p is 0.031")
+    assert group_page.says("at least 8 subjects") and group_page.says("p = 2 / 2^8 = 0.0078")
+
+
+def calibrated(ratio: float) -> dict[str, dict[str, float]]:
+    return {"error_over_std": {"mean": ratio}, "within_1_std": {"mean": 0.7}}
+
+
+@pytest.mark.parametrize(
+    ("gains", "ratio", "trust", "words"),
+    [
+        ([1.0] * 8, 1.1, "good", "4 of 4"),
+        ([1.0] * 8, 1.6, "look closer", "predicted error is too small"),
+        ([1.0] * 8, 0.7, "look closer", "predicted error is too large"),
+        ([1.0, -0.9] * 6, 1.0, "look closer", "not consistent"),
+        ([1.0, -1.5] * 6, 1.0, "do not use", "not better than the cubic spline"),
+        ([1.0] * 7, 1.0, "look closer", "at least 8 subjects"),
+    ],
+)
+def test_a_model_is_judged_by_gain_number_of_subjects_and_predicted_error(gains, ratio, trust, words):
+    spline = [20.0 + i for i in range(len(gains))]
+    ours = [value + gain * (1 + 0.01 * i) for i, (value, gain) in enumerate(zip(spline, gains, strict=True))]
+    checks = check_training({"PSNR": (ours, spline), "MSSIM": (ours, spline)}, calibrated(ratio))
+    verdict = judge(checks)
+    assert verdict.trust == trust and words in verdict.reason
+    assert wilcoxon([1.0] * FEWEST, [0.0] * FEWEST).p < LEVEL < wilcoxon([1.0] * 7, [0.0] * 7).p
+
+
+def test_a_model_that_was_not_evaluated_is_not_called_good():
+    assert judge(check_training({}, None)).trust == "look closer"
 
 
 def test_one_evaluation_subject_alone_is_not_tested(tmp_path):

@@ -8,16 +8,26 @@ from pathlib import Path
 from shutil import which
 from urllib.parse import unquote, urlparse
 
+import nibabel as nib
 import pytest
-from report_phantoms import UNFAMILIAR, failed, make_prepared_record, make_record
+from report_phantoms import (
+    UNFAMILIAR,
+    failed,
+    make_head,
+    make_prepared_record,
+    make_record,
+    write_calibration,
+)
 
 from iqtflow.models.model_file import read_card
+from iqtflow.reports.assemble.calibration import write_calibration_page
 from iqtflow.reports.assemble.group import Evaluated, write_group_page
 from iqtflow.reports.assemble.index import write_index_page
 from iqtflow.reports.assemble.subject import write_subject_page
+from iqtflow.reports.draw.measured import draw_measurement
 from iqtflow.reports.record import Record
 
-PAGES = ("sub-01.html", "sub-02.html", "index.html", "group.html")
+PAGES = ("sub-01.html", "sub-02.html", "index.html", "group.html", "calibration.html")
 PROGRAM = which("chromium") or which("chromium-browser") or which("google-chrome")
 #: WebGL on the processor, for the viewer.
 WITHOUT_GPU = ("--enable-unsafe-swiftshader", "--use-gl=angle", "--use-angle=swiftshader")
@@ -103,6 +113,11 @@ def site(tmp_path_factory) -> Path:
     write_group_page(
         out, "aniso-k4", card=card, curves={"network 1": curves}, evaluation=scores, examples=examples
     )
+    head, brain, affine = make_head()
+    regions = {"wm": head > 150, "gm": head > 80, "mask": brain, "noise": head < 20}
+    write_calibration(out, [(35.0, 25.0), (36.0, 26.0), (33.0, 24.0)])
+    draw_measurement(out / "calibration/sub-01_T1w_snr.png", nib.Nifti1Image(head, affine), regions)
+    write_calibration_page(out)
     write_index_page(out, ["01", "02", "03"])
     return out
 
@@ -125,6 +140,8 @@ def test_a_page_opens_whole_silent_and_offline_and_fits_phone_and_desk(tab, site
 def expected_pictures(site: Path, name: str) -> set[Path]:
     """Every figure that was written for a page, and none besides."""
     folder = site / "figures" if name == "group.html" else site / name.removesuffix(".html") / "figures"
+    if name == "calibration.html":
+        return set((site / "calibration").glob("*.png"))
     if name == "index.html":
         return set(site.glob("sub-*/figures/*_thumbnail.webp"))
     return {

@@ -12,6 +12,7 @@ from conftest import make_affine, make_head, write_scan
 from phantoms import make_brain
 from validate_bids import find_faults
 
+from iqtflow.cli import main as cli
 from iqtflow.cli.commands.calibrate import main as calibrate
 from iqtflow.simulation.artifacts import Extras
 from iqtflow.simulation.noise_estimation import estimate_noise
@@ -221,7 +222,9 @@ def test_a_sites_scans_become_a_prior_by_one_command(tmp_path):
     assert run.returncode == 0, run.stdout + run.stderr
     assert "sub-9_T1w.nii.gz: skipped: near-isotropic" in run.stdout
     names = sorted(p.name for p in (out / "calibration").iterdir())
-    assert names == ["prior.json", "prior.png", *(f"sub-{i}_T1w_snr.json" for i in (1, 2))]
+    each = (f"sub-{i}_T1w_snr.{kind}" for i in (1, 2) for kind in ("json", "png"))
+    assert names == ["prior.json", "prior.png", *each]
+    assert "sub-2_T1w_snr.png" in (out / "calibration.html").read_text()
     measured = json.loads((out / "calibration" / "sub-1_T1w_snr.json").read_text())
     assert measured["Sources"] == ["bids:raw:sub-1/anat/sub-1_T1w.nii.gz"]
     prior = read_prior(out / "calibration" / "prior.json")
@@ -238,12 +241,12 @@ def test_a_sites_scans_become_a_prior_by_one_command(tmp_path):
     assert "equation 4" in citation and "fitted" in citation
 
 
-def test_group_level_without_participant_level_says_what_to_run_first(tmp_path):
+def test_group_level_without_participant_level_says_what_to_run_first(tmp_path, capsys):
     bids, out = dataset(tmp_path / "bids"), tmp_path / "out"
     write_scan(bids / "sub-1" / "anat" / "sub-1_T1w.nii.gz", np.ones((4, 4, 4), np.float32), np.eye(4))
-    run = iqtflow(bids, out, "group", "--mode", "calibrate")
-    assert run.returncode == 2
-    assert "participant level" in run.stderr and "Traceback" not in run.stderr
+    assert cli.main([str(bids), str(out), "group", "--mode", "calibrate", "--device", "cpu"]) == 2
+    told = capsys.readouterr().err
+    assert "participant level" in told and "Traceback" not in told
 
 
 def test_maps_of_another_scan_are_refused(tmp_path, capsys):

@@ -175,6 +175,7 @@ def _measure(scan: Scan, settings: Settings) -> Workflow:
     given.label, given.source = scan.name, scan.uri
     given.skull_stripped = skull_stripped(scan.sidecar)
     _store(workflow, "snr", output_name("measurement", scan), settings)
+    _store(workflow, "figure", output_name("measurement_figure", scan), settings)
     return workflow
 
 

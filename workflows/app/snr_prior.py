@@ -30,6 +30,8 @@ def run_group(settings: Settings, *, name: str) -> int:
     UsageError
         The participant level has measured no scan (of a subject asked for).
     """
+    from iqtflow.reports.assemble.calibration import write_calibration_page
+
     output, run = settings.paths.output_dir, settings.run
     prior, figure = output_name("prior"), output_name("prior_figure")
     measured = find_measurements(output / prior.parent, run.participant_labels, run.session_labels)
@@ -50,6 +52,8 @@ def run_group(settings: Settings, *, name: str) -> int:
     print(f"  mean SNR WM {mean[0]:.1f}, GM {mean[1]:.1f}; {fitted['source']}")
     for note in fitted["notes"]:
         print(f"  note: {note}", flush=True)
+    # Last: a page that cannot be written costs no other result.
+    print(f"iqtflow: page {write_calibration_page(output)}", flush=True)
     return EXIT_OK
 
 

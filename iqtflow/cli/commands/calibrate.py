@@ -29,6 +29,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     scan.add_argument("--gm", type=Path, required=True, help="grey-matter probability map on the scan's grid")
     scan.add_argument("--mask", type=Path, required=True, help="brain mask on the scan's grid")
+    scan.add_argument(
+        "--figure", type=Path, help="picture to write (.png): where tissue and noise were measured"
+    )
     scan.add_argument("--label", help="name of the scan (default: its file name)")
     scan.add_argument("--source", metavar="URI", help="origin of the scan, for the JSON (default: its path)")
     fit = steps.add_parser("fit", help="fit a prior to measured scans")
@@ -68,7 +71,7 @@ def _measure(options: argparse.Namespace) -> None:
 
     check_outputs(
         PROG,
-        {"output": (options.output, JSON)},
+        {"output": (options.output, JSON), "--figure": (options.figure, FIGURE)},
         inputs=(options.image, options.wm, options.gm, options.mask),
         overwrite=options.overwrite,
     )
@@ -88,6 +91,12 @@ def _measure(options: argparse.Namespace) -> None:
         "Sources": [options.source or str(options.image)],
         "SoftwareVersion": __version__,
     }
+    if options.figure:
+        from iqtflow.reports.draw.measured import draw_measurement
+        from iqtflow.simulation.noise_estimation import noise_voxels
+
+        noise = noise_voxels(snr.noise, data, mask > 0, wm, axis=axis, voxel_mm=voxel_mm)
+        draw_measurement(options.figure, image, {"wm": wm, "gm": gm, "mask": mask > 0, "noise": noise})
     write_json(options.output, fields, maker=PROG)
     print(describe_measurement(fields), flush=True)
 

@@ -17,11 +17,13 @@ from iqtflow.models.card import Card
 from iqtflow.models.model_file import read_card
 from iqtflow.reports.assemble import facts
 from iqtflow.reports.assemble.page import bare_label, render, write_page
+from iqtflow.reports.assemble.training_checks import check_training
 from iqtflow.reports.draw import pictures, plots
 from iqtflow.reports.draw.enhanced import make_scene
 from iqtflow.reports.draw.slices import PlaneDrawer, Rung, planes_in_order
 from iqtflow.reports.draw.volumes import load_volumes
 from iqtflow.reports.record import Place, Record
+from iqtflow.reports.verdict import judge
 from iqtflow.utils.errors import InputError
 
 #: Titles and definitions of measures.
@@ -144,10 +146,15 @@ def write_group_page(
     reliability = card.reliability if card else None
     read = {network: read_curves(path) for network, path in (curves or {}).items()}
     tables = [_metric_table(evaluation, metric) for metric in _metrics(evaluation)]
+    checks = check_training(
+        {t["title"]: (t["columns"]["IQT"], t["columns"]["spline"]) for t in tables}, reliability
+    )
     html = render(
         "group.html",
         name=name,
         k=card.get("k") if card else None,
+        checks=checks,
+        verdict=judge(checks),
         curves=add("curves", plots.training_curves(read)) if read else None,
         n_curves=len(read),
         tables=tables,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from iqtflow.bids.names import output_name
+from iqtflow.reports.assemble.calibration import write_calibration_page
 from iqtflow.reports.assemble.group import write_training_page
 from iqtflow.reports.assemble.page import bare_label, render, write_page
 from iqtflow.reports.assemble.scan_table import (
@@ -170,7 +171,8 @@ def _outcome(scan: Record | Shown) -> tuple[str, ...]:
 
 
 def rebuild(output_dir: Place, *, viewer_mb: float = VIEWER_MB) -> Path:
-    """Write the pages of all subjects, of the data set and of a training again, from what is on disk.
+    """Write the pages of all subjects, of the data set, a training and a calibration again, from what is on
+    disk.
 
     The summary beside the figures of a page has its records; scans without one are found by the names of
     their derivatives. If the work directory is gone, the spline is computed again, and without a brain mask
@@ -187,7 +189,7 @@ def rebuild(output_dir: Place, *, viewer_mb: float = VIEWER_MB) -> Path:
     Returns
     -------
     Path
-        ``index.html``.
+        ``index.html``; if there is only a calibration, its page.
 
     Raises
     ------
@@ -199,7 +201,8 @@ def rebuild(output_dir: Place, *, viewer_mb: float = VIEWER_MB) -> Path:
     output_dir = Path(output_dir).absolute()
     labels = sorted({*find_labels(output_dir), *labels_of_derivatives(output_dir)})
     models = sorted((output_dir / "models").glob("*.safetensors"))
-    if not labels and not models:
+    calibrated = (output_dir / output_name("prior")).is_file()
+    if not labels and not models and not calibrated:
         raise InputError(
             output_dir,
             found="neither pages nor derivatives of iqtflow",
@@ -211,6 +214,10 @@ def rebuild(output_dir: Place, *, viewer_mb: float = VIEWER_MB) -> Path:
     if models:  # the page shows the last one that was trained
         name = max(models, key=lambda model: (model.stat().st_mtime_ns, model.name)).stem
         write_training_page(output_dir, name, scans=_find_evaluated(output_dir, name))
+    if calibrated:
+        page = write_calibration_page(output_dir)
+        if not labels and not models:
+            return page
     return write_index_page(output_dir, labels)
 
 

@@ -148,7 +148,7 @@ def load_volumes(record: Record) -> Volumes:
         mask=mask,
         has_mask=has_mask,
         affine=affine,
-        window=_window_of(before, mask, has_mask=has_mask),
+        window=window_of(before, mask, has_mask=has_mask),
         std=None if std is None else on_grid(std, affine, after.shape),
         truth=None if truth is None else on_grid(truth, affine, after.shape, kind="spline"),
         slice_axis=None if acquired is None else slice_axis(acquired[1]),
@@ -179,7 +179,7 @@ def load_prepared(record: Record) -> tuple[Volumes, dict[str, np.ndarray]]:
     mask, has_mask = _find_mask(loaded["mask"], image, affine)
     if not has_mask:
         maps.pop("mask", None)
-    window = _window_of(image, mask, has_mask=has_mask)
+    window = window_of(image, mask, has_mask=has_mask)
     return Volumes(image, image, mask, has_mask, affine, window), maps
 
 
@@ -254,7 +254,7 @@ def _find_mask(
     return (mask if mask.any() else np.ones(data.shape, dtype=bool)), False
 
 
-def _window_of(data: np.ndarray, mask: np.ndarray, *, has_mask: bool) -> tuple[float, float]:
+def window_of(data: np.ndarray, mask: np.ndarray, *, has_mask: bool) -> tuple[float, float]:
     """Return the intensities drawn black and white, from the brain (or the foreground) of a volume."""
     # Scalp fat is two to three times brighter than white matter: with a brain mask it may saturate, without
     # one most of it should.
