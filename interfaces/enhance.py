@@ -56,6 +56,7 @@ class _EnhanceInputSpec(NetworkInputSpec):
     force = setting_trait("run", "force")
     tiling = setting_trait("enhance", "tiling")
     precision = setting_trait("enhance", "precision")
+    slice_intensity = setting_trait("enhance", "slice_intensity")
     keep_white_matter = traits.Enum(
         "yes",
         "no",

@@ -338,6 +338,12 @@ class EnhanceSettings:
         True,
         "scale the enhanced volume if its white matter differs from the scan's more than on evaluation scans",
     )
+    slice_intensity: str = setting(
+        "auto",
+        "odd and even slices of different intensity, as in some interleaved scans; auto: correct a "
+        "significant difference by one gain for odd and one for even slices; keep: change nothing",
+        choices=("auto", "keep"),
+    )
     mirror: bool = setting(
         False,
         "average with the enhanced volume of the left-right mirrored scan; takes twice as long",

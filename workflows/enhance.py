@@ -22,6 +22,7 @@ def init_enhance_wf(
     mem_gb: float = ENHANCE_MEM_GB,
     tiling: str = EnhanceSettings.tiling,
     precision: str = EnhanceSettings.precision,
+    slice_intensity: str = EnhanceSettings.slice_intensity,
     mirror: bool = EnhanceSettings.mirror,
     keep_white_matter: bool = EnhanceSettings.keep_white_matter,
 ) -> Workflow:
@@ -45,7 +46,7 @@ def init_enhance_wf(
         Threads of the network.
     mem_gb
         Memory of the node ``enhance`` in GB; a volume that does not fit is enhanced in tiles.
-    tiling, precision, mirror, keep_white_matter
+    tiling, precision, slice_intensity, mirror, keep_white_matter
         See `iqtflow.interfaces.enhance.EnhanceVolume`.
 
     Returns
@@ -87,6 +88,7 @@ def init_enhance_wf(
             num_threads=omp_nthreads,
             tiling=tiling,
             precision=precision,
+            slice_intensity=slice_intensity,
             mirror=mirror,
             keep_white_matter="yes" if keep_white_matter else "no",
         ),

@@ -21,6 +21,7 @@ from nibabel.spatialimages import SpatialImage
 from scipy import ndimage
 
 import iqtflow
+from iqtflow.config import SETTINGS
 from iqtflow.image.geometry import (
     AXIS_NAMES,
     SliceGeometry,
@@ -35,6 +36,7 @@ from iqtflow.image.geometry import (
 from iqtflow.image.intensity import empty_slices, intensity_scale, interpolate_slices
 from iqtflow.image.metadata import drop_invalid_fields
 from iqtflow.image.orientation import ReorientedScan
+from iqtflow.image.slice_intensity import describe_slices, equalise_slices, measure_slice_intensity
 from iqtflow.image.validate import check_scan
 from iqtflow.inference.ood import compare, find_reference, measure_scan
 from iqtflow.inference.predict import enhance_volume
@@ -97,6 +99,7 @@ def enhance(
     sidecar: Mapping[str, Any] | None = None,
     skull_stripped: bool | None = None,
     force: bool = False,
+    slice_intensity: str = "auto",
     num_threads: int | None = None,
     max_memory_gb: float | None = None,
     report: Callable[[str], None] | None = None,
@@ -125,6 +128,9 @@ def enhance(
         Whether the scan shows the brain only; None: `sidecar` or the voxels decide.
     force
         Enhance a near-isotropic scan, too.
+    slice_intensity
+        "auto": if odd and even slices differ significantly, correct it by one gain for each; "keep": change
+        nothing.
     num_threads
         CPU threads; None: one for each processor.
     max_memory_gb
@@ -162,6 +168,12 @@ def enhance(
             "a path or a nibabel image",
         ),
         ("device", device not in DEVICES, device, f"one of {', '.join(DEVICES)}"),
+        (
+            "slice_intensity",
+            slice_intensity not in SETTINGS["enhance"]["slice_intensity"].choices,
+            slice_intensity,
+            f"one of {', '.join(SETTINGS['enhance']['slice_intensity'].choices)}",
+        ),
         ("skull_stripped", skull_stripped not in (True, False, None), skull_stripped, "True, False or None"),
     ):
         if wrong:
@@ -174,6 +186,7 @@ def enhance(
         "num_threads": num_threads or available_cpus(),
         "skull_stripped": skull_stripped,
         "force": force,
+        "slice_intensity": slice_intensity,
         "max_memory_gb": max_memory_gb,
         "report": report,
     }
@@ -211,6 +224,7 @@ def enhance_image(
     force: bool = False,
     max_memory_gb: float | None = None,
     tiling: str = "auto",
+    slice_intensity: str = "auto",
     mirror: bool = False,
     keep_white_matter: bool = True,
     report: Callable[[str], None] | None = None,
@@ -227,6 +241,9 @@ def enhance_image(
         As for `iqtflow.models.zoo.choose_model`.
     device, precision, num_threads, max_memory_gb, tiling
         See `iqtflow.inference.predict.enhance_volume`.
+    slice_intensity
+        "auto": correct odd and even slices of different intensity (`iqtflow.image.slice_intensity`); "keep":
+        measure only.
     mirror
         Average each network's output with that of the left-right mirrored scan.
     keep_white_matter
@@ -278,6 +295,10 @@ def enhance_image(
         brain = find_brain_mask(
             laid.data, laid.affine, skull_stripped=skull_stripped, num_threads=num_threads
         )
+    stripes = measure_slice_intensity(laid.data, brain.mask, laid.axis)
+    corrected = stripes.striped and slice_intensity == "auto"
+    if corrected:
+        laid.data = equalise_slices(laid.data, laid.axis, stripes)
     scale = intensity_scale(laid.data[brain.mask])
     support = _support(laid.data, brain)
     # An empty slice is interpolated for the network, and set to 0 in the result.
@@ -363,6 +384,7 @@ def enhance_image(
         "Uncertainty": None
         if result.std is None
         else as_sidecar(card, card.uncertainty(mirror=mirror), mirror=mirror),
+        "SliceIntensity": stripes.as_sidecar(corrected=corrected),
         "IntensityScale": scale,
         "WhiteMatter": white.as_sidecar(),
         "OutOfDistribution": None if familiarity is None else familiarity.as_sidecar(),
@@ -374,6 +396,7 @@ def enhance_image(
             *([familiarity.sentence()] if familiarity is not None and familiarity.unfamiliar else []),
             *image.extra.get("notes", ()),
             *notes,
+            *describe_slices(stripes, corrected=corrected),
             *geometry.notes,
             *result.warnings,
             *_warnings(data, laid.data[brain.mask], geometry, upsampling),

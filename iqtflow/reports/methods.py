@@ -20,6 +20,7 @@ from pathlib import Path
 import iqtflow
 from iqtflow.bids.names import output_name
 from iqtflow.config import PARTICIPANT, Settings, TrainSettings
+from iqtflow.image.slice_intensity import LARGEST_P, LEAST_SHARE
 from iqtflow.segmentation.select import EngineChoice, describe_priors
 from iqtflow.utils.files import read_text, write_text
 
@@ -137,11 +138,17 @@ def _enhancement(settings: Settings) -> str:
         " If the mean of white matter differed from that of the scan by more than in the evaluation of the "
         "model, the enhanced volume was multiplied by one factor, to the limit of that range."
     )
+    stripes = (
+        " Odd and even slices were compared by a t test on second differences of the log intensity along "
+        f"the slice axis. If they differed (p < {LARGEST_P:g}, at least {LEAST_SHARE:.0%}), odd and even "
+        "slices were each multiplied by one gain."
+    )
     return (
         f"Thick-slice {settings.enhance.contrast} scans were enhanced by image quality transfer (Lin et al., "
         "2019). Slice axis, spacing and thickness were taken from the header and metadata of each scan. "
-        "Intensities were divided by the 80th percentile of the brain. In whole heads, the brain was found "
-        f"by deepbet {_version('deepbet')} (Fisch et al., 2024). {_models(settings)}"
+        "Intensities were divided by the 80th percentile of the brain."
+        f"{stripes if settings.enhance.slice_intensity == 'auto' else ''} In whole heads, the brain was "
+        f"found by deepbet {_version('deepbet')} (Fisch et al., 2024). {_models(settings)}"
         f"{white if settings.enhance.keep_white_matter else ''} Detail between the acquired slices was not "
         f"measured; the network inferred it from other brains.{_changed(settings, 'enhance')}"
     )

@@ -102,6 +102,7 @@ def _enhance(scan: Scan, settings: Settings) -> Workflow:
         mem_gb=enhancing_gb(scan, model, settings),
         tiling=choice.tiling,
         precision=choice.precision,
+        slice_intensity=choice.slice_intensity,
         mirror=choice.mirror,
         keep_white_matter=choice.keep_white_matter,
     )

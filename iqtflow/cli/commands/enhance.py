@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--skull-stripped", choices=tuple(SKULL_STRIPPED), default="auto", help="is the skull removed?")
     add_command_options(parser, "run", ["force"])
     add_command_options(parser, "run", ["device"], choices=("cpu", "cuda"), help="where networks run")
-    add_command_options(parser, "enhance", ["precision", "tiling", "mirror"])
+    add_command_options(parser, "enhance", ["precision", "tiling", "slice_intensity", "mirror"])
     white_matter = SETTINGS["enhance"]["keep_white_matter"]
     add(
         white_matter.option,
@@ -107,6 +107,7 @@ def _enhance(options: argparse.Namespace) -> None:
         force=options.force,
         max_memory_gb=options.max_memory_gb,
         tiling=options.tiling,
+        slice_intensity=options.slice_intensity,
         mirror=options.mirror,
         keep_white_matter=options.keep_white_matter == "yes",
         report=lambda line: print(f"{PROG} {__version__}: {line}", flush=True),
