@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from iqtflow.inference.sliding_window import Plan, choose_plan, count_channels, patch_tile, through_tiles
 from iqtflow.models.model_file import Model
-from iqtflow.utils.system import fast_precision, free_memory_gb
+from iqtflow.utils.system import fast_precision, free_memory_gb, peak_memory_gb
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -126,6 +127,7 @@ def enhance_volume(
     data, tissue = data[box], None if tissue is None else tissue[box]
     padded, inner = _pad(data / np.float32(scale), model)
     free_gb = torch.cuda.mem_get_info()[0] / 1e9 if cuda else free_memory_gb()
+    in_use_gb = 0.0 if cuda else psutil.Process().memory_info().rss / 1e9
     limit = min(MEMORY_SHARE * free_gb, math.inf if max_memory_gb is None else max_memory_gb)
     with torch.inference_mode(), torch.backends.cudnn.flags(benchmark=False, deterministic=True):
         checked = _check_precision(model, padded, precision or fast_precision(device), device)
@@ -137,6 +139,9 @@ def enhance_volume(
             precision=checked,
             mirrored=mirror_axis is not None,
         )
+        # Of the same memory as the peak that is measured: the whole program's, or the networks' on a GPU.
+        expected_gb = in_use_gb + plan.predicted_gb
+        expected_gb = expected_gb if cuda else max(peak_memory_gb(), expected_gb)
         kind = "VRAM" if cuda else "RAM"
         if report is not None:
             report(
@@ -163,15 +168,15 @@ def enhance_volume(
         "NumThreads": num_threads,
         "Tiling": plan.words,
         "MirroredAveraging": mirror_axis is not None,
-        "PredictedMemoryGB": round(plan.predicted_gb, 2),
+        "PredictedMemoryGB": round(expected_gb, 2),
         "FreeMemoryGB": round(free_gb, 1),
     }
     return Enhanced(mean, std, details, plan.predicted_gb, _warnings(model, plan, limit, precision, checked))
 
 
 def _box(seen: np.ndarray) -> tuple[slice, ...]:
-    """Smallest box that holds all voxels that are not 0, and two more on each side, for the spline; everything
-    if all are 0.
+    """Smallest box that holds all voxels that are not 0, and two more on each side, for the spline; if all are
+    0, everything.
     """
     box, margin = [], 2
     for axis, n in enumerate(seen.shape):

@@ -49,8 +49,8 @@ def describe_enhancement(details: Mapping[str, Any]) -> list[str]:
     made = (
         f"enhanced by {model['Name']} (k = {details['UpsamplingFactor']}, {model['Members']} network(s)) on "
         f"{details['Device']}, {details['Precision']}, {details['Tiling']}; {details['Seconds']} s, "
-        f"{details['PeakMemoryGB']} GB at most ({details['PredictedMemoryGB']} GB predicted for the "
-        f"networks, {details['FreeMemoryGB']} GB free)"
+        f"{details['PeakMemoryGB']} GB at most ({details['PredictedMemoryGB']} GB predicted, "
+        f"{details['FreeMemoryGB']} GB free)"
     )
     factor = details["WhiteMatter"]["Factor"]
     if factor != 1:

@@ -15,7 +15,7 @@ from iqtflow.inference.predict import enhance_volume
 from iqtflow.inference.sliding_window import choose_plan
 from iqtflow.models.model_file import load_model
 from iqtflow.utils.errors import InputError
-from iqtflow.utils.system import fast_precision
+from iqtflow.utils.system import fast_precision, peak_memory_gb
 
 torch.set_num_threads(1)
 SHAPE = (272, 320, 68)  # a padded scan of 260 x 311 x 65 voxels
@@ -114,7 +114,7 @@ def test_what_is_taken_is_said_with_the_memory_that_is_there():
     assert len(said) == 1
     assert "GB predicted" in said[0] and "GB RAM free" in said[0] and "one pass" in said[0]
     assert result.details["FreeMemoryGB"] > 0
-    assert 0 < result.details["PredictedMemoryGB"] < 1
+    assert 0 < result.details["PredictedMemoryGB"] < peak_memory_gb() + 1
 
 
 @pytest.mark.parametrize("axis", [0, 2])

@@ -113,7 +113,7 @@ SCAN_TABLES: Tables = {
         ("Sliding window", "Tiling", plain),
         ("Time", "Seconds", _in("s")),
         ("Peak memory", "PeakMemoryGB", _in("GB")),
-        ("Expected memory", "PredictedMemoryGB", _in("GB")),
+        ("Predicted memory", "PredictedMemoryGB", _in("GB")),
         ("Random seed", "RandomSeed", plain),
         ("Version of iqtflow", "PackageVersion", plain),
     ),
@@ -234,7 +234,7 @@ def places_of(details: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def place_rows(details: Mapping[str, Any]) -> list[list[str]]:
-    """Return a row for each place of the audit: number, kind, position, slices (from 1), volume, score."""
+    """Return a row for each place of the audit: number and kind, position, slices (from 1), volume, score."""
     words = {
         "missing": "acquired, but missing in the enhanced volume",
         "unsupported": "in the enhanced volume, but not in the acquired slices",
@@ -244,13 +244,13 @@ def place_rows(details: Mapping[str, Any]) -> list[list[str]]:
         x, y, z = (float(v) for v in place["PositionMM"])
         sides = (("R", "L")[x < 0], ("A", "P")[y < 0], ("S", "I")[z < 0])
         position = ", ".join(f"{side} {abs(v):.0f}" for side, v in zip(sides, (x, y, z), strict=True))
-        slices = ", ".join(str(int(i) + 1) for i in place.get("Slices") or ())
+        numbers = sorted(int(i) + 1 for i in place.get("Slices") or ())
+        slices = " to ".join(map(str, dict.fromkeys([*numbers[:1], *numbers[-1:]])))
         ml, score = place.get("VolumeML"), place.get("Score")
         kind = str(place.get("Kind"))
         rows.append(
             [
-                str(number),
-                words.get(kind, kind),
+                f"{number}: {words.get(kind, kind)}",
                 position,
                 slices,
                 "" if ml is None else f"{float(ml):.2f} ml",
