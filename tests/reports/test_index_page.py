@@ -45,7 +45,7 @@ def test_the_index_lists_who_passed_who_failed_and_who_is_missing(record, tmp_pa
     write_subject_page(tmp_path, "01", [replace(record, truth=None)])
     write_subject_page(tmp_path, "02", [failed("sub-02_T1w")])
     found = Page(write_index_page(tmp_path, ["03"]))
-    assert found.says("3 scans of 3 subjects: 1 without a page, 1 failed, 1 look closer.")
+    assert found.says("3 scans of 3 subjects: 1 missing, 1 failed, 1 look closer.")
     assert found.says("too dark")
     assert found.text.index("sub-02") < found.text.index("sub-01"), "failed scans are first"
     assert "sub-01.html#sub-01_ses-1_T1w" in found.links

@@ -299,7 +299,7 @@ def test_scans_are_rated_by_keys_kept_saved_and_read_back(browser, site, tmp_pat
     with browser.new_page() as tab:
         show(tab, index)
         tab.locator("th button", has_text="Scan").click()
-        tab.locator("body").click(position={"x": 2, "y": 2})
+        tab.locator("h1").click()
         for key in ("ArrowDown", "p", "j", "k"):  # the failed scan has no result to rate
             tab.keyboard.press(key)
         rated = tab.locator("tr.current")
@@ -313,6 +313,10 @@ def test_scans_are_rated_by_keys_kept_saved_and_read_back(browser, site, tmp_pat
         tab.keyboard.type('an "odd" fold')
         tab.keyboard.press("Escape")
         assert rated.locator("[aria-pressed=true]").text_content() == "doubt"
+        tab.keyboard.press("Enter")
+        tab.wait_for_url("**/sub-01.html#*")
+        tab.go_back()
+        assert rated.get_attribute("data-scan") == "sub-01_ses-1_T1w", "back to the same row"
         assert tab.locator(".rated").text_content() == "1 of 2 rated. 1 change is only in this browser."
         tab.reload()
         assert tab.locator("[aria-pressed=true]").text_content() == "doubt", "kept in the browser"

@@ -43,6 +43,8 @@ MEASURES = {
     ),
 }
 DECIMALS = {"psnr": 2}
+#: Measures that the verdict is made of.
+CHECKED = {"psnr": "PSNR", "mssim": "MSSIM"}
 
 Scores = Mapping[str, float]
 
@@ -147,7 +149,12 @@ def write_group_page(
     read = {network: read_curves(path) for network, path in (curves or {}).items()}
     tables = [_metric_table(evaluation, metric) for metric in _metrics(evaluation)]
     checks = check_training(
-        {t["title"]: (t["columns"]["IQT"], t["columns"]["spline"]) for t in tables}, reliability
+        {
+            CHECKED[t["metric"]]: (t["columns"]["IQT"], t["columns"]["spline"])
+            for t in tables
+            if t["metric"] in CHECKED
+        },
+        reliability,
     )
     html = render(
         "group.html",

@@ -17,7 +17,7 @@ from iqtflow.reports.verdict import Check, Verdict, judge, make_checks
 NOT_KNOWN = "n/a"  #: as in BIDS
 #: Verdict or status, words for it, and style of its badge; what needs attention is first.
 GROUPS = (
-    ("missing", "without a page", "bad"),
+    ("missing", "missing", "bad"),
     ("failed", "failed", "bad"),
     ("do not use", "do not use", "bad"),
     ("look closer", "look closer", "warn"),

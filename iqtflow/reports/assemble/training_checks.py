@@ -26,7 +26,7 @@ def check_training(
     Parameters
     ----------
     scores
-        By the title of the measure: scores of the model and of the spline, one of each subject. Higher is
+        By the name of the measure: scores of the model and of the spline, one of each subject. Higher is
         better.
     reliability
         As `iqtflow.evaluation.uncertainty_calibration.summarise_reliability` returns it; None if there is
@@ -42,24 +42,24 @@ def check_training(
         return [Check("Evaluation", False, "no subject", f"{FEWEST} or more", words)]
     n = max(len(ours) for ours, _ in scores.values())
     return [
-        *(_against_spline(title, np.subtract(*pair)) for title, pair in scores.items()),
+        *(_against_spline(name, np.subtract(*pair)) for name, pair in scores.items()),
         _enough(n),
         _predicted_error(reliability),
     ]
 
 
-def _against_spline(title: str, gain: np.ndarray) -> Check:
+def _against_spline(measure: str, gain: np.ndarray) -> Check:
     """Check the gains of one measure over the spline."""
     n, better, mean = len(gain), int((gain > 0).sum()), float(gain.mean())
     expected = f"mean gain above 0, p < {LEVEL:g}"
-    found = f"better in {better} of {n}, mean gain {mean:+.3g}"
-    name = f"{title}: better than the spline"
+    found = f"{mean:+.3g} in the mean, better in {better} of {n}"
+    name = f"{measure} against the spline"
     if mean <= 0:
-        words = "On average the model is not better than the cubic spline."
+        words = f"By {measure}, the model is not better than the cubic spline on average."
         return Check(name, False, found, expected, words, severe=True)
     p = wilcoxon(gain.tolist(), [0.0] * n)[2] if n > 1 else None
     found += "" if p is None else f", p = {p:.2g}"
-    words = f"The model is better than the cubic spline in {better} of {n} unseen subjects"
+    words = f"By {measure}, the model is better than the cubic spline in {better} of {n} unseen subjects"
     if p is None or n < FEWEST:
         return Check(name, None, found, expected, f"{words}. These are too few for p < {LEVEL:g}.")
     if p < LEVEL:
@@ -87,7 +87,7 @@ def _predicted_error(reliability: Mapping[str, Any] | None) -> Check:
     if low <= ratio <= high:
         words = "The predicted error has the size of the true error."
     elif ratio > high:
-        words = f"The predicted error is too small: the true error is {ratio:.2f} times as large."
+        words = f"The predicted error is too small (true / predicted error: {ratio:.2f})."
     else:
-        words = f"The predicted error is too large: the true error is {ratio:.2f} times as large."
+        words = f"The predicted error is too large (true / predicted error: {ratio:.2f})."
     return Check(name, low <= ratio <= high, found, expected, words)

@@ -40,6 +40,7 @@
     current = row;
     row.classList.add("current");
     row.tabIndex = 0;
+    history.replaceState(null, "", "#" + encodeURIComponent(row.dataset.scan)); // to come back from its page to this row
     if (focus) { row.focus({ preventScroll: true }); row.scrollIntoView({ block: "nearest" }); }
   }
   rows.forEach(function (row) {
@@ -71,7 +72,9 @@
     cell.replaceChildren(group, note);
     show(row);
   });
-  if (rows.length) rows[0].tabIndex = 0;
+  rows[0].tabIndex = 0;
+  var came = rows.filter(function (row) { return "#" + encodeURIComponent(row.dataset.scan) === location.hash; })[0];
+  if (came) select(came, true);
 
   var find = bar.querySelector(".find"), narrow = Array.from(bar.querySelectorAll(".narrow"));
   function text(row) { return (row.dataset.scan + " " + row.querySelector(".reason").textContent + " " + row.dataset.note).toLowerCase(); }

@@ -23,10 +23,11 @@ document.querySelectorAll("table.sortable").forEach(function (table) {
     button.type = "button";
     button.append.apply(button, Array.from(head.childNodes));
     head.append(button);
-    head.setAttribute("aria-sort", "none");
+    if (!head.hasAttribute("aria-sort")) head.setAttribute("aria-sort", "none");
     button.addEventListener("click", function () { sort(column, head.getAttribute("aria-sort") === "ascending"); });
     if (order) [["", false], [", from the largest", true]].slice(0, head.dataset.sort === "number" ? 2 : 1).forEach(function (way) {
       order.add(new Option(button.textContent + way[0], column + (way[1] ? "-" : "")));
+      if (head.getAttribute("aria-sort") === "ascending") order.value = String(column);
     });
   });
   if (order) order.addEventListener("change", function () { sort(parseInt(order.value, 10), order.value.slice(-1) === "-"); });
