@@ -175,8 +175,8 @@ def enhance_volume(
 
 
 def _box(seen: np.ndarray) -> tuple[slice, ...]:
-    """Smallest box that holds all voxels that are not 0, and two more on each side, for the spline; if all are
-    0, everything.
+    """Smallest box that holds all voxels that are not 0, and two more on each side, for the spline; the whole
+    volume if all are 0.
     """
     box, margin = [], 2
     for axis, n in enumerate(seen.shape):

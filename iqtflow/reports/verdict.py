@@ -1,6 +1,7 @@
 """Whether the enhanced volume of a scan can be trusted: checks of the figures in its sidecar, and a verdict.
 
-Each check compares one figure with a threshold. The thresholds are the constants below, with their origin.
+Each check compares one figure with a threshold. The thresholds are the constants below, with their origin,
+or those of the step that made the figure.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from iqtflow.bids.names import stem_of
 from iqtflow.config import CONTRASTS
 from iqtflow.image.geometry import IN_PLANE_TOLERANCE_OCTAVES
+from iqtflow.image.slice_intensity import LARGEST_P, LEAST_SHARE
 from iqtflow.reports.record import Record
 
 Trust = Literal["good", "look closer", "do not use"]
@@ -37,8 +39,6 @@ LEFT_OVER = 0.02
 LARGEST_RESIDUAL, FAR_RESIDUAL = 1.5, 3.0
 #: The audit has about one false alarm a scan; more than three are expected in 2 % of the scans (Poisson).
 MOST_PLACES = 3
-#: Odd and even slices of scans without stripes differ by less than this.
-LARGEST_ALTERNATION, SIGNIFICANCE = 0.02, 0.01
 #: Gaps of 10 to 20 % of the spacing are usual in two-dimensional scans.
 LARGEST_UNCHECKED = 0.30
 
@@ -296,12 +296,12 @@ def _contrast_of(record: Record) -> str:
 
 def _alternation(record: Record) -> Fields:
     found = record.details.get("SliceIntensity")
-    threshold = f"up to {100 * LARGEST_ALTERNATION:.0f} %, or corrected"
+    threshold = f"up to {100 * LEAST_SHARE:.0f} %, or corrected"
     if not isinstance(found, Mapping) or found.get("AlternatingShare") is None:
         return _unknown(f"Odd and even slices were not compared. {_AGAIN}", threshold)
     share = 100 * abs(float(found["AlternatingShare"]))
     p, corrected = found.get("PValue"), bool(found.get("Corrected"))
-    differ = share > 100 * LARGEST_ALTERNATION and (p is None or float(p) < SIGNIFICANCE)
+    differ = share > 100 * LEAST_SHARE and (p is None or float(p) < LARGEST_P)
     value = f"{share:.1f} %"
     if corrected:
         words = f"Odd and even slices differed by {share:.1f} %; this was corrected."
