@@ -118,6 +118,7 @@ class Step:
         self.module, self.device = module, device
         self.optimiser = module.configure_optimizers()["optimizer"]
         self.refused = 0
+        self._compiled: Any = None
 
     def choose(self, way: tuple[str, bool]) -> None:
         """Run steps in this way from now on."""
@@ -126,8 +127,10 @@ class Step:
         network = self.module.network
         network.__dict__.pop("encode_decode", None)
         if is_compiled:
-            torch._dynamo.reset()
-            network.encode_decode = torch.compile(network.encode_decode, dynamic=False)
+            # One function for both paddings: what was compiled in a trial is used again.
+            torch._dynamo.config.recompile_limit = 32
+            self._compiled = self._compiled or torch.compile(network.encode_decode, dynamic=False)
+            network.encode_decode = self._compiled
 
     def losses(self, network: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Objective and reported loss in mixed precision."""
