@@ -85,7 +85,7 @@ def outcome_table(outcomes: Sequence[Outcome]) -> str:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     columns = [name for name in _COLUMNS if any(row[name] for row in shown)]
     for name in columns:
-        justify = "right" if name in ("k", "time", "memory") else "left"
+        justify = "right" if name in ("k", "main step", "memory") else "left"
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for row in shown:
         table.add_row(*(Text(row[name]) for name in columns))
@@ -100,7 +100,7 @@ def outcome_table(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(lines)
 
 
-_COLUMNS = ("scan", "outcome", "k", "voxel (mm)", "tissue (ml)", "device", "time", "memory", "remark")
+_COLUMNS = ("scan", "outcome", "k", "voxel (mm)", "tissue (ml)", "device", "main step", "memory", "remark")
 
 
 def _row(outcome: Outcome) -> dict[str, str]:
@@ -119,7 +119,7 @@ def _row(outcome: Outcome) -> dict[str, str]:
             "voxel (mm)": " x ".join(f"{v:.2g}" for v in voxel) if voxel else "",
             "tissue (ml)": ", ".join(f"{t} {v:.0f}" for t, v in volumes.items()) if volumes else "",
             "device": str(found.get("Device", "")).split(" (")[0],
-            "time": duration(seconds) if isinstance(seconds, (int, float)) else "",
+            "main step": duration(seconds) if isinstance(seconds, (int, float)) else "",
             "memory": f"{memory:.1f} GB" if isinstance(memory, (int, float)) else "",
         }
         remarks += _attention(found)

@@ -120,14 +120,13 @@ class Ledger:
         return sorted(steps, key=lambda s: s.began)
 
     def elapsed_s(self, subject: str) -> float:
-        """Return the seconds from the begin of a subject's first step to the end of the last one."""
-        begun = [s for s in self.subjects[subject].values() if s.began]
-        if not begun:
-            return 0.0
-        now = self.clock()
-        ends = (now if s.state == "running" else s.began + s.took_s for s in begun)
-        last = now if self.state(subject) == "running" else max(ends)
-        return last - min(s.began for s in begun)
+        """Return the seconds in which a step of a subject was running: while it waits, its clock stands."""
+        now, total, last = self.clock(), 0.0, 0.0
+        for step in sorted((s for s in self.subjects[subject].values() if s.began), key=lambda s: s.began):
+            end = now if step.state == "running" else step.began + step.took_s
+            total += max(end - max(step.began, last), 0.0)
+            last = max(end, last)
+        return total
 
     def share(self, subject: str) -> float:
         """Return the share of a subject's work that is done, 0 to 1, by time."""
