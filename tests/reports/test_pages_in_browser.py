@@ -226,12 +226,17 @@ def test_the_viewer_opens_from_files_and_shows_every_volume_by_keyboard(tab, sit
 
 
 def test_in_the_dark_text_is_light_and_readable(browser, site):
+    parts = {
+        "sub-01.html": (".scan", ".trust", ".quiet", ".notice", "summary"),
+        "index.html": (".reason", ".scans .badge", ".scans th", ".rating button", ".finder select"),
+        "group.html": (".trust", ".checks .words", ".checks .warn"),
+        "calibration.html": (".trust", ".checks .words", ".scans td.number"),
+    }
     with browser.new_page(color_scheme="dark") as tab:
-        tab.goto((site / "sub-01.html").as_uri())
-        shades = {
-            name: tab.evaluate(SHADES, name) for name in (".scan", ".trust", ".quiet", ".notice", "summary")
-        }
-    assert all(text > paper + 80 for text, paper in shades.values()), shades
+        for page, names in parts.items():
+            tab.goto((site / page).as_uri())
+            shades = {name: tab.evaluate(SHADES, name) for name in names}
+            assert all(text > paper + 80 for text, paper in shades.values()), (page, shades)
 
 
 def test_on_paper_acquired_and_enhanced_stand_side_by_side_without_controls(tab, site):
@@ -315,8 +320,8 @@ def test_scans_are_rated_by_keys_kept_saved_and_read_back(browser, site, tmp_pat
         assert rated.locator("[aria-pressed=true]").text_content() == "doubt"
         tab.keyboard.press("Enter")
         tab.wait_for_url("**/sub-01.html#*")
-        tab.go_back()
-        assert rated.get_attribute("data-scan") == "sub-01_ses-1_T1w", "back to the same row"
+        tab.locator(".rate").first.click()
+        assert rated.get_attribute("data-scan") == "sub-01_ses-1_T1w", "the same row again"
         assert tab.locator(".rated").text_content() == "1 of 2 rated. 1 change is only in this browser."
         tab.reload()
         assert tab.locator("[aria-pressed=true]").text_content() == "doubt", "kept in the browser"
