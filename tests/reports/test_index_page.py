@@ -54,14 +54,14 @@ def test_the_index_lists_who_passed_who_failed_and_who_is_missing(record, tmp_pa
 
 
 def audited(record: Record, **details) -> Record:
-    """The record of a scan with all figures of the table."""
+    """The record of a scan with all figures of the table, without volumes: nothing is drawn."""
     places = [{"Kind": kind} for kind in ("missing", "missing", "unsupported")]
     found = {
         "DataConsistency": {"ResidualRMS": 1.25, "UncheckedShare": 0.1, "Places": places},
         "WhiteMatter": {"ScanOverEstimate": 1.25, "Factor": 1.0},
         "OutOfDistribution": FAMILIAR,
     }
-    return replace(record, truth=None, details={**record.details, **found, **details})
+    return replace(record, truth=None, output=None, details={**record.details, **found, **details})
 
 
 def read_table(folder: Path) -> dict[str, dict[str, str]]:
@@ -178,11 +178,11 @@ def test_a_sidecar_that_cannot_be_read_is_said_on_the_page(record, tmp_path, con
 
 def test_a_figure_of_an_earlier_page_is_never_looked_for_in_another_folder(record, tmp_path):
     mine = write_text(tmp_path / "mine.txt", "my own")
-    write_subject_page(tmp_path, "01", [replace(record, truth=None)])
+    write_subject_page(tmp_path, "01", [replace(record, truth=None, output=None)])
     summary = tmp_path / "sub-01/figures/sub-01_desc-report.json"
     fields = json.loads(summary.read_text())
     summary.write_text(json.dumps({**fields, "figures": ["../../mine.txt"], "fingerprint": "old"}))
-    write_subject_page(tmp_path, "01", [replace(record, truth=None)])
+    write_subject_page(tmp_path, "01", [replace(record, truth=None, output=None)])
     assert mine.read_text() == "my own"
 
 
