@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -206,7 +207,8 @@ def test_places_of_the_audit_are_listed_and_drawn_where_they_are(record, tmp_pat
     volumes = load_volumes(record)
     voxel = np.array([32, 26, 24, 1])
     place = {"Kind": "missing", "PositionMM": (volumes.affine @ voxel)[:3].tolist(), "VolumeML": 0.2}
-    places = [{**place, "Slices": [5, 6], "Score": 4.0}, {"Kind": "odd"}]
+    odd = ({"Kind": "odd"}, {**place, "PositionMM": ["x", 0, 0]}, {**place, "Score": math.nan}, 3)
+    places = [*odd, {**place, "Slices": [5, 6], "Score": 4.0}]
     audited = replace(record, details={**record.details, "DataConsistency": {"Places": places}})
     found = Page(write_subject_page(tmp_path, "01", [audited]))
     assert found.says("acquired, but missing") and found.says("6 to 7") and found.says("0.20 ml")

@@ -222,44 +222,6 @@ def relative_path(path: Any) -> str:
     return Path(*parts[first:]).as_posix() if parts else ""
 
 
-def places_of(details: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the places of the audit, without those that cannot be read."""
-    found = details.get("DataConsistency")
-    listed = found.get("Places") if isinstance(found, Mapping) else None
-    return [
-        place
-        for place in (listed if isinstance(listed, list) else ())
-        if isinstance(place, Mapping) and len(place.get("PositionMM") or ()) == 3
-    ]
-
-
-def place_rows(details: Mapping[str, Any]) -> list[list[str]]:
-    """Return a row for each place of the audit: number and kind, position, slices (from 1), volume, score."""
-    words = {
-        "missing": "acquired, but missing in the enhanced volume",
-        "unsupported": "in the enhanced volume, but not in the acquired slices",
-    }
-    rows = []
-    for number, place in enumerate(places_of(details), start=1):
-        x, y, z = (float(v) for v in place["PositionMM"])
-        sides = (("R", "L")[x < 0], ("A", "P")[y < 0], ("S", "I")[z < 0])
-        position = ", ".join(f"{side} {abs(v):.0f}" for side, v in zip(sides, (x, y, z), strict=True))
-        numbers = sorted(int(i) + 1 for i in place.get("Slices") or ())
-        slices = " to ".join(map(str, dict.fromkeys([*numbers[:1], *numbers[-1:]])))
-        ml, score = place.get("VolumeML"), place.get("Score")
-        kind = str(place.get("Kind"))
-        rows.append(
-            [
-                f"{number}: {words.get(kind, kind)}",
-                position,
-                slices,
-                "" if ml is None else f"{float(ml):.2f} ml",
-                "" if score is None else f"{abs(float(score)):.1f}",
-            ]
-        )
-    return rows
-
-
 def find_warnings(details: Mapping[str, Any]) -> list[str]:
     """Return the ``Warnings`` of the details, each once, without the one that the verdict repeats."""
     given = details.get("Warnings") or ()

@@ -25,6 +25,7 @@ from iqtflow.reports.draw.pictures import legend_colours
 from iqtflow.reports.draw.prepared import PreparedFigures, draw_prepared
 from iqtflow.reports.draw.viewer import Viewer, make_viewer
 from iqtflow.reports.draw.volumes import CONVENTIONS, Volumes, load_volumes
+from iqtflow.reports.places import AuditPlace, read_places
 from iqtflow.reports.record import (
     STATUSES,
     Place,
@@ -77,7 +78,7 @@ class Entry:
     checks: list[Check]
     verdict: Verdict | None
     familiar: facts.Familiar | None
-    places: list[list[str]]
+    places: list[AuditPlace]
     scan: str
     log: str
     excerpt: str
@@ -203,6 +204,7 @@ def write_subject_page(
         program=program,
         has_viewer=any(entry.viewer for entry in entries),
         viewer_layers=_viewer_layers,
+        place_rows=_place_rows,
         not_covered=lambda details: NOT_COVERED[kind_of_scan(details)],
     )
     write_page(page, html)
@@ -219,6 +221,12 @@ def _viewer_layers(viewer: Viewer, folder: str) -> list[dict[str, Any]]:
     return [{**vars(layer), "file": quote(f"{folder}/{layer.file}")} for layer in viewer.layers]
 
 
+def _place_rows(places: Sequence[AuditPlace]) -> list[list[str]]:
+    """Return the rows of the table of places, numbered."""
+    rows = [place.row for place in places]
+    return [[f"{number}: {row[0]}", *row[1:]] for number, row in enumerate(rows, start=1)]
+
+
 def _draw(
     entry: Entry, *, convention: str, max_bytes: int, viewer_mb: float
 ) -> Figures | PreparedFigures | None:
@@ -232,8 +240,7 @@ def _draw(
         elif entry.status == "enhanced":
             volumes = load_volumes(entry.record)
             scene = make_scene(volumes, entry.anchor, convention)
-            places = facts.places_of(entry.record.details)
-            entry.figures = draw_figures(scene, max_bytes=max_bytes, places=places)
+            entry.figures = draw_figures(scene, max_bytes=max_bytes, places=entry.places)
             if viewer_mb:
                 entry.viewer = make_viewer(scene, entry.record.residual, max_megabytes=viewer_mb)
                 if entry.viewer is None:
@@ -270,7 +277,7 @@ def _describe(record: Record, label: str, out_dir: Path, *, taken: set[str]) -> 
         checks=checks,
         verdict=judge(checks) if checks else None,
         familiar=facts.judge(record.details) if record.status == "enhanced" else None,
-        places=facts.place_rows(record.details),
+        places=read_places(record.details),
         scan=facts.relative_path(record.input),
         log=log,
         excerpt=_excerpt(log),

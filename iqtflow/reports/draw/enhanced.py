@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from iqtflow.reports.draw.slices import (
     planes_in_order,
 )
 from iqtflow.reports.draw.volumes import Plane, Volumes, choose_slices, crop_box, cut
+from iqtflow.reports.places import AuditPlace
 
 #: Choices of size and quality, the best first; the first that fits the budget is used.
 LADDER = (Rung(9, 560, 86), Rung(9, 460, 80), Rung(9, 380, 70), Rung(4, 380, 65), Rung(1, 380, 60))
@@ -48,7 +49,7 @@ class Figures:
     details
         Enlarged places of the largest change, one for each plane.
     places
-        Enlarged places that the audit found, by their number in the sidecar (from 0).
+        Enlarged places that the audit found, those with the largest scores.
     planes, uncertainty, errors
         Comparisons: acquired slices or spline and enhanced volume; enhanced volume and uncertainty; both
         errors. One for each plane, or none.
@@ -64,7 +65,7 @@ class Figures:
     histogram: Picture
     thumbnail: Picture
     details: list[PictureRow]
-    places: dict[int, PictureRow]
+    places: list[PictureRow]
     planes: list[Comparison] = field(default_factory=list)
     uncertainty: list[Comparison] = field(default_factory=list)
     errors: list[Comparison] = field(default_factory=list)
@@ -75,7 +76,7 @@ class Figures:
     files: dict[str, bytes] = field(default_factory=dict)
 
 
-def draw_figures(scene: Scene, *, max_bytes: int, places: Sequence[Mapping[str, Any]] = ()) -> Figures:
+def draw_figures(scene: Scene, *, max_bytes: int, places: Sequence[AuditPlace] = ()) -> Figures:
     """Draw every figure of one scan within a budget.
 
     Parameters
@@ -85,7 +86,7 @@ def draw_figures(scene: Scene, *, max_bytes: int, places: Sequence[Mapping[str, 
     max_bytes
         Most bytes of all files; fewer and smaller slices are drawn to meet it.
     places
-        ``Places`` of the audit, from the sidecar.
+        Places that differ from the acquired slices.
 
     Returns
     -------
@@ -206,15 +207,12 @@ def _draw_busiest(scene: Scene, plane: Plane, files: dict[str, bytes]) -> Pictur
     return _draw_detail(scene, plane, files, place, f"detail-{plane.name}")
 
 
-def _draw_places(
-    scene: Scene, places: Sequence[Mapping[str, Any]], files: dict[str, bytes]
-) -> dict[int, PictureRow]:
-    """Draw places of the audit, those with the largest score first, in the first plane across the slices."""
+def _draw_places(scene: Scene, places: Sequence[AuditPlace], files: dict[str, bytes]) -> list[PictureRow]:
+    """Draw the first places of the audit in the first plane across the slices."""
     plane, volumes = planes_in_order(scene.volumes)[0], scene.volumes
-    found = {}
-    ranked = sorted(range(len(places)), key=lambda i: -abs(float(places[i].get("Score") or 0)))
-    for number in ranked[:MOST_PLACES]:
-        world = np.array([*map(float, places[number]["PositionMM"]), 1.0])
+    found = []
+    for number, place in enumerate(places[:MOST_PLACES], start=1):
+        world = np.array([*place.position_mm, 1.0])
         voxel = (np.linalg.inv(volumes.affine) @ world)[:3]
         index = int(np.clip(round(voxel[plane.normal]), 0, volumes.after.shape[plane.normal] - 1))
         centre = []
@@ -225,7 +223,7 @@ def _draw_places(
         shape = tuple(volumes.after.shape[axis] for axis in (plane.rows, plane.columns))
         box = _square(centre, shape, volumes.pixel_mm(plane), (slice(0, shape[0]), slice(0, shape[1])))
         middle = tuple((c - part.start + 0.5) for c, part in zip(centre, box, strict=True))
-        found[number] = _draw_detail(scene, plane, files, (index, box), f"place{number + 1:02d}", middle)
+        found.append(_draw_detail(scene, plane, files, (index, box), f"place{number:02d}", middle))
     return found
 
 
