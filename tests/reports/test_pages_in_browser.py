@@ -305,7 +305,7 @@ def test_scans_are_rated_by_keys_kept_saved_and_read_back(browser, site, tmp_pat
         show(tab, index)
         tab.locator("th button", has_text="Scan").click()
         tab.locator("h1").click()
-        for key in ("ArrowDown", "p", "j", "k"):  # the failed scan has no result to rate
+        for key in ("j", "p", "ArrowDown", "k"):  # the failed scan has no result to rate
             tab.keyboard.press(key)
         rated = tab.locator("tr.current")
         assert rated.get_attribute("data-scan") == "sub-01_run-2_T1w" and not rated.get_attribute(

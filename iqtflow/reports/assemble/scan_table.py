@@ -174,7 +174,7 @@ FIGURES = (
     Column(
         "ood_score",
         lambda row: row.figure("OutOfDistribution", "Score"),
-        "How far the scan differs from the training scans; up to 1 in the training data",
+        "How far the scan differs from the training scans; they have at most 1",
         title="Out-of-distribution score",
         form="{:.1f}",
     ),

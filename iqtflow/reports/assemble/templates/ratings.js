@@ -104,6 +104,7 @@
       if (key === "Escape" || (key === "Enter" && event.target.closest(".rating"))) { if (current) current.focus(); else event.target.blur(); event.preventDefault(); }
       return;
     }
+    if (key.indexOf("Arrow") === 0 && !event.target.closest(".scans")) return; // they scroll the page
     if (key === "j" || key === "ArrowDown") step(1);
     else if (key === "k" || key === "ArrowUp") step(-1);
     else if (key === "/") { find.focus(); find.select(); }
