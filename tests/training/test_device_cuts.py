@@ -42,7 +42,8 @@ def test_a_volume_is_stored_once_for_a_library_that_is_listed_twice(libraries):
 def test_a_training_with_patches_cut_on_the_device_gives_the_same_weights(libraries, tmp_path, monkeypatch):
     """Without resampling the patches are the same bits, and so are the weights."""
     plan = TrainingPlan(
-        network_settings={"k": 4, "filters": 2, "shrink": 2, "residual": True},
+        network="subpixel-unet",
+        network_settings={"k": 4, "widths": [4, 8, 8], "blocks": [1, 1, 1]},
         **{"batch_size": 2, "steps": 2, "steps_per_epoch": 2, "validation_batches": 1, "patience": 0},
     )
     sources = [read_library(path) for path in libraries]
