@@ -303,7 +303,9 @@ def test_a_description_of_the_output_that_cannot_be_read_is_named(bids_tree, tmp
     assert "dataset_description.json: found" in told and "delete" in told
 
 
-@pytest.mark.parametrize("name", [".bidsignore", "index.html", "group.html", "group_metrics.tsv"])
+@pytest.mark.parametrize(
+    "name", [".bidsignore", "index.html", "group.html", "group_metrics.tsv", "group_iqt.tsv"]
+)
 def test_a_folder_with_files_of_somebody_else_is_no_output(bids_tree, tmp_path, capsys, name):
     root, mine = bids_tree(T1W), tmp_path / "out" / name
     mine.parent.mkdir()

@@ -144,8 +144,9 @@ FIGURES = (
     Column(
         "residual_rms",
         lambda row: row.figure("DataConsistency", "ResidualRMS"),
-        "Difference between the scan and the enhanced volume put through the scan's own forward model, root "
-        "mean square in the brain, in standard deviations of the scan's noise; 1 is expected",
+        "How much the enhanced volume, averaged again over the thick slices of the scan, differs from the "
+        "acquired slices: root mean square in the brain, in standard deviations of the scan's noise. 1 is "
+        "expected",
         title="Residual (× noise)",
         form="{:.1f}",
     ),
