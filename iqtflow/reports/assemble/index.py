@@ -69,8 +69,7 @@ def write_index_page(out_dir: Place, subjects: Iterable[str] = ()) -> Path:
     Returns
     -------
     Path
-        ``index.html``. If a scan was enhanced, skipped or failed, ``group_iqt.tsv`` and ``group_iqt.json``
-        are beside it.
+        ``index.html``; ``group_iqt.tsv`` and ``group_iqt.json`` are beside it.
     """
     out_dir = Path(out_dir).absolute()
     asked = [bare_label(subject) for subject in subjects]
@@ -78,9 +77,8 @@ def write_index_page(out_dir: Place, subjects: Iterable[str] = ()) -> Path:
         before = _state(out_dir)
         ratings, faults = read_ratings(out_dir)
         rows, unused = collect_scans(out_dir, sorted({*find_labels(out_dir), *asked}), ratings)
-        if any(row.status != "prepared" for row in rows):
-            write_page(out_dir / output_name("scan_table"), as_tsv(rows))
-            write_page(out_dir / output_name("scan_table_dictionary"), data_dictionary())
+        write_page(out_dir / output_name("scan_table"), as_tsv(rows))
+        write_page(out_dir / output_name("scan_table_dictionary"), data_dictionary())
         page = write_page(
             out_dir / output_name("index"), _render_index(out_dir, rows, ratings, [*faults, *unused])
         )
