@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-#: Kinds of places, in words.
+#: Kinds of places, as the page names and explains them.
 KINDS = {
-    "missing": "acquired, but missing in the enhanced volume",
-    "unsupported": "in the enhanced volume, but not in the acquired slices",
+    "missing": "missing",
+    "unsupported": "not supported",
 }
 
 

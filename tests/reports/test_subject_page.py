@@ -211,7 +211,7 @@ def test_places_of_the_audit_are_listed_and_drawn_where_they_are(record, tmp_pat
     places = [*odd, {**place, "Slices": [5, 6], "Score": 4.0}]
     audited = replace(record, details={**record.details, "DataConsistency": {"Places": places}})
     found = Page(write_subject_page(tmp_path, "01", [audited]))
-    assert found.says("acquired, but missing") and found.says("6 to 7") and found.says("0.20 ml")
+    assert found.says("1: missing") and found.says("6 to 7") and found.says("0.20 ml")
     drawn = [path for path in found.image_files() if "_place01-" in path.name]
     assert {"acquired", "iqt"} <= {path.stem.rpartition("-")[2] for path in drawn}
     grey = np.asarray(Image.open(next(p for p in drawn if "iqt" in p.name)).convert("L"), float)

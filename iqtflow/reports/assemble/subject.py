@@ -24,7 +24,7 @@ from iqtflow.reports.draw.enhanced import Figures, draw_figures, make_scene
 from iqtflow.reports.draw.pictures import legend_colours
 from iqtflow.reports.draw.prepared import PreparedFigures, draw_prepared
 from iqtflow.reports.draw.viewer import Viewer, make_viewer
-from iqtflow.reports.draw.volumes import CONVENTIONS, Volumes, load_volumes
+from iqtflow.reports.draw.volumes import CONVENTIONS, Volumes, load_array, load_volumes
 from iqtflow.reports.places import AuditPlace, read_places
 from iqtflow.reports.record import (
     STATUSES,
@@ -239,10 +239,11 @@ def _draw(
             entry.sentence = entry.sentence or f"Prepared for training: tissue maps, {scans}, patch library."
         elif entry.status == "enhanced":
             volumes = load_volumes(entry.record)
-            scene = make_scene(volumes, entry.anchor, convention)
+            residual = load_array(entry.record.residual)
+            scene = make_scene(volumes, entry.anchor, convention, residual=residual if entry.places else None)
             entry.figures = draw_figures(scene, max_bytes=max_bytes, places=entry.places)
             if viewer_mb:
-                entry.viewer = make_viewer(scene, entry.record.residual, max_megabytes=viewer_mb)
+                entry.viewer = make_viewer(scene, residual, max_megabytes=viewer_mb)
                 if entry.viewer is None:
                     entry.viewer_fault = (
                         f"There is no viewer: its volumes would take more than {viewer_mb:g} MB. Write the "

@@ -21,7 +21,7 @@ from iqtflow.reports.draw.slices import (
     draw_within,
     planes_in_order,
 )
-from iqtflow.reports.draw.volumes import Plane, Volumes, choose_slices, crop_box, cut
+from iqtflow.reports.draw.volumes import Plane, Volumes, choose_slices, crop_box, cut, is_flipped, on_grid
 from iqtflow.reports.places import AuditPlace
 
 #: Choices of size and quality, the best first; the first that fits the budget is used.
@@ -34,6 +34,7 @@ LEAST_TOP_PERCENT = 2.0
 TOP_PERCENTILE = 99.5
 #: A lower head is a slab; its thumbnail is axial, not coronal.
 SLAB_MM = 60.0
+RESIDUAL_SPAN = 5.0  #: the residual is black below and white above, in standard deviations of the noise
 DETAIL_MM = 44.0  #: edge of a detail
 MOST_PLACES = 6  #: places of the audit that are drawn, those with the largest score
 
@@ -114,7 +115,9 @@ def draw_figures(scene: Scene, *, max_bytes: int, places: Sequence[AuditPlace] =
     return figures
 
 
-def make_scene(volumes: Volumes, stem: str, convention: str) -> Scene:
+def make_scene(
+    volumes: Volumes, stem: str, convention: str, *, residual: tuple[np.ndarray, np.ndarray] | None = None
+) -> Scene:
     """Set the scales by the brain, the same for all pictures of a scan.
 
     Parameters
@@ -125,6 +128,8 @@ def make_scene(volumes: Volumes, stem: str, convention: str) -> Scene:
         Beginning of every file name; unique within the subject.
     convention
         ``radiological`` or ``neurological``.
+    residual
+        Difference from the acquired slices and its affine, on the grid of the scan.
 
     Returns
     -------
@@ -143,6 +148,7 @@ def make_scene(volumes: Volumes, stem: str, convention: str) -> Scene:
         stem,
         convention,
         excess=excess,
+        residual=None if residual is None else on_grid(residual, volumes.affine, mask.shape, kind="nearest"),
         excess_top=0.0 if excess is None else top(excess[mask], TOP_PERCENTILE),
         error_top=0.0 if error is None else top(error, 98),
         change_top=top(change, TOP_PERCENTILE),
@@ -218,7 +224,7 @@ def _draw_places(scene: Scene, places: Sequence[AuditPlace], files: dict[str, by
         centre = []
         for axis in (plane.rows, plane.columns):
             n, at = volumes.after.shape[axis], voxel[axis]
-            flipped = axis == plane.rows or plane.columns == 1 or scene.convention == "radiological"
+            flipped = is_flipped(plane, axis, convention=scene.convention)
             centre.append(int(np.clip(round(n - 1 - at if flipped else at), 0, n - 1)))
         shape = tuple(volumes.after.shape[axis] for axis in (plane.rows, plane.columns))
         box = _square(centre, shape, volumes.pixel_mm(plane), (slice(0, shape[0]), slice(0, shape[1])))
@@ -249,8 +255,13 @@ def _draw_detail(
     shown += [
         ("before", "Spline", drawer.grey(volumes.before)),
         ("iqt", "Enhanced", drawer.grey(volumes.after)),
-        ("change", "Enhanced − spline", drawer.change()),
     ]
+    if ring is not None and scene.residual is not None:
+        span = (-RESIDUAL_SPAN, RESIDUAL_SPAN)
+        tag = f"Acquired − expected (± {RESIDUAL_SPAN:.0f} SD of the noise)"
+        shown.append(("residual", tag, drawer.grey(scene.residual, span)))
+    else:
+        shown.append(("change", "Enhanced − spline", drawer.change()))
     if scene.excess is not None:
         shown.append(("std", "Uncertainty", drawer.uncertainty()))
     if volumes.truth is not None:

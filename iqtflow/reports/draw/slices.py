@@ -18,6 +18,7 @@ from iqtflow.reports.draw.volumes import (
     choose_slices,
     crop_box,
     cut,
+    is_flipped,
     on_grid,
     position_label,
 )
@@ -40,6 +41,9 @@ class Scene:
     excess
         Standard deviation above what is usual for such a place (`iqtflow.reports.draw.excess`), on the grid
         of the enhanced volume; None without a standard deviation.
+    residual
+        Difference from the acquired slices in standard deviations of the noise, each voxel of the scan as a
+        block on the grid of the enhanced volume; or None.
     excess_top, error_top, change_top
         Upper ends of the scales of `excess`, of errors, and of the difference of the enhanced volume from the
         spline.
@@ -49,6 +53,7 @@ class Scene:
     stem: str
     convention: str
     excess: np.ndarray | None = None
+    residual: np.ndarray | None = None
     excess_top: float = 1.0
     error_top: float = 1.0
     change_top: float = 1.0
@@ -162,7 +167,9 @@ class PlaneDrawer:
             self.box = crop_box(volumes, plane, convention=scene.convention)
         else:
             self.indices, self.box = [zoom[0]], zoom[1]
-        self.places = tuple(position_label(volumes, plane, i) for i in self.indices)
+        self.places = tuple(
+            position_label(volumes, plane, i, self.box, convention=scene.convention) for i in self.indices
+        )
         shape = self.cuts(volumes.before)[0].shape
         most = np.inf if zoom else pictures.MAX_ENLARGEMENT
         self.size = pictures.picture_size(shape, volumes.pixel_mm(plane), rung.edge_px, max_enlargement=most)
@@ -190,8 +197,8 @@ class PlaneDrawer:
             blocks = on_grid(volumes.acquired, volumes.affine, volumes.after.shape, kind="nearest")
             return [pictures.enlarge(frame, self.size) for frame in self.grey(blocks)]
         spans = []
-        flips = (True, plane.columns == 1 or convention == "radiological")
-        for axis, part, flipped in zip((plane.rows, plane.columns), self.box, flips, strict=True):
+        for axis, part in zip((plane.rows, plane.columns), self.box, strict=True):
+            flipped = is_flipped(plane, axis, convention=convention)
             n, n_scan = volumes.after.shape[axis], scan.shape[axis]
             spans.append(_span(part, n, n_scan, step[axis], start[axis], flipped=flipped))
         (top, bottom), (left, right) = spans

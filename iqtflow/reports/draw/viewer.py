@@ -15,8 +15,7 @@ import nibabel as nib
 import numpy as np
 
 from iqtflow.reports.draw.slices import Scene
-from iqtflow.reports.draw.volumes import Volumes, load_array
-from iqtflow.reports.record import Place
+from iqtflow.reports.draw.volumes import Volumes
 
 #: Steps of the sampling that are tried until the files are small enough: 1 is full resolution.
 STEPS = (1, 2, 3)
@@ -53,7 +52,9 @@ class Viewer:
     files: dict[str, bytes] = field(default_factory=dict)
 
 
-def make_viewer(scene: Scene, residual: Place | None, *, max_megabytes: float) -> Viewer | None:
+def make_viewer(
+    scene: Scene, residual: tuple[np.ndarray, np.ndarray] | None, *, max_megabytes: float
+) -> Viewer | None:
     """Return the volumes of a scan for the viewer of its page.
 
     Parameters
@@ -61,7 +62,7 @@ def make_viewer(scene: Scene, residual: Place | None, *, max_megabytes: float) -
     scene
         The volumes, and the upper end of the scale of the uncertainty.
     residual
-        File of the difference from the acquired slices, in standard deviations of the noise; or None.
+        Difference from the acquired slices, in standard deviations of the noise, and its affine; or None.
     max_megabytes
         Most megabytes (10⁶ bytes) of all files. Only every second or third voxel is kept if they are larger.
 
@@ -70,9 +71,8 @@ def make_viewer(scene: Scene, residual: Place | None, *, max_megabytes: float) -
     Viewer or None
         None if the files would be too large even then.
     """
-    found = None if residual is None else load_array(residual)
     for step in STEPS:
-        viewer = _draw(scene, found, step, max_megabytes)
+        viewer = _draw(scene, residual, step, max_megabytes)
         if viewer is not None:
             return viewer
     return None

@@ -193,9 +193,13 @@ def cut(data: np.ndarray, plane: Plane, index: int, *, convention: str) -> np.nd
     """
     # Indexing gives a view; np.take would first copy the whole volume.
     picture = data[tuple(index if a == plane.normal else slice(None) for a in range(3))].T[::-1]
+    return picture[:, ::-1] if is_flipped(plane, plane.columns, convention=convention) else picture
+
+
+def is_flipped(plane: Plane, axis: int, *, convention: str) -> bool:
+    """Return whether the last index of an axis comes first in a picture, from the top or from the left."""
     # Anterior is drawn on the left of a sagittal picture in both conventions.
-    flip = plane.columns == 1 or convention == "radiological"
-    return picture[:, ::-1] if flip else picture
+    return axis == plane.rows or plane.columns == 1 or convention == "radiological"
 
 
 def choose_slices(mask: np.ndarray, plane: Plane, wanted: int) -> list[int]:
@@ -229,15 +233,30 @@ def crop_box(
         n = head.shape[axis]
         margin = round(margin_mm / volumes.sizes_mm[axis])
         start, stop = max(int(inside[0]) - margin, 0), min(int(inside[-1]) + 1 + margin, n)
-        flipped = axis == plane.rows or plane.columns == 1 or convention == "radiological"
+        flipped = is_flipped(plane, axis, convention=convention)
         box.append(slice(n - stop, n - start) if flipped else slice(start, stop))
     return box[0], box[1]
 
 
-def position_label(volumes: Volumes, plane: Plane, index: int) -> str:
-    """Return the position of a slice in the scanner, at the middle of the picture: ``R 12 mm``."""
-    middle = (np.array(volumes.after.shape) - 1) / 2
+def position_label(
+    volumes: Volumes, plane: Plane, index: int, box: tuple[slice, slice], *, convention: str
+) -> str:
+    """Return the position of a slice in the scanner, at the middle of the picture: ``R 12 mm``.
+
+    Parameters
+    ----------
+    volumes, plane, index
+        The slice.
+    box
+        Rows and columns of the picture.
+    convention
+        ``radiological`` or ``neurological``.
+    """
+    middle = np.zeros(3)
     middle[plane.normal] = index
+    for axis, part in zip((plane.rows, plane.columns), box, strict=True):
+        at, last = (part.start + part.stop - 1) / 2, volumes.after.shape[axis] - 1
+        middle[axis] = last - at if is_flipped(plane, axis, convention=convention) else at
     world = float((volumes.affine[:3, :3] @ middle + volumes.affine[:3, 3])[plane.normal])
     return f"{plane.ends[world >= 0]} {abs(world):.0f} mm"
 
