@@ -168,21 +168,50 @@ def find_air(
 def _from_tissue(data: np.ndarray, mask: np.ndarray, wm: np.ndarray, axis: int, why: str) -> NoiseEstimate:
     rows, columns = (a for a in range(3) if a != axis)
     for where, region in (("white matter", wm >= CORE), ("brain", mask)):
-        near, n = _diagonal_mad(data, region, rows, columns, 1)
-        far, n_far = _diagonal_mad(data, region, rows, columns, 2)
-        if n >= LEAST_VOXELS and near > 0:
-            if n_far >= LEAST_VOXELS and far > INTERPOLATED * near:
-                note = f"{why}; noise correlated between neighbours (interpolated voxels)"
-                return NoiseEstimate(
-                    far, "tissue-mad", n_far, f"{note}; from differences in the {where}", where
-                )
-            return NoiseEstimate(near, "tissue-mad", n, f"{why}; from differences in the {where}", where)
+        sigma, n, interpolated = _from_differences(data, region, rows, columns)
+        if sigma > 0:
+            note = f"{why}; noise correlated between neighbours (interpolated voxels)" if interpolated else why
+            return NoiseEstimate(sigma, "tissue-mad", n, f"{note}; from differences in the {where}", where)
     raise InputError(
         "noise",
         found=f"{why}; and too few or constant voxels of tissue",
         expected=f"at least {LEAST_VOXELS} voxels of air or of white matter with noise in them",
         next_step="Give a scan that was not denoised, in its native voxels.",
     )
+
+
+def noise_from_differences(data: np.ndarray, region: np.ndarray, *, axis: int) -> float:
+    """Estimate the noise from diagonal second differences in the plane of the slices (Donoho and Johnstone 1994).
+
+    Parameters
+    ----------
+    data : ndarray, shape (w, h, d)
+        Scan.
+    region : ndarray of bool, shape (w, h, d)
+        Where there is little anatomy.
+    axis
+        Slice axis.
+
+    Returns
+    -------
+    float
+        Standard deviation in the scan's units; 0 if there are too few voxels, or no noise.
+    """
+    rows, columns = (a for a in range(3) if a != axis)
+    return _from_differences(np.asarray(data, dtype=np.float32), region, rows, columns)[0]
+
+
+def _from_differences(
+    data: np.ndarray, region: np.ndarray, rows: int, columns: int
+) -> tuple[float, int, bool]:
+    """Return sigma (0 if it cannot be estimated), number of differences, and whether voxels were interpolated."""
+    near, n = _diagonal_mad(data, region, rows, columns, 1)
+    far, n_far = _diagonal_mad(data, region, rows, columns, 2)
+    if n < LEAST_VOXELS or not near > 0:
+        return 0.0, n, False
+    if n_far >= LEAST_VOXELS and far > INTERPOLATED * near:
+        return far, n_far, True
+    return near, n, False
 
 
 def _diagonal_mad(
