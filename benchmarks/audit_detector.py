@@ -10,19 +10,21 @@
 In each round, 20 structures are changed in each scan, at random places at least 4 mm inside the brain and 18
 mm from each other. Their volumes are .03 to 1 ml, drawn evenly on a logarithmic scale.
 
-* *put into the estimate*: a soft sphere, darker or brighter by .1, .2 or .4 of white matter, in the enhanced volume;
+* *put into the estimate*: a soft sphere in the enhanced volume, darker or brighter by .1, .2 or .4 of white
+  matter;
 * *put into the scan*: the same in the scan, through the slice profile and the contrast of the scan;
-* *erased*: a real structure of the enhanced volume that differs from its surroundings by at least .1 of white matter is
-  replaced by the mean of its surroundings.
+* *erased*: a real structure of the enhanced volume that differs from its surroundings by at least .1 of white
+  matter is replaced by the mean of its surroundings.
 
-A structure is found if the audit lists a place within its radius plus 3 mm. A false alarm is a place in a scan without
-changes. The threshold is the score at which there is one false alarm for each scan, on average. The network makes
-errors of its own, and a part of the "false" alarms are these errors.
+A structure is found if the audit lists a place within its radius plus 3 mm. A false alarm is a place in a
+scan without changes. The threshold is the score at which there is one false alarm for each scan, on average.
+The network makes errors of its own, and a part of the "false" alarms are these errors.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -31,7 +33,7 @@ from scipy import ndimage
 
 from iqtflow.image.geometry import bounding_box, slice_axis, slices_last
 from iqtflow.image.nifti_file import open_nifti
-from iqtflow.inference.audit import MISSING, UNSUPPORTED, audit_estimate
+from iqtflow.inference.audit import MISSING, UNSUPPORTED, Audit, audit_estimate
 from iqtflow.inference.forward import average_slices, change_contrast
 
 VOLUMES_ML, CONTRASTS = (0.03, 0.1, 0.3, 1.0), (0.1, 0.2, 0.4)
@@ -41,7 +43,9 @@ LOWEST = 3.0  #: scores below are not looked at
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("scans", type=Path, nargs="+")
     parser.add_argument("--enhanced", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=1)
@@ -82,7 +86,10 @@ class Subject:
             return slices_last(np.asarray(image.dataobj, dtype=np.float32), image.affine, axis)
 
         scan, affine = read(path)
-        estimate, self.mask = read(enhanced / f"{name}_iqt.nii.gz")[0], read(enhanced / f"{name}_mask.nii.gz")[0] > 0
+        estimate, self.mask = (
+            read(enhanced / f"{name}_iqt.nii.gz")[0],
+            read(enhanced / f"{name}_mask.nii.gz")[0] > 0,
+        )
         self.thickness = json.loads((enhanced / f"{name}.json").read_text())["Geometry"]["ThicknessMm"]
         self.k = estimate.shape[2] // scan.shape[2]
         self.voxel = np.linalg.norm(affine[:3, :3], axis=0)
@@ -92,11 +99,14 @@ class Subject:
         std = enhanced / f"{name}_std.nii.gz"
         self.error = read(std)[0][thin] if std.exists() else None
         self.scan, self.estimate, self.mask = scan[box], estimate[thin], self.mask[box]
-        self.depth = ndimage.distance_transform_edt(np.pad(self.mask, 1), sampling=self.voxel)[1:-1, 1:-1, 1:-1]
+        self.depth = ndimage.distance_transform_edt(np.pad(self.mask, 1), sampling=self.voxel)[
+            1:-1, 1:-1, 1:-1
+        ]
         self.white = float(np.percentile(self.estimate[np.repeat(self.mask, self.k, axis=2)], 80))
         self.model = self.audit(self.scan, self.estimate).model
 
-    def audit(self, scan: np.ndarray, estimate: np.ndarray):
+    def audit(self, scan: np.ndarray, estimate: np.ndarray) -> Audit:
+        """Audit with a low threshold."""
         return audit_estimate(
             scan,
             estimate,
@@ -127,7 +137,9 @@ class Subject:
             scan, estimate = scan + average_slices(thin, profile), self.estimate
         places = self.audit(scan, estimate).places
         for one in made:
-            near = [p for p in places if self._apart(p.position, one["place"]) < radius(one["volume"]) + REACH_MM]
+            near = [
+                p for p in places if self._apart(p.position, one["place"]) < radius(one["volume"]) + REACH_MM
+            ]
             best = max(near, key=lambda p: p.score, default=None)
             one["score"] = 0.0 if best is None else round(best.score, 2)
             one["right_kind"] = best is not None and best.kind == KINDS[kind]
@@ -139,7 +151,7 @@ class Subject:
         """Yield positions (voxels of the scan, fractions along the slices) far from each other."""
         yielded: list[np.ndarray] = []
         for voxel in rng.permutation(np.argwhere(self.depth > DEPTH_MM))[:4000]:
-            place = voxel + [0, 0, rng.uniform(-0.5, 0.5)]
+            place = voxel + np.array([0, 0, rng.uniform(-0.5, 0.5)])
             if all(self._apart(place, other) > APART_MM for other in yielded):
                 yielded.append(place)
                 yield place
@@ -148,7 +160,7 @@ class Subject:
         return float(np.linalg.norm((np.asarray(one) - other) * self.voxel))
 
     def _sphere(self, place: np.ndarray, volume_ml: float, wider_mm: float = 0.0):
-        """Return the box around a sphere in the enhanced volume, and the share of each voxel in the sphere."""
+        """Return the box around a sphere in the enhanced volume, and the share of each voxel in it."""
         centre = np.array([*place[:2], self.k * (place[2] + 0.5) - 0.5])
         size = radius(volume_ml) + wider_mm
         box = tuple(
@@ -210,11 +222,11 @@ def tabulate(found: list[dict], threshold: float) -> dict:
     """Return sensitivity by contrast (rows) and volume (columns), with numbers."""
     rows = {}
     edges = [*CONTRASTS, np.inf]
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         of_contrast = [one for one in found if low <= one["contrast"] < high]
         rows[f"contrast from {low:g}"] = {
             f"{a:g} to {b:g} ml": [round(share(cell, threshold), 2), len(cell)]
-            for a, b in zip(VOLUMES_ML, VOLUMES_ML[1:], strict=False)
+            for a, b in itertools.pairwise(VOLUMES_ML)
             for cell in [[one for one in of_contrast if a <= one["volume"] < b]]
         }
     hits = [one for one in found if one["score"] > threshold]

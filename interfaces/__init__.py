@@ -8,6 +8,7 @@ from iqtflow.utils.lazy import lazy_names
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "audit": ("AuditEnhancement",),
         "calibrate": ("FitPrior", "MeasureSNR"),
         "conform": ("ConformScan",),
         "enhance": ("EnhanceVolume",),

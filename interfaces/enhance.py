@@ -35,6 +35,12 @@ class _EnhanceInputSpec(NetworkInputSpec):
         argstr="--mask-out %s",
         desc="name of the brain mask on the scan's grid",
     )
+    residual_file = File(
+        "residual.nii.gz",
+        usedefault=True,
+        argstr="--residual %s",
+        desc="name of the map of scan minus expected scan, in standard deviations of the noise",
+    )
     details_file = File(
         "details.json",
         usedefault=True,
@@ -64,6 +70,7 @@ class _EnhanceInputSpec(NetworkInputSpec):
         argstr="--keep-white-matter %s",
         desc=SETTINGS["enhance"]["keep_white_matter"].help,
     )
+    data_consistency = setting_trait("enhance", "data_consistency")
     mirror = setting_trait("enhance", "mirror")
     max_memory_gb = traits.Float(
         nohash=True,
@@ -80,7 +87,14 @@ class _EnhanceOutputSpec(TraitedSpec):
     )
     spline_file = File(exists=True, desc="cubic B-spline interpolation on the same grid")
     mask_file = File(exists=True, desc="brain mask on the scan's grid")
-    details_file = File(exists=True, desc="JSON with geometry, model, device, seconds, memory")
+    residual_file = File(
+        exists=True,
+        desc="scan minus the scan that the enhanced volume predicts, in standard deviations of the noise, on "
+        "the scan's grid; 0 outside of the brain",
+    )
+    details_file = File(
+        exists=True, desc="JSON with geometry, model, audit (DataConsistency), device, seconds, memory"
+    )
 
 
 class EnhanceVolume(ChildCommand):

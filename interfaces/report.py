@@ -103,13 +103,15 @@ class _Report(SimpleInterface):
 
 class ReportSubject(_Report):
     """Write the page of a subject from the volumes and the JSON details of its `n_scans` enhanced scans:
-    inputs ``enhanced1``, ``std1``, ``spline1``, ``mask1``, ``truth1``, ``details1``, ``enhanced2``, ...
+    inputs ``enhanced1``, ``std1``, ``residual1``, ``spline1``, ``mask1``, ``truth1``, ``details1``,
+    ``enhanced2``, ...
     """
 
     input_spec = _ReportSubjectInputSpec
 
     def __init__(self, n_scans: int = 1, **inputs) -> None:
-        super().__init__(("enhanced", "std", "spline", "mask", "truth", "details"), n_scans, **inputs)
+        fields = ("enhanced", "std", "residual", "spline", "mask", "truth", "details")
+        super().__init__(fields, n_scans, **inputs)
 
     def _record(self, scan, stored, given):
         return enhanced_record(scan, **given, stored_as=stored)

@@ -344,6 +344,9 @@ class EnhanceSettings:
         "significant difference by one gain for odd and one for even slices; keep: change nothing",
         choices=("auto", "keep"),
     )
+    data_consistency: bool = setting(
+        False, "correct the enhanced volume so that it reproduces the slices of the scan within their noise"
+    )
     mirror: bool = setting(
         False,
         "average with the enhanced volume of the left-right mirrored scan; takes twice as long",

@@ -25,6 +25,7 @@ def init_enhance_wf(
     slice_intensity: str = EnhanceSettings.slice_intensity,
     mirror: bool = EnhanceSettings.mirror,
     keep_white_matter: bool = EnhanceSettings.keep_white_matter,
+    data_consistency: bool = EnhanceSettings.data_consistency,
 ) -> Workflow:
     """Build the graph that enhances one scan.
 
@@ -46,7 +47,7 @@ def init_enhance_wf(
         Threads of the network.
     mem_gb
         Memory of the node ``enhance`` in GB; a volume that does not fit is enhanced in tiles.
-    tiling, precision, slice_intensity, mirror, keep_white_matter
+    tiling, precision, slice_intensity, mirror, keep_white_matter, data_consistency
         See `iqtflow.interfaces.enhance.EnhanceVolume`.
 
     Returns
@@ -68,8 +69,11 @@ def init_enhance_wf(
         B-spline interpolation, all on one grid.
     mask
         Brain mask on the scan's own grid.
+    residual
+        Scan minus the scan that the enhanced volume predicts, in standard deviations of the noise, on the
+        scan's own grid.
     details
-        JSON: geometry, model, device, seconds.
+        JSON: geometry, model, audit, device, seconds.
     """
     from nipype.interfaces.utility import IdentityInterface
     from nipype.pipeline.engine import Node
@@ -78,7 +82,8 @@ def init_enhance_wf(
     from iqtflow.interfaces.enhance import EnhanceVolume
 
     inputnode = Node(IdentityInterface(["in_file", "sidecar"]), name="inputnode")
-    outputnode = Node(IdentityInterface(["enhanced", "std", "spline", "mask", "details"]), name="outputnode")
+    outputs = ["enhanced", "std", "spline", "mask", "residual", "details"]
+    outputnode = Node(IdentityInterface(outputs), name="outputnode")
     conform = Node(ConformScan(), name="conform", mem_gb=0.5)
     enhance = Node(
         EnhanceVolume(
@@ -91,6 +96,7 @@ def init_enhance_wf(
             slice_intensity=slice_intensity,
             mirror=mirror,
             keep_white_matter="yes" if keep_white_matter else "no",
+            data_consistency=data_consistency,
         ),
         name="enhance",
         mem_gb=mem_gb,
@@ -102,7 +108,7 @@ def init_enhance_wf(
         enhance.inputs.max_memory_gb = PASS_SHARE * mem_gb
 
     made = [("out_file", "enhanced"), ("std_file", "std"), ("spline_file", "spline")]
-    made += [("mask_file", "mask"), ("details_file", "details")]
+    made += [("mask_file", "mask"), ("residual_file", "residual"), ("details_file", "details")]
     workflow = Workflow(name=name)
     workflow.connect(
         [

@@ -73,6 +73,7 @@ def label_of(node: str) -> str:
 SCAN_OUTPUTS: dict[str, dict[str, str]] = {
     "enhanced": {"desc": "iqt"},
     "std": {"desc": "iqtstd"},
+    "residual": {"desc": "iqtresidual"},
     "wm": {"label": "WM", "suffix": "probseg"},
     "gm": {"label": "GM", "suffix": "probseg"},
     "csf": {"label": "CSF", "suffix": "probseg"},

@@ -58,6 +58,8 @@ class SliceGeometry:
         Where spacing and thickness come from.
     notes
         Contradictions between sidecar and header, as sentences.
+    thickness_stated
+        Whether the sidecar states the thickness.
     """
 
     axis: int
@@ -68,6 +70,7 @@ class SliceGeometry:
     ratio: float
     source: str
     notes: tuple[str, ...] = ()
+    thickness_stated: bool = False
 
     @property
     def near_isotropic(self) -> bool:
@@ -146,6 +149,7 @@ def find_slice_geometry(image: nib.Nifti1Image, sidecar: Mapping[str, Any] | Non
             "the NIfTI header: the thickness is not used."
         )
         thickness = None
+    stated_thickness = thickness is not None
     if thickness is None:
         thickness = spacing
         source += "; thickness not stated, set to the spacing"
@@ -153,7 +157,9 @@ def find_slice_geometry(image: nib.Nifti1Image, sidecar: Mapping[str, Any] | Non
         source += f"; thickness {thickness:.4g} mm from SliceThickness in the sidecar"
     gap = max(spacing - thickness, 0.0)
     ratio = spacing / float(np.sqrt(inplane[0] * inplane[1]))
-    return SliceGeometry(axis, spacing, thickness, gap, inplane, ratio, source, tuple(notes))
+    return SliceGeometry(
+        axis, spacing, thickness, gap, inplane, ratio, source, tuple(notes), stated_thickness
+    )
 
 
 def choose_upsampling(geometry: SliceGeometry, available_k: Sequence[int]) -> Upsampling:

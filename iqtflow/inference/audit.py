@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy import ndimage, optimize
@@ -198,7 +197,8 @@ class _Search:
         # Only the highest score within the radius of the smallest filter is a peak.
         size = [2 * max(round(SCALES_MM[0] / edge), 1) + 1 for edge in self.voxel_mm]
         peaks = np.argwhere((largest == ndimage.maximum_filter(largest, size)) & (largest >= threshold))
-        found, taken = [], np.zeros(largest.shape, bool)
+        found: list[Place] = []
+        taken = np.zeros(largest.shape, bool)
         for peak in sorted(map(tuple, peaks), key=lambda p: -largest[p]):
             if taken[peak] or len(found) == most:
                 continue
@@ -214,9 +214,10 @@ class _Search:
         """Return the difference at each scale, shape (scales, w, h, d), in standard deviations of what is
         usual; above 0 where the scan is brighter.
 
-        Each filter is a Gaussian, wider along the slice axis by the slice profile. Differences are weighted by
-        the inverse of their usual variance (a matched filter for white noise of this variance). They are not
-        white; so they are divided by their spread (median absolute deviation) over places of the same kind.
+        Each filter is a Gaussian, wider along the slice axis by the slice profile. Differences are weighted
+        by the inverse of their usual variance (a matched filter for white noise of this variance). They are
+        not white; so they are divided by their spread (median absolute deviation) over places of the same
+        kind.
         """
         weight = np.where(self.mask, self.usual**-2, np.float32(0))
         wide = SURROUNDINGS_MM / self.voxel_mm
@@ -306,33 +307,3 @@ def _shifted(place: Place, box: tuple[slice, ...]) -> Place:
     return Place(
         place.kind, (moved[0], moved[1], moved[2]), place.volume_ml, (low, high), place.contrast, place.score
     )
-
-
-def as_sidecar(audit: Audit, affine: np.ndarray, **facts: Any) -> dict[str, Any]:
-    """Return the field ``DataConsistency`` of a sidecar.
-
-    Parameters
-    ----------
-    audit
-        From `audit_estimate`.
-    affine : ndarray, shape (4, 4)
-        Voxels of the scan, slices last, to world mm.
-    **facts
-        More fields.
-    """
-    return {
-        "ResidualRMS": round(audit.residual_rms, 3),
-        "NoiseStd": float(f"{audit.noise:.4g}"),
-        **facts,
-        "Places": [
-            {
-                "Kind": place.kind,
-                "PositionMM": [round(float(v), 1) for v in affine[:3, :3] @ place.position + affine[:3, 3]],
-                "VolumeML": round(place.volume_ml, 3),
-                "Slices": list(range(place.slices[0], place.slices[1] + 1)),
-                "Contrast": round(place.contrast, 3),
-                "Score": round(place.score, 1),
-            }
-            for place in audit.places
-        ],
-    }

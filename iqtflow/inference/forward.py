@@ -1,10 +1,10 @@
-"""The scan that belongs to an enhanced volume: its intensities changed to those of the scan, and averaged over
-each slice.
+"""The scan that belongs to an enhanced volume: its intensities changed to those of the scan, and averaged
+over each slice.
 
-The network changes the contrast between tissues on purpose. So the enhanced volume is first given the contrast
-of the scan: a monotone, piecewise linear function of the intensity, a gain for each slice, and a gain that
-varies slowly in space. All three are fitted to the scan inside the brain. They follow what is the same all
-over the brain, or over some centimetres of it. They cannot follow a structure of some millimetres.
+The network changes the contrast between tissues on purpose. So the enhanced volume is first given the
+contrast of the scan: a monotone, piecewise linear function of the intensity, a gain for each slice, and a
+gain that varies slowly in space. All three are fitted to the scan inside the brain. They follow what is the
+same all over the brain, or over some centimetres of it. They cannot follow a structure of some millimetres.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def fit_forward_model(
 
 
 def change_contrast(estimate: np.ndarray, knots: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Apply the function of intensity; above the last knot it goes on with the slope of the last two parts."""
+    """Apply the function of intensity; above the last knot it has the slope of the last two parts."""
     changed = np.interp(estimate, knots, levels).astype(np.float32)
     if len(knots) > 2:
         slope = (levels[-1] - levels[-3]) / (knots[-1] - knots[-3])
@@ -149,16 +149,17 @@ def make_consistent(
     gram = (model.matrix @ model.matrix.T).astype(float)
     gram += 0.01 * gram.max() * np.eye(len(gram))  # neighbouring slices overlap: no amplified noise
     back = np.linalg.solve(gram, model.matrix.astype(float)).astype(np.float32)
+    thin = np.repeat(mask, estimate.shape[2] // scan.shape[2], axis=2)
     for _ in range(steps):
         residual = scan - model.predict(estimate)
-        excess = np.sign(residual) * np.maximum(np.abs(residual) - np.float32(noise), 0) * mask
-        change = (excess / np.maximum(model.gain, LEAST_SLOPE)) @ back
+        excess = np.sign(residual) * np.maximum(np.abs(residual) - np.float32(noise), 0)
+        change = (excess * mask / np.maximum(model.gain, LEAST_SLOPE)) @ back
         change /= np.maximum(model.slope(estimate), LEAST_SLOPE)
-        estimate = np.maximum(estimate + change, 0)
+        estimate = np.where(thin, np.maximum(estimate + change, 0), estimate)
     return estimate
 
 
-def blur(volume: np.ndarray, sigmas: Sequence[float]) -> np.ndarray:
+def blur(volume: np.ndarray, sigmas: Sequence[float] | np.ndarray) -> np.ndarray:
     """Gaussian average with zeros outside of the volume, cut at three standard deviations."""
     return ndimage.gaussian_filter(volume, sigmas, mode="constant", truncate=3.0)
 
@@ -176,7 +177,7 @@ def _fit_contrast(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fit the function of intensity on a sample of columns: robust least squares with increments >= 0.
 
-    The function is applied to thin slices, before they are averaged, and is linear in its values at the knots.
+    The function is applied to thin slices before they are averaged. It is linear in its values at the knots.
     """
     columns = np.argwhere(mask.any(axis=2))
     wanted = max(int(SAMPLE / np.count_nonzero(mask) * len(columns)), 1)
@@ -201,7 +202,9 @@ def _fit_contrast(
         normal = (design * trust[:, None]).T @ design + stiffness
         normal += 1e-9 * np.trace(normal) * np.eye(len(knots))
         root = np.linalg.cholesky(normal)
-        increments, _ = optimize.nnls(root.T, np.linalg.solve(root, (design * trust[:, None]).T @ wanted_values))
+        increments, _ = optimize.nnls(
+            root.T, np.linalg.solve(root, (design * trust[:, None]).T @ wanted_values)
+        )
         off = np.abs(wanted_values - design @ increments)
         trust = 1 / np.maximum(1, off / max(2 * 1.4826 * float(np.median(off)), 1e-12))
     return knots, np.cumsum(increments)
@@ -223,9 +226,7 @@ def _slow_gain(
 ) -> np.ndarray:
     """Gain that varies slowly: local regression of the scan on the prediction, on coarse voxels."""
     factors = [max(int(COARSE_MM / size), 1) for size in voxel_mm[:2]]
-    sigmas = [
-        GAIN_MM / (size * factor) for size, factor in zip(voxel_mm, (*factors, 1), strict=True)
-    ]
+    sigmas = [GAIN_MM / (size * factor) for size, factor in zip(voxel_mm, (*factors, 1), strict=True)]
     upper, lower = (
         blur(bin_plane(np.where(mask, predicted * volume, np.float32(0)), factors), sigmas)
         for volume in (scan, predicted)

@@ -38,6 +38,7 @@ from iqtflow.image.metadata import drop_invalid_fields
 from iqtflow.image.orientation import ReorientedScan
 from iqtflow.image.slice_intensity import describe_slices, equalise_slices, measure_slice_intensity
 from iqtflow.image.validate import check_scan
+from iqtflow.inference.data_consistency import compare_with_scan
 from iqtflow.inference.ood import compare, find_reference, measure_scan
 from iqtflow.inference.predict import enhance_volume
 from iqtflow.inference.uncertainty import as_sidecar
@@ -74,6 +75,9 @@ class EnhancedScan:
         Cubic B-spline interpolation of the scan on the same grid.
     mask
         Brain mask on the scan's own grid.
+    residual
+        Scan minus the scan that the enhanced volume predicts, in standard deviations of the noise, on the
+        scan's own grid (`iqtflow.inference.audit`).
     details
         Fields of the BIDS sidecar.
     """
@@ -82,6 +86,7 @@ class EnhancedScan:
     std: nib.Nifti1Image | None
     spline: nib.Nifti1Image
     mask: nib.Nifti1Image
+    residual: nib.Nifti1Image
     details: dict[str, Any]
 
 
@@ -102,6 +107,7 @@ def enhance(
     slice_intensity: str = "auto",
     num_threads: int | None = None,
     max_memory_gb: float | None = None,
+    data_consistency: bool = False,
     report: Callable[[str], None] | None = None,
 ) -> nib.Nifti1Image | tuple[nib.Nifti1Image, nib.Nifti1Image | None]:
     """Enhance a low-field scan with thick slices to a high-field-like volume with thin slices.
@@ -135,6 +141,8 @@ def enhance(
         CPU threads; None: one for each processor.
     max_memory_gb
         Memory that the networks may use, in GB; None: a share of the free memory.
+    data_consistency
+        Correct the enhanced volume so that it reproduces the slices of the scan within their noise.
     report
         Function that receives lines of text on the progress.
 
@@ -188,6 +196,7 @@ def enhance(
         "force": force,
         "slice_intensity": slice_intensity,
         "max_memory_gb": max_memory_gb,
+        "data_consistency": data_consistency,
         "report": report,
     }
     if isinstance(img, SpatialImage):
@@ -227,6 +236,7 @@ def enhance_image(
     slice_intensity: str = "auto",
     mirror: bool = False,
     keep_white_matter: bool = True,
+    data_consistency: bool = False,
     report: Callable[[str], None] | None = None,
 ) -> EnhancedScan:
     """Enhance a thick-slice scan.
@@ -249,6 +259,9 @@ def enhance_image(
     keep_white_matter
         Scale the enhanced volume if its white matter differs from the scan's by more than on the model's
         evaluation scans (`iqtflow.inference.white_matter`).
+    data_consistency
+        Correct the enhanced volume so that it reproduces the slices of the scan within their noise
+        (`iqtflow.inference.forward.make_consistent`).
     skull_stripped
         Whether the scan shows the brain only; None: the sidecar decides, else the voxels.
     force
@@ -334,7 +347,10 @@ def enhance_image(
         if upsampling.inplane_mm is not None:
             support = resample_inplane(support, grid, upsampling.inplane_mm)[0] > 0.1
         support = np.repeat(support, upsampling.k, axis=2)
+    factor = np.float32(white.factor)
+    error = None if result.std is None else result.std * factor
     if missing:
+        tissue = tissue & ~np.isin(np.arange(data.shape[2]), missing)
         there = np.repeat(~np.isin(np.arange(data.shape[2]), missing), upsampling.k)
         support = there if support is None else support & there
 
@@ -342,9 +358,19 @@ def enhance_image(
         erased = volume if support is None else np.where(support, volume, np.float32(0))
         return laid.put_back(*slices_back(erased, thin_affine(affine, upsampling.k), laid.axis))
 
-    factor = np.float32(white.factor)
-    mean = finish(result.mean * factor)
-    std = None if result.std is None else finish(result.std * factor)
+    compared = compare_with_scan(
+        data,
+        result.mean * factor,
+        tissue,
+        affine=affine,
+        laid=laid,
+        geometry=geometry,
+        card=card,
+        predicted_error=error,
+        correct=data_consistency,
+    )
+    mean = finish(compared.estimate)
+    std = None if error is None else finish(error)
     spline = finish(np.clip(cubic_upsample(data, upsampling.k), 0, None))
     notes += [str(w.message) for w in caught if issubclass(w.category, RuntimeWarning)]
     familiarity = None
@@ -388,6 +414,7 @@ def enhance_image(
         "IntensityScale": scale,
         "WhiteMatter": white.as_sidecar(),
         "OutOfDistribution": None if familiarity is None else familiarity.as_sidecar(),
+        "DataConsistency": compared.fields,
         **result.details,
         "Seconds": round(time.monotonic() - began, 1),
         "PeakMemoryGB": round(peak_memory_gb(), 2),
@@ -403,7 +430,7 @@ def enhance_image(
         ],
     }
     mask = laid.put_back(brain.mask.astype(np.uint8), laid.affine)
-    return EnhancedScan(mean, std, spline, mask, details)
+    return EnhancedScan(mean, std, spline, mask, compared.residual, details)
 
 
 def _support(scan: np.ndarray, brain: BrainMask) -> np.ndarray | None:

@@ -170,7 +170,9 @@ def _from_tissue(data: np.ndarray, mask: np.ndarray, wm: np.ndarray, axis: int, 
     for where, region in (("white matter", wm >= CORE), ("brain", mask)):
         sigma, n, interpolated = _from_differences(data, region, rows, columns)
         if sigma > 0:
-            note = f"{why}; noise correlated between neighbours (interpolated voxels)" if interpolated else why
+            note = (
+                f"{why}; noise correlated between neighbours (interpolated voxels)" if interpolated else why
+            )
             return NoiseEstimate(sigma, "tissue-mad", n, f"{note}; from differences in the {where}", where)
     raise InputError(
         "noise",
@@ -181,7 +183,7 @@ def _from_tissue(data: np.ndarray, mask: np.ndarray, wm: np.ndarray, axis: int, 
 
 
 def noise_from_differences(data: np.ndarray, region: np.ndarray, *, axis: int) -> float:
-    """Estimate the noise from diagonal second differences in the plane of the slices (Donoho and Johnstone 1994).
+    """Estimate the noise from second differences in the plane of the slices (Donoho and Johnstone 1994).
 
     Parameters
     ----------
@@ -204,7 +206,7 @@ def noise_from_differences(data: np.ndarray, region: np.ndarray, *, axis: int) -
 def _from_differences(
     data: np.ndarray, region: np.ndarray, rows: int, columns: int
 ) -> tuple[float, int, bool]:
-    """Return sigma (0 if it cannot be estimated), number of differences, and whether voxels were interpolated."""
+    """Return sigma (0: not known), the number of differences, and whether voxels were interpolated."""
     near, n = _diagonal_mad(data, region, rows, columns, 1)
     far, n_far = _diagonal_mad(data, region, rows, columns, 2)
     if n < LEAST_VOXELS or not near > 0:

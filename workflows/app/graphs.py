@@ -105,11 +105,14 @@ def _enhance(scan: Scan, settings: Settings) -> Workflow:
         slice_intensity=choice.slice_intensity,
         mirror=choice.mirror,
         keep_white_matter=choice.keep_white_matter,
+        data_consistency=choice.data_consistency,
     )
     descriptions = {
         "enhanced": "Enhanced by image quality transfer; detail between the scan's slices is inferred, not "
         "measured.",
         "std": _describe_std(model, settings),
+        "residual": "Scan minus the scan that the enhanced volume predicts, in standard deviations of the "
+        "scan's noise, inside the brain; 0 elsewhere.",
     }
     for field, text in descriptions.items():
         fields = {**_provenance(scan, settings), **({"Description": text} if text else {})}
@@ -232,7 +235,7 @@ def _add_page(
     if settings.run.mode == "enhance":
         names = [os.fspath(output / output_name("enhanced", scan)) for scan in scans]
         page = ReportSubject(outputs_named=names, viewer_mb=settings.run.page_viewer_mb, **told)
-        fields = {field: field for field in ("enhanced", "std", "spline", "mask", "details")}
+        fields = {field: field for field in ("enhanced", "std", "residual", "spline", "mask", "details")}
     else:
         draws = [f"draw{i:02d}" for i in range(1, settings.train.stored_draws + 1)]
         names = [os.fspath(output / stem_name(scan)) for scan in scans]

@@ -30,6 +30,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--spline", type=Path, help="write the cubic B-spline interpolation on the same grid here")
     add("--mask-out", type=Path, help="write the brain mask on the scan's grid here")
+    add(
+        "--residual",
+        type=Path,
+        help="write scan minus expected scan here, in standard deviations of the noise, on the scan's grid",
+    )
     add("--json", type=Path, help="write geometry, model, device, seconds and memory here")
     add_command_options(parser, "enhance", ["model"])
     add("--contrast", help="BIDS suffix, such as T1w (default: that of the file's name, else T1w)")
@@ -37,7 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--skull-stripped", choices=tuple(SKULL_STRIPPED), default="auto", help="is the skull removed?")
     add_command_options(parser, "run", ["force"])
     add_command_options(parser, "run", ["device"], choices=("cpu", "cuda"), help="where networks run")
-    add_command_options(parser, "enhance", ["precision", "tiling", "slice_intensity", "mirror"])
+    names = ["precision", "tiling", "slice_intensity", "mirror", "data_consistency"]
+    add_command_options(parser, "enhance", names)
     white_matter = SETTINGS["enhance"]["keep_white_matter"]
     add(
         white_matter.option,
@@ -72,6 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     images = {"output": "output", "--std": "std", "--spline": "spline", "--mask-out": "mask_out"}
+    images["--residual"] = "residual"
     check_outputs(
         PROG,
         {
@@ -110,6 +117,7 @@ def _enhance(options: argparse.Namespace) -> None:
         slice_intensity=options.slice_intensity,
         mirror=options.mirror,
         keep_white_matter=options.keep_white_matter == "yes",
+        data_consistency=options.data_consistency,
         report=lambda line: print(f"{PROG} {__version__}: {line}", flush=True),
     )
     # The enhanced volume last: if it exists, all files do.
@@ -119,6 +127,7 @@ def _enhance(options: argparse.Namespace) -> None:
             (options.std, result.std),
             (options.spline, result.spline),
             (options.mask_out, result.mask),
+            (options.residual, result.residual),
             (options.output, result.mean),
         )
         if path is not None and volume is not None
