@@ -16,6 +16,9 @@ enhanced volume. *Spots*: parts of 10 to 200 mm^3, at least 8 mm inside the brai
 their surroundings (a Gaussian of 4 mm) by 15 % in the enhanced volume and by less than 7 % in the spline.
 Spots are counted in white matter and in the whole brain. The second count includes grey matter that is
 visible only in the enhanced volume.
+
+The audit (`iqtflow.inference.audit`) compares the enhanced volume with the slices by itself: its places of
+each kind are counted.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ from nibabel.processing import resample_from_to
 from scipy import ndimage
 
 from iqtflow.image.nifti_file import open_nifti
+from iqtflow.inference.audit import MISSING, UNSUPPORTED
+from iqtflow.inference.data_consistency import audit_files
 
 LEAST_CONTRAST, KEPT = 0.05, 0.5
 SPREADS = 3.0  #: above the median of the deep brain on the FLAIR
@@ -98,6 +103,8 @@ def compare(scan: Path, enhanced: Path, spline: Path, mask: Path, flair: Path | 
         if lesion and lesion["before"] >= max(LEAST_CONTRAST, 3 * noise / np.sqrt(lesion["n_voxels"])):
             lesions.append(lesion)
     spots = new_spots(before, after, depth.repeat(k, axis=axis), fine_sizes)
+    audit = audit_files(scan, enhanced, mask=mask).fields
+    kinds = [found["Kind"] for found in audit["Places"]]
     changes = np.array([lesion["after"] / lesion["before"] for lesion in lesions])
     return {
         "scan": scan.name,
@@ -110,6 +117,9 @@ def compare(scan: Path, enhanced: Path, spline: Path, mask: Path, flair: Path | 
         "smallest_kept": float(changes.min()) if lesions else None,
         "new_spots_in_white_matter": spots[0],
         "new_spots_anywhere": spots[1],
+        "residual_rms": audit["ResidualRMS"],
+        "places_missing": kinds.count(MISSING),
+        "places_unsupported": kinds.count(UNSUPPORTED),
         "lesions": lesions,
     }
 

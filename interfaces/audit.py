@@ -59,5 +59,8 @@ class AuditEnhancement(ChildCommand):
 
     def _list_outputs(self):
         outputs = super()._list_outputs()
-        found = json.loads(Path(outputs["details_file"]).read_text())["DataConsistency"]
-        return {**outputs, "residual_rms": found["ResidualRMS"], "places": found["Places"]}
+        details = Path(outputs["details_file"])
+        if details.exists():
+            found = json.loads(details.read_text())["DataConsistency"]
+            outputs.update(residual_rms=found["ResidualRMS"], places=found["Places"])
+        return outputs

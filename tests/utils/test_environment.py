@@ -29,7 +29,7 @@ COMMANDS = [
     "cli.main",
     *(
         f"cli.commands.{name}"
-        for name in ["enhance", "simulate", "segment", "calibrate", "train", "evaluate"]
+        for name in ["enhance", "simulate", "segment", "calibrate", "train", "evaluate", "audit"]
     ),
 ]
 
