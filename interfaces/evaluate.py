@@ -29,6 +29,7 @@ class _EvaluateInputSpec(BaseInterfaceInputSpec):
     enhanced = File(exists=True, mandatory=True, desc="volume enhanced by the network")
     spline = File(exists=True, mandatory=True, desc="cubic B-spline interpolation of the same scan")
     std = File(exists=True, desc="standard deviation of the enhanced volume, to compare with the error")
+    details = File(exists=True, desc="JSON of the enhancement; its audit is part of the record")
     members = InputMultiObject(
         File(exists=True), desc="the same scan enhanced by each network of the ensemble alone"
     )
@@ -66,6 +67,9 @@ class EvaluateVolume(SimpleInterface):
                 record["reliability"] = in_percent(found)
             except NoVariation as fault:  # PSNR and MSSIM are valid without it
                 print(f"sub-{self.inputs.subject}: reliability not measured: {fault}", flush=True)
+        if isdefined(self.inputs.details):
+            audit = json.loads(Path(self.inputs.details).read_text()).get("DataConsistency") or {}
+            record["residual_rms"] = audit.get("ResidualRMS")
         out = os.path.join(runtime.cwd, "metrics.json")
         write_json(out, record)
         self._results["out_file"] = out

@@ -90,7 +90,7 @@ def init_evaluate_wf(
         [
             (inputnode, enhance, [(field, field) for field in fields[:4]]),
             (inputnode, evaluate, [("truth", "reference"), ("mask", "mask"), ("subject", "subject")]),
-            (enhance, evaluate, made),
+            (enhance, evaluate, [*made, ("details_file", "details")]),
             (enhance, outputnode, made),
             (evaluate, outputnode, [("out_file", "metrics")]),
         ]

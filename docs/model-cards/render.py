@@ -75,6 +75,11 @@ def main(model: Path, metrics: Path, remarks: Path) -> None:
             f"| {label} | {spline['psnr']:.2f} | {iqt['psnr']:.2f} | +{iqt['psnr'] - spline['psnr']:.2f} | "
             f"{spline['mssim']:.3f} | {iqt['mssim']:.3f} |"
         )
+    if figures.get("residual_rms"):
+        print(
+            "\nDifference from the slices of the scan in the brain (root mean square, mean of subjects): "
+            f"{figures['residual_rms']['mean']:.2f} times the noise (1: as expected)."
+        )
     if figures.get("reliability"):
         print(f"\n{_uncertainty(figures['reliability'], card.uncertainty())}")
     print("\n" + remarks.read_text().strip())

@@ -149,7 +149,8 @@ def summarise(
         for a single subject). For an ensemble also, under ``members``, mean and standard deviation of each
         network, and under ``mean_of_members`` those of the subjects' means over the networks (the mean of
         scores, not the score of the mean image). If records have ``reliability``
-        (`iqtflow.evaluation.uncertainty_calibration.in_percent`), also its summary.
+        (`iqtflow.evaluation.uncertainty_calibration.in_percent`), also its summary. If they have
+        ``residual_rms`` (field ``ResidualRMS`` of the audit), also its mean and standard deviation.
     """
     summary: dict[str, Any] = {
         "n": len(records),
@@ -182,6 +183,9 @@ def summarise(
     found = [record["reliability"] for record in records if record.get("reliability")]
     if found:
         summary["reliability"] = summarise_reliability(found)
+    residuals = [record["residual_rms"] for record in records if record.get("residual_rms") is not None]
+    if residuals:
+        summary["residual_rms"] = _mean_and_std(np.array(residuals, float))
     return summary
 
 

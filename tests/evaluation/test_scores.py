@@ -77,6 +77,12 @@ def test_the_summary_counts_who_gained_and_tests_it_exactly():
     assert mixed["psnr"]["gain"]["subjects_gained"] == 2
 
 
+def test_the_summary_has_the_mean_difference_from_the_slices_where_it_was_measured():
+    audited = [{**r, "residual_rms": rms} for r, rms in zip(records([3.0, 4.0]), (1.0, 2.0), strict=True)]
+    assert summarise([*audited, *records([5.0])])["residual_rms"]["mean"] == 1.5
+    assert "residual_rms" not in summarise(records([3.0]))
+
+
 def test_one_subject_has_neither_spread_nor_test():
     summary = summarise(records([3.0]))
     assert summary["psnr"]["iqt"]["std"] is None

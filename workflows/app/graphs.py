@@ -111,12 +111,13 @@ def _enhance(scan: Scan, settings: Settings) -> Workflow:
         "enhanced": "Enhanced by image quality transfer; detail between the scan's slices is inferred, not "
         "measured.",
         "std": _describe_std(model, settings),
-        "residual": "Scan minus the scan that the enhanced volume predicts, in standard deviations of the "
-        "scan's noise, inside the brain; 0 elsewhere.",
     }
     for field, text in descriptions.items():
         fields = {**_provenance(scan, settings), **({"Description": text} if text else {})}
         _store(workflow, field, output_name(field, scan), settings, fields, described_by="details")
+    residual = _store(workflow, "residual", output_name("residual", scan), settings)
+    about = (("details", _of_residual, _provenance(scan, settings)), "metadata")
+    workflow.connect([(workflow.get_node("outputnode"), residual, [about])])
     return workflow
 
 
@@ -292,6 +293,19 @@ def _describe_std(model: str | None, settings: Settings) -> str | None:
 
 def _as_list(path):
     return [path]
+
+
+def _of_residual(details_file, fields):
+    import json
+
+    with open(details_file) as stream:
+        details = json.load(stream)
+    return {
+        **fields,
+        "Description": "Scan minus the scan that the enhanced volume predicts, in the brain; 0 elsewhere.",
+        "Units": "standard deviations of the noise",
+        **{name: details[name] for name in ("SkullStripped", "DataConsistency", "Model", "PackageVersion")},
+    }
 
 
 def _with_skull(details_file, fields):

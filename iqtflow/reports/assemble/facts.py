@@ -141,6 +141,11 @@ PREPARED_TABLES: Tables = {
     ),
 }
 
+
+def _two_decimals(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, (int, float)) else plain(value)
+
+
 #: Of a model's card, as `card_tables` arranges it.
 CARD_TABLES: Tables = {
     "Network": (
@@ -164,6 +169,13 @@ CARD_TABLES: Tables = {
         ("Simulated scans", "training.plan.draws", _draws),
         ("Slice thickness / slice spacing", "slice_profile.fwhm_over_spacing", _range),
         ("SNR prior", "snr_prior.name", plain),
+    ),
+    "Evaluation": (
+        (
+            "Difference from the slices of the scan / noise (1: as expected)",
+            "figures.residual_rms.mean",
+            _two_decimals,
+        ),
     ),
 }
 
