@@ -46,13 +46,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("scans", type=Path, nargs="+")
-    parser.add_argument("--enhanced", type=Path, required=True)
+    parser.add_argument("scans", type=Path, nargs="*")
+    parser.add_argument("--enhanced", type=Path, help="folder of the enhanced volumes")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--structures", type=int, default=20)
+    parser.add_argument("--add", type=Path, nargs="*", default=[], help="JSON files of other scans to add")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    alarms, found = {}, []
+    alarms: dict[str, list[float]] = {}
+    found: list[dict] = []
+    for path in options.add:
+        other = json.loads(path.read_text())
+        alarms |= other["alarms"]
+        found += other["structures"]
     for scan in options.scans:
         subject = Subject(scan, options.enhanced)
         alarms[scan.name] = [place.score for place in subject.audit(subject.scan, subject.estimate).places]
@@ -60,18 +66,32 @@ def main() -> None:
             for kind in KINDS:
                 found += subject.round(kind, options.structures, np.random.default_rng([number, len(kind)]))
         print(f"{scan.name}: highest scores without changes {np.round(alarms[scan.name][:4], 1)}", flush=True)
-    threshold = threshold_for(alarms, 1)
-    summary = {"scans": len(alarms), "threshold": round(threshold, 2), "kinds": {}}
-    for kind in KINDS:
-        summary["kinds"][kind] = tabulate([one for one in found if one["kind"] == kind], threshold)
-    for alarms_a_scan in (0.25, 3):
-        other = threshold_for(alarms, alarms_a_scan)
-        summary[f"sensitivity at {alarms_a_scan} a scan"] = {
-            kind: round(share([one for one in found if one["kind"] == kind], other), 3) for kind in KINDS
-        }
-    print(json.dumps(summary, indent=1))
+    print(render(alarms, found))
     if options.json:
-        options.json.write_text(json.dumps({**summary, "alarms": alarms, "structures": found}) + "\n")
+        options.json.write_text(json.dumps({"alarms": alarms, "structures": found}) + "\n")
+
+
+def render(alarms: dict[str, list[float]], found: list[dict]) -> str:
+    """Return the tables as Markdown."""
+    threshold = threshold_for(alarms, 1)
+    lines = [f"{len(alarms)} scans; one false alarm for each scan at a score of {threshold:.2f}.", ""]
+    sizes = list(itertools.pairwise(VOLUMES_ML))
+    lines.append("| | contrast |" + "".join(f" {a:g} to {b:g} ml |" for a, b in sizes) + " all |")
+    lines.append("|---|---|" + "---|" * (len(sizes) + 1))
+    for kind in KINDS:
+        for low, high in itertools.pairwise([*CONTRASTS, np.inf]):
+            row = [one for one in found if one["kind"] == kind and low <= one["contrast"] < high]
+            cells = [[one for one in row if a <= one["volume"] < b] for a, b in sizes]
+            told = low if kind != "erased" else f"from {low}"
+            lines.append(f"| {kind} | {told} |" + "".join(f" {tell(c, threshold)} |" for c in [*cells, row]))
+    lines += ["", "| | 0.25 a scan | 1 a scan | 3 a scan | right kind |", "|---|---|---|---|---|"]
+    for kind in KINDS:
+        of_kind = [one for one in found if one["kind"] == kind]
+        shares = [tell(of_kind, threshold_for(alarms, each)) for each in (0.25, 1, 3)]
+        hits = [one["right_kind"] for one in of_kind if one["score"] > threshold]
+        right = f"{np.mean(hits):.0%}" if hits else ""
+        lines.append(f"| {kind} | " + " | ".join(shares) + f" | {right} |")
+    return "\n".join(lines)
 
 
 class Subject:
@@ -214,24 +234,11 @@ def threshold_for(alarms: dict[str, list[float]], each: float) -> float:
     return scores[allowed] + 1e-6 if allowed < len(scores) else LOWEST
 
 
-def share(found: list[dict], threshold: float) -> float:
-    return float(np.mean([one["score"] > threshold for one in found])) if found else float("nan")
-
-
-def tabulate(found: list[dict], threshold: float) -> dict:
-    """Return sensitivity by contrast (rows) and volume (columns), with numbers."""
-    rows = {}
-    edges = [*CONTRASTS, np.inf]
-    for low, high in itertools.pairwise(edges):
-        of_contrast = [one for one in found if low <= one["contrast"] < high]
-        rows[f"contrast from {low:g}"] = {
-            f"{a:g} to {b:g} ml": [round(share(cell, threshold), 2), len(cell)]
-            for a, b in itertools.pairwise(VOLUMES_ML)
-            for cell in [[one for one in of_contrast if a <= one["volume"] < b]]
-        }
-    hits = [one for one in found if one["score"] > threshold]
-    kinds = round(float(np.mean([one["right_kind"] for one in hits])), 2) if hits else None
-    return {"all": [round(share(found, threshold), 3), len(found)], "right kind": kinds, **rows}
+def tell(found: list[dict], threshold: float) -> str:
+    """Return the share that was found, and of how many."""
+    if not found:
+        return ""
+    return f"{np.mean([one['score'] > threshold for one in found]):.0%} of {len(found)}"
 
 
 if __name__ == "__main__":
