@@ -55,8 +55,9 @@ def draw_measurement(
     frames = []
     for plane in PLANES.values():
         middle = choose_slices(brain, plane, 1)[0]
-        whole = (middle, (slice(None), slice(None)))  # with the air around the head
-        drawer = PlaneDrawer(scene, plane, {}, Rung(1, EDGE_PX), zoom=whole)
+        # The whole slice, with the air around the head.
+        whole = slice(0, scan.shape[plane.rows]), slice(0, scan.shape[plane.columns])
+        drawer = PlaneDrawer(scene, plane, {}, Rung(1, EDGE_PX), zoom=(middle, whole))
         grey = pictures.enlarge(drawer.grey(scan)[0], drawer.size)
         tinted = Image.composite(
             Image.new("RGB", grey.size, NOISE[0]),
