@@ -179,9 +179,9 @@ UNFAMILIAR = {
     "Flagged": True,
     "Score": 4.2,
     "Threshold": 1.4,
-    "Reasons": ["fewer slices with brain than usual (4; expected 24 to 44)"],
+    "Reasons": ["the slices cover less of the brain (mm) than usual (40; expected 120 to 174)"],
     "Features": {
-        "SlicesOfBrain": {"Value": 4.0, "TrainingRange": [24.0, 44.0], "Score": 4.2},
+        "Coverage": {"Value": 40.0, "TrainingRange": [120.0, 174.0], "Score": 4.2},
         "Noise": {"Value": 0.02, "TrainingRange": [0.01, 0.04], "Score": 0.4},
     },
 }

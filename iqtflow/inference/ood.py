@@ -7,7 +7,9 @@ distance from the middle of the training scans' range, divided by half of that r
 within the range. The largest score of a figure is the score of the scan.
 
 Ranges are used, not a mean and a covariance, because training scans come from few scanners: their figures
-form clusters, not a Gaussian.
+form clusters, not a Gaussian. For the same reason a range has a smallest width: scans of another scanner
+differ by so much without a larger error of the enhanced volume (``benchmarks/out_of_distribution.py``,
+``benchmarks/familiar.py``).
 """
 
 from __future__ import annotations
@@ -47,6 +49,10 @@ class Figure:
         Decimals that are shown.
     high, low
         What it means when the value is above or below the training scans' range.
+    part
+        What to doubt in such a scan.
+    check
+        What to check.
     """
 
     label: str
@@ -54,74 +60,89 @@ class Figure:
     digits: int
     high: str
     low: str
+    part: str
+    check: str
 
     def shown(self, value: float) -> str:
         """Return a value as text."""
         return f"{value:.{self.digits}f}"
 
 
+_IS_T1W = "that this is a T1w scan without contrast agent"
 #: What is compared. Intensities are divided by the scale of `iqtflow.image.intensity`, the brain's 80th
 #: percentile. "Usual" is what the training scans have.
 FIGURES: dict[str, Figure] = {
     "GreyLevel": Figure(
         "Median intensity of the brain",
-        0.03,
+        0.07,
         2,
         "grey and white matter differ less than usual",
         "half of the brain is darker than usual",
+        "the contrast",
+        _IS_T1W,
     ),
     "DarkLevel": Figure(
         "Intensity of CSF (10th percentile of the brain)",
-        0.06,
+        0.15,
         2,
         "CSF is brighter than usual",
         "more of the brain is dark than usual",
+        "the contrast",
+        _IS_T1W + ", and the brain mask",
     ),
     "BrightLevel": Figure(
         "Brightest tissue (98th percentile of the brain)",
-        0.06,
+        0.12,
         2,
-        "part of the brain is brighter than white matter: bright CSF (not a T1w scan), contrast agent, or "
-        "shading",
+        "part of the brain is brighter than white matter: bright CSF, contrast agent, or shading",
         "white matter is not as bright as usual",
+        "the contrast",
+        _IS_T1W + ", and the shading",
     ),
     "Noise": Figure(
         "Noise, divided by white matter",
-        0.01,
+        0.02,
         3,
         "more noise than usual",
         "less noise than usual, or a smoothed scan",
+        "fine detail",
+        "the scan for motion, and whether a filter smoothed it",
     ),
     "BrainVolume": Figure(
         "Brain volume (ml)",
-        200.0,
+        600.0,
         0,
-        "the brain volume (ml) is larger than usual; the brain mask may be wrong",
+        "the brain volume (ml) is larger than usual",
         "the brain volume (ml) in the field of view is smaller than usual",
+        "the brain mask",
+        "its outline on the scan",
     ),
     "Coverage": Figure(
         "Length of the brain along the slice axis (mm)",
-        10.0,
+        40.0,
         0,
         "the brain is longer than usual along the slice axis (mm)",
         "the slices cover less of the brain (mm) than usual",
-    ),
-    "SlicesOfBrain": Figure(
-        "Slices with brain", 4.0, 0, "more slices with brain than usual", "fewer slices with brain than usual"
+        "the first and last slices",
+        "that the scan is complete",
     ),
     "PixelMm": Figure(
         "Pixel size in plane (mm)",
-        0.25,
+        0.4,
         2,
         "the pixels in plane (mm) are larger than usual",
         "the pixels in plane (mm) are smaller than usual",
+        "fine detail",
+        "the voxel size in the header",
     ),
     "SpacingRatio": Figure(
         "Slice spacing, divided by k pixels",
-        0.18,
+        0.25,
         2,
         "the slices are further apart than usual for this pixel size and k",
         "the slices are closer together than usual for this pixel size and k",
+        "detail between the slices",
+        "the slice spacing in the header, or choose another model",
     ),
 }
 
@@ -233,7 +254,6 @@ def measure_scan(
         "Noise": _noise(data, mask, axis, np.percentile(values, (60, 100 - (100 - PERCENTILE) / 4))) / scale,
         "BrainVolume": float(mask.sum()) * math.prod(float(v) for v in voxel_mm) / 1000,
         "Coverage": float(with_brain[-1] - with_brain[0] + 1) * float(voxel_mm[axis]),
-        "SlicesOfBrain": float(with_brain.size),
         "PixelMm": pixel,
         "SpacingRatio": float(voxel_mm[axis]) / (k * pixel),
     }
@@ -311,10 +331,12 @@ def compare(
             figure = FIGURES[name]
             words = figure.high if values[name] > high else figure.low
             value, least, most = map(figure.shown, (values[name], low, high))
-            reasons.append(f"{words} ({value}; expected {least} to {most})")
+            reasons.append(
+                f"{words} ({value}; expected {least} to {most}): doubt {figure.part}, check {figure.check}"
+            )
     score = max(scores.values())
     if not brain_found:
-        reasons.insert(0, "no brain was found")
+        reasons.insert(0, "no brain was found: doubt everything, check that the scan shows a head")
         score = max(score, 10 * threshold)
     return Familiarity(score, threshold, scores, dict(values), tuple(reasons), reference)
 

@@ -141,8 +141,8 @@ def test_a_scan_unlike_the_training_data_says_why_and_is_marked_on_the_index(vol
         }
     )
     found = Page(write_subject_page(tmp_path, "01", [scan]))
-    assert found.says("fewer slices with brain than usual (4; expected 24 to 44)")
-    assert found.says("Slices with brain 4 24 to 44 4.2")
+    assert found.says("the slices cover less of the brain (mm) than usual (40; expected 120 to 174)")
+    assert found.says("Length of the brain along the slice axis (mm) 40 120 to 174 4.2")
     assert not found.says("Notes of the run"), "said once"
     assert Page(write_index_page(tmp_path)).says("do not use")
 
