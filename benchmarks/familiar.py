@@ -63,7 +63,7 @@ def main() -> None:
     if options.keep:
         options.keep.write_text("".join(json.dumps(row) + "\n" for row in rows))
     reference = make_reference(
-        widen([row["figures"] for row in training], wide),
+        widen(training, wide),
         [row["figures"] for row in evaluation],
         k=model.k,
         white_matter_ratio=[pick(row["white_matter_ratio"] for row in evaluation) for pick in (min, max)],
@@ -75,7 +75,7 @@ def main() -> None:
     options.output.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
     print(json.dumps(reference, indent=1))
     for scanner in sorted({row["subject"][0] for row in training}):
-        others = [row["figures"] for row in training if row["subject"][0] != scanner]
+        others = [row for row in training if row["subject"][0] != scanner]
         left = [row["figures"] for row in training if row["subject"][0] == scanner and not row["wide"]]
         if not others or not left:
             continue
@@ -104,6 +104,9 @@ def measure_all(derivatives: Path, model: Model, wide: dict[str, Any] | None) ->
         for number, (scan, mask, affine) in enumerate(read_scans(file, model.k, wide)):
             row: dict[str, Any] = {"subject": label, "wide": number > 0}
             sizes = voxel_sizes(affine)
+            row["lengths_mm"] = [
+                float(n * size) for n, size in zip(mask.shape, sizes, strict=True)
+            ]  # the scan is cropped to the brain
             row["figures"] = measure_scan(scan, mask, axis=2, voxel_mm=sizes.tolist(), k=model.k)
             if wide is None:
                 row["white_matter_ratio"] = ratio_of(scan, mask, model)
@@ -150,14 +153,16 @@ def thick(image: Any, affine: np.ndarray, axis: int, k: int, n: int | None) -> n
     return volume[..., : n * k].reshape(*volume.shape[:2], n, k).mean(axis=3)
 
 
-def widen(figures: list[dict[str, float]], wide: dict[str, Any]) -> list[dict[str, float]]:
-    """Add scans at the ends of the range of voxel sizes and spacings."""
-    found = list(figures)
+def widen(rows: list[dict[str, Any]], wide: dict[str, Any]) -> list[dict[str, float]]:
+    """Return the figures of scans, and of the same with other voxels, spacings and slice axes."""
     jitter = 1 + wide["spacing_jitter"]
-    for scan in figures:
+    found = [row["figures"] for row in rows]
+    for row in rows:
+        scan = row["figures"]
         for zoom, ratio in ((wide["zoom"][0], 1 / jitter), (wide["zoom"][1], jitter)):
             size, space = scan["PixelMm"] * zoom, scan["SpacingRatio"] * ratio
             found.append({**scan, "PixelMm": size, "SpacingRatio": space})
+        found += [{**scan, "Coverage": length} for length in row["lengths_mm"]]
     return found
 
 

@@ -142,6 +142,11 @@ def equalise_slices(data: np.ndarray, axis: int, intensity: SliceIntensity) -> n
     -------
     ndarray, shape (w, h, d)
         A new array of the same type.
+
+    Raises
+    ------
+    ValueError
+        No difference was measured.
     """
     if intensity.difference is None:
         raise ValueError("no difference was measured")

@@ -74,7 +74,7 @@ _IS_T1W = "that this is a T1w scan without contrast agent"
 FIGURES: dict[str, Figure] = {
     "GreyLevel": Figure(
         "Median intensity of the brain",
-        0.07,
+        0.08,
         2,
         "grey and white matter differ less than usual",
         "half of the brain is darker than usual",
@@ -83,7 +83,7 @@ FIGURES: dict[str, Figure] = {
     ),
     "DarkLevel": Figure(
         "Intensity of CSF (10th percentile of the brain)",
-        0.15,
+        0.2,
         2,
         "CSF is brighter than usual",
         "more of the brain is dark than usual",
@@ -128,7 +128,7 @@ FIGURES: dict[str, Figure] = {
     ),
     "PixelMm": Figure(
         "Pixel size in plane (mm)",
-        0.4,
+        0.45,
         2,
         "the pixels in plane (mm) are larger than usual",
         "the pixels in plane (mm) are smaller than usual",
