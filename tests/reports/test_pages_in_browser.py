@@ -179,7 +179,7 @@ def test_everything_on_a_picture_can_be_done_by_keyboard(tab, site):
         return mode, [layer.get_attribute("data-layer") for layer in visible]
 
     assert shows() == ("beside", ["acquired", "iqt"])
-    press("Tab", "Tab", "Tab", "Enter")  # viewer, side by side, slider
+    press("Tab", "Tab", "Tab", "Tab", "Enter")  # rate, viewer, side by side, slider
     assert shows()[0] == "slider"
     press("Tab", "Tab", "Tab", "Enter")
     assert shows()[1] == ["spline", "iqt"]
