@@ -40,7 +40,8 @@
     current = row;
     row.classList.add("current");
     row.tabIndex = 0;
-    history.replaceState(null, "", "#" + encodeURIComponent(row.dataset.scan)); // to come back from its page to this row
+    // To come back from its page to this row. Some browsers refuse it for files.
+    try { history.replaceState(null, "", "#" + encodeURIComponent(row.dataset.scan)); } catch (fault) { /* stay */ }
     if (focus) { row.focus({ preventScroll: true }); row.scrollIntoView({ block: "nearest" }); }
   }
   rows.forEach(function (row) {
