@@ -49,8 +49,9 @@ class _AuditOutputSpec(TraitedSpec):
 
 
 class AuditEnhancement(ChildCommand):
-    """Compare an enhanced volume with the slices that were acquired: where does it lack something, and where
-    does it show something that the slices do not support?
+    """Compare an enhanced volume with the slices that were acquired.
+
+    Where does it lack something, and where does it show something that the slices do not support?
     """
 
     module = "audit"
