@@ -164,8 +164,11 @@ def test_a_stripped_scan_stays_stripped(scan, model):
 def test_the_plane_is_resampled_when_the_ratio_is_not_the_models(scan, model):
     """Slices 12 mm apart with 1.5 mm in plane: to a k = 4 network that is a 3 mm plane."""
     brain = make_brain((32, 36, 32)).intensity.reshape(32, 36, 4, 8).mean(axis=3)
-    result = enhance(nib.Nifti1Image(brain.astype(np.float32), make_affine((1.5, 1.5, 12.0))), model)
+    thick = nib.Nifti1Image(brain.astype(np.float32), make_affine((1.5, 1.5, 12.0)))
+    result = enhance(thick, model)
     assert result.mean.shape == (16, 18, 16)
+    assert result.residual.shape == thick.shape
+    np.testing.assert_allclose(result.residual.affine, thick.affine, atol=1e-5)
     np.testing.assert_allclose(result.details["VoxelSizeMm"], 3.0, atol=1e-3)
     notes = " ".join(result.details["Warnings"])
     assert "resampled from 1.5 x 1.5 to 3 x 3 mm" in notes
@@ -189,6 +192,16 @@ def test_the_sidecar_is_believed_about_skull_and_thickness(scan, model):
     assert "SliceThickness in the sidecar" in details["Geometry"]["Source"]
 
 
+def test_an_enhanced_volume_that_is_made_consistent_differs_less_from_the_scan(scan, tmp_path):
+    """A network that adds much to the spline."""
+    path = write_model(tmp_path / "wild.safetensors", trained=0.5)
+    free, bound = (enhance(scan, path, data_consistency=on) for on in (False, True))
+    before, after = (r.details["DataConsistency"] for r in (free, bound))
+    assert after["CorrectionApplied"]
+    assert after["ResidualRMS"] < 0.8 * before["ResidualRMS"]
+    assert not np.array_equal(free.mean.get_fdata(), bound.mean.get_fdata())
+
+
 def test_details_are_what_a_sidecar_needs(scan, tmp_path):
     path = write_model(tmp_path / "three.safetensors", n_members=3)
     lines = []
@@ -201,6 +214,12 @@ def test_details_are_what_a_sidecar_needs(scan, tmp_path):
     assert details["PeakMemoryGB"] > 0.1
     assert "white matter keeps its intensity" in details["IntensityDescription"]
     assert result.std.shape == result.mean.shape
+    audit = details["DataConsistency"]
+    assert (audit["UncheckedShare"], audit["ThicknessStated"], audit["CorrectionApplied"]) == (
+        None,
+        False,
+        False,
+    )
     assert len(lines) == 2
     assert "GB predicted" in lines[1]
     assert all(word in lines[0] for word in ("cpu", "tiny-T1w-k4", "k = 4", "along k", "NIfTI header"))
