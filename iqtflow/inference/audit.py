@@ -25,7 +25,7 @@ from iqtflow.simulation.slice_profile import FWHM_TO_SIGMA
 MISSING, UNSUPPORTED = "missing", "unsupported"
 #: Score from which a place is listed: about one place in a scan without inserted structures
 #: (`benchmarks/audit_detector.py`).
-THRESHOLD = 7.2
+THRESHOLD = 6.9
 LEAST_CONTRAST = 0.08  #: smallest contrast of a place; networks change fainter differences everywhere
 MOST_PLACES = 20  #: with more, those with the highest scores are listed
 SCALES_MM = (1.3, 2.0, 3.0, 4.5)  #: standard deviations of the filters: spheres of about 0.03 to 1 ml
