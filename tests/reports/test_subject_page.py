@@ -139,6 +139,7 @@ def test_pictures_have_the_proportions_of_the_head_in_millimetres(record):
         )
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_before_and_after_share_one_grey_scale(record, tmp_path):
     same = replace(record, output=record.spline, std=None, truth=None)
     write_subject_page(tmp_path, "01", [same])
@@ -148,6 +149,7 @@ def test_before_and_after_share_one_grey_scale(record, tmp_path):
         assert before.read_bytes() == after.read_bytes()
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_a_scan_without_ensemble_mask_or_spline_is_shown_all_the_same(record, tmp_path):
     bare = Record("enhanced", record.input, output=record.output)
     found = Page(write_subject_page(tmp_path, "sub-01", [bare]))
@@ -203,6 +205,7 @@ def test_what_every_map_of_the_standard_deviation_has_is_subtracted(record):
     assert found[place] > 10 * np.percentile(found[volumes.mask], 90)
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_places_of_the_audit_are_listed_and_drawn_where_they_are(record, tmp_path):
     volumes = load_volumes(record)
     voxel = np.array([32, 26, 24, 1])
@@ -244,6 +247,7 @@ def layers_of(folder: Path) -> dict[str, nib.Nifti1Image]:
     return found
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_the_viewer_shows_the_volumes_where_they_are_and_as_they_are(record, tmp_path):
     residual = save(tmp_path / "residual.nii.gz", np.full(THICK, 3.0), nib.load(record.input).affine)
     write_subject_page(tmp_path, "01", [replace(record, residual=residual)])
@@ -264,6 +268,7 @@ def test_the_viewer_shows_the_volumes_where_they_are_and_as_they_are(record, tmp
     np.testing.assert_allclose(*ends, atol=0.01)
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_a_viewer_that_is_too_large_is_made_coarser_or_left_out_or_not_asked_for(record, page, tmp_path):
     assert page.says("Viewer") and (page.path.parent / "viewer/niivue.umd.js").stat().st_size > 1e6
     assert "BSD 2-Clause" in (page.path.parent / "viewer/LICENSE").read_text()
@@ -279,6 +284,7 @@ def test_a_viewer_that_is_too_large_is_made_coarser_or_left_out_or_not_asked_for
     assert 'class="viewer"' not in none.source and not (tmp_path / "none" / "viewer").exists()
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_names_and_messages_from_outside_cannot_write_into_the_page(record, tmp_path):
     details = {"Warnings": [HOSTILE], "Model": {"Name": HOSTILE}, HOSTILE: HOSTILE}
     hostile = replace(record, details=details, metrics={HOSTILE: {HOSTILE: 1.0}})
@@ -356,6 +362,7 @@ def test_a_page_stays_below_its_size_even_for_pure_noise(record, tmp_path):
     assert sum(p.stat().st_size for p in (tmp_path / "out").rglob("*") if p.is_file()) <= max_bytes
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_a_page_that_is_current_is_not_drawn_again_and_one_that_lost_a_figure_is(record, tmp_path):
     small = replace(record, std=None, truth=None)
     first = write_subject_page(tmp_path, "01", [small]).stat().st_mtime_ns
@@ -366,6 +373,7 @@ def test_a_page_that_is_current_is_not_drawn_again_and_one_that_lost_a_figure_is
     assert figure.exists()
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_figures_of_an_earlier_run_do_not_stay_behind(record, tmp_path):
     write_subject_page(tmp_path, "01", [replace(record, truth=None)])
     foreign = tmp_path / "sub-01" / "figures" / "somebody-elses.png"
