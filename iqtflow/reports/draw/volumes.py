@@ -275,9 +275,13 @@ def _find_mask(
 
 def window_of(data: np.ndarray, mask: np.ndarray, *, has_mask: bool) -> tuple[float, float]:
     """Return the intensities drawn black and white, from the brain (or the foreground) of a volume."""
-    # Scalp fat is two to three times brighter than white matter: with a brain mask it may saturate, without
-    # one most of it should.
-    high = float(np.percentile(data[mask], 99.5 if has_mask else 95)) * 1.08
+    # Scalp fat is two to three times brighter than white matter and may saturate. Without a brain mask, the
+    # middle half of the volume stands for the brain; it can have some fat.
+    middle = tuple(slice(n // 4, n - n // 4) for n in data.shape)
+    if has_mask or not mask[middle].any():
+        high = float(np.percentile(data[mask], 99.5)) * 1.08
+    else:
+        high = float(np.percentile(data[middle][mask[middle]], 95)) * 1.17
     low = float(np.percentile(data[::2, ::2, ::2], 1))
     low = 0.0 if -0.1 * high < low < 0.25 * high else low
     return (low, high) if high > low else (low, low + 1.0)
