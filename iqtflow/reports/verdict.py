@@ -22,9 +22,9 @@ STYLES: dict[str, str] = {"good": "good", "look closer": "warn", "do not use": "
 
 #: Slice spacing over (k times the pixel size). Outside of this range the pipeline resamples the plane.
 RATIO_OVER_K = (2**-IN_PLANE_TOLERANCE_OCTAVES, 2**IN_PLANE_TOLERANCE_OCTAVES)
-#: A score this many times the threshold of `iqtflow.inference.ood` is far outside of the training scans. The
-#: simulated scans of other people, of the evaluation, stay below 1.
-FAR_FROM_TRAINING = 3.0
+#: A score this many times the threshold of `iqtflow.inference.ood` is far outside of the training scans: with
+#: so much noise, the enhanced volume is worse than the spline (docs/results/out-of-distribution.md).
+FAR_FROM_TRAINING = 2.0
 #: Adult brains with their CSF have 900 to 1900 ml; a newborn's has about 400 ml. A slab shows a part of a
 #: brain, so the smallest value is one for the mean area of the brain in a slice (of adults: 70 to 110 cm²).
 LARGEST_BRAIN_ML, SMALLEST_AREA_CM2 = 2100.0, 25.0
