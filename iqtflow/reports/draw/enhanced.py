@@ -258,7 +258,7 @@ def _draw_detail(
     ]
     if ring is not None and scene.residual is not None:
         span = (-RESIDUAL_SPAN, RESIDUAL_SPAN)
-        tag = f"Acquired − expected (± {RESIDUAL_SPAN:.0f} SD of the noise)"
+        tag = f"Scan − expected scan (± {RESIDUAL_SPAN:.0f} SD of the noise)"
         shown.append(("residual", tag, drawer.grey(scene.residual, span)))
     else:
         shown.append(("change", "Enhanced − spline", drawer.change()))
