@@ -140,7 +140,9 @@ def judge(checks: Sequence[Check]) -> Verdict:
     if not checks:
         return Verdict("look closer", "Nothing was checked.")
     passed = sum(check.passed is True for check in checks)
-    return Verdict("good", f"{passed} of {passed} checks passed.")
+    rest = len(checks) - passed
+    more = f"; {rest} could not be made" if rest else ""
+    return Verdict("good", f"{passed} of {passed} checks passed{more}.")
 
 
 # --- the checks; each returns the fields of a `Check` besides its name, or None if it does not apply ---
