@@ -130,10 +130,11 @@ class Sandbox:
         commands = re.findall(r"^    (iqtflow[\w-]*) = ", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
         for name in (*commands, *CHECKS):
             self.note(self.programs / name)
-        for name in ("constraints.txt", "Makefile", "Dockerfile", "benchmarks", "docs"):
+        for name in ("constraints.txt", "Makefile", "Dockerfile", "docs"):
             (self.cwd / name).symlink_to(ROOT / name)
-        for script in (path for path in (ROOT / ".ci").rglob("*") if path.is_file()):
-            self.note(self.cwd / script.relative_to(ROOT))
+        for folder in (".ci", "benchmarks"):
+            for script in (path for path in (ROOT / folder).rglob("*") if path.is_file()):
+                self.note(self.cwd / script.relative_to(ROOT))
         shutil.copytree(data, root / "data")
         for name in ("scan.nii.gz", "T1w.nii.gz"):
             shutil.copyfile(data / name, self.cwd / name)
@@ -342,8 +343,17 @@ def check_python(program: str, arguments: list[str], command: Command, sandbox: 
         assert importlib.util.find_spec(rest[0]), f"{command.where}: no module {rest[0]}"
 
 
+def check_script(program: str, arguments: list[str], command: Command, sandbox: Sandbox) -> None:
+    """Check that a shell script of ``benchmarks`` knows its first word, if words decide what it does."""
+    text = (ROOT / "benchmarks" / program).read_text()
+    if "case $command in" in text:
+        assert f"    {arguments[0]})" in text, f"{command.where}: {program} knows no {arguments[0]!r}"
+
+
+SCRIPTS = [path.name for path in (ROOT / "benchmarks").glob("*.sh")]
 #: The check of each program that a page may show. A page with another program fails.
 CHECKS = {
+    **dict.fromkeys(SCRIPTS, check_script),
     **dict.fromkeys(("apptainer", "buildah", "docker"), check_container),
     **dict.fromkeys(("python", "python3"), check_python),
     "make": check_make,
