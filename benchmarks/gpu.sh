@@ -17,4 +17,4 @@ else
 fi
 # shellcheck disable=SC2086
 "$python" benchmarks/gpu_check.py --train "${people[@]}" --validation "${judges[@]}" --device "$device" \
-    --model "${MODEL:-benchmarks/iqt-k4-next.safetensors}" --ways "$data/way.json" ${OPTIONS:-}
+    --model "${MODEL:-iqtflow/models/weights/iqt-k4.safetensors}" --ways "$data/way.json" ${OPTIONS:-}

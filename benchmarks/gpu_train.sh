@@ -8,7 +8,7 @@
 # Environment:
 #   TOTAL            seconds in all, unpacking and start included (530)
 #   FACTORS, SHARE   factors ("4 8"), and per cent of the time for the first of two (75)
-#   START4, START8   models to start from (benchmarks/iqt-k4-next.safetensors; the new model of k = 4)
+#   START4, START8   models to start from (the shipped iqt-k4; the new model of k = 4)
 #   BATCH, LR        batch size (64) and learning rate (0.0015)
 #   OPTIONS          for benchmarks/gpu_train.py, such as "--widths 48 96 192"
 #   DEVICE, DATA, PYTHON   cuda or cpu; folder for the unpacked libraries (/tmp/iqtflow-data); python3
@@ -19,7 +19,7 @@ shift
 . benchmarks/gpu_data.sh
 mkdir -p "$out"
 unpack "$@"
-total=${TOTAL:-530} start=${START4:-benchmarks/iqt-k4-next.safetensors}
+total=${TOTAL:-530} start=${START4:-iqtflow/models/weights/iqt-k4.safetensors}
 read -ra factors <<< "${FACTORS:-4 8}"
 for k in "${factors[@]}"; do
     choose_people "$k"

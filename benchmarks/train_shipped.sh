@@ -7,8 +7,7 @@
 #
 # HIGHFIELD is a BIDS data set with people A* (skull-stripped, softer along their third axis, so that slices lie along
 # the first two) and B* (whole heads, slices along all three). A22, A23 and B09 are the validation subjects.
-# benchmarks/iqt-k4-next.safetensors holds the weights so far (k = 4, 4,161 steps); begin there with
-# NAME=second benchmarks/train_shipped.sh train FOLDER 4 --start-from benchmarks/iqt-k4-next.safetensors
+# To go on from the shipped weights: NAME=next benchmarks/train_shipped.sh train FOLDER 4 --start-from iqt-k4
 # Environment: NAME (of the training, default first), STEPS, LR, SCHEDULE, THREADS.
 set -euo pipefail
 command=$1

@@ -21,8 +21,13 @@ ROWS = 7  #: rows of the table of errors against standard deviations
 def main(model: Path, metrics: Path, remarks: Path) -> None:
     """Print the card as Markdown."""
     card = read_card(model)
-    member = card.training["members"][0]
-    plan, split, figures = member["plan"], card.training["split"], card.figures
+    member = card.training.get("members", [card.training])[0]
+    plan, figures = member["plan"], card.figures
+    split = card.training.get("split") or {
+        "train": member["training_subjects"],
+        "validation": member["validation_subjects"],
+        "evaluation": [label.removeprefix("sub-") for label in _by_subject(metrics)],
+    }
     degradation, network = plan["degradation"], card["network"]
     size = model.stat().st_size / 1e6
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
@@ -36,8 +41,8 @@ def main(model: Path, metrics: Path, remarks: Path) -> None:
         "training": "; then ".join(_training(facts) for facts in _trainings(member)),
         "simulator": f"SNR prior {degradation['prior']['name']}, slice thickness "
         f"{degradation['thickness_fraction']} of the slice spacing, SNR times {degradation['snr_scale']}, "
-        f"bias field up to {degradation['bias_amplitude']}, mirroring {degradation['mirror']}; fresh draws "
-        "for every batch",
+        f"bias field up to {degradation['bias_amplitude']}, mirroring {degradation['mirror']}"
+        f"{_wider(degradation)}; fresh draws for every batch",
         "data": "OpenNeuro ds002748 (A, CC0; 3 T, skull-stripped) and OpenfMRI ds000011 (B, PDDL-1.0; 3 T, "
         "whole heads, defaced); the data sets themselves do not state the field strength",
         **{f"{part} subjects": f"{len(labels)}: {' '.join(labels)}" for part, labels in split.items()},
@@ -92,12 +97,22 @@ def _trainings(facts: dict[str, Any]) -> list[dict[str, Any]]:
     return [*(_trainings(earlier) if earlier else []), facts]
 
 
+def _wider(degradation: dict[str, Any]) -> str:
+    """Degradation beyond the paper's."""
+    return "".join(
+        f", {name.replace('_', ' ')} {degradation[name]}"
+        for name in ("zoom", "spacing_jitter", "contrast_jitter", "stripes")
+        if degradation.get(name)
+    )
+
+
 def _training(facts: dict[str, Any]) -> str:
     plan = facts["plan"]
     what = "only the predicted error (likelihood)" if plan.get("only_uncertainty") else plan["loss"].upper()
     return (
-        f"{facts['steps']} steps of {plan['batch_size']} patches, {plan['schedule']} learning rate from "
-        f"{plan['learning_rate']:g}, {what}, {facts['seconds']:.0f} s on {facts['device']} "
+        f"{facts['steps']} steps of {plan['batch_size']} patches, {plan.get('optimiser', 'adam')}, "
+        f"{plan['schedule']} learning rate from {plan['learning_rate']:g}, {what}, "
+        f"{facts['seconds']:.0f} s on {facts['device']} "
         f"({facts['precision']})"
     )
 
