@@ -137,3 +137,13 @@ def untrained_model(tmp_path_factory) -> Path:
         "context": "whole",
     }
     return save_model(tmp_path_factory.mktemp("model") / "untrained.safetensors", states, card)
+
+
+@pytest.fixture
+def small_pictures(monkeypatch):
+    """Pages with one small slice for each plane: for tests in which the slices do not matter."""
+    from iqtflow.reports.draw import enhanced, prepared
+    from iqtflow.reports.draw.slices import Rung
+
+    for module in (enhanced, prepared):
+        monkeypatch.setattr(module, "LADDER", (Rung(1, 120, 50),))

@@ -21,13 +21,8 @@ ROWS = 7  #: rows of the table of errors against standard deviations
 def main(model: Path, metrics: Path, remarks: Path) -> None:
     """Print the card as Markdown."""
     card = read_card(model)
-    member = card.training.get("members", [card.training])[0]
-    plan, figures = member["plan"], card.figures
-    split = card.training.get("split") or {
-        "train": member["training_subjects"],
-        "validation": member["validation_subjects"],
-        "evaluation": [label.removeprefix("sub-") for label in _by_subject(metrics)],
-    }
+    member = card.training["members"][0]
+    plan, split, figures = member["plan"], card.training["split"], card.figures
     degradation, network = plan["degradation"], card["network"]
     size = model.stat().st_size / 1e6
     digest = hashlib.sha256(model.read_bytes()).hexdigest()

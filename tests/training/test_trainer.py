@@ -147,4 +147,4 @@ def test_a_training_may_begin_with_the_weights_of_a_model(libraries, tmp_path):
 
 def test_a_model_of_another_network_is_no_start(libraries, tmp_path, capsys):
     assert train(train_command(libraries[:2], libraries[2:], tmp_path, "--start-from", "iqt-k8"))
-    assert "a model of {'kwargs': {'filters': 8" in capsys.readouterr().err
+    assert "found a model of {'kwargs': {'k': 8" in capsys.readouterr().err

@@ -289,8 +289,8 @@ def test_steps_that_are_not_finite_are_left_out_and_in_the_end_stop_training(
     plan = small_plan(batch_size=2, steps=40, steps_per_epoch=4)
     make = module.make_sampler
 
-    def spoilt(sources, plan, *, seed):
-        sampler = make(sources, plan, seed=seed)
+    def spoilt(sources, plan, *, seed, **options):
+        sampler = make(sources, plan, seed=seed, **options)
         return Spoilt(sampler, 4, factor) if seed == plan.seed else sampler
 
     reference = train_both(libraries, dataclasses.replace(plan, steps=4), tmp_path / "good")
@@ -312,13 +312,13 @@ def test_a_gradient_that_is_not_finite_is_caught_though_the_loss_is(libraries, t
     monkeypatch.setattr(
         loop, "simulate_batch", lambda batch: (torch.zeros(1, 1, 32, 32, 8), torch.zeros(1, 1, 32, 32, 32))
     )
-    losses = loop.TrainingModule._losses
+    losses = loop.TrainingModule.losses
 
     def root(module, network, batch):
         objective, loss = losses(module, network, batch)
         return objective.sqrt(), loss
 
-    monkeypatch.setattr(loop.TrainingModule, "_losses", root)
+    monkeypatch.setattr(loop.TrainingModule, "losses", root)
     with pytest.raises(IQTFlowError, match="not finite"):
         train_both(libraries, small_plan(steps=30, steps_per_epoch=2), tmp_path)
 
