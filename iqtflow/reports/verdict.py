@@ -140,9 +140,9 @@ def judge(checks: Sequence[Check]) -> Verdict:
     if not checks:
         return Verdict("look closer", "Nothing was checked.")
     passed = sum(check.passed is True for check in checks)
-    rest = len(checks) - passed
-    more = f"; {rest} could not be made" if rest else ""
-    return Verdict("good", f"{passed} of {passed} checks passed{more}.")
+    rest = [check.name.lower() for check in checks if check.passed is None]
+    more = f" Not known: {', '.join(rest)}." if rest else ""
+    return Verdict("good", f"All {passed} checks passed.{more}")
 
 
 # --- the checks; each returns the fields of a `Check` besides its name, or None if it does not apply ---
@@ -188,7 +188,14 @@ def _training(record: Record) -> Fields:
     if passed:
         words = "Contrast, noise, coverage and voxel size are like those of the training data."
     else:
-        words = f"The scan differs from the training data{': ' if reasons else ''}{'; '.join(reasons[:1])}."
+        far = "much " if score > FAR_FROM_TRAINING * limit else ""
+        # What to doubt and to check is said with the reasons, below the verdict.
+        why = (
+            f": {reasons[0].partition('): ')[0]})"
+            if reasons and "): " in reasons[0]
+            else "".join(reasons[:1])
+        )
+        words = f"The scan differs {far}from those that the model learned from{why}."
     return _found(
         passed=passed,
         value=f"{score:.1f}",

@@ -26,7 +26,7 @@ def test_the_page_of_a_good_calibration_says_so_and_lists_each_scan(tmp_path):
     snr = cloud(24)
     page = Page(rebuild(write_calibration(tmp_path / "out", snr)))
     assert page.path.name == "calibration.html"
-    assert page.says("Good. 3 of 3 checks passed")
+    assert page.says("Good. All 3 checks passed")
     assert all(page.says(f"sub-{i:02d}_T1w no picture {wm:.1f} {gm:.1f}") for i, (wm, gm) in enumerate(snr))
     assert page.says("3.25") and page.says("--snr-prior calibration/prior.json")
     assert {path.name for path in page.image_files()} == {"prior.png"}

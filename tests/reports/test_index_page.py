@@ -324,7 +324,7 @@ def calibrated(ratio: float) -> dict[str, dict[str, float]]:
 @pytest.mark.parametrize(
     ("gains", "ratio", "trust", "words"),
     [
-        ([1.0] * 8, 1.1, "good", "4 of 4"),
+        ([1.0] * 8, 1.1, "good", "All 4"),
         ([1.0] * 8, 1.6, "look closer", "predicted error is too small"),
         ([1.0] * 8, 0.7, "look closer", "predicted error is too large"),
         ([1.0, -0.9] * 6, 1.0, "look closer", "not consistent"),
