@@ -68,6 +68,7 @@ class Figure:
         return f"{value:.{self.digits}f}"
 
 
+ADVICE = ": doubt "  #: in a reason, between what was found and what to do
 _IS_T1W = "that this is a T1w scan without contrast agent"
 #: What is compared. Intensities are divided by the scale of `iqtflow.image.intensity`, the brain's 80th
 #: percentile. "Usual" is what the training scans have.
@@ -332,11 +333,11 @@ def compare(
             words = figure.high if values[name] > high else figure.low
             value, least, most = map(figure.shown, (values[name], low, high))
             reasons.append(
-                f"{words} ({value}; expected {least} to {most}): doubt {figure.part}, check {figure.check}"
+                f"{words} ({value}; expected {least} to {most}){ADVICE}{figure.part}, check {figure.check}"
             )
     score = max(scores.values())
     if not brain_found:
-        reasons.insert(0, "no brain was found: doubt everything, check that the scan shows a head")
+        reasons.insert(0, f"no brain was found{ADVICE}everything, check that the scan shows a head")
         score = max(score, 10 * threshold)
     return Familiarity(score, threshold, scores, dict(values), tuple(reasons), reference)
 

@@ -14,6 +14,7 @@ from iqtflow.bids.names import stem_of
 from iqtflow.config import CONTRASTS
 from iqtflow.image.geometry import IN_PLANE_TOLERANCE_OCTAVES
 from iqtflow.image.slice_intensity import LARGEST_P, LEAST_SHARE
+from iqtflow.inference.ood import ADVICE
 from iqtflow.reports.record import Record
 
 Trust = Literal["good", "look closer", "do not use"]
@@ -189,12 +190,8 @@ def _training(record: Record) -> Fields:
         words = "Contrast, noise, coverage and voxel size are like those of the training data."
     else:
         far = "much " if score > FAR_FROM_TRAINING * limit else ""
-        # What to doubt and to check is said with the reasons, below the verdict.
-        why = (
-            f": {reasons[0].partition('): ')[0]})"
-            if reasons and "): " in reasons[0]
-            else "".join(reasons[:1])
-        )
+        # The advice stands with the reasons, below the verdict.
+        why = "".join(f": {reason.partition(ADVICE)[0]}" for reason in reasons[:1])
         words = f"The scan differs {far}from those that the model learned from{why}."
     return _found(
         passed=passed,

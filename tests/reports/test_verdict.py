@@ -113,3 +113,12 @@ def test_sidecars_that_somebody_has_edited_do_not_stop_the_page(value):
 
 def test_a_scan_that_was_not_enhanced_has_no_checks():
     assert make_checks(failed()) == []
+
+
+@pytest.mark.parametrize("advice", ["", ": doubt the contrast, check the scan"])
+def test_the_reason_names_what_differs_and_not_the_advice(advice):
+    """The sidecars of older versions have no advice."""
+    reasons = [f"CSF is brighter than usual (0.6; expected 0.2 to 0.5){advice}", "more noise than usual"]
+    record = record_of(OutOfDistribution=UNFAMILIAR | {"Score": 2.0, "Reasons": reasons})
+    told = judge(make_checks(record)).reason
+    assert told.endswith("learned from: CSF is brighter than usual (0.6; expected 0.2 to 0.5).")
