@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from iqtflow.image.geometry import bounding_box, slice_axis, slices_last
+from iqtflow.image.geometry import bounding_box, slice_axis, slices_last, thin_box
 from iqtflow.image.nifti_file import open_nifti
 from iqtflow.inference.audit import MISSING, UNSUPPORTED, Audit, audit_estimate
 from iqtflow.inference.forward import average_slices, change_contrast
@@ -115,7 +115,7 @@ class Subject:
         self.voxel = np.linalg.norm(affine[:3, :3], axis=0)
         self.fine = self.voxel / (1, 1, self.k)
         box = bounding_box(self.mask, 2)
-        thin = (*box[:2], slice(box[2].start * self.k, box[2].stop * self.k))
+        thin = thin_box(box, self.k)
         std = enhanced / f"{name}_std.nii.gz"
         self.error = read(std)[0][thin] if std.exists() else None
         self.scan, self.estimate, self.mask = scan[box], estimate[thin], self.mask[box]

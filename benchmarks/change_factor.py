@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
+from gpu_parts import take_trunk
 
 from iqtflow.models.model_file import load_model, save_model
 from iqtflow.models.registry import build_network
@@ -36,14 +36,10 @@ def main() -> None:
     network = build_network("subpixel-unet", **settings)
     old, k = source.members[0].state_dict(), source.k
     nearest = ((np.arange(options.k) + 0.5) / options.k * k).astype(int)
-    weights: dict[str, torch.Tensor] = {}
-    for name, target in network.state_dict().items():
-        value = old[name]
-        if name.startswith(("head.", "error_head.layers.2.")):
-            value = value.reshape(CELL * CELL, k, *value.shape[1:])[:, nearest].reshape(target.shape)
-        elif value.shape[-1:] != target.shape[-1:]:
-            value = value.sum(-1, keepdim=True).expand(target.shape) / target.shape[-1]
-        weights[name] = value.clone()
+    weights = network.state_dict()
+    for name in take_trunk(old, network):
+        each = old[name].reshape(CELL * CELL, k, *old[name].shape[1:])
+        weights[name] = each[:, nearest].reshape(weights[name].shape)
     card = {field: source.card[field] for field in KEPT if field in source.card}
     card |= {"name": f"from-{source.card.name}", "k": options.k}
     save_model(options.output, [weights], {**card, "network": {"name": "subpixel-unet", "kwargs": settings}})

@@ -19,7 +19,7 @@ from iqtflow.evaluation.metrics import mssim, psnr
 from iqtflow.image.geometry import bounding_box, slice_axis, slices_last
 from iqtflow.image.nifti_file import open_nifti
 from iqtflow.inference.audit import audit_estimate
-from iqtflow.inference.forward import make_consistent
+from iqtflow.inference.data_consistency import correct_estimate
 
 
 def main() -> None:
@@ -64,9 +64,7 @@ def compare(path: Path, enhanced: Path, truth: Path) -> dict:
     }
     found = audit_estimate(scan, estimate, mask, **told)
     k = estimate.shape[2] // scan.shape[2]
-    box, thin = found.box, (*found.box[:2], slice(found.box[2].start * k, found.box[2].stop * k))
-    corrected = estimate.copy()
-    corrected[thin] = make_consistent(scan[box], estimate[thin], mask[box], found.model, noise=found.noise)
+    corrected = correct_estimate(scan, estimate, mask, found)
     brain = np.repeat(mask, k, axis=2) & (reference > 0)
     near = bounding_box(brain, 8)
     row = {"scan": path.name, "residual_rms": [found.residual_rms]}

@@ -21,7 +21,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from iqtflow.image.geometry import slices_last
+from iqtflow.image.geometry import slices_last, thin_box
 from iqtflow.image.intensity import intensity_scale
 from iqtflow.image.slice_intensity import equalise_slices, measure_slice_intensity
 from iqtflow.inference.predict import enhance_volume
@@ -84,7 +84,7 @@ def stripes(
     centre = [round(float(np.mean(c))) for c in np.nonzero(brain)]
     half = (MIDDLE // 2, MIDDLE // 2, MIDDLE // 2 // model.k)
     part = tuple(slice(max(c - h, 0), c + h) for c, h in zip(centre, half, strict=True))
-    fine = (*part[:2], slice(part[2].start * model.k, part[2].stop * model.k))
+    fine = thin_box(part, model.k)
     truth, thin = truth[fine], thin[fine]
     found = {}
     for share in SHARES:

@@ -314,6 +314,12 @@ def bounding_box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
     return tuple(box)
 
 
+def thin_box(box: Sequence[slice], k: int) -> tuple[slice, ...]:
+    """Return the same box in thin slices, slices last: k of them for each thick slice."""
+    *plane, slices = box
+    return (*plane, slice(slices.start * k, slices.stop * k))
+
+
 def _sample_axis(coefficients: np.ndarray, axis: int, where: np.ndarray) -> np.ndarray:
     """Evaluate cubic B-spline coefficients along one axis at `where`; beyond the ends, the edge value."""
     n = coefficients.shape[axis]

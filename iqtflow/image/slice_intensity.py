@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from iqtflow.image.geometry import bounding_box
 from iqtflow.image.intensity import PERCENTILE
 
 #: A difference counts as significant below this p value ...
@@ -93,8 +94,7 @@ def measure_slice_intensity(data: np.ndarray, mask: np.ndarray, axis: int) -> Sl
 
     if not mask.any():
         return SliceIntensity()
-    sides = [np.flatnonzero(mask.any(axis=tuple(b for b in range(3) if b != a))) for a in range(3)]
-    box = tuple(slice(int(side[0]), int(side[-1]) + 1) for side in sides)
+    box = bounding_box(mask, 0)
     first = box[axis].start
     scan, brain = np.moveaxis(data[box], axis, 0), np.moveaxis(mask[box], axis, 0)
     white = np.percentile(scan[brain], PERCENTILE)

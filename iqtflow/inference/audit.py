@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage, optimize
 
-from iqtflow.image.geometry import bounding_box
+from iqtflow.image.geometry import bounding_box, thin_box
 from iqtflow.inference.forward import ForwardModel, average_slices, bin_plane, blur, fit_forward_model
 from iqtflow.simulation.noise_estimation import noise_from_differences
 from iqtflow.simulation.slice_profile import FWHM_TO_SIGMA
@@ -135,8 +135,7 @@ def audit_estimate(
         The mask is empty.
     """
     box = bounding_box(mask, MARGIN)
-    k = estimate.shape[2] // scan.shape[2]
-    thin = (*box[:2], slice(box[2].start * k, box[2].stop * k))
+    thin = thin_box(box, estimate.shape[2] // scan.shape[2])
     given, inside = np.asarray(scan[box], np.float32), mask[box]
     fine = np.ascontiguousarray(estimate[thin], np.float32)
     model = fit_forward_model(given, fine, inside, voxel_mm=voxel_mm, thickness_mm=thickness_mm)

@@ -19,6 +19,7 @@ from iqtflow.image.geometry import (
     slices_back,
     slices_last,
     thick_affine,
+    thin_box,
 )
 from iqtflow.image.orientation import ReorientedScan, distance_mm
 from iqtflow.image.validate import check_scan
@@ -117,12 +118,7 @@ def compare_with_scan(
 
     found = audit(estimate)
     if correct:
-        k = estimate.shape[2] // data.shape[2]
-        box, thin = found.box, (*found.box[:2], slice(found.box[2].start * k, found.box[2].stop * k))
-        estimate = estimate.copy()
-        estimate[thin] = make_consistent(
-            data[box], estimate[thin], brain[box], found.model, noise=found.noise
-        )
+        estimate = correct_estimate(data, estimate, brain, found)
         found = audit(estimate)
     share = unchecked_share(geometry.spacing_mm, thickness if stated else None)
     fields = {
@@ -135,6 +131,27 @@ def compare_with_scan(
         "CorrectionApplied": correct,
     }
     return Comparison(estimate, _on_scan_grid(found.residual, affine, laid), fields)
+
+
+def correct_estimate(scan: np.ndarray, estimate: np.ndarray, mask: np.ndarray, found: Audit) -> np.ndarray:
+    """Make an enhanced volume consistent with its scan (`iqtflow.inference.forward.make_consistent`).
+
+    Parameters
+    ----------
+    scan, estimate, mask
+        As for `iqtflow.inference.audit.audit_estimate`.
+    found
+        Its result for them.
+
+    Returns
+    -------
+    ndarray, shape (w, h, k d)
+        A new array.
+    """
+    box, thin = found.box, thin_box(found.box, estimate.shape[2] // scan.shape[2])
+    corrected = estimate.copy()
+    corrected[thin] = make_consistent(scan[box], estimate[thin], mask[box], found.model, noise=found.noise)
+    return corrected
 
 
 def audit_files(

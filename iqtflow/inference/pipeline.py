@@ -350,8 +350,9 @@ def enhance_image(
     factor = np.float32(white.factor)
     error = None if result.std is None else result.std * factor
     if missing:
-        tissue = tissue & ~np.isin(np.arange(data.shape[2]), missing)
-        there = np.repeat(~np.isin(np.arange(data.shape[2]), missing), upsampling.k)
+        acquired = ~np.isin(np.arange(data.shape[2]), missing)
+        tissue = tissue & acquired
+        there = np.repeat(acquired, upsampling.k)
         support = there if support is None else support & there
 
     def finish(volume: np.ndarray) -> nib.Nifti1Image:

@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import torch
 
+from iqtflow.image.geometry import bounding_box, thin_box
 from iqtflow.inference.sliding_window import Plan, choose_plan, count_channels, patch_tile, through_tiles
 from iqtflow.models.model_file import Model
 from iqtflow.utils.system import fast_precision, free_memory_gb, peak_memory_gb
@@ -28,6 +29,8 @@ MEMORY_SHARE = 0.6
 #: Voxels (in plane) and slices added on each side of a volume: convolutions put zeros outside the border,
 #: which must not reach the head.
 MARGIN = (8, 8, 1)
+#: Voxels kept around what is not 0: the cubic spline is not 0 there.
+SPLINE_MARGIN = 2
 #: Largest mean absolute difference of bfloat16 from float32 on a patch, where white matter is 1.
 HALF_TOLERANCE = 0.005
 
@@ -118,11 +121,10 @@ def enhance_volume(
     torch.set_num_threads(num_threads)
     cuda = device == "cuda"
     # An erased background (zeros) needs no network.
-    box = (
-        _box(data if tissue is None else (data != 0) | tissue)
-        if tiling != "paper"
-        else _box(np.ones_like(data))
-    )
+    seen = (data != 0) if tissue is None else (data != 0) | tissue
+    box = tuple(slice(0, n) for n in data.shape)
+    if tiling != "paper" and seen.any():
+        box = bounding_box(seen, SPLINE_MARGIN)
     whole_shape = (*data.shape[:2], data.shape[2] * model.k)
     data, tissue = data[box], None if tissue is None else tissue[box]
     padded, inner = _pad(data / np.float32(scale), model)
@@ -158,7 +160,7 @@ def enhance_volume(
             if result is not None:  # in place: copies of both would be the peak of memory
                 result.mul_(float(np.float32(scale)))
     k = model.k
-    crop = (inner[0], inner[1], slice(inner[2].start * k, inner[2].stop * k))
+    crop = thin_box(inner, k)
     mean, std = (
         v if v is None else _put_back(v.cpu().numpy()[crop], box, whole_shape, k) for v in (mean, std)
     )
@@ -174,24 +176,12 @@ def enhance_volume(
     return Enhanced(mean, std, details, plan.predicted_gb, _warnings(model, plan, limit, precision, checked))
 
 
-def _box(seen: np.ndarray) -> tuple[slice, ...]:
-    """Smallest box that holds all voxels that are not 0, and two more on each side, for the spline; the whole
-    volume if all are 0.
-    """
-    box, margin = [], 2
-    for axis, n in enumerate(seen.shape):
-        found = np.flatnonzero(seen.any(axis=tuple(a for a in range(3) if a != axis)))
-        first, last = (found[0], found[-1] + 1) if found.size else (0, n)
-        box.append(slice(max(int(first) - margin, 0), min(int(last) + margin, n)))
-    return tuple(box)
-
-
 def _put_back(part: np.ndarray, box: tuple[slice, ...], shape: tuple[int, ...], k: int) -> np.ndarray:
     """Put the box of thin slices at its place in a volume of zeros."""
     if part.shape == shape:
         return part
     volume = np.zeros(shape, np.float32)
-    volume[box[0], box[1], k * box[2].start : k * box[2].stop] = part
+    volume[thin_box(box, k)] = part
     return volume
 
 
