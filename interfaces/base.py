@@ -35,7 +35,8 @@ def setting_trait(section: str, name: str, **changes: Any) -> Any:
         **changes,
     }
     if item.words:
-        return traits.Either(traits.Enum(*item.words), traits.Int, **given)
+        number = traits.Float if item.kind is float else traits.Int
+        return traits.Either(traits.Enum(*item.words), number, **given)
     if item.many:
         return traits.Tuple(default, **given)
     if item.kind is str and choices:

@@ -71,6 +71,7 @@ class _EnhanceInputSpec(NetworkInputSpec):
         desc=SETTINGS["enhance"]["keep_white_matter"].help,
     )
     data_consistency = setting_trait("enhance", "data_consistency")
+    voxel_size = setting_trait("enhance", "voxel_size")
     mirror = setting_trait("enhance", "mirror")
     max_memory_gb = traits.Float(
         nohash=True,

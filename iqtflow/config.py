@@ -347,6 +347,14 @@ class EnhanceSettings:
     data_consistency: bool = setting(
         False, "correct the enhanced volume so that it reproduces the slices of the scan within their noise"
     )
+    voxel_size: float | Literal["native"] = setting(
+        "native",
+        "voxel size of the enhanced volume; native: the plane of the scan, and k thin slices of each slice; "
+        "MM: cubic voxels of 0.7 to 1.5 mm",
+        low=0.7,
+        high=1.5,
+        metavar="native|MM",
+    )
     mirror: bool = setting(
         False,
         "average with the enhanced volume of the left-right mirrored scan; takes twice as long",

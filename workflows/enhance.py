@@ -26,6 +26,7 @@ def init_enhance_wf(
     mirror: bool = EnhanceSettings.mirror,
     keep_white_matter: bool = EnhanceSettings.keep_white_matter,
     data_consistency: bool = EnhanceSettings.data_consistency,
+    voxel_size: float | str = EnhanceSettings.voxel_size,
 ) -> Workflow:
     """Build the graph that enhances one scan.
 
@@ -47,7 +48,7 @@ def init_enhance_wf(
         Threads of the network.
     mem_gb
         Memory of the node ``enhance`` in GB; a volume that does not fit is enhanced in tiles.
-    tiling, precision, slice_intensity, mirror, keep_white_matter, data_consistency
+    tiling, precision, slice_intensity, mirror, keep_white_matter, data_consistency, voxel_size
         See `iqtflow.interfaces.enhance.EnhanceVolume`.
 
     Returns
@@ -97,6 +98,7 @@ def init_enhance_wf(
             mirror=mirror,
             keep_white_matter="yes" if keep_white_matter else "no",
             data_consistency=data_consistency,
+            voxel_size=voxel_size,
         ),
         name="enhance",
         mem_gb=mem_gb,

@@ -9,6 +9,8 @@ thin index ``k i + (k - 1) / 2``.
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import ndimage
 
+from iqtflow.config import SETTINGS
 from iqtflow.image.metadata import length_mm
 from iqtflow.utils.errors import InputError
 
@@ -26,9 +29,16 @@ if TYPE_CHECKING:  # training from patch libraries runs without nibabel
 #: Below this ratio of slice spacing to in-plane voxel size, a scan cannot gain along the slice axis.
 NEAR_ISOTROPIC_RATIO = 1.5
 
-#: Up to this ``|log2(ratio / k)|`` the in-plane grid of the scan is kept; beyond it the plane is resampled to
-#: spacing / k. Training data contain half an octave of anisotropy (up to 1 : 1.33 voxels on any axis).
-IN_PLANE_TOLERANCE_OCTAVES = 0.5
+#: Above this ratio a network would invent more than eleven of twelve thin slices. No model is trained for it.
+LARGEST_RATIO = 12.0
+
+#: Up to this ``|log2(ratio / k)|`` the network gets the plane as it is; beyond it the plane is resampled to
+#: spacing / k. Models are trained with this change of the slice spacing. With models for 2, 4 and 8 no ratio
+#: from `NEAR_ISOTROPIC_RATIO` to `LARGEST_RATIO` is beyond it.
+IN_PLANE_TOLERANCE_OCTAVES = 0.6
+
+#: A plane whose pixels are larger than the wanted voxels by this factor is resampled before the network.
+COARSE_PLANE = 1.05
 
 AXIS_NAMES = ("i", "j", "k")  #: BIDS names of the array axes
 
@@ -80,11 +90,27 @@ class SliceGeometry:
 
 @dataclass(frozen=True)
 class Upsampling:
-    """Upsampling factor `k`, and the in-plane voxel size to resample to (None: keep the grid)."""
+    """How a scan is brought to its model.
+
+    Attributes
+    ----------
+    k
+        Upsampling factor.
+    inplane_mm
+        In-plane voxel size that the scan is resampled to before the network; None: the plane is kept.
+    note
+        The choice, in words.
+    ratio
+        Slice spacing over the in-plane voxel size that was wanted for the network.
+    far
+        Whether the plane is resampled because `ratio` is too far from `k`.
+    """
 
     k: int
     inplane_mm: float | None
     note: str
+    ratio: float
+    far: bool = False
 
 
 def slice_axis(affine: np.ndarray) -> int:
@@ -162,7 +188,9 @@ def find_slice_geometry(image: nib.Nifti1Image, sidecar: Mapping[str, Any] | Non
     )
 
 
-def choose_upsampling(geometry: SliceGeometry, available_k: Sequence[int]) -> Upsampling:
+def choose_upsampling(
+    geometry: SliceGeometry, available_k: Sequence[int], voxel_size: float | str = "native"
+) -> Upsampling:
     """Choose the upsampling factor for a scan.
 
     Parameters
@@ -171,20 +199,85 @@ def choose_upsampling(geometry: SliceGeometry, available_k: Sequence[int]) -> Up
         Geometry of the scan.
     available_k
         Factors of the available models.
+    voxel_size
+        Wanted voxel size of the enhanced volume, in mm; "native": the plane of the scan.
 
     Returns
     -------
     Upsampling
-        The factor nearest to the scan's ratio in octaves. It has an in-plane voxel size if ratio and factor
-        differ by more than `IN_PLANE_TOLERANCE_OCTAVES`.
+        The factor nearest to the ratio in octaves. It has an in-plane voxel size if ratio and factor differ
+        by more than `IN_PLANE_TOLERANCE_OCTAVES`, or if the plane must be resampled to the wanted voxel size
+        before the network (`plane_before`).
     """
-    octaves, _, k = min((abs(np.log2(geometry.ratio / k)), -k, k) for k in available_k)
-    note = f"ratio {geometry.ratio:.2f}, nearest model k = {k}"
-    if octaves <= IN_PLANE_TOLERANCE_OCTAVES:
-        return Upsampling(k, None, f"{note}; in-plane grid kept")
-    target = geometry.spacing_mm / k
-    note += f"; in-plane grid resampled to {target:.3g} mm so that the ratio is {k}"
-    return Upsampling(k, target, note)
+    plane = plane_before(geometry, voxel_size)
+    ratio = geometry.ratio if plane is None else geometry.spacing_mm / plane
+    octaves, _, k = min((abs(np.log2(ratio / k)), -k, k) for k in available_k)
+    note = f"ratio {ratio:.2f}, nearest model k = {k}"
+    if octaves > IN_PLANE_TOLERANCE_OCTAVES:
+        target = geometry.spacing_mm / k
+        note += f"; in-plane grid resampled to {target:.3g} mm so that the ratio is {k}"
+        return Upsampling(k, target, note, ratio, far=True)
+    if plane is None:
+        return Upsampling(k, None, f"{note}; in-plane grid kept", ratio)
+    return Upsampling(
+        k, plane, f"{note}; in-plane grid resampled to the wanted voxel size, {plane:.3g} mm", ratio
+    )
+
+
+def plane_before(geometry: SliceGeometry, voxel_size: float | str) -> float | None:
+    """Return the in-plane voxel size that is wanted before the network; None: that of the scan.
+
+    A plane that is coarser than the wanted voxels is resampled to them before the network, which then
+    sharpens it. A finer plane is resampled after the network, unless the ratio on it is above
+    `LARGEST_RATIO`.
+
+    Parameters
+    ----------
+    geometry
+        Geometry of the scan.
+    voxel_size
+        Wanted voxel size of the enhanced volume, in mm; "native": the plane of the scan.
+    """
+    if isinstance(voxel_size, str):
+        return None
+    coarse = max(geometry.inplane_mm) > COARSE_PLANE * voxel_size
+    return voxel_size if coarse or geometry.ratio > LARGEST_RATIO else None
+
+
+def require_ratio(geometry: SliceGeometry, voxel_size: float | str, name: str | os.PathLike) -> None:
+    """Make sure that the slices of a scan are not too far apart for any model.
+
+    Parameters
+    ----------
+    geometry, voxel_size
+        As for `plane_before`.
+    name
+        The scan, for the message.
+
+    Raises
+    ------
+    InputError
+        Slice spacing over in-plane voxel size is above `LARGEST_RATIO`.
+    """
+    plane = plane_before(geometry, voxel_size)
+    ratio = geometry.ratio if plane is None else geometry.spacing_mm / plane
+    if ratio <= LARGEST_RATIO:
+        return
+    first, second = geometry.inplane_mm if plane is None else (plane, plane)
+    item = SETTINGS["enhance"]["voxel_size"]
+    least = math.ceil(10 * geometry.spacing_mm / LARGEST_RATIO) / 10
+    raise InputError(
+        name,
+        found=f"slices {geometry.spacing_mm:.3g} mm apart and a plane of {first:.3g} x {second:.3g} mm: "
+        f"ratio {ratio:.1f}",
+        expected=f"a ratio of at most {LARGEST_RATIO:g}",
+        next_step=(
+            f"Ask for larger voxels with {item.option} {max(least, item.low or 0):g}, or use"
+            if least <= (item.high or 0)
+            else "Use"
+        )
+        + " --force to enhance it anyway, on a coarser plane.",
+    )
 
 
 def slices_last(data: np.ndarray, affine: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -240,7 +333,7 @@ def spline_matrix(n_slices: int, k: int) -> np.ndarray:
         matrix = np.ones((k, 1))
     else:
         coefficients = ndimage.spline_filter1d(np.eye(n_slices), 3, axis=0, mode="mirror")
-        matrix = _sample_axis(coefficients, 0, (np.arange(k * n_slices) - (k - 1) / 2) / k)
+        matrix = sample_spline(coefficients, 0, (np.arange(k * n_slices) - (k - 1) / 2) / k)
     matrix.setflags(write=False)
     return matrix
 
@@ -265,31 +358,6 @@ def cubic_upsample(data: np.ndarray, k: int) -> np.ndarray:
     (2, 2, 20)
     """
     return np.matmul(np.asarray(data, dtype=np.float32), spline_matrix(data.shape[2], k).T.astype(np.float32))
-
-
-def resample_inplane(data: np.ndarray, affine: np.ndarray, target_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """Resample the plane of a slices-last volume to square voxels of edge `target_mm`.
-
-    Cubic B-splines. Before down-sampling, a Gaussian whose FWHM is the new voxel (in quadrature) suppresses
-    aliasing. The centre of the field of view stays in place.
-    """
-    from nibabel.affines import voxel_sizes
-
-    data, affine = np.asarray(data, dtype=np.float32), np.array(affine, dtype=float)
-    for axis in (0, 1):
-        step = target_mm / voxel_sizes(affine)[axis]
-        n_old = data.shape[axis]
-        n_new = max(round(n_old / step), 1)
-        if step > 1:
-            sigma = np.sqrt(step**2 - 1) / np.sqrt(8 * np.log(2))
-            data = ndimage.gaussian_filter1d(data, sigma, axis=axis, mode="nearest")
-        first = (n_old - 1) / 2 - step * (n_new - 1) / 2
-        if n_old > 1:
-            coefficients = ndimage.spline_filter1d(data, 3, axis=axis, mode="mirror", output=np.float32)
-            data = _sample_axis(coefficients, axis, first + step * np.arange(n_new))
-        affine[:3, 3] += affine[:3, axis] * first
-        affine[:3, axis] *= step
-    return data, affine
 
 
 def bounding_box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
@@ -320,8 +388,12 @@ def thin_box(box: Sequence[slice], k: int) -> tuple[slice, ...]:
     return (*plane, slice(slices.start * k, slices.stop * k))
 
 
-def _sample_axis(coefficients: np.ndarray, axis: int, where: np.ndarray) -> np.ndarray:
-    """Evaluate cubic B-spline coefficients along one axis at `where`; beyond the ends, the edge value."""
+def sample_spline(coefficients: np.ndarray, axis: int, where: np.ndarray) -> np.ndarray:
+    """Evaluate cubic B-spline coefficients along one axis at `where` (voxels, fractions allowed); beyond the
+    ends, the edge value.
+
+    The coefficients are those of `scipy.ndimage.spline_filter1d` with the mode "mirror".
+    """
     n = coefficients.shape[axis]
     where = np.clip(where, 0, n - 1)
     base = np.floor(where).astype(int)

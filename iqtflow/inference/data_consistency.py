@@ -15,13 +15,13 @@ from scipy import ndimage
 from iqtflow.image.geometry import (
     SliceGeometry,
     find_slice_geometry,
-    resample_inplane,
     slices_back,
     slices_last,
     thick_affine,
     thin_box,
 )
 from iqtflow.image.orientation import ReorientedScan, distance_mm
+from iqtflow.image.resampling import resample_inplane
 from iqtflow.image.validate import check_scan
 from iqtflow.inference.audit import Audit, audit_estimate, unchecked_share
 from iqtflow.inference.forward import make_consistent

@@ -21,25 +21,26 @@ from nibabel.spatialimages import SpatialImage
 from scipy import ndimage
 
 import iqtflow
-from iqtflow.config import SETTINGS
+from iqtflow.config import SETTINGS, EnhanceSettings
 from iqtflow.image.geometry import (
     AXIS_NAMES,
     SliceGeometry,
     Upsampling,
     cubic_upsample,
     find_slice_geometry,
-    resample_inplane,
-    slices_back,
+    require_ratio,
     slices_last,
     thin_affine,
 )
 from iqtflow.image.intensity import empty_slices, intensity_scale, interpolate_slices
 from iqtflow.image.metadata import drop_invalid_fields
 from iqtflow.image.orientation import ReorientedScan
+from iqtflow.image.resampling import resample_inplane
 from iqtflow.image.slice_intensity import describe_slices, equalise_slices, measure_slice_intensity
 from iqtflow.image.validate import check_scan
 from iqtflow.inference.data_consistency import compare_with_scan
 from iqtflow.inference.ood import compare, find_reference, measure_scan
+from iqtflow.inference.output_grid import OutputGrid
 from iqtflow.inference.predict import enhance_volume
 from iqtflow.inference.uncertainty import as_sidecar
 from iqtflow.inference.white_matter import correct_white_matter
@@ -108,6 +109,7 @@ def enhance(
     num_threads: int | None = None,
     max_memory_gb: float | None = None,
     data_consistency: bool = False,
+    voxel_size: float | str = EnhanceSettings.voxel_size,
     report: Callable[[str], None] | None = None,
 ) -> nib.Nifti1Image | tuple[nib.Nifti1Image, nib.Nifti1Image | None]:
     """Enhance a low-field scan with thick slices to a high-field-like volume with thin slices.
@@ -133,7 +135,8 @@ def enhance(
     skull_stripped
         Whether the scan shows the brain only; None: `sidecar` or the voxels decide.
     force
-        Enhance a near-isotropic scan, too.
+        Enhance a near-isotropic scan, too, and one whose slices are too far apart for its plane
+        (`iqtflow.image.geometry.LARGEST_RATIO`).
     slice_intensity
         "auto": if odd and even slices differ significantly, correct it by one gain for each; "keep": change
         nothing.
@@ -143,13 +146,17 @@ def enhance(
         Memory that the networks may use, in GB; None: a share of the free memory.
     data_consistency
         Correct the enhanced volume so that it reproduces the slices of the scan within their noise.
+    voxel_size
+        "native": the plane of the scan stays, and there are k thin slices for each slice. A number: cubic
+        voxels of this edge in mm, 0.7 to 1.5.
     report
         Function that receives lines of text on the progress.
 
     Returns
     -------
     enhanced : nibabel.Nifti1Image, float32
-        Enhanced volume in the scan's world space, orientation and units; k times as many slices.
+        Enhanced volume in the scan's world space, orientation and units; k times as many slices, or cubic
+        voxels.
     std : nibabel.Nifti1Image or None
         With `return_std` only: standard deviation of the error on the same grid, in the same units. None for
         a model that gives none.
@@ -197,6 +204,7 @@ def enhance(
         "slice_intensity": slice_intensity,
         "max_memory_gb": max_memory_gb,
         "data_consistency": data_consistency,
+        "voxel_size": voxel_size,
         "report": report,
     }
     if isinstance(img, SpatialImage):
@@ -237,6 +245,7 @@ def enhance_image(
     mirror: bool = False,
     keep_white_matter: bool = True,
     data_consistency: bool = False,
+    voxel_size: float | str = EnhanceSettings.voxel_size,
     report: Callable[[str], None] | None = None,
 ) -> EnhancedScan:
     """Enhance a thick-slice scan.
@@ -262,10 +271,16 @@ def enhance_image(
     data_consistency
         Correct the enhanced volume so that it reproduces the slices of the scan within their noise
         (`iqtflow.inference.forward.make_consistent`).
+    voxel_size
+        "native": the plane of the scan is kept. A number: cubic voxels of this edge in mm. If the plane is
+        coarser, it is resampled to them before the network; every other axis is resampled after the network,
+        by cubic B-splines. So no axis is interpolated twice, unless the ratio is too far from the model's
+        factor (`iqtflow.image.geometry.Upsampling.far`). The centre of the field of view stays in place.
     skull_stripped
         Whether the scan shows the brain only; None: the sidecar decides, else the voxels.
     force
-        Enhance a near-isotropic scan, too.
+        Enhance a near-isotropic scan, too, and one whose slices are too far apart for its plane
+        (`iqtflow.image.geometry.LARGEST_RATIO`).
     report
         Function that receives two lines before the networks run: device, model and slices; tiling and memory.
 
@@ -278,9 +293,11 @@ def enhance_image(
     NothingToGain
         The scan is near-isotropic and `force` is False.
     InputError
-        There is no model for the scan, or its intensities cannot be used.
+        There is no model for the scan, its slices are too far apart and `force` is False, its intensities
+        cannot be used, or `voxel_size` is not allowed.
     """
     began = time.monotonic()
+    voxel_size = _read_voxel_size(voxel_size)
     sidecar, notes = drop_invalid_fields(sidecar or {}, "sidecar")
     geometry = find_slice_geometry(image, sidecar)
     if geometry.near_isotropic and not force:
@@ -291,7 +308,9 @@ def enhance_image(
             next_step="There is nothing to gain along the slice axis, and nothing is written. Use --force "
             "(force=True) to enhance it anyway.",
         )
-    path, upsampling = choose_model(geometry, model, contrast)
+    if not force:
+        require_ratio(geometry, voxel_size, image.get_filename() or "scan")
+    path, upsampling = choose_model(geometry, model, contrast, voxel_size)
     networks = load_model(path)
     card = networks.card
     if report is not None:
@@ -313,17 +332,17 @@ def enhance_image(
     if corrected:
         laid.data = equalise_slices(laid.data, laid.axis, stripes)
     scale = intensity_scale(laid.data[brain.mask])
-    support = _support(laid.data, brain)
+    support = _support(laid.data, brain, laid.axis)
     # An empty slice is interpolated for the network, and set to 0 in the result.
     missing = empty_slices(laid.data, laid.axis)
     laid.data = interpolate_slices(laid.data, laid.axis, missing)
 
-    data, affine = slices_last(laid.data, laid.affine, laid.axis)
+    slices, own = slices_last(laid.data, laid.affine, laid.axis)
+    data, affine = slices, own
+    tissue, _ = slices_last(brain.mask, laid.affine, laid.axis)
     if upsampling.inplane_mm is not None:
-        data, affine = resample_inplane(data, affine, upsampling.inplane_mm)
-    tissue, grid = slices_last(brain.mask, laid.affine, laid.axis)
-    if upsampling.inplane_mm is not None:
-        tissue = resample_inplane(tissue, grid, upsampling.inplane_mm)[0] > 0.5
+        data, affine = resample_inplane(slices, own, upsampling.inplane_mm)
+        tissue = resample_inplane(tissue, own, upsampling.inplane_mm)[0] > 0.5
     left_right = 2 if laid.axis == 0 else 0  # in RAS orientation, after slices are put last
     result = enhance_volume(
         data,
@@ -342,23 +361,13 @@ def enhance_image(
     reference = find_reference(card)
     usual = reference.get("white_matter_ratio") if reference is not None and keep_white_matter else None
     white = correct_white_matter(data, result.mean, tissue, usual)
-    if support is not None:
-        support, grid = slices_last(support, laid.affine, laid.axis)
-        if upsampling.inplane_mm is not None:
-            support = resample_inplane(support, grid, upsampling.inplane_mm)[0] > 0.1
-        support = np.repeat(support, upsampling.k, axis=2)
     factor = np.float32(white.factor)
     error = None if result.std is None else result.std * factor
+    thin = thin_affine(affine, upsampling.k)
+    output = OutputGrid(laid, own, thin, result.mean.shape, voxel_size)
     if missing:
-        acquired = ~np.isin(np.arange(data.shape[2]), missing)
-        tissue = tissue & acquired
-        there = np.repeat(acquired, upsampling.k)
-        support = there if support is None else support & there
-
-    def finish(volume: np.ndarray) -> nib.Nifti1Image:
-        erased = volume if support is None else np.where(support, volume, np.float32(0))
-        return laid.put_back(*slices_back(erased, thin_affine(affine, upsampling.k), laid.axis))
-
+        tissue = tissue & ~np.isin(np.arange(data.shape[2]), missing)
+    output.erase_outside(support, missing)
     compared = compare_with_scan(
         data,
         result.mean * factor,
@@ -370,9 +379,14 @@ def enhance_image(
         predicted_error=error,
         correct=data_consistency,
     )
-    mean = finish(compared.estimate)
-    std = None if error is None else finish(error)
-    spline = finish(np.clip(cubic_upsample(data, upsampling.k), 0, None))
+    mean = output.image(compared.estimate)
+    std = None if error is None else output.image(error)
+    # Straight from the slices: neither is this one interpolated twice.
+    spline = (
+        output.image(np.clip(cubic_upsample(data, upsampling.k), 0, None))
+        if output.native
+        else output.image(slices, own)
+    )
     notes += [str(w.message) for w in caught if issubclass(w.category, RuntimeWarning)]
     familiarity = None
     if reference is not None:
@@ -392,6 +406,7 @@ def enhance_image(
         "Units": "arbitrary",
         "IntensityDescription": INTENSITIES,
         "VoxelSizeMm": [round(float(v), 4) for v in voxel_sizes(mean.affine)],
+        "OutputGrid": output.as_sidecar(upsampling),
         "Geometry": {
             "SpacingMm": round(geometry.spacing_mm, 4),
             "ThicknessMm": round(geometry.thickness_mm, 4),
@@ -400,7 +415,11 @@ def enhance_image(
             "Ratio": round(geometry.ratio, 3),
             "Source": geometry.source,
         },
-        "Upsampling": {"Note": upsampling.note, "ResampledToMm": upsampling.inplane_mm},
+        "Upsampling": {
+            "Note": upsampling.note,
+            "Ratio": round(upsampling.ratio, 3),
+            "ResampledToMm": upsampling.inplane_mm,
+        },
         "Model": {
             "Name": card.name,
             "SHA256": networks.sha256,
@@ -434,15 +453,16 @@ def enhance_image(
     return EnhancedScan(mean, std, spline, mask, compared.residual, details)
 
 
-def _support(scan: np.ndarray, brain: BrainMask) -> np.ndarray | None:
-    """Region that a skull-stripped scan shows, and three voxels around it; None for other scans.
+def _support(scan: np.ndarray, brain: BrainMask, axis: int) -> np.ndarray | None:
+    """Region that a skull-stripped scan shows, and three voxels around it, slices last; None for other scans.
 
     The enhanced volume is set to 0 outside of it, so that it stays skull-stripped. The margin leaves room for
     the brain's edge within a thick slice, and for the ringing of the spline.
     """
     if brain.method != "nonzero":
         return None
-    return ndimage.binary_dilation(brain.mask | (scan != 0), np.ones((3, 3, 3)), iterations=3)
+    shown = ndimage.binary_dilation(brain.mask | (scan != 0), np.ones((3, 3, 3)), iterations=3)
+    return slices_last(shown, np.eye(4), axis)[0]
 
 
 def _warnings(
@@ -450,10 +470,10 @@ def _warnings(
 ) -> list[str]:
     """Return sentences about the scan that a user of the enhanced volume must know."""
     found, n_slices, wanted = [], data.shape[2], PAPER_PATCH // upsampling.k
-    if upsampling.inplane_mm is not None:
+    if upsampling.far and upsampling.inplane_mm is not None:
         found.append(
-            f"Slice spacing is {geometry.ratio:.1f} times the in-plane voxel size and the model was trained "
-            f"for {upsampling.k}: the plane was resampled from {_by(geometry.inplane_mm)} to "
+            f"Slice spacing is {upsampling.ratio:.1f} times the in-plane voxel size and the model was "
+            f"trained for {upsampling.k}: the plane was resampled from {_by(geometry.inplane_mm)} to "
             f"{_by((upsampling.inplane_mm,) * 2)} mm."
         )
     if n_slices < wanted:
@@ -464,6 +484,16 @@ def _warnings(
             f"{share:.0%} of the brain's voxels are below 0; models are trained on magnitude images (>= 0)."
         )
     return found
+
+
+def _read_voxel_size(value: float | str) -> float | str:
+    item = SETTINGS["enhance"]["voxel_size"]
+    try:
+        return item.convert(value)
+    except ValueError:
+        raise InputError(
+            "voxel_size", found=f"{value!r}", expected=item.expected_one, next_step="Correct this argument."
+        ) from None
 
 
 def _by(sizes: tuple[float, float]) -> str:

@@ -14,7 +14,10 @@ from iqtflow.utils.errors import InputError
 
 
 def choose_model(
-    geometry: SliceGeometry, model: str | os.PathLike | None = None, contrast: str = "T1w"
+    geometry: SliceGeometry,
+    model: str | os.PathLike | None = None,
+    contrast: str = "T1w",
+    voxel_size: float | str = "native",
 ) -> tuple[Path, Upsampling]:
     """Choose the model for a scan, and how the scan is brought to the model's upsampling factor.
 
@@ -24,6 +27,8 @@ def choose_model(
         Slices of the scan (`iqtflow.image.geometry.find_slice_geometry`).
     model, contrast
         As for `candidates`.
+    voxel_size
+        As for `iqtflow.image.geometry.choose_upsampling`.
 
     Returns
     -------
@@ -39,7 +44,7 @@ def choose_model(
         As `candidates`.
     """
     files = candidates(model, contrast)
-    upsampling = choose_upsampling(geometry, sorted(files))
+    upsampling = choose_upsampling(geometry, sorted(files), voxel_size)
     return files[upsampling.k], upsampling
 
 

@@ -281,7 +281,9 @@ def _corrected(record: Record) -> Fields:
 
 def _model(record: Record) -> Fields:
     details = record.details
-    ratio, k = float(details["Geometry"]["Ratio"]), int(details["UpsamplingFactor"])
+    wanted = (details.get("Upsampling") or {}).get("Ratio")  # sidecars of older versions lack it
+    ratio = float(details["Geometry"]["Ratio"] if wanted is None else wanted)
+    k = int(details["UpsamplingFactor"])
     own, contrast = _contrast_of(record), (details.get("Model") or {}).get("Contrast")
     low, high = RATIO_OVER_K
     threshold = f"{low * k:.1f} to {high * k:.1f} pixels"

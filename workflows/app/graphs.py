@@ -106,6 +106,7 @@ def _enhance(scan: Scan, settings: Settings) -> Workflow:
         mirror=choice.mirror,
         keep_white_matter=choice.keep_white_matter,
         data_consistency=choice.data_consistency,
+        voxel_size=choice.voxel_size,
     )
     descriptions = {
         "enhanced": "Enhanced by image quality transfer; detail between the scan's slices is inferred, not "
@@ -281,7 +282,7 @@ def choose_model_file(scan: Scan, settings: Settings) -> str | None:
         geometry = find_slice_geometry(peek(scan.path), scan.sidecar)
     except Exception:  # the conform node reports it, and fails this scan alone
         return None
-    return os.fspath(choose_model(geometry, contrast=choice.contrast)[0])
+    return os.fspath(choose_model(geometry, None, choice.contrast, choice.voxel_size)[0])
 
 
 def _describe_std(model: str | None, settings: Settings) -> str | None:

@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--skull-stripped", choices=tuple(SKULL_STRIPPED), default="auto", help="is the skull removed?")
     add_command_options(parser, "run", ["force"])
     add_command_options(parser, "run", ["device"], choices=("cpu", "cuda"), help="where networks run")
-    names = ["precision", "tiling", "slice_intensity", "mirror", "data_consistency"]
+    names = ["precision", "tiling", "slice_intensity", "mirror", "data_consistency", "voxel_size"]
     add_command_options(parser, "enhance", names)
     white_matter = SETTINGS["enhance"]["keep_white_matter"]
     add(
@@ -118,6 +118,7 @@ def _enhance(options: argparse.Namespace) -> None:
         mirror=options.mirror,
         keep_white_matter=options.keep_white_matter == "yes",
         data_consistency=options.data_consistency,
+        voxel_size=options.voxel_size,
         report=lambda line: print(f"{PROG} {__version__}: {line}", flush=True),
     )
     # The enhanced volume last: if it exists, all files do.
