@@ -428,6 +428,14 @@ class TrainSettings:
         fresh=True,
         **_SHARE,
     )
+    coarse_plane: tuple[float, float] = setting(
+        (1.0, 1.0),
+        "range of the in-plane voxel size of simulated scans, in high-field voxels, for a third of the patches; "
+        "such scans are brought to the high-field plane by splines",
+        low=1,
+        high=3,
+        **_RANGE,
+    )
     stripes: float = setting(
         0.0,
         "largest relative change of the intensity of every other slice, for a quarter of the patches",

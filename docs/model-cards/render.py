@@ -96,7 +96,7 @@ def _wider(degradation: dict[str, Any]) -> str:
     """Degradation beyond the paper's."""
     return "".join(
         f", {name.replace('_', ' ')} {degradation[name]}"
-        for name in ("zoom", "spacing_jitter", "contrast_jitter", "stripes")
+        for name in ("zoom", "spacing_jitter", "contrast_jitter", "coarse_plane", "stripes")
         if degradation.get(name)
     )
 

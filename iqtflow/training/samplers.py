@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from iqtflow.config import TrainSettings, check_fresh
+from iqtflow.image.geometry import _sample_axis as sample_axis
 from iqtflow.image.intensity import intensity_scale
 from iqtflow.simulation.forward_model import add_noise, contrast_ratios, decimate, recontrast
-from iqtflow.simulation.slice_profile import decimation_matrix
+from iqtflow.simulation.slice_profile import FWHM_TO_SIGMA, decimation_matrix
 from iqtflow.simulation.snr_prior import PUBLISHED, SNRPrior
 from iqtflow.training.library import PATCH, PatchLibrary, StoredDraw
 from iqtflow.utils.errors import InputError
@@ -52,11 +54,16 @@ class Degradation:
     spacing_jitter: float = TrainSettings.spacing_jitter
     contrast_jitter: float = TrainSettings.contrast_jitter
     stripes: float = TrainSettings.stripes
+    coarse_plane: tuple[float, float] = TrainSettings.coarse_plane
 
     @property
     def widens(self) -> bool:
-        """Whether zoom, spacing jitter, contrast jitter or stripes are on."""
-        return self.zoom != (1.0, 1.0) or any((self.spacing_jitter, self.contrast_jitter, self.stripes))
+        """Whether zoom, spacing jitter, contrast jitter, stripes or coarse planes are on."""
+        return (
+            self.zoom != (1.0, 1.0)
+            or self.coarse_plane != (1.0, 1.0)
+            or any((self.spacing_jitter, self.contrast_jitter, self.stripes))
+        )
 
     def __post_init__(self) -> None:
         check_fresh(self)
@@ -104,7 +111,8 @@ class DrawSampler:
         dict
             ``intensity`` (b, 1, P, P, P + 2 margin), float16; ``tissue`` (b, 2, P, P, P + 2 margin), WM and
             GM, uint8; ``brain`` (b, 1, P, P, P), uint8, 255 inside; one row of parameters for each patch
-            (``matrix``, ``ratios``, ``scale``, ``bias``); and the seed of the noise of the whole batch.
+            (``matrix``, ``ratios``, ``scale``, ``bias``; with coarse planes ``shrink`` and ``enlarge`` of
+            `plane_matrices`); and the seed of the noise of the whole batch.
         """
         part = range(rank, self.batch_size, world)
         items = [self._item(np.random.default_rng([self.seed, number, i])) for i in part]
@@ -137,11 +145,17 @@ class DrawSampler:
         matrix = np.array(matrix[first : first + self.patch // self.k])
         if extra is not None and d.stripes and extra.random() < 0.25:
             matrix[extra.integers(2) :: 2] *= np.float32(1 + d.stripes * extra.uniform(-1, 1))
+        plane = {}
+        if d.coarse_plane != (1.0, 1.0):
+            coarse = extra is not None and extra.random() < 1 / 3
+            edge = extra.uniform(*d.coarse_plane) if coarse else 1.0  # type: ignore[union-attr]
+            plane = dict(zip(("shrink", "enlarge"), plane_matrices(self.patch, round(edge, 1)), strict=True))
         reference = library.references[axis]
         brain = reference[:, 0] * (1 + (ratios.wm - 1) * reference[:, 1] + (ratios.gm - 1) * reference[:, 2])
         scale = intensity_scale(brain + ratios.sigma * rng.standard_normal(len(brain), dtype=np.float32))
         return {
             **voxels,
+            **plane,
             "matrix": matrix,
             "ratios": np.array([ratios.wm, ratios.gm, ratios.sigma], np.float32),
             "scale": np.array(scale, np.float32),
@@ -325,6 +339,46 @@ def resampling_matrix(n_in: int, n_out: int, zoom: float) -> np.ndarray:
     return weights
 
 
+@lru_cache(maxsize=64)
+def plane_matrices(n: int, edge: float) -> tuple[np.ndarray, np.ndarray]:
+    """Matrices from `n` voxels along an axis of the plane to coarse voxels, and back by cubic B-splines.
+
+    A coarse voxel averages over its edge (Gaussian, FWHM in quadrature), as in
+    `iqtflow.image.geometry.resample_inplane`, which brings a real scan with coarse planes to the same grid.
+
+    Parameters
+    ----------
+    n
+        Voxels of the patch.
+    edge
+        Edge of a coarse voxel, in voxels of the patch; at least 1.
+
+    Returns
+    -------
+    shrink, enlarge : ndarray, shape (n, n), float32
+        Rows of `shrink` after the last coarse voxel are 0, and so are the columns of `enlarge`. Read-only,
+        since they are shared.
+    """
+    shrink, enlarge = np.zeros((n, n), np.float32), np.zeros((n, n), np.float32)
+    if edge == 1:
+        np.fill_diagonal(shrink, 1)
+        np.fill_diagonal(enlarge, 1)
+    else:
+        coarse = round(n / edge)
+        blurred = ndimage.gaussian_filter1d(np.eye(n), np.sqrt(edge**2 - 1) * FWHM_TO_SIGMA, 0, mode="nearest")
+        shrink[:coarse] = _sampled(blurred, edge, coarse)
+        enlarge[:, :coarse] = _sampled(np.eye(coarse), 1 / edge, n)
+    for matrix in (shrink, enlarge):
+        matrix.setflags(write=False)
+    return shrink, enlarge
+
+
+def _sampled(lines: np.ndarray, step: float, count: int) -> np.ndarray:
+    """Sample columns by cubic B-splines at `count` places `step` apart, about their centre."""
+    where = (len(lines) - 1) / 2 + step * (np.arange(count) - (count - 1) / 2)
+    return sample_axis(ndimage.spline_filter1d(lines, 3, axis=0, mode="mirror"), 0, where)
+
+
 def _resample(part: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
     """Apply one matrix along each axis; keep the data type and its range."""
     out = part.astype(np.float32)
@@ -466,13 +520,22 @@ def simulate_batch(
         thick = decimate(slab, matrix)
         wm, gm, sigma = (batch["ratios"][:, i].reshape(-1, 1, 1, 1) for i in range(3))
         clean = recontrast(thick[:, 0], thick[:, 1], thick[:, 2], wm, gm)
+        if "shrink" in batch:
+            clean = _in_plane(clean, batch["shrink"])
         generator = torch.Generator(device=intensity.device).manual_seed(batch["noise_seed"])
         rank, world = batch["rank"], batch["world"]
         if world > 1:  # the noise of the whole batch, of which each process takes its part
             clean, sigma = (_spread(values, rank, world) for values in (clean, sigma))
         noisy = add_noise(clean, sigma, generator, distribution=distribution)[rank::world]
+        if "enlarge" in batch:
+            noisy = _in_plane(noisy, batch["enlarge"])
         high = intensity[..., margin : margin + patch]
         return noisy[:, None] / scale, high / scale
+
+
+def _in_plane(thick: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    """Apply a matrix (b, P, P) along both axes of the plane of (b, P, P, d)."""
+    return torch.einsum("bij,bjkd,blk->bild", matrices, thick, matrices)
 
 
 def _spread(values: torch.Tensor, rank: int, world: int) -> torch.Tensor:
