@@ -141,9 +141,7 @@ class Person:
 def shrink_plane(volume: np.ndarray, step: float) -> np.ndarray:
     """Average and down-sample the plane to voxels `step` times as wide; the centre stays."""
     for axis in (0, 1):
-        volume = ndimage.gaussian_filter1d(
-            volume, np.sqrt(step**2 - 1) * FWHM_TO_SIGMA, axis, mode="nearest"
-        )
+        volume = ndimage.gaussian_filter1d(volume, np.sqrt(step**2 - 1) * FWHM_TO_SIGMA, axis, mode="nearest")
         volume = along(volume, axis, step, int(volume.shape[axis] / step))
     return volume
 

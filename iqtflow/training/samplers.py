@@ -365,7 +365,9 @@ def plane_matrices(n: int, edge: float) -> tuple[np.ndarray, np.ndarray]:
         np.fill_diagonal(enlarge, 1)
     else:
         coarse = round(n / edge)
-        blurred = ndimage.gaussian_filter1d(np.eye(n), np.sqrt(edge**2 - 1) * FWHM_TO_SIGMA, 0, mode="nearest")
+        blurred = ndimage.gaussian_filter1d(
+            np.eye(n), np.sqrt(edge**2 - 1) * FWHM_TO_SIGMA, 0, mode="nearest"
+        )
         shrink[:coarse] = _sampled(blurred, edge, coarse)
         enlarge[:, :coarse] = _sampled(np.eye(coarse), 1 / edge, n)
     for matrix in (shrink, enlarge):

@@ -19,10 +19,23 @@ from iqtflow.models.subpixel import from_cells, to_cells
 from iqtflow.simulation.forward_model import contrast_ratios
 from iqtflow.simulation.snr_prior import PUBLISHED
 from iqtflow.training.library import read_library
-from iqtflow.training.samplers import Degradation, DrawSampler, place_patch, resampling_matrix, simulate_batch
+from iqtflow.training.samplers import (
+    Degradation,
+    DrawSampler,
+    place_patch,
+    plane_matrices,
+    resampling_matrix,
+    simulate_batch,
+)
 from iqtflow.utils.errors import InputError
 
-WIDE = {"zoom": (0.9, 1.5), "spacing_jitter": 0.15, "contrast_jitter": 0.1, "stripes": 0.05}
+WIDE = {
+    "zoom": (0.9, 1.5),
+    "spacing_jitter": 0.15,
+    "contrast_jitter": 0.1,
+    "stripes": 0.05,
+    "coarse_plane": (1.0, 2.0),
+}
 RECIPE = shlex.split(
     "--network subpixel-unet --network-option widths=[16,16] --network-option blocks=[1,1] --filters 16 "
     "--optimiser muon --warmup 2 --clip 1 --averaging 0.9 --background-weight 0.1 --zoom 0.9 1.5"
@@ -74,10 +87,17 @@ def test_settings_that_do_not_go_together_are_refused():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"zoom": (0.0, 1.0)}, {"zoom": (2.0, 1.0)}, {"spacing_jitter": -0.1}, {"stripes": float("nan")}]
+    "wrong",
+    [
+        {"zoom": (0.0, 1.0)},
+        {"zoom": (2.0, 1.0)},
+        {"spacing_jitter": -0.1},
+        {"stripes": float("nan")},
+        {"coarse_plane": (0.9, 1.0)},
+    ],
 )
 def test_a_degradation_that_cannot_be_simulated_is_refused(wrong):
-    with pytest.raises(InputError, match="from 0"):
+    with pytest.raises(InputError, match="from [01]"):
         Degradation(**wrong)
 
 
@@ -87,6 +107,40 @@ def test_resampling_keeps_the_centre_and_the_mean():
         np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-5)
         at = matrix @ np.arange(70)
         np.testing.assert_allclose(at, 34.5 + (np.arange(48) - 23.5) * zoom, atol=0.03)
+
+
+@pytest.mark.parametrize("edge", [1.3, 1.6, 2.0])
+def test_a_coarse_plane_loses_fine_detail_and_keeps_the_place_of_the_rest(edge):
+    shrink, enlarge = plane_matrices(48, edge)
+    there_and_back = enlarge @ shrink
+    at = np.arange(48)
+
+    def left(period: float) -> float:
+        wave = np.exp(2j * np.pi * at / period)
+        return (np.vdot(wave[8:-8], (there_and_back @ wave)[8:-8]) / 32).real
+
+    assert left(16) > 0.85
+    assert abs(left(2.2)) < 0.35
+    np.testing.assert_allclose((there_and_back @ at)[6:-6], at[6:-6], atol=0.02)
+    np.testing.assert_allclose(there_and_back.sum(axis=1), 1, atol=1e-5)
+
+
+def test_coarse_planes_are_smooth_scans_of_the_same_place(libraries):
+    """A third of the patches have them; noise is that of coarse voxels, so neighbours are alike."""
+    sources = [read_library(p) for p in libraries]
+
+    def steps(**settings):
+        sampler = DrawSampler(
+            sources, k=4, batch_size=24, degradation=Degradation(snr_scale=(0.3, 0.3), **settings), seed=1
+        )
+        low, high = simulate_batch(sampler.batch(0))
+        assert own_place(low, high)[0] == list(range(24))
+        return low.diff(dim=2).square().mean(dim=(1, 2, 3, 4))
+
+    ratio = steps(coarse_plane=(2.0, 2.0), stripes=1e-9) / steps(stripes=1e-9)
+    coarse = ratio < 0.7
+    assert 3 <= int(coarse.sum()) <= 14
+    torch.testing.assert_close(ratio[~coarse], torch.ones_like(ratio[~coarse]), atol=0.15, rtol=0)
 
 
 def test_a_wider_degradation_shows_the_same_place_on_both_sides(libraries):

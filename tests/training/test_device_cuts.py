@@ -12,9 +12,10 @@ from iqtflow.training.plan import TrainingPlan
 from iqtflow.training.samplers import Degradation, DrawSampler
 
 WIDE = {"zoom": (0.8, 1.3), "spacing_jitter": 0.1, "contrast_jitter": 0.1, "stripes": 0.1}
+COARSE = {"coarse_plane": (1.0, 2.0)}
 
 
-@pytest.mark.parametrize("settings", [{}, {**WIDE, "mirror": True, "bias_amplitude": 0.1}])
+@pytest.mark.parametrize("settings", [{}, {**WIDE, **COARSE, "mirror": True, "bias_amplitude": 0.1}])
 def test_the_device_cuts_the_patches_that_the_processor_cuts(libraries, settings):
     """Along both slice axes, at borders, mirrored, resampled; and all else that is drawn is the same."""
     sources = [read_library(path) for path in libraries]
