@@ -29,8 +29,7 @@ import torch
 from scipy import ndimage
 
 from iqtflow.evaluation.metrics import mssim, psnr
-from iqtflow.image.geometry import _sample_axis as sample_axis
-from iqtflow.image.geometry import bounding_box
+from iqtflow.image.geometry import bounding_box, sample_spline
 from iqtflow.image.intensity import intensity_scale
 from iqtflow.inference.predict import enhance_volume
 from iqtflow.models.model_file import Model, list_shipped, load_model
@@ -155,7 +154,7 @@ def along(volume: np.ndarray, axis: int, step: float, count: int) -> np.ndarray:
 def at(volume: np.ndarray, axis: int, where: np.ndarray) -> np.ndarray:
     """Sample an axis by cubic B-splines."""
     filtered = ndimage.spline_filter1d(volume, 3, axis=axis, mode="mirror", output=np.float32)
-    return sample_axis(filtered, axis, where).astype(np.float32)
+    return sample_spline(filtered, axis, where).astype(np.float32)
 
 
 def enhance(scan: np.ndarray, models: dict[int, Model], ratio: float) -> tuple[np.ndarray, int]:
@@ -234,8 +233,8 @@ def print_portable(rows: list[dict[str, Any]]) -> None:
             values = [[row[f"{name}_{score}"] for row in rows] for score in ("psnr", "mssim")]
             gain = np.subtract(values[0], [row["spline_psnr"] for row in rows])
             print(
-                f"{name:12}  {np.mean(values[0]):.2f} dB  {np.mean(values[1]):.3f}  gain {gain.mean():+.2f} dB "
-                f"({gain.min():+.2f} to {gain.max():+.2f}), {len(rows)} people"
+                f"{name:12}  {np.mean(values[0]):.2f} dB  {np.mean(values[1]):.3f}  gain {gain.mean():+.2f} "
+                f"dB ({gain.min():+.2f} to {gain.max():+.2f}), {len(rows)} people"
             )
 
 

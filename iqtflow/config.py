@@ -430,8 +430,8 @@ class TrainSettings:
     )
     coarse_plane: tuple[float, float] = setting(
         (1.0, 1.0),
-        "range of the in-plane voxel size of simulated scans, in high-field voxels, for a third of the patches; "
-        "such scans are brought to the high-field plane by splines",
+        "range of the in-plane voxel size of simulated scans, in high-field voxels, for a third of the "
+        "patches; such scans are brought to the high-field plane by splines",
         low=1,
         high=3,
         **_RANGE,

@@ -21,7 +21,7 @@ import torch
 from scipy import ndimage
 
 from iqtflow.config import TrainSettings, check_fresh
-from iqtflow.image.geometry import _sample_axis as sample_axis
+from iqtflow.image.geometry import sample_spline
 from iqtflow.image.intensity import intensity_scale
 from iqtflow.simulation.forward_model import add_noise, contrast_ratios, decimate, recontrast
 from iqtflow.simulation.slice_profile import FWHM_TO_SIGMA, decimation_matrix
@@ -148,7 +148,7 @@ class DrawSampler:
         plane = {}
         if d.coarse_plane != (1.0, 1.0):
             coarse = extra is not None and extra.random() < 1 / 3
-            edge = extra.uniform(*d.coarse_plane) if coarse else 1.0  # type: ignore[union-attr]
+            edge = extra.uniform(*d.coarse_plane) if coarse else 1.0
             plane = dict(zip(("shrink", "enlarge"), plane_matrices(self.patch, round(edge, 1)), strict=True))
         reference = library.references[axis]
         brain = reference[:, 0] * (1 + (ratios.wm - 1) * reference[:, 1] + (ratios.gm - 1) * reference[:, 2])
@@ -344,7 +344,7 @@ def plane_matrices(n: int, edge: float) -> tuple[np.ndarray, np.ndarray]:
     """Matrices from `n` voxels along an axis of the plane to coarse voxels, and back by cubic B-splines.
 
     A coarse voxel averages over its edge (Gaussian, FWHM in quadrature), as in
-    `iqtflow.image.geometry.resample_inplane`, which brings a real scan with coarse planes to the same grid.
+    `iqtflow.image.resampling.resample_inplane`, which brings a real scan with coarse planes to the same grid.
 
     Parameters
     ----------
@@ -378,7 +378,7 @@ def plane_matrices(n: int, edge: float) -> tuple[np.ndarray, np.ndarray]:
 def _sampled(lines: np.ndarray, step: float, count: int) -> np.ndarray:
     """Sample columns by cubic B-splines at `count` places `step` apart, about their centre."""
     where = (len(lines) - 1) / 2 + step * (np.arange(count) - (count - 1) / 2)
-    return sample_axis(ndimage.spline_filter1d(lines, 3, axis=0, mode="mirror"), 0, where)
+    return sample_spline(ndimage.spline_filter1d(lines, 3, axis=0, mode="mirror"), 0, where)
 
 
 def _resample(part: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:

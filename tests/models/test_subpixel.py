@@ -97,7 +97,7 @@ def test_settings_that_do_not_go_together_are_refused():
     ],
 )
 def test_a_degradation_that_cannot_be_simulated_is_refused(wrong):
-    with pytest.raises(InputError, match="from [01]"):
+    with pytest.raises(InputError, match=r"from [01]"):
         Degradation(**wrong)
 
 
