@@ -17,11 +17,11 @@ from iqtflow.image.geometry import (
     find_slice_geometry,
     slices_back,
     slices_last,
-    thick_affine,
+    thin_affine,
     thin_box,
 )
 from iqtflow.image.orientation import ReorientedScan, distance_mm
-from iqtflow.image.resampling import resample_inplane
+from iqtflow.image.resampling import resample_inplane, same_axes, to_grid
 from iqtflow.image.validate import check_scan
 from iqtflow.inference.audit import Audit, audit_estimate, unchecked_share
 from iqtflow.inference.forward import make_consistent
@@ -32,6 +32,7 @@ from iqtflow.utils.errors import InputError
 USUAL_FRACTION = 0.75
 #: The scan and the enhanced volume may be apart by this share of a voxel.
 SAME_GRID_VOXELS = 0.1
+SAME_EDGE = 1e-3  #: relative difference up to which two voxel edges are the same
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,9 @@ def audit_files(
     scan
         Thick-slice scan.
     enhanced
-        Its enhanced volume in the same place, with k times as many slices. The plane may have other voxels.
+        Its enhanced volume in the same place: thin slices or cubic voxels along the axes of the scan. If each
+        slice of the scan does not hold a whole number of its slices, it is resampled once, by cubic
+        B-splines.
     mask
         Brain mask on the scan's grid; None: the brain is searched.
     std
@@ -205,21 +208,6 @@ def audit_files(
         return slices_last(turned.data, turned.affine, turned.axis)
 
     estimate, thin = read(enhanced)
-    k = max(round(estimate.shape[2] / data.shape[2]), 1)
-    expected = thick_affine(thin, k)
-    if estimate.shape[:2] != data.shape[:2]:
-        pixel_mm = float(voxel_sizes(thin)[0])
-        data, affine = resample_inplane(data, affine, pixel_mm)
-        inside = resample_inplane(inside, grid, pixel_mm)[0] > 0.5
-    limit = SAME_GRID_VOXELS * float(voxel_sizes(affine).min())
-    same_shape = estimate.shape == (*data.shape[:2], k * data.shape[2])
-    if not same_shape or distance_mm(affine, expected, data.shape) > limit:
-        raise InputError(
-            enhanced,
-            found=f"{' x '.join(map(str, estimate.shape))} voxels (slices last) another grid than the scan",
-            expected=f"k times the {data.shape[2]} slices of {os.fspath(scan)}, in the same place",
-            next_step="Give the enhanced volume of this scan.",
-        )
     error = None if std is None else read(std)[0]
     if error is not None and error.shape != estimate.shape:
         raise InputError(
@@ -228,9 +216,39 @@ def audit_files(
             expected=f"those of the enhanced volume, {estimate.shape}",
             next_step="Give the map that belongs to the enhanced volume.",
         )
+    edges = voxel_sizes(thin)
+    k = max(round(geometry.spacing_mm / float(edges[2])), 1)
+    if not np.allclose(edges[:2], voxel_sizes(affine)[:2], rtol=SAME_EDGE):
+        pixel_mm = float(np.sqrt(edges[0] * edges[1]))
+        data, affine = resample_inplane(data, affine, pixel_mm)
+        inside = resample_inplane(inside, grid, pixel_mm)[0] > 0.5
+    shape, expected = (*data.shape[:2], k * data.shape[2]), thin_affine(affine, k)
+    limit = SAME_GRID_VOXELS * float(edges.min())
+    if estimate.shape != shape or distance_mm(thin, expected, shape) > limit:
+        if not same_axes(thin, expected) or not _covers(thin, estimate.shape, affine, data.shape):
+            raise InputError(
+                enhanced,
+                found=f"another grid than that of the scan: {' x '.join(map(str, estimate.shape))} voxels, "
+                "slices last",
+                expected="thin slices or cubic voxels along the axes of the scan, over the whole field of "
+                f"view of {os.fspath(scan)}",
+                next_step="Give the enhanced volume of this scan.",
+            )
+        estimate = to_grid(estimate, thin, shape, expected)
+        error = None if error is None else np.maximum(to_grid(error, thin, shape, expected), 0)
     return compare_with_scan(
         data, estimate, inside, affine=affine, laid=laid, geometry=geometry, predicted_error=error
     )
+
+
+def _covers(
+    affine: np.ndarray, shape: tuple[int, ...], scan_affine: np.ndarray, scan_shape: tuple[int, ...]
+) -> bool:
+    """Return whether a volume covers the scan's field of view, but for half a voxel at each edge."""
+    move = np.linalg.inv(affine) @ scan_affine
+    corners = nib.affines.apply_affine(move, [(-0.5,) * 3, np.array(scan_shape) - 0.5])
+    slack = 0.5 + SAME_GRID_VOXELS
+    return bool((corners[0] >= -0.5 - slack).all() and (corners[1] <= np.array(shape) - 0.5 + slack).all())
 
 
 def _places(found: Audit, affine: np.ndarray, stored: np.ndarray) -> list[dict[str, Any]]:

@@ -133,4 +133,7 @@ def result_mark(details: Mapping[str, Any]) -> str:
     for name, key in _OF_STEPS:
         step = details.get(name)
         fields.append(bool(step.get(key)) if isinstance(step, Mapping) else False)
+    grid = details.get("OutputGrid")
+    if isinstance(grid, Mapping) and grid.get("VoxelSize") != "native":  # marks of older results stay
+        fields.append(grid.get("VoxelSize"))
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()[:8]

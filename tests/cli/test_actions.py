@@ -92,6 +92,19 @@ def test_a_dry_run_tells_what_the_run_would_stumble_over(clinic, tmp_path, capsy
     assert "1 to process, 0 to skip, 1 that will fail" in told
 
 
+def test_a_dry_run_tells_the_voxel_size_and_a_scan_whose_slices_are_too_far_apart(clinic, tmp_path, capsys):
+    far = clinic / "sub-04/anat/sub-04_T1w.nii.gz"
+    write_scan(far, make_head((48, 48, 14)), make_affine((0.8, 0.8, 10.0)))
+    arguments = [str(clinic), str(tmp_path / "out"), "participant", "--dry-run", "--device", "cpu"]
+    arguments += ["--participant-label", "01", "04"]
+    assert cli.main([*arguments, "--voxel-size", "0.8"]) == 1
+    told = capsys.readouterr().out
+    assert re.search(r"model     iqt-k8, .*cubic voxels of 0.8 mm", told.split(str(far))[0])
+    assert re.search(f"will fail {far}: .*ratio 12.5", told)
+    assert "1 to process, 0 to skip, 1 that will fail" in told
+    assert cli.main([*arguments, "--voxel-size", "1"]) == 0
+
+
 def test_a_dry_run_of_training_names_draws_and_the_model(clinic, tmp_path, capsys):
     (tmp_path / "split.json").write_text('{"train": ["02"], "validation": ["01"], "evaluation": []}')
     arguments = [

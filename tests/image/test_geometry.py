@@ -16,6 +16,7 @@ from iqtflow.image.geometry import (
     choose_upsampling,
     cubic_upsample,
     find_slice_geometry,
+    require_ratio,
     slices_back,
     slices_last,
     spline_matrix,
@@ -148,6 +149,33 @@ def test_the_nearest_trained_factor_is_chosen_and_the_plane_kept_where_it_fits(
     )
     assert chosen.k == k
     assert chosen.inplane_mm == (pytest.approx(resampled) if resampled else None)
+
+
+@given(spacing=st.floats(1.5, 14), ratio=st.floats(1.5, 12), voxel=st.sampled_from(["native", 0.7, 1.0, 1.5]))
+@settings(max_examples=60, deadline=None)
+def test_no_scan_loses_its_plane_to_the_choice_of_a_model(spacing, ratio, voxel):
+    """From a ratio of 1.5 to 12 the plane is resampled for the wanted voxel size only."""
+    plane = spacing / ratio
+    geometry = SliceGeometry(2, spacing, spacing, 0, (plane, plane), ratio, "")
+    chosen = choose_upsampling(geometry, [2, 4, 8], voxel)
+    if voxel == "native" or plane <= 1.05 * voxel:
+        assert chosen.inplane_mm is None
+        assert abs(np.log2(ratio / chosen.k)) <= 0.6
+    elif spacing / voxel <= 12:
+        assert (chosen.inplane_mm, chosen.ratio) == (voxel, pytest.approx(spacing / voxel))
+    else:
+        with pytest.raises(InputError, match="at most 12"):
+            require_ratio(geometry, voxel, "scan.nii")
+
+
+def test_slices_too_far_apart_name_the_voxel_size_that_helps_if_there_is_one():
+    for spacing, plane, advice in ((6.0, 0.4, "--voxel-size 0.7"), (13.0, 0.9, "--voxel-size 1.1")):
+        geometry = SliceGeometry(2, spacing, spacing, 0, (plane, plane), spacing / plane, "")
+        with pytest.raises(InputError, match=f"{advice}.*--force"):
+            require_ratio(geometry, "native", "scan.nii")
+        require_ratio(geometry, float(advice.split()[1]), "scan.nii")
+    with pytest.raises(InputError, match="Use --force"):
+        require_ratio(SliceGeometry(2, 20.0, 20, 0, (1, 1), 20.0, ""), "native", "scan.nii")
 
 
 def test_a_sidecar_that_the_header_contradicts_is_named_and_not_used():

@@ -54,6 +54,17 @@ def test_thick_slices_count_as_the_thin_ones_that_they_become(scan_of):
     assert count_voxels(scan_of((100, 100, 20), (1.0, 1.0, 5.0))) == (200_000, 1_000_000)
 
 
+@pytest.mark.parametrize(
+    ("plane", "voxel_size", "thin"), [(2.0, 1.0, 4_000_000), (0.5, 1.0, 500_000), (1.0, 0.8, 1_953_125)]
+)
+def test_cubic_voxels_count_as_the_larger_one_of_what_the_network_makes_and_what_is_stored(
+    scan_of, plane, voxel_size, thin
+):
+    """100 x 100 pixels and 20 slices 5 mm apart: on 1 mm a plane of 2 mm becomes 200 x 200."""
+    counted = count_voxels(scan_of((100, 100, 20), (plane, plane, 5.0)), voxel_size)[1]
+    assert counted == pytest.approx(max(thin, 200_000 * 5 / plane if plane < voxel_size else 0), rel=1e-5)
+
+
 def test_a_scan_that_cannot_be_read_counts_as_a_large_head(scan_of):
     scan = scan_of((8, 8, 8), (1, 1, 1))
     scan.path.write_bytes(b"no image")

@@ -75,7 +75,7 @@ def enhancing_gb(scan: Scan, model: str | None, settings: Settings) -> float:
     run = settings.run
     at_a_time = max(run.nprocs // run.omp_nthreads, 1)
     share = run.mem_gb / at_a_time
-    voxels = count_voxels(scan)[1]
+    voxels = count_voxels(scan, settings.enhance.voxel_size)[1]
     needed = ENHANCE.gb(voxels)
     if scan.sidecar.get("SkullStripped") is not True:
         needed += BRAIN_MASK_GB
@@ -87,15 +87,21 @@ def enhancing_gb(scan: Scan, model: str | None, settings: Settings) -> float:
     return round(min(needed, share), 2)
 
 
-def count_voxels(scan: Scan) -> tuple[int, int]:
+def count_voxels(scan: Scan, voxel_size: float | str = "native") -> tuple[int, int]:
     """Return the number of voxels of a scan, and that of its thin-slice volume; of a large head if the header
     cannot be read.
+
+    With a voxel size in mm, the second is the larger one of the network's output and the enhanced volume.
     """
     try:
         image = peek(scan.path)
         voxels = math.prod(int(n) for n in image.shape[:3])
         sizes = voxel_sizes(image.affine).tolist()
-        return voxels, int(voxels * max(sizes) / min(sizes))
+        thin = voxels * max(sizes) / min(sizes)
+        if not isinstance(voxel_size, str):
+            edge = min(voxel_size, *sizes)
+            thin = max(thin, voxels * math.prod(sizes) / (edge * edge * voxel_size))
+        return voxels, int(thin)
     except Exception:  # the conform node reports it, and fails this scan alone
         return UNKNOWN_VOXELS, UNKNOWN_VOXELS
 

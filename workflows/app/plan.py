@@ -10,7 +10,7 @@ from pathlib import Path
 from iqtflow.bids import LeftOut, Listing, Scan
 from iqtflow.bids.names import output_name, scan_outputs
 from iqtflow.config import Settings
-from iqtflow.image.geometry import AXIS_NAMES, SliceGeometry, find_slice_geometry
+from iqtflow.image.geometry import AXIS_NAMES, SliceGeometry, find_slice_geometry, require_ratio
 from iqtflow.image.validate import check_scan
 from iqtflow.models.card import Card
 from iqtflow.models.zoo import card_of
@@ -91,6 +91,8 @@ def _print_participants(plan: Plan, settings: Settings) -> int:
             for note in geometry.notes:
                 print(f"  note      {note}")
             print(f"  geometry  {describe_geometry(geometry)}")
+            if settings.run.mode == "enhance" and not settings.run.force:
+                require_ratio(geometry, settings.enhance.voxel_size, scan.path)
             print(f"  {_means(scan, settings)}")
         except (IQTFlowError, OSError, ValueError) as fault:
             doomed += 1
@@ -171,7 +173,9 @@ def _means(scan: Scan, settings: Settings) -> str:
     """Return one line on the model, or on what makes the tissue maps."""
     if settings.run.mode == "enhance":
         card, file = _card(scan, settings)
-        return f"model     {card.name}, k = {card.k}, {file}"
+        size = settings.enhance.voxel_size
+        grid = "" if isinstance(size, str) else f"; cubic voxels of {size:g} mm"
+        return f"model     {card.name}, k = {card.k}, {file}{grid}"
     engine = engine_of(scan, settings)
     factor = f", k = {settings.train.upsampling_factor}" if settings.run.mode == "train" else ""
     return f"engine    {engine.engine} ({engine.reason}){factor}"

@@ -91,6 +91,7 @@ SCAN_TABLES: Tables = {
         ("Choice of k", "Upsampling.Note", plain),
         ("In plane resampled to", "Upsampling.ResampledToMm", _edges),
         ("Voxel size of the enhanced volume", "VoxelSizeMm", _edges),
+        ("Grid of the enhanced volume", "OutputGrid.Method", plain),
     ),
     "Model": (
         ("Name", "Model.Name", plain),
