@@ -17,6 +17,7 @@ from report_phantoms import THICK, K, Page, failed, make_record, save
 from scipy import ndimage
 
 from iqtflow.image.geometry import thin_affine
+from iqtflow.image.resampling import isotropic_grid, to_grid
 from iqtflow.models.card import Card
 from iqtflow.reports.assemble.group import write_group_page
 from iqtflow.reports.assemble.index import write_index_page
@@ -186,6 +187,34 @@ def test_the_acquired_slices_are_shown_as_blocks_where_they_lie(record):
         if plane.name == "coronal":
             rows = np.abs(np.diff(found, axis=0)).max(axis=1)
             assert (rows > 0).sum() <= volumes.acquired[0].shape[2], "one step between two slices, no more"
+
+
+@pytest.mark.usefixtures("small_pictures")
+def test_an_enhanced_volume_of_cubic_voxels_is_shown_where_it_is(record, tmp_path):
+    """Voxels of 1.5 mm, of which no whole number fits into a slice of 8 mm."""
+    scan, cubic = nib.load(record.input), {}
+    shape, grid = isotropic_grid(scan.shape, scan.affine, 1.5)
+    for name in ("output", "std", "truth"):
+        volume = nib.load(getattr(record, name))
+        cubic[name] = save(
+            tmp_path / f"{name}.nii.gz", to_grid(volume.dataobj, volume.affine, shape, grid), grid
+        )
+    shown = replace(record, spline=None, **cubic)
+    volumes = load_volumes(shown)
+    np.testing.assert_allclose(volumes.sizes_mm, 1.5, atol=1e-4)
+    spot = np.array(np.unravel_index(volumes.before.argmax(), shape))
+    own = nib.affines.apply_affine(np.linalg.inv(scan.affine) @ volumes.affine, spot)
+    assert scan.get_fdata()[tuple(own.round().astype(int))] > 250, "the bright spot of the scan"
+    drawer = PlaneDrawer(Scene(volumes, "x", "radiological"), PLANES["coronal"], {}, Rung(1, 480, 80))
+    blocks = np.asarray(drawer.acquired()[0], float)
+    smooth = np.asarray(drawer.enlarged(drawer.grey(volumes.before)[0]), float)
+    assert np.corrcoef(blocks.ravel(), smooth.ravel())[0, 1] > 0.95
+    write_subject_page(tmp_path, "01", [shown])
+    layers = layers_of(tmp_path)
+    for key in ("acquired", "spline", "iqt"):
+        data, affine = layers[key].get_fdata(), layers[key].affine
+        there = nib.affines.apply_affine(np.linalg.inv(affine) @ volumes.affine, spot).round().astype(int)
+        assert data[tuple(there)] > 0.9 * data.max(), key
 
 
 def test_what_every_map_of_the_standard_deviation_has_is_subtracted(record):

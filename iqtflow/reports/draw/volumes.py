@@ -16,8 +16,9 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
-from iqtflow.image.geometry import cubic_upsample, slice_axis, slices_back, slices_last, thin_affine
+from iqtflow.image.geometry import slice_axis
 from iqtflow.image.nifti_file import open_nifti
+from iqtflow.image.resampling import same_axes, to_grid
 from iqtflow.reports.record import TISSUES, Place, Record
 from iqtflow.utils.errors import InputError
 
@@ -357,14 +358,9 @@ def on_grid(
 
 
 def spline_of(scan: tuple[np.ndarray, np.ndarray], affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Interpolate a scan onto another grid; where the grids nest, with the function of the baseline."""
-    axis = slice_axis(scan[1])
-    data, last_affine = slices_last(*scan, axis)
-    k = shape[axis] // data.shape[2]
-    if k >= 1 and tuple(np.delete(shape, axis)) == data.shape[:2]:
-        before, found = slices_back(cubic_upsample(data, k), thin_affine(last_affine, k), axis)
-        if before.shape == tuple(shape) and np.allclose(found, affine, atol=1e-2):
-            return before
+    """Interpolate a scan onto another grid; if its axes are the same, with the function of the baseline."""
+    if same_axes(scan[1], affine):
+        return to_grid(*scan, shape, affine)
     return on_grid(scan, affine, shape, kind="spline")
 
 
