@@ -71,6 +71,7 @@ class Setting:
     parse: Callable[[str], Any] | None = None  #: makes a value of a text, if `kind` does not
     level: str = ""  #: the only analysis level that reads it; empty: both
     fresh: bool = False  #: for fresh draws only; stored scans are simulated as in the paper
+    neutral: bool = False  #: results do not depend on it: scans to take, processors, folders, words
     action: str = ""  #: argparse's action, if its option takes no value and has no ``--no-...``
 
     @property
@@ -228,7 +229,13 @@ class RunSettings:
     force: bool = setting(False, "enhance near-isotropic scans, too")
     stop_on_first_crash: bool = setting(False, "stop everything when one subject fails")
     seed: int = setting(
-        0, "seed of all random numbers", "--random-seed", command="--seed", low=0, high=2**31 - 1
+        0,
+        "seed of all random numbers",
+        "--random-seed",
+        command="--seed",
+        low=0,
+        high=2**31 - 1,
+        neutral=False,
     )
     verbose: int = setting(0, "print more; -vv prints everything", "-v --verbose", low=0, action="count")
     viewer: bool = setting(True, "put a viewer of all slices into the pages of enhanced scans")
@@ -359,6 +366,13 @@ class EnhanceSettings:
         False,
         "average with the enhanced volume of the left-right mirrored scan; takes twice as long",
         "--average-mirrored",
+    )
+    output_layout: str = setting(
+        "bids",
+        "bids: results lie in the output folder; multiverse: in a folder iqtflow-HASH inside, one for each "
+        "model and choice of settings",
+        choices=("bids", "multiverse"),
+        neutral=True,
     )
 
 
@@ -579,12 +593,18 @@ class TrainSettings:
     )
     validation_batches: int = setting(12, "batches in a validation", low=1)
     devices: int = setting(
-        1, "GPUs (on a CPU: processes) of each computer that train one network", **_WORKERS
+        1,
+        "GPUs (on a CPU: processes) of each computer that train one network",
+        neutral=True,
+        **_WORKERS,
     )
     num_nodes: int = setting(
-        1, "computers that train one network together, in an allocation of SLURM", **_WORKERS
+        1,
+        "computers that train one network together, in an allocation of SLURM",
+        neutral=True,
+        **_WORKERS,
     )
-    tensorboard: bool = setting(False, "write curves for TensorBoard into the work directory")
+    tensorboard: bool = setting(False, "write curves for TensorBoard into the work directory", neutral=True)
 
     @property
     def stored_draws(self) -> int:
@@ -629,7 +649,11 @@ class SegmentationSettings:
     )
     tpm: Path | None = setting(None, "tissue priors for SPM", shown="tpm/TPM.nii of that SPM")
     octave: str | None = setting(
-        None, "GNU Octave, by name or path", metavar="PROGRAM", shown="$OCTAVE_EXEC, octave-cli, octave"
+        None,
+        "GNU Octave, by name or path",
+        metavar="PROGRAM",
+        shown="$OCTAVE_EXEC, octave-cli, octave",
+        neutral=True,
     )
     sampling_mm: float = setting(
         3.0,
@@ -661,12 +685,16 @@ SECTIONS: dict[str, type] = {
     "train": TrainSettings,
     "segmentation": SegmentationSettings,
 }
+#: Modes that read the settings of a section; the others are for all modes.
+SECTION_MODES = {"enhance": ("enhance",), "train": ("train",), "segmentation": ("train", "calibrate")}
 
 
 def _list_settings(section: str) -> Iterator[Setting]:
     """Yield the settings of a section; types come from the annotations of the dataclass."""
-    hints, stated = get_type_hints(SECTIONS[section]), {"section": section, "group": ""}
+    hints = get_type_hints(SECTIONS[section])
+    stated: dict[str, Any] = {"section": section, "group": ""}
     stated["level"] = {"train": "group", "segmentation": "participant"}.get(section, "")
+    stated["neutral"] = section not in SECTION_MODES
     for item in dataclasses.fields(SECTIONS[section]):
         hint = hints[item.name]
         parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ IGNORED_BY_VALIDATORS = (
     "*.toml",
     "group_*",
     "ratings.tsv",
+    "iqtflow-*",
 )
 
 #: Explains the folder to its readers.
@@ -53,6 +54,7 @@ def write_dataset_description(
     *,
     source_dir: str | os.PathLike,
     name: str = "Image quality transfer (iqtflow)",
+    made_with: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write the description of a folder of derivatives, its README, and the list of files that are not BIDS.
 
@@ -64,6 +66,9 @@ def write_dataset_description(
         Root of the source data set, the ``raw`` of BIDS URIs.
     name
         Title of the data set.
+    made_with
+        What results of this run are made with, from `iqtflow.workflows.app.made_with.describe`. What earlier
+        runs stated of other results stays.
 
     Returns
     -------
@@ -82,6 +87,8 @@ def write_dataset_description(
     if not any(out.glob("README*")):  # keep the one of a user
         write_text(out / "README.md", README.format(version=iqtflow.__version__))
     raw = _read_description(source)
+    maker = {"Name": "iqtflow", "Version": iqtflow.__version__}
+    made = {**read_made_with(out), **{product_of(entry): {**maker, **entry} for entry in made_with}}
     return write_sidecar(
         out / "dataset_description.json",
         {
@@ -94,16 +101,25 @@ def write_dataset_description(
             "HowToAcknowledge": "Cite the data set that these data derive from, and the publications in "
             "logs/CITATION.md, which also says what was done.",
             "GeneratedBy": [
-                {
-                    "Name": "iqtflow",
-                    "Version": iqtflow.__version__,
-                    "Description": "Image quality transfer (Lin et al. 2019, arXiv:1909.06763)",
-                }
+                {**maker, "Description": "Image quality transfer (Lin et al. 2019, arXiv:1909.06763)"},
+                *made.values(),
             ],
             "SourceDatasets": [{"DOI": raw["DatasetDOI"]}] if raw.get("DatasetDOI") else None,
             "DatasetLinks": {"raw": link},
         },
     )
+
+
+def read_made_with(output_dir: Path) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Return what the results in a folder of derivatives were made with, by mode, level and product."""
+    makers = _read_description(output_dir).get("GeneratedBy")
+    stated = [maker for maker in makers if isinstance(maker, dict)] if isinstance(makers, list) else []
+    return {product_of(maker): maker for maker in stated if isinstance(maker.get("Settings"), dict)}
+
+
+def product_of(maker: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what an entry of ``GeneratedBy`` is about: results of other products have other names."""
+    return tuple(str(maker.get(key, "")) for key in ("Mode", "Level", "Product"))
 
 
 def check_owner(output_dir: Path) -> None:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from iqtflow.config import FRESH_ONLY, SETTINGS, Settings, check_training
+from iqtflow.config import FRESH_ONLY, SECTION_MODES, SETTINGS, Settings, check_training
 from iqtflow.utils.errors import InputError, UsageError
-
-#: Modes that read the settings of a section. In another mode they are refused.
-SECTION_MODES = {"enhance": ("enhance",), "train": ("train",), "segmentation": ("train", "calibrate")}
 
 
 def refuse_options(

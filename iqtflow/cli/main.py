@@ -27,6 +27,7 @@ from iqtflow.utils.environment import place_sockets, working_in
 from iqtflow.utils.errors import UsageError, printable
 from iqtflow.utils.gpus import resolve_device
 from iqtflow.workflows.app.collect import check_engines, list_inputs, look_over
+from iqtflow.workflows.app.made_with import check_made_with, in_own_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,8 +103,8 @@ def settle(options: argparse.Namespace) -> tuple[Settings, tuple[Listing, str]]:
     ------
     UsageError
         The input is not a data set, or has none of the scans asked for; the output or work directory would
-        change the input; the output folder, or a file in it, was not made by iqtflow; or a model, split or
-        device that was asked for does not exist.
+        change the input; the output folder, or a file in it, was not made by iqtflow; its results were made
+        with other settings; or a model, split or device that was asked for does not exist.
     OutputError
         The output or work directory cannot be written.
     """
@@ -136,6 +137,11 @@ def settle(options: argparse.Namespace) -> tuple[Settings, tuple[Listing, str]]:
     for note in options.notes:
         print(f"iqtflow: note: {note}", flush=True)
     check_settings(settings)
+    if settings.run.mode == "enhance" and settings.enhance.output_layout == "multiverse":
+        settings = in_own_folder(settings)
+        check_places(settings)
+    if not options.reports_only and not options.boilerplate_only:
+        check_made_with(settings, overwrite=options.overwrite)
     try:
         listing = list_inputs(settings)
     except UsageError:

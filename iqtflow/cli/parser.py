@@ -143,6 +143,12 @@ def _add_actions(what: Any, scans: Any, resources: Any) -> None:
         help="write logs/CITATION.md and .bib, and exit",
     )
     what.add_argument(
+        "--overwrite",
+        **switch,
+        help="replace results in the output folder that another model or other settings made; without it the "
+        "run is refused",
+    )
+    what.add_argument(
         "--config-file",
         metavar="FILE",
         type=Path,

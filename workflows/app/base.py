@@ -13,6 +13,7 @@ from iqtflow.config import Settings, write_settings
 from iqtflow.utils.errors import EXIT_OK, EXIT_SUBJECT_FAILED, InputError, UsageError
 from iqtflow.utils.files import remove_leftovers
 from iqtflow.workflows.app.collect import engine_of, list_inputs
+from iqtflow.workflows.app.made_with import describe
 from iqtflow.workflows.app.participant import run_participants
 from iqtflow.workflows.app.plan import choose_scans
 from iqtflow.workflows.execution.run import configure_engine
@@ -40,7 +41,8 @@ def run_workflow(settings: Settings, listing: Listing | None = None) -> int:
     """
     run, paths = settings.run, settings.paths
     os.makedirs(paths.work_dir, exist_ok=True)
-    write_dataset_description(paths.output_dir, source_dir=paths.bids_dir)
+    made_with = [describe(settings, level) for level in run.levels]
+    write_dataset_description(paths.output_dir, source_dir=paths.bids_dir, made_with=made_with)
     write_settings(settings, paths.work_dir / "settings.toml")
     remove_leftovers(paths.output_dir)
     # matplotlib needs a folder that it can write. In a container $HOME often is not.
