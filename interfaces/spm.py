@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -178,7 +179,13 @@ class UnifiedSegmentation(BaseInterface):
             spm_dir = next((p for p in inputs.paths if (Path(p) / "spm.m").exists()), inputs.paths[0])
         if tpm is None and _given(inputs.tissues):
             tpm = inputs.tissues[0][0][0]
-        return find_spm(spm_dir=spm_dir, tpm=tpm, octave=_given(inputs.octave), environ=environ)
+        try:
+            return find_spm(spm_dir=spm_dir, tpm=tpm, octave=_given(inputs.octave), environ=environ)
+        except SpmNotFoundError as fault:
+            found, next_step = _for_nodes(fault.found), _for_nodes(fault.next_step)
+            raise type(fault)(
+                fault.path, found=found, expected=fault.expected, next_step=next_step
+            ) from fault
 
     def _settings(self) -> UnifiedSegmentationSettings:
         inputs, default = self.inputs, UnifiedSegmentationSettings()
@@ -215,6 +222,12 @@ class UnifiedSegmentation(BaseInterface):
         stems = [plain_stem(path) for path in files]
         alone = len(set(stems)) == len(stems)
         return [(path, cwd if alone else cwd / f"image{i}") for i, path in enumerate(files)]
+
+
+def _for_nodes(text: str) -> str:
+    """Return words of a message with inputs of the node in place of options of the commands."""
+    text = text.replace("choose --segmentation ants", 'use the node SegmentTissues(engine="ants")')
+    return re.sub(r"--(spm-dir|octave|tpm)\b", lambda o: f"the input {o[1].replace('-', '_')}", text)
 
 
 def _given(value, default=None):

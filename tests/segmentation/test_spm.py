@@ -161,6 +161,18 @@ def test_no_process_is_started_to_construct_the_node_or_to_learn_the_version(tmp
     assert not (tmp_path / "started").exists()
 
 
+@pytest.mark.parametrize("inputs", [{}, {"spm_dir": "nothing"}])
+def test_a_node_without_spm_says_which_inputs_to_set_and_names_no_options_of_commands(
+    no_spm, tmp_path, inputs
+):
+    (tmp_path / "T1w.nii").touch()
+    node = UnifiedSegmentation(channel_files=str(tmp_path / "T1w.nii"), **inputs)
+    assert node.version is None
+    with pytest.raises(SpmNotFoundError, match="the input spm_dir") as caught:
+        node.run(cwd=str(tmp_path))
+    assert "--" not in str(caught.value)
+
+
 def test_tissue_priors_are_identified_as_git_does(tmp_path):
     # `printf 'hello\n' | git hash-object --stdin`
     (tmp_path / "TPM.nii").write_bytes(b"hello\n")
