@@ -13,8 +13,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-#: A step that took less than this share of the expected time was in the cache. Its time is not used.
-CACHED_SHARE = 0.02
+#: A step that took less than this share of the expected time, and less than these seconds, was in the cache.
+#: Its time is not used.
+CACHED_SHARE, CACHED_S = 0.02, 0.5
+#: Steps with a longer expected time (s) are announced. How long they take depends on scan and machine: it is
+#: unknown until one has been timed.
+LONG_S = 15.0
 
 
 @dataclass
@@ -32,7 +36,8 @@ class Step:
     kind
         Steps of one kind should take the same time.
     expected_s
-        Seconds that a step of this kind takes on two processors; used until one has been timed.
+        Seconds that a step of this kind takes on two processors. If they are few, they are used until one has
+        been timed.
     state
         ``waiting``, ``running``, ``done``, ``failed``, or ``dropped`` (it depended on one that failed).
     """
@@ -71,10 +76,8 @@ class Ledger:
 
     def __post_init__(self) -> None:
         self._timed: dict[str, list[float]] = {}
-        self._expected: dict[str, float] = {}
         for step in self.steps:
             self.subjects.setdefault(step.subject, {})[step.name] = step
-            self._expected.setdefault(step.kind, step.expected_s)
 
     def start(self, subject: str, name: str) -> Step:
         """Note that a step begins."""
@@ -92,7 +95,7 @@ class Ledger:
         if step.state == "running":
             step.took_s = self.clock() - step.began
             step.state = "failed" if failed else "done"
-            if not failed and step.took_s > CACHED_SHARE * step.expected_s:
+            if not failed and step.took_s > min(CACHED_SHARE * step.expected_s, CACHED_S):
                 self._timed.setdefault(step.kind, []).append(step.took_s)
         elif step.state == "waiting":
             step.state = "failed" if failed else "dropped" if self.state(subject) == "failed" else "done"
@@ -131,37 +134,54 @@ class Ledger:
     def share(self, subject: str) -> float:
         """Return the share of a subject's work that is done, 0 to 1, by time."""
         steps = self.subjects[subject].values()
-        total = sum(self._duration(s) for s in steps)
-        return 1 - sum(self._left(s) for s in steps) / total if total else 1.0
+        parts = [(self._duration(step), self._left(step)) for step in steps]
+        total = sum(whole for whole, _ in parts)
+        return (
+            1 - sum(whole if left is None else min(left, whole) for whole, left in parts) / total
+            if total
+            else 1.0
+        )
 
-    def seconds_left(self, subject: str | None = None) -> float:
+    def seconds_left(self, subject: str | None = None) -> float | None:
         """Estimate how many seconds a subject, or the whole run, will still take.
 
-        The mean duration of the steps of a kind is used if this run has timed some, else the expected one.
-        The subjects of a run share its processors: their work is divided by how many run at a time.
+        The mean duration of the steps of a kind is used. None: unknown, because a long step is left and none
+        of its kind has been timed in this run. The subjects of a run share its processors: their work is
+        divided by how many run at a time.
         """
         if subject is not None:
-            return sum(self._left(s) for s in self.subjects[subject].values())
-        left = [self.seconds_left(s) for s in self.subjects]
-        return max(sum(left) / max(min(self.at_a_time, len(left)), 1), max(left, default=0.0))
+            steps = [self._left(step) for step in self.subjects[subject].values()]
+            known = [left for left in steps if left is not None]
+            return sum(known) if len(known) == len(steps) else None
+        subjects = [self.seconds_left(one) for one in self.subjects]
+        known = [left for left in subjects if left is not None]
+        if len(known) < len(subjects):
+            return None
+        return max(sum(known) / max(min(self.at_a_time, len(known)), 1), max(known, default=0.0))
 
-    def _duration(self, step: Step) -> float:
+    def _mean(self, step: Step) -> float | None:
+        """Return the mean duration of the steps of a kind; None: unknown."""
         timed = self._timed.get(step.kind)
         if timed:
             return sum(timed) / len(timed)
-        # The timed steps of other kinds show how fast this machine is.
-        known = [(sum(t) / len(t), self._expected[kind]) for kind, t in list(self._timed.items())]
-        speed = sum(took for took, _ in known) / sum(e for _, e in known) if known else 1.0
-        return step.expected_s * speed
+        return None if step.expected_s > LONG_S else step.expected_s
 
-    def _left(self, step: Step) -> float:
+    def _duration(self, step: Step) -> float:
+        """Return the duration of a step for a bar, which needs one for each: what is known, else a guess."""
+        told = self.told_s(step) if step.state == "running" else None
+        if told is not None:
+            return self.clock() - step.began + told
+        mean = self._mean(step)
+        return step.expected_s if mean is None else mean
+
+    def _left(self, step: Step) -> float | None:
         if step.state == "waiting":
-            return self._duration(step)
+            return self._mean(step)
         if step.state == "running":
-            told = self.told_s(step)
-            spent = self.clock() - step.began
-            # A step that takes longer than expected should end soon.
-            return max(self._duration(step) - spent, 0.05 * spent) if told is None else told
+            told, mean, spent = self.told_s(step), self._mean(step), self.clock() - step.began
+            if told is not None or mean is None:
+                return told
+            return max(mean - spent, 0.05 * spent)  # one that takes longer than expected should end soon
         return 0.0
 
 
@@ -177,8 +197,6 @@ class PlainLines(AbstractContextManager):
     write
         Prints a line.
     """
-
-    LONG_S = 15.0  #: steps with a longer expected time (s) are announced
 
     def __init__(
         self,
@@ -200,7 +218,7 @@ class PlainLines(AbstractContextManager):
         first = step.subject not in self._begun
         self._begun.add(step.subject)
         lines = []
-        if step.state == "running" and (self.detailed or step.expected_s >= self.LONG_S):
+        if step.state == "running" and (self.detailed or step.expected_s >= LONG_S):
             lines.append(step.words)
         elif step.state == "running" and first:
             lines.append(f"begun: {step.words}")
@@ -306,8 +324,10 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds % 60:02d}" if hours else f"{minutes}:{seconds % 60:02d}"
 
 
-def about(seconds: float) -> str:
-    """Return the time left, rounded: ``about 2 min left``."""
+def about(seconds: float | None) -> str:
+    """Return the time left, rounded: ``about 2 min left``; None is unknown."""
+    if seconds is None:
+        return "time left unknown"
     if seconds < 90:
         return f"about {max(5 * round(seconds / 5), 5)} s left"
     if seconds < 90 * 60:

@@ -46,12 +46,16 @@ def work(ledger: Ledger, clock: Clock, subject: str, name: str, seconds: float, 
     return ledger.end(subject, name, **how)
 
 
-def test_time_left_follows_what_this_machine_was_seen_to_take():
+def test_time_left_is_unknown_until_a_step_of_its_kind_was_timed_on_this_machine():
     ledger, clock = make_ledger(3)
-    assert ledger.seconds_left() == pytest.approx(303)
-    work(ledger, clock, "sub-01", "segment", 40.0)
-    # Writing has not been timed yet, but this machine is 2.5 times faster than thought.
-    assert ledger.seconds_left() == pytest.approx(2 * 40 + 3 * 0.4)
+    assert ledger.seconds_left() is None and ledger.seconds_left("sub-01") is None
+    ledger.start("sub-01", "segment")
+    clock.now += 39
+    assert ledger.seconds_left("sub-01") is None
+    clock.now += 1
+    ledger.end("sub-01", "segment")
+    assert ledger.seconds_left("sub-01") == 1  # writing is short, whatever the machine
+    assert ledger.seconds_left() == pytest.approx(2 * 40 + 3)
     work(ledger, clock, "sub-01", "sink", 2.0)
     assert ledger.seconds_left() == pytest.approx(2 * 42)
     ledger.start("sub-02", "segment")
@@ -61,22 +65,34 @@ def test_time_left_follows_what_this_machine_was_seen_to_take():
 
 
 def test_subjects_at_work_together_share_the_time_left():
-    ledger, _ = make_ledger(10, at_a_time=5)
-    assert ledger.seconds_left() == pytest.approx(1010 / 5)
-    alone, _ = make_ledger(1, at_a_time=5)
-    assert alone.seconds_left() == pytest.approx(101)
+    ledger, clock = make_ledger(11, at_a_time=5)
+    for name, seconds in (("segment", 40.0), ("sink", 1.0)):
+        work(ledger, clock, "sub-01", name, seconds)
+    assert ledger.seconds_left() == pytest.approx(10 * 41 / 5)
+    alone, clock = make_ledger(2, at_a_time=5)
+    work(alone, clock, "sub-01", "segment", 40.0)
+    assert alone.seconds_left() == pytest.approx(41)
 
 
 def test_what_was_found_in_the_cache_does_not_promise_that_the_rest_is_quick():
     ledger, clock = make_ledger(2)
     work(ledger, clock, "sub-01", "segment", 0.01)
-    assert ledger.seconds_left("sub-02") == pytest.approx(101)
+    assert ledger.seconds_left("sub-02") is None
+
+
+def test_a_training_of_three_seconds_is_timed_though_others_take_an_hour():
+    clock = Clock()
+    ledger = Ledger([Step(f"network {i}", "train", "training", "train", 3600.0) for i in (1, 2)], clock=clock)
+    work(ledger, clock, "network 1", "train", 3.0)
+    assert ledger.seconds_left() == pytest.approx(3)
 
 
 def test_a_step_that_says_how_long_it_has_left_is_believed():
-    ledger, _ = make_ledger(1, told_s=lambda step: 17.0 if step.kind == "segment" else None)
+    ledger, clock = make_ledger(1, told_s=lambda step: 17.0 if step.kind == "segment" else None)
     ledger.start("sub-01", "segment")
+    clock.now += 3
     assert ledger.seconds_left() == pytest.approx(18)
+    assert ledger.share("sub-01") == pytest.approx(3 / 21)
 
 
 def test_a_failed_subject_is_told_at_once_and_its_other_steps_are_not_waited_for():
@@ -111,6 +127,7 @@ def test_durations_read_like_a_watch_and_promises_are_no_more_exact_than_they_ca
     assert [about(s) for s in (1, 43, 600, 3 * 3600)] == [
         "about 5 s left", "about 45 s left", "about 10 min left", "about 3.0 h left",
     ]  # fmt: skip
+    assert about(None) == "time left unknown"
 
 
 @pytest.mark.parametrize(
