@@ -537,7 +537,7 @@ class TrainSettings:
     )
     ensemble: int = setting(1, "networks to train, each from its own seed", low=1)
     model_name: str | None = setting(
-        None, "name of the model that is written", metavar="NAME", shown="iqt-kN, N the upsampling factor"
+        None, "name of the model that is written", metavar="NAME", shown="trained-kN, N the upsampling factor"
     )
     split: Path | None = setting(
         None,
@@ -613,8 +613,8 @@ class TrainSettings:
 
     @property
     def output_model(self) -> str:
-        """Name of the model that is trained."""
-        return self.model_name or f"iqt-k{self.upsampling_factor}"
+        """Name of the model that is trained; by default no shipped model has it."""
+        return self.model_name or f"trained-k{self.upsampling_factor}"
 
     @property
     def patch_edge(self) -> int:
@@ -634,9 +634,10 @@ class SegmentationSettings:
         group="tissue maps",
         choices=("auto", "spm", "ants", "derivatives"),
     )
-    derivatives: Path | None = setting(
-        None,
-        "ready-made maps: output folder of fMRIPrep or sMRIPrep",
+    derivatives: tuple[Path, ...] = setting(
+        (),
+        "ready-made maps: output folders of fMRIPrep or sMRIPrep, with or without a name, as in "
+        "smriprep=/data/smriprep; the first one with maps of a scan is taken",
         "-d --derivatives",
         metavar="DIR",
         parse=named_folder,

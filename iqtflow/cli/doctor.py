@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -248,15 +248,15 @@ def check_models(*, required: bool, folder: str | os.PathLike | None = None) -> 
         yield Check("Models", bad, f"none listed in {folder / 'index.json'}", again)
 
 
-def _check_derivatives(segmentation: str, folder: str | os.PathLike | None) -> Iterator[Check]:
-    if folder is not None:
+def _check_derivatives(segmentation: str, folders: Sequence[str | os.PathLike]) -> Iterator[Check]:
+    for folder in folders:
         n_maps = sum(1 for _ in Path(folder).glob("sub-*/**/anat/*_label-GM_probseg.nii*"))
         if n_maps:
             yield Check("Maps", OK, f"{n_maps} grey-matter maps in {folder}")
         else:
             bad = FAULT if segmentation == "derivatives" else NOTE
             yield Check("Maps", bad, f"no *_label-GM_probseg.nii.gz in {folder}", "Correct --derivatives.")
-    elif segmentation == "derivatives":
+    if not folders and segmentation == "derivatives":
         yield Check("Maps", FAULT, "no folder named", "Name it with --derivatives.")
 
 

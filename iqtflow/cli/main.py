@@ -122,7 +122,9 @@ def settle(options: argparse.Namespace) -> tuple[Settings, tuple[Listing, str]]:
     given["run"]["omp_nthreads"] = min(given["run"]["omp_nthreads"], given["run"]["nprocs"])
     for item in (item for section in SETTINGS.values() for item in section.values()):
         if item.group and item.metavar in ("FILE", "NAME|FILE", "NAME|PATH", "MODEL", "DIR"):
-            given[item.section][item.name] = _absolute(item, given[item.section][item.name])
+            value = given[item.section][item.name]
+            one_by_one = tuple(_absolute(item, one) for one in value) if item.many else None
+            given[item.section][item.name] = _absolute(item, value) if one_by_one is None else one_by_one
     index = given["inputs"]["database_dir"]
     if index and not has_database(index) and options.dry_run:  # which writes nothing
         given["inputs"]["database_dir"] = None

@@ -115,10 +115,11 @@ def engine_for(
     """
     from iqtflow.segmentation.spm.checks import MIN_EXTENT_MM, find_unstripped_sibling, least_extent_mm
 
-    looks = settings.derivatives is not None and settings.engine in ("auto", "derivatives")
+    folders = settings.derivatives if settings.engine in ("auto", "derivatives") else ()
+    found = (find_ready_maps(name or image, folder) for folder in folders)
     choice = choose_engine(
         settings.engine,
-        maps=find_ready_maps(name or image, settings.derivatives) if looks else None,
+        maps=next((maps for maps in found if maps is not None), None),
         spm_dir=settings.spm_dir,
         tpm=settings.tpm,
         octave=settings.octave,
@@ -156,15 +157,15 @@ def check_engine(
     SpmNotFoundError
         As `choose_engine`.
     """
-    folder = settings.derivatives
-    if settings.engine == "derivatives" and folder is None:
+    folders = " and ".join(map(os.fspath, settings.derivatives))
+    if settings.engine == "derivatives" and not folders:
         raise UsageError(
             "--segmentation derivatives",
             found="no --derivatives",
             expected="the folder that holds the maps",
             next_step="Name fMRIPrep's or sMRIPrep's output with --derivatives.",
         )
-    if folder is not None and settings.engine not in ("auto", "derivatives"):
+    if folders and settings.engine not in ("auto", "derivatives"):
         raise UsageError(
             "--derivatives",
             found=f"--segmentation {settings.engine}",
@@ -175,23 +176,23 @@ def check_engine(
     choices = [engine_for(image, settings, name=name) for image, name in zip(images, called, strict=True)]
     if settings.engine == "derivatives" and not any(choice.maps for choice in choices):
         raise UsageError(
-            folder,
+            folders,
             found="no tissue maps of any image",
             expected="sub-X/anat/sub-X_label-WM_probseg.nii.gz, and the same for GM and CSF",
             next_step="Check the path; or choose --segmentation auto, which uses another engine.",
         )
     # Counted before they are described, because the description reads the tissue priors.
     kinds = Counter((replace(c, maps=None, whole_head=None), c.maps is not None) for c in choices)
-    said = {_describe(kind, has_maps=has_maps, folder=folder): n for (kind, has_maps), n in kinds.items()}
+    said = {_describe(kind, has_maps=has_maps, folders=folders): n for (kind, has_maps), n in kinds.items()}
     if len(said) == 1:
         return next(iter(said))
     return "; ".join(f"{n} of {len(choices)} images by {text}" for text, n in said.items())
 
 
-def _describe(choice: EngineChoice, *, has_maps: bool, folder: Path | None) -> str:
+def _describe(choice: EngineChoice, *, has_maps: bool, folders: str) -> str:
     if choice.engine != "derivatives":
         return choice.describe()
-    return f"ready-made maps in {folder}" if has_maps else "no ready-made maps: these will fail"
+    return f"ready-made maps in {folders}" if has_maps else "no ready-made maps: these will fail"
 
 
 def describe_priors(spm: SpmInstallation) -> str:

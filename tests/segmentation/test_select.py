@@ -319,7 +319,7 @@ def test_the_options_are_in_the_settings_and_in_their_file(bids_tree, tmp_path, 
         *("--segmentation", "derivatives", "--derivatives", tmp_path / "maps", "--sampling-distance", 2),
     )
     assert settings.segmentation == SegmentationSettings(
-        engine="derivatives", derivatives=tmp_path / "maps", sampling_mm=2.0
+        engine="derivatives", derivatives=(tmp_path / "maps",), sampling_mm=2.0
     )
     assert read_settings(write_settings(settings, tmp_path / "s.toml")) == settings
 
@@ -355,7 +355,7 @@ def test_enhancing_takes_no_option_of_the_segmentation(bids_tree, tmp_path, caps
 def test_scans_without_maps_go_to_the_next_engine_and_the_terminal_says_how_many(bids_tree, tmp_path, brain):
     root = bids_tree(T1W, "sub-02/anat/sub-02_T1w.nii.gz")
     write_maps(tmp_path / "maps" / "sub-01/anat", brain)
-    settings = SegmentationSettings(derivatives=tmp_path / "maps")
+    settings = SegmentationSettings(derivatives=(tmp_path / "empty", tmp_path / "maps"))
     scans = [scan.path for scan in find_scans(root)]
     assert [engine_for(scan, settings).engine for scan in scans] == ["derivatives", "ants"]
     text = check_engine(scans, settings)

@@ -190,7 +190,7 @@ def _segmentation(scan: Scan, settings: Settings) -> dict[str, Any]:
     return {
         "engine": engine_of(scan, settings),
         "sampling_mm": settings.segmentation.sampling_mm,
-        "derivatives_dir": settings.segmentation.derivatives,
+        "derivatives_dir": next(iter(settings.segmentation.derivatives), None),
         "omp_nthreads": settings.run.omp_nthreads,
     }
 

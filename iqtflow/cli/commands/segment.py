@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_command_options(parser, "run", ["omp_nthreads"])
     add_command_options(parser, "run", ["seed"], type=value(int, low=0))
     ready = parser.add_argument_group("ready-made maps (only for the engine derivatives)")
-    add_command_options(ready, "segmentation", ["derivatives"], type=Path)
+    add_command_options(ready, "segmentation", ["derivatives"], type=Path, nargs=None, default=None)
     for tissue in ("WM", "GM", "CSF"):
         ready.add_argument(
             f"--{tissue.lower()}-map", type=Path, metavar="FILE", help=f"probability map of {tissue}"
