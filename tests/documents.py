@@ -140,6 +140,10 @@ class Sandbox:
             shutil.copyfile(data / name, self.cwd / name)
         shutil.copyfile(model, self.cwd / "MODEL.safetensors")
         (self.cwd / "maps").mkdir()
+        for name in ("nifti", "dicom"):
+            (self.cwd / name).mkdir()
+        shutil.copyfile(data / "scan.nii.gz", self.cwd / "nifti/scan.nii.gz")
+        (self.cwd / "scans.csv").write_text("scan\nscan.nii.gz\n")
         (self.cwd / "split.json").write_text(FILES["--split"])
         (self.cwd / "BIDS").symlink_to(root / "data/highfield")
 
@@ -307,6 +311,15 @@ def check_container(program: str, arguments: list[str], command: Command, sandbo
     check_iqtflow([outside(argument) for argument in options.inside], command, sandbox)
 
 
+def check_dcm2niix(program: str, arguments: list[str], command: Command, sandbox: Sandbox) -> None:
+    parser = argparse.ArgumentParser(prog=program, allow_abbrev=False)
+    for option, choices in (("-b", ["y"]), ("-z", ["y"]), ("-f", None), ("-o", None)):
+        parser.add_argument(option, choices=choices)
+    parser.add_argument("folder")
+    options = parser.parse_args(arguments)
+    assert Path(options.folder).is_dir() and Path(options.o).is_dir(), command.where
+
+
 def check_make(program: str, arguments: list[str], command: Command, sandbox: Sandbox) -> None:
     makefile = (ROOT / "Makefile").read_text()
     for argument in arguments:
@@ -356,6 +369,7 @@ CHECKS = {
     **dict.fromkeys(SCRIPTS, check_script),
     **dict.fromkeys(("apptainer", "buildah", "docker"), check_container),
     **dict.fromkeys(("python", "python3"), check_python),
+    "dcm2niix": check_dcm2niix,
     "make": check_make,
     "pip": check_pip,
 }

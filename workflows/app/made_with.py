@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,19 +55,25 @@ def describe(settings: Settings, level: str) -> dict[str, Any]:
     models = {}
     if mode == "enhance":
         files = sorted(candidates(enhance.model, enhance.contrast).values())
-        models = {path.stem: _digest(path) for path in files}
+        models = {path.stem: digest_of(path) for path in files}
         stated["--model"] = None  # its file may move
-    products = {("enhance", "participant"): enhance.contrast, ("train", "group"): settings.train.output_model}
-    content = json.dumps([stated, sorted(models.values())], sort_keys=True)
-    return {
-        "Description": f"--mode {mode}, {level} level",
-        "Mode": mode,
-        "Level": level,
-        "Product": products.get((mode, level), ""),
-        "Models": models,
-        "Settings": stated,
-        "SettingsSHA256": hashlib.sha256(content.encode()).hexdigest(),
-    }
+    products = {("enhance", "participant"): enhance.contrast, ("train", "group"): _model_name(settings)}
+    return sign(
+        {
+            "Description": f"--mode {mode}, {level} level",
+            "Mode": mode,
+            "Level": level,
+            "Product": products.get((mode, level), ""),
+            "Models": models,
+            "Settings": stated,
+        }
+    )
+
+
+def sign(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry with the hash of its ``Settings`` and the SHA-256 of its ``Models``."""
+    content = json.dumps([entry["Settings"], sorted(entry["Models"].values())], sort_keys=True)
+    return {**entry, "SettingsSHA256": hashlib.sha256(content.encode()).hexdigest()}
 
 
 def in_own_folder(settings: Settings) -> Settings:
@@ -101,14 +107,38 @@ def check_made_with(settings: Settings, *, overwrite: bool = False) -> None:
         before = earlier.get(product_of(now))
         if overwrite or before is None or not _has_results(output, now):
             continue
-        differences = list(_compare(before, now))
-        if differences:
+        known = _that_matter(now["Mode"], level)
+        was, is_ = difference(before, now, {item.option: _value(item, item.default) for item in known})
+        if was:
             raise UsageError(
                 output,
-                found=f"results of --mode {now['Mode']} made with {', '.join(was for was, _ in differences)}",
-                expected=f"results of the settings of this run, {', '.join(is_ for _, is_ in differences)}",
+                found=f"results of --mode {now['Mode']} made with {was}",
+                expected=f"results of the settings of this run, {is_}",
                 next_step=_advice(now),
             )
+
+
+def difference(
+    before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> tuple[str, str]:
+    """Return in words what differs between two entries: as it was, and as it is now; empty if nothing does.
+
+    Parameters
+    ----------
+    before, now
+        With ``Models`` and ``Settings``, as from `describe`.
+    defaults
+        Settings that an entry of an older version does not have.
+    """
+    pairs = []
+    models = before.get("Models") if isinstance(before.get("Models"), dict) else {}
+    if sorted(map(str, models.values())) != sorted(now["Models"].values()):
+        pairs.append((_name(models), _name(now["Models"])))
+    for option in sorted({*before["Settings"], *now["Settings"]}):
+        was, is_ = (one["Settings"].get(option, defaults.get(option)) for one in (before, now))
+        if json.dumps(was) != json.dumps(is_):
+            pairs.append((f"{option} {_shown(was)}", f"{option} {_shown(is_)}"))
+    return ", ".join(was for was, _ in pairs), ", ".join(is_ for _, is_ in pairs)
 
 
 def _advice(now: dict[str, Any]) -> str:
@@ -118,6 +148,16 @@ def _advice(now: dict[str, Any]) -> str:
         ("train", "group"): "Give the new model another name with --model-name",
     }.get((now["Mode"], now["Level"]), "Choose another output folder")
     return f"{own}, or --overwrite to replace the results; or run with the settings of the results."
+
+
+def _model_name(settings: Settings) -> str:
+    """Return the name of the model that the group level writes: its own, or that of the one it evaluates."""
+    train = settings.train
+    if settings.run.mode != "train" or train.evaluate_model is None:
+        return train.output_model
+    from iqtflow.models.model_file import read_card
+
+    return train.model_name or read_card(train.evaluate_model).name
 
 
 def _that_matter(mode: str, level: str) -> list[Setting]:
@@ -134,15 +174,16 @@ def _value(item: Setting, value: Any) -> Any:
     if value is not None and item.metavar in ("NAME|PATH", "MODEL"):
         from iqtflow.models.model_file import find_model
 
-        return _digest(find_model(value)[0])
+        return digest_of(find_model(value)[0])
     if isinstance(value, (str, Path)) and os.path.isfile(value):
-        return _digest(Path(value))
+        return digest_of(Path(value))
     if isinstance(value, tuple):
         return [_value(item, one) for one in value]
     return os.fspath(value) if isinstance(value, Path) else value
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, as hex digits."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -158,20 +199,6 @@ def _has_results(output: Path, now: dict[str, Any]) -> bool:
         "calibrate": "{folder}/*{extension}".format(**SCAN_OUTPUTS["measurement"]),
     }
     return next(output.glob(patterns[mode]), None) is not None
-
-
-def _compare(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what differs, in words: as it was, and as it is now. An option that only one of the two versions
-    knows has its default in the other.
-    """
-    models = before.get("Models") if isinstance(before.get("Models"), dict) else {}
-    if sorted(map(str, models.values())) != sorted(now["Models"].values()):
-        yield _name(models), _name(now["Models"])
-    defaults = {item.option: _value(item, item.default) for item in _that_matter(now["Mode"], now["Level"])}
-    for option in sorted({*before["Settings"], *now["Settings"]}):
-        was, is_ = (one["Settings"].get(option, defaults.get(option)) for one in (before, now))
-        if json.dumps(was) != json.dumps(is_):
-            yield f"{option} {_shown(was)}", f"{option} {_shown(is_)}"
 
 
 def _name(models: dict[str, str]) -> str:

@@ -1,15 +1,16 @@
-"""iqtflow-enhance: enhance one thick-slice scan, without BIDS."""
+"""iqtflow-enhance: enhance a thick-slice scan, or those of a folder or table, without BIDS."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from iqtflow.cli.many_scans import enhance_many, is_many
 from iqtflow.cli.options import SKULL_STRIPPED, Formatter, add_command_options, value
 from iqtflow.config import SETTINGS
 from iqtflow.reports.run_summary import describe_enhancement
 from iqtflow.utils.command import run_command
-from iqtflow.utils.gpus import device_claimed, require_cuda
+from iqtflow.utils.gpus import device_claimed, require_cuda, resolve_device
 from iqtflow.utils.outputs import IMAGE, JSON, add_overwrite, check_outputs
 from iqtflow.utils.system import USUAL_GB, WITH_TORCH_GB
 
@@ -20,8 +21,19 @@ def build_parser() -> argparse.ArgumentParser:
     """Command-line parser; imports nothing heavy."""
     parser = argparse.ArgumentParser(prog=PROG, description=__doc__, formatter_class=Formatter)
     add = parser.add_argument
-    add("scan", type=Path, help="thick-slice scan (.nii or .nii.gz)")
-    add("output", type=Path, help="enhanced volume to write")
+    add(
+        "scan",
+        type=Path,
+        help="thick-slice scan (.nii or .nii.gz); or a folder of scans, or a table of them (.csv with the "
+        "columns scan and, if needed, output, sidecar, contrast, skull_stripped; paths are relative to the "
+        "table)",
+    )
+    add(
+        "output",
+        type=Path,
+        help="enhanced volume to write; for a folder or a table the folder of the results, which have the "
+        "names of the scans. Results that exist are kept",
+    )
     add(
         "--std",
         type=Path,
@@ -41,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sidecar", type=Path, help="BIDS metadata of the scan (SliceThickness, SkullStripped)")
     add("--skull-stripped", choices=tuple(SKULL_STRIPPED), default="auto", help="is the skull removed?")
     add_command_options(parser, "run", ["force"])
-    add_command_options(parser, "run", ["device"], choices=("cpu", "cuda"), help="where networks run")
+    add_command_options(parser, "run", ["device"], default="auto")
     names = ["precision", "tiling", "slice_intensity", "mirror", "data_consistency", "voxel_size"]
     add_command_options(parser, "enhance", names)
     white_matter = SETTINGS["enhance"]["keep_white_matter"]
@@ -63,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code.
+    """Run the command and return its exit code: for many scans the highest one of those that failed.
 
     Without ``--force`` a near-isotropic scan is refused: nothing is written, and the code is 1.
     """
@@ -76,7 +88,9 @@ def main(argv: list[str] | None = None) -> int:
     )
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace) -> int | None:
+    if is_many(options.scan):
+        return enhance_many(build_parser(), options)
     images = {"output": "output", "--std": "std", "--spline": "spline", "--mask-out": "mask_out"}
     images["--residual"] = "residual"
     check_outputs(
@@ -88,9 +102,11 @@ def _run(options: argparse.Namespace) -> None:
         inputs=(options.scan, options.sidecar, options.model),
         overwrite=options.overwrite,
     )
+    options.device = resolve_device(options.device).name
     # Before torch is imported, which reads at once which GPUs it may use.
     with device_claimed(options.device, lambda line: print(f"{PROG}: {line}", flush=True)):
         _enhance(options)
+    return None
 
 
 def _enhance(options: argparse.Namespace) -> None:
