@@ -6,10 +6,11 @@ each subject at work has one line that is redrawn. A file or a pipe gets plain l
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -298,6 +299,29 @@ def choose_view(ledger: Ledger, *, verbose: int = 0) -> PlainLines | LiveLines:
         if not Console().is_dumb_terminal:
             return LiveLines(ledger)
     return PlainLines(ledger, detailed=verbose > 0)
+
+
+@contextmanager
+def at_work() -> Iterator[Callable[[str], None]]:
+    """Show on a terminal what is being done, and for how long; elsewhere, show nothing.
+
+    Yields
+    ------
+    callable
+        Takes what is being done now, in a few words.
+    """
+    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        yield lambda words: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(highlight=False, emoji=False, markup=False)
+    # The bar has no end: most scans are enhanced in one pass, of which no part can be counted.
+    columns = (BarColumn(20), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as shown:
+        task = shown.add_task("", total=None)
+        yield lambda words: shown.update(task, description=words)
 
 
 def outcome_line(ledger: Ledger, step: Step) -> str:

@@ -16,7 +16,7 @@ from nipype.pipeline.engine import Node, Workflow
 
 from iqtflow.config import PathSettings, Settings
 from iqtflow.reports.run_summary import Outcome, outcome_table
-from iqtflow.reports.terminal import Ledger, PlainLines, Step, about, duration
+from iqtflow.reports.terminal import Ledger, PlainLines, Step, about, at_work, duration
 from iqtflow.workflows.execution.progress import followed, step_of
 
 
@@ -185,6 +185,33 @@ def test_a_graph_tells_who_is_done_and_who_failed_whatever_runs_it(tmp_path, cap
     assert "\x1b" not in out  # no terminal, no control characters
 
 
+def shown_on_a_terminal(code: str) -> str:
+    """What a terminal gets from a program."""
+    parent, child = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "1"}
+    subprocess.run([sys.executable, "-c", code], stdout=child, env=environment, check=True, timeout=60)
+    os.close(child)
+    shown = os.read(parent, 65536).decode()
+    os.close(parent)
+    return shown
+
+
+def test_a_command_for_one_scan_shows_on_a_terminal_what_it_does(capsys):
+    code = """
+import time
+from iqtflow.reports.terminal import at_work
+with at_work() as say:
+    say("finding the brain")
+    time.sleep(0.3)
+    print("a line")
+"""
+    shown = shown_on_a_terminal(code)
+    assert "finding the brain" in shown and "0:00:00" in shown and "a line" in shown
+    with at_work() as say:
+        say("finding the brain")
+    assert capsys.readouterr().out == ""  # no terminal
+
+
 def test_on_a_terminal_lines_are_redrawn_in_place_and_outcomes_stay(tmp_path):
     code = """
 import time
@@ -197,12 +224,7 @@ with view:
     time.sleep(0.7)
     view.changed(ledger.end("sub-01", "segment"))
 """
-    parent, child = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "1"}
-    subprocess.run([sys.executable, "-c", code], stdout=child, env=environment, check=True, timeout=60)
-    os.close(child)
-    shown = os.read(parent, 65536).decode()
-    os.close(parent)
+    shown = shown_on_a_terminal(code)
     assert "tissue maps" in shown and "of 1 done" in shown
     assert re.search(r"sub-01  done in 0:0[01]", shown)
 

@@ -108,7 +108,8 @@ def run_group(settings: Settings, *, name: str) -> int:
     scans = [
         Record("enhanced", e.low_field, subject=e.subject, truth=e.truth, mask=e.mask) for e in evaluation
     ]
-    print(f"iqtflow: page {write_training_page(output, model, scans=scans)}", flush=True)
+    page = write_training_page(output, model, scans=scans)
+    print(f"iqtflow: open {page} in a browser", flush=True)
     return EXIT_OK
 
 

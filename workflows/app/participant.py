@@ -82,6 +82,9 @@ def run_participants(plan: Plan, settings: Settings, *, name: str) -> int:
     report_failures(rest)
     if defect is not None:
         raise defect
+    index = output / output_name("index")
+    if settings.run.mode != "calibrate" and index.is_file():
+        print(f"iqtflow: open {index} in a browser", flush=True)
     return exit_code_of_failures(failure.exit_code for failure in [*failures, *failed.values(), *rest])
 
 

@@ -53,7 +53,7 @@ def run_group(settings: Settings, *, name: str) -> int:
     for note in fitted["notes"]:
         print(f"  note: {note}", flush=True)
     # Last: a page that cannot be written costs no other result.
-    print(f"iqtflow: page {write_calibration_page(output)}", flush=True)
+    print(f"iqtflow: open {write_calibration_page(output)} in a browser", flush=True)
     return EXIT_OK
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from iqtflow.cli.many_scans import enhance_many, is_many
 from iqtflow.cli.options import SKULL_STRIPPED, Formatter, add_command_options, value
 from iqtflow.config import SETTINGS
 from iqtflow.reports.run_summary import describe_enhancement
+from iqtflow.reports.terminal import at_work
 from iqtflow.utils.command import run_command
 from iqtflow.utils.gpus import device_claimed, require_cuda, resolve_device
 from iqtflow.utils.outputs import IMAGE, JSON, add_overwrite, check_outputs
@@ -104,17 +106,24 @@ def _run(options: argparse.Namespace) -> int | None:
     )
     options.device = resolve_device(options.device).name
     # Before torch is imported, which reads at once which GPUs it may use.
-    with device_claimed(options.device, lambda line: print(f"{PROG}: {line}", flush=True)):
-        _enhance(options)
+    with device_claimed(options.device, lambda line: print(f"{PROG}: {line}", flush=True)), at_work() as say:
+        _enhance(options, say)
     return None
 
 
-def _enhance(options: argparse.Namespace) -> None:
+def _enhance(options: argparse.Namespace, say: Callable[[str], None]) -> None:
+    say("checking the scan")
     from iqtflow import __version__
     from iqtflow.image.nifti import require_finite, write_image, write_json
     from iqtflow.image.validate import check_scan
     from iqtflow.inference.pipeline import enhance_image
     from iqtflow.models.zoo import contrast_of
+
+    stages = iter(("finding the brain", "estimating"))
+
+    def report(line: str) -> None:
+        print(f"{PROG} {__version__}: {line}", flush=True)
+        say(next(stages, "estimating"))
 
     require_cuda(options.device)
     image = check_scan(options.scan)
@@ -135,7 +144,7 @@ def _enhance(options: argparse.Namespace) -> None:
         keep_white_matter=options.keep_white_matter == "yes",
         data_consistency=options.data_consistency,
         voxel_size=options.voxel_size,
-        report=lambda line: print(f"{PROG} {__version__}: {line}", flush=True),
+        report=report,
     )
     # The enhanced volume last: if it exists, all files do.
     made = [
