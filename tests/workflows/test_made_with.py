@@ -6,8 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+import clinics
 import pytest
-from clinics import settle
 from small_models import write_model
 
 from iqtflow.bids import write_dataset_description
@@ -20,6 +20,11 @@ SCAN = "sub-01/anat/sub-01_T1w.nii.gz"
 @pytest.fixture
 def place(bids_tree, tmp_path) -> tuple[Path, Path]:
     return bids_tree(SCAN), tmp_path / "out"
+
+
+def settle(*arguments: object):
+    """Settings of a run; the check of the data set would take most of the time."""
+    return clinics.settle(*arguments, "--skip-bids-validation")
 
 
 def pretend_to_run(bids: Path, out: Path, *options: object, result: str) -> None:
@@ -68,9 +73,7 @@ def test_another_model_is_refused_and_the_same_file_elsewhere_is_the_same_model(
         settle(*place, "participant", "--model", other)
 
 
-@pytest.mark.parametrize(
-    "option", ["--nprocs 2", "--low-mem", "-vv", "--no-viewer", "--skip-bids-validation"]
-)
+@pytest.mark.parametrize("option", ["--nprocs 2", "--low-mem", "-vv", "--no-viewer", "--device cpu"])
 def test_processors_memory_and_words_are_no_other_settings(place, option):
     pretend_to_enhance(*place)
     settle(*place, "participant", *option.split())
