@@ -214,7 +214,7 @@ def _run(
     arguments = [
         *(sys.executable, "-c", "import sys; from iqtflow.cli.main import main; sys.exit(main())"),
         *(place.bids_dir, output, level, "--mode", "train"),
-        *("--config-file", settings, "-w", place.output_dir / "work" / work),
+        *("--config-file", settings, "-w", place.output_dir / "work" / work, "--overwrite"),
         *options,
     ]
     network = str(train.get("network", ""))

@@ -178,14 +178,14 @@ def test_another_model_runs_the_network_and_what_shows_its_result(site, untraine
 
     other = tmp_path / "other.safetensors"
     stamp_figures(untrained_model, other, {"n": 1})
-    ran = site.run("--participant-label", "1", "--model", other)
+    ran = site.run("--participant-label", "1", "--model", other, "--overwrite")
     assert "sub_1_T1w/enhance" in ran
     assert "sub_1_T1w/conform" not in ran
     assert not [name for name in ran if name.startswith("sub_2")]
 
 
 def test_a_new_version_of_the_program_runs_all_again(site):
-    ran = site.run("--participant-label", "1", program=AS_NEW_VERSION)
+    ran = site.run("--participant-label", "1", "--overwrite", program=AS_NEW_VERSION)
     assert {"sub_1_T1w/conform", "sub_1_T1w/enhance", "report_1"} <= set(ran)
 
 
@@ -195,7 +195,7 @@ def test_another_seed_or_factor_runs_the_draws_but_not_the_tissue_maps(tmp_path)
     write_mapped_scans(site.bids, maps, 1)
     assert "sub_0_T1w/segment" in site.run()
     for options in (["--random-seed", "7"], ["--random-seed", "7", "-k", "2"]):
-        ran = site.run(*options)
+        ran = site.run(*options, "--overwrite")
         assert any("simulate" in name for name in ran)
         assert not [name for name in ran if name.endswith(("conform", "segment"))]
     assert "sub_0_T1w/extract" in ran and "sub_0_T1w/sink_wm" not in ran

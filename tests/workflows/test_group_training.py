@@ -45,7 +45,9 @@ def prepared(tmp_path_factory) -> tuple[Path, Path]:
 
 
 def group(bids, out, work, *options):
-    return iqtflow(bids, out, "group", "--mode", "train", "-w", work, *SMALL, *options, timeout=3000)
+    """Train into one folder; several trainings may have the default name."""
+    options = (*SMALL, *options, "--overwrite")
+    return iqtflow(bids, out, "group", "--mode", "train", "-w", work, *options, timeout=3000)
 
 
 @pytest.fixture(scope="module")
