@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from iqtflow.bids.hcp import is_hcp
-from iqtflow.bids.names import EXTENSIONS, is_label
+from iqtflow.bids.names import BIDS_VERSION, EXTENSIONS, is_label
 from iqtflow.utils.datalad import how_to_fetch
 from iqtflow.utils.errors import UsageError
 
@@ -81,7 +81,8 @@ def _refuse_file(path: Path) -> UsageError:
 def _refuse_folder(root: Path) -> UsageError:
     """Return the error for a folder without a description: what it is, and what to do."""
     found = "no dataset_description.json, and no <id>/T1w/T1w_acpc_dc_restore.nii.gz"
-    next_step = 'Give its root; if it lacks the file, write {"Name": "...", "BIDSVersion": "1.10.0"}.'
+    example = f'{{"Name": "...", "BIDSVersion": "{BIDS_VERSION}"}}'
+    next_step = f"Give its root; if it lacks the file, write {example}."
     subject = next((p for p in (root, *root.parents) if _is_subject(p)), None)
     if subject is not None:
         found = f"the folder of one subject, {subject.name}, or a part of it"

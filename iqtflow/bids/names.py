@@ -10,6 +10,9 @@ from pathlib import Path
 from iqtflow.bids.scan import Scan
 from iqtflow.config import LABEL, Settings
 
+#: Version of the standard that is written, and that messages show.
+BIDS_VERSION = "1.11.1"
+
 #: What an image file's name may end in.
 EXTENSIONS = (".nii", ".nii.gz")
 

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import iqtflow
-from iqtflow.bids.names import read_entities, stem_of
+from iqtflow.bids.names import BIDS_VERSION, read_entities, stem_of
 from iqtflow.image.metadata import drop_invalid_fields, read_fields
 from iqtflow.utils.errors import InputError, UsageError
 from iqtflow.utils.files import read_text, write_text
-
-BIDS_VERSION = "1.10.0"  #: version of the standard that the derivatives follow
 
 #: Pages, models and logs, which are not BIDS.
 IGNORED_BY_VALIDATORS = (

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from iqtflow.bids.names import EXTENSIONS
+from iqtflow.bids.names import BIDS_VERSION, EXTENSIONS
 from iqtflow.bids.scans import Listing
 from iqtflow.utils.errors import UsageError, printable
 from iqtflow.utils.files import read_text
@@ -111,7 +111,7 @@ def summarise(
             raise UsageError(
                 root / fault.file,
                 found=fault.message,
-                expected='JSON such as {"Name": "...", "BIDSVersion": "1.10.0"}',
+                expected=f'JSON such as {{"Name": "...", "BIDSVersion": "{BIDS_VERSION}"}}',
                 next_step="Correct it, or add --skip-bids-validation.",
             )
         if _concerns(fault, subjects):

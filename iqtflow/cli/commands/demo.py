@@ -15,6 +15,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from iqtflow.bids.names import BIDS_VERSION
 from iqtflow.utils.command import run_command
 from iqtflow.utils.environment import command_line
 from iqtflow.utils.errors import IQTFlowError, UsageError
@@ -71,7 +72,7 @@ def _require_own(folder: Path) -> None:
                 expected="a new folder, or the folder of an earlier demonstration",
                 next_step="Choose another folder.",
             )
-    fields = {"Name": "Low-field scan simulated from the MNI template", "BIDSVersion": "1.10.0"}
+    fields = {"Name": "Low-field scan simulated from the MNI template", "BIDSVersion": BIDS_VERSION}
     write_json(description, fields, maker=PROG)
 
 
