@@ -72,6 +72,8 @@ class _EnhanceInputSpec(NetworkInputSpec):
     )
     data_consistency = setting_trait("enhance", "data_consistency")
     voxel_size = setting_trait("enhance", "voxel_size")
+    acquired_spacing = setting_trait("enhance", "acquired_spacing")
+    acquired_axis = setting_trait("enhance", "acquired_axis")
     mirror = setting_trait("enhance", "mirror")
     max_memory_gb = traits.Float(
         nohash=True,

@@ -362,6 +362,21 @@ class EnhanceSettings:
         high=1.5,
         metavar="native|MM",
     )
+    acquired_spacing: float | None = setting(
+        None,
+        "for volumes that were interpolated before: distance in mm of the slices as they were acquired; the "
+        "volume is brought back to them",
+        above=0,
+        high=30,
+        metavar="MM",
+        shown="the volume is used as it is",
+    )
+    acquired_axis: str | None = setting(
+        None,
+        "axis of the slices that --acquired-spacing is for",
+        choices=AXES,
+        shown="the one with the coarsest measured resolution",
+    )
     mirror: bool = setting(
         False,
         "average with the enhanced volume of the left-right mirrored scan; takes twice as long",

@@ -44,3 +44,15 @@ def make_brain(shape: tuple[int, int, int] = (80, 88, 80), *, seed: int = 0) -> 
         (gm * mask).astype(np.float32),
         mask,
     )
+
+
+def make_tissue(shape: tuple[int, int, int], voxel_mm: float = 1.0, *, seed: int = 0) -> np.ndarray:
+    """Return an ellipsoid in air whose inside has the spectrum of tissue, with noise of 2 %: float32."""
+    rng = np.random.default_rng(seed)
+    frequency = sum(f**2 for f in np.meshgrid(*(np.fft.fftfreq(n, voxel_mm) for n in shape), indexing="ij"))
+    tissue = np.fft.ifftn(np.fft.fftn(rng.normal(size=shape)) / (frequency + 0.06**2)).real
+    axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    inside = sum(axis**2 for axis in axes) < 0.9
+    return np.where(inside, 100 + 20 * tissue / tissue.std() + 2 * rng.normal(size=shape), 0).astype(
+        "float32"
+    )

@@ -27,6 +27,8 @@ def init_enhance_wf(
     keep_white_matter: bool = EnhanceSettings.keep_white_matter,
     data_consistency: bool = EnhanceSettings.data_consistency,
     voxel_size: float | str = EnhanceSettings.voxel_size,
+    acquired_spacing: float | None = EnhanceSettings.acquired_spacing,
+    acquired_axis: str | None = EnhanceSettings.acquired_axis,
 ) -> Workflow:
     """Build the graph that enhances one scan.
 
@@ -50,6 +52,8 @@ def init_enhance_wf(
         Memory of the node ``enhance`` in GB; a volume that does not fit is enhanced in tiles.
     tiling, precision, slice_intensity, mirror, keep_white_matter, data_consistency, voxel_size
         See `iqtflow.interfaces.enhance.EnhanceVolume`.
+    acquired_spacing, acquired_axis
+        See `iqtflow.interfaces.enhance.EnhanceVolume`; for scans that were interpolated before.
 
     Returns
     -------
@@ -106,6 +110,10 @@ def init_enhance_wf(
     )
     if model is not None:
         enhance.inputs.model = model
+    if acquired_spacing is not None:
+        enhance.inputs.acquired_spacing = acquired_spacing
+    if acquired_axis is not None:
+        enhance.inputs.acquired_axis = acquired_axis
     if device == "cpu":
         enhance.inputs.max_memory_gb = PASS_SHARE * mem_gb
 

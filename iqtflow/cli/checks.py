@@ -107,6 +107,8 @@ def _mistakes(options: argparse.Namespace, section: str, key: str) -> Iterator[s
         yield "is for a split that is drawn; there is --split"
     if key in ("spm_dir", "tpm", "octave") and options.segmentation__engine in ("ants", "derivatives"):
         yield f"is for SPM; there is --segmentation {options.segmentation__engine}"
+    if key == "acquired_axis" and options.enhance__acquired_spacing is None:
+        yield "is for --acquired-spacing MM; add it"
     if key == "bids_database_wipe" and options.inputs__database_dir is None:
         yield "is for an index that is kept; add --bids-database-dir DIR"
 

@@ -22,6 +22,7 @@ from scipy import ndimage
 
 import iqtflow
 from iqtflow.config import SETTINGS, EnhanceSettings
+from iqtflow.image.acquired_slices import advise, as_acquired
 from iqtflow.image.geometry import (
     AXIS_NAMES,
     SliceGeometry,
@@ -110,6 +111,8 @@ def enhance(
     max_memory_gb: float | None = None,
     data_consistency: bool = False,
     voxel_size: float | str = EnhanceSettings.voxel_size,
+    acquired_spacing: float | None = EnhanceSettings.acquired_spacing,
+    acquired_axis: str | None = EnhanceSettings.acquired_axis,
     report: Callable[[str], None] | None = None,
 ) -> nib.Nifti1Image | tuple[nib.Nifti1Image, nib.Nifti1Image | None]:
     """Enhance a low-field scan with thick slices to a high-field-like volume with thin slices.
@@ -149,6 +152,10 @@ def enhance(
     voxel_size
         "native": the plane of the scan stays, and there are k thin slices for each slice. A number: cubic
         voxels of this edge in mm, 0.7 to 1.5.
+    acquired_spacing, acquired_axis
+        For a scan that was interpolated before: distance of its slices in mm as they were acquired, and their
+        array axis "x", "y" or "z" (None: the axis with the coarsest measured resolution). The scan is brought
+        back to these slices (`iqtflow.image.acquired_slices`).
     report
         Function that receives lines of text on the progress.
 
@@ -164,8 +171,8 @@ def enhance(
     Raises
     ------
     InputError
-        The scan cannot be used or is near-isotropic, the model cannot be read, or there is no model for the
-        contrast.
+        The scan cannot be used, is near-isotropic or was interpolated from thick slices, the model cannot be
+        read, or there is no model for the contrast.
     UsageError
         `device` is "cuda" and there is no GPU that works.
 
@@ -205,6 +212,8 @@ def enhance(
         "max_memory_gb": max_memory_gb,
         "data_consistency": data_consistency,
         "voxel_size": voxel_size,
+        "acquired_spacing": acquired_spacing,
+        "acquired_axis": acquired_axis,
         "report": report,
     }
     if isinstance(img, SpatialImage):
@@ -246,6 +255,8 @@ def enhance_image(
     keep_white_matter: bool = True,
     data_consistency: bool = False,
     voxel_size: float | str = EnhanceSettings.voxel_size,
+    acquired_spacing: float | None = EnhanceSettings.acquired_spacing,
+    acquired_axis: str | None = EnhanceSettings.acquired_axis,
     report: Callable[[str], None] | None = None,
 ) -> EnhancedScan:
     """Enhance a thick-slice scan.
@@ -276,6 +287,9 @@ def enhance_image(
         coarser, it is resampled to them before the network; every other axis is resampled after the network,
         by cubic B-splines. So no axis is interpolated twice, unless the ratio is too far from the model's
         factor (`iqtflow.image.geometry.Upsampling.far`). The centre of the field of view stays in place.
+    acquired_spacing, acquired_axis
+        Bring an interpolated scan back to its slices first (`iqtflow.image.acquired_slices.back_to_slices`).
+        Mask and residual are on the grid of these slices.
     skull_stripped
         Whether the scan shows the brain only; None: the sidecar decides, else the voxels.
     force
@@ -293,14 +307,24 @@ def enhance_image(
     NothingToGain
         The scan is near-isotropic and `force` is False.
     InputError
+        The scan was interpolated from thick slices and `acquired_spacing` is not given, or does not fit.
         There is no model for the scan, its slices are too far apart and `force` is False, its intensities
         cannot be used, or `voxel_size` is not allowed.
     """
     began = time.monotonic()
     voxel_size = _read_voxel_size(voxel_size)
     sidecar, notes = drop_invalid_fields(sidecar or {}, "sidecar")
+    image, resolution, acquired = as_acquired(image, acquired_spacing, acquired_axis, force=force)
+    interpolated = None if acquired else advise(resolution)
     geometry = find_slice_geometry(image, sidecar)
     if geometry.near_isotropic and not force:
+        if interpolated:
+            raise InputError(
+                image.get_filename() or "scan",
+                found=interpolated[0],
+                expected="thick slices as acquired",
+                next_step=interpolated[1],
+            )
         raise NothingToGain(
             image.get_filename() or "scan",
             found=f"slices {geometry.spacing_mm:.3g} mm apart, {_by(geometry.inplane_mm)} mm in plane",
@@ -406,6 +430,8 @@ def enhance_image(
         "Units": "arbitrary",
         "IntensityDescription": INTENSITIES,
         "VoxelSizeMm": [round(float(v), 4) for v in voxel_sizes(mean.affine)],
+        "EffectiveResolutionMm": resolution.as_sidecar(),
+        "AcquiredSpacing": None if acquired is None else acquired.as_sidecar(),
         "OutputGrid": output.as_sidecar(upsampling),
         "Geometry": {
             "SpacingMm": round(geometry.spacing_mm, 4),
@@ -442,6 +468,8 @@ def enhance_image(
         "Warnings": [
             *([familiarity.sentence()] if familiarity is not None and familiarity.unfamiliar else []),
             *image.extra.get("notes", ()),
+            *(acquired.notes if acquired else ()),
+            *([f"This is {interpolated[0]}. {interpolated[1]}"] if interpolated else []),
             *notes,
             *describe_slices(stripes, corrected=corrected),
             *geometry.notes,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from iqtflow.bids.names import stem_of
 from iqtflow.config import CONTRASTS
-from iqtflow.image.geometry import IN_PLANE_TOLERANCE_OCTAVES
+from iqtflow.image.geometry import IN_PLANE_TOLERANCE_OCTAVES, NEAR_ISOTROPIC_RATIO
 from iqtflow.image.slice_intensity import LARGEST_P, LEAST_SHARE
 from iqtflow.inference.ood import ADVICE
 from iqtflow.reports.record import Record
@@ -297,6 +297,28 @@ def _model(record: Record) -> Fields:
     return _found(passed=passed, value=f"{ratio:.1f} pixels", threshold=threshold, words=words)
 
 
+def _resolution(record: Record) -> Fields:
+    details = record.details
+    measured = details.get("EffectiveResolutionMm")
+    if not isinstance(measured, Mapping):
+        return None  # older sidecars
+    mm, spacing = measured.get(details["SliceAxis"]), float(details["Geometry"]["SpacingMm"])
+    limit = NEAR_ISOTROPIC_RATIO * spacing
+    threshold = f"below {limit:.1f} mm along the slice axis"
+    if mm is None:
+        return _unknown("The resolution along the slice axis cannot be measured in this scan.", threshold)
+    words = (
+        f"Along the slice axis, the scan resolves {float(mm):.1f} mm; its slices are {spacing:.1f} mm apart."
+    )
+    passed = float(mm) < limit
+    if not passed:
+        words += (
+            " It was interpolated before: enhance it again with --acquired-spacing, and the spacing of the "
+            "protocol."
+        )
+    return _found(passed=passed, value=f"{float(mm):.1f} mm", threshold=threshold, words=words)
+
+
 def _contrast_of(record: Record) -> str:
     """Return the BIDS suffix of the scan if it names a contrast, else an empty text."""
     suffix = stem_of(str(record.input or "").rpartition("/")[2]).rpartition("_")[2]
@@ -356,6 +378,7 @@ _CHECKS: dict[str, Callable[[Record], Fields]] = {
     "Places that differ": _places,
     "White matter kept": _drift,
     "Model fits the scan": _model,
+    "Slices as acquired": _resolution,
     "Odd and even slices": _alternation,
     "Gaps between slices": _unchecked,
 }

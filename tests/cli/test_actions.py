@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from clinics import settle
 from conftest import make_affine, make_head, write_scan
+from phantoms import make_tissue
 
 import iqtflow
 from iqtflow.bids import write_dataset_description
 from iqtflow.cli import main as cli
 from iqtflow.cli.parser import parse
 from iqtflow.config import PathSettings, RunSettings, Settings, TrainSettings
+from iqtflow.image.geometry import cubic_upsample
 from iqtflow.reports.methods import (
     Paragraph,
     bibliography,
@@ -70,6 +72,28 @@ def test_a_dry_run_tells_geometry_model_and_outputs_of_each_scan_and_writes_noth
     assert f"datalad get {clinic}/sub-03/anat/sub-03_T1w.nii.gz" in told.split("will fail")[1]
     assert "already near-isotropic" in told.split(str(clinic / THIN))[1]
     assert "1 to process, 1 to skip, 1 that will fail" in told
+
+
+def test_a_dry_run_names_an_interpolated_scan_and_the_options_that_bring_it_back(bids_tree, tmp_path, capsys):
+    root = bids_tree(THIN)
+    slices = make_tissue((64, 64, 64), 1.5).reshape(64, 64, 16, 4).mean(axis=3)
+    write_scan(root / THIN, cubic_upsample(slices, 4), make_affine((1.5, 1.5, 1.5)))
+    arguments = [str(root), str(tmp_path / "out"), "participant", "--dry-run", "--device", "cpu"]
+    assert cli.main(arguments) == 0
+    told = capsys.readouterr().out
+    assert "nothing to gain" not in told
+    flags = re.search(r"--acquired-spacing (\S+) (--acquired-axis z)", told)
+    assert float(flags[1]) == pytest.approx(6, rel=0.03)
+    assert cli.main([*arguments, "--acquired-spacing", "6", *flags[2].split()]) == 0
+    told = capsys.readouterr().out
+    assert "slices along k, 6 mm apart" in told
+    assert "measured  effective resolution: 1.5 mm along i, 1.5 mm along j, " in told
+    assert "1 to process" in told
+    assert cli.main([*arguments, "--acquired-spacing", "2"]) == 1
+    assert "--acquired-spacing 2" in capsys.readouterr().out.split("will fail")[1]
+    with pytest.raises(SystemExit):
+        cli.main([*arguments, "--acquired-axis", "z"])
+    assert "--acquired-spacing" in capsys.readouterr().err
 
 
 def test_a_dry_run_tells_what_the_run_would_stumble_over(clinic, tmp_path, capsys):

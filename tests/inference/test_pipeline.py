@@ -15,7 +15,7 @@ import torch
 from clinics import python
 from conftest import make_affine
 from nibabel.orientations import axcodes2ornt, ornt_transform
-from phantoms import make_brain
+from phantoms import make_brain, make_tissue
 from small_models import write_model
 
 import iqtflow
@@ -413,3 +413,50 @@ def test_stripes_are_corrected_before_the_network_unless_they_shall_stay(model):
     far, near = (np.abs(r.mean.get_fdata() - truth).mean() for r in (kept, even))
     assert near < 0.4 * far
     assert any("slices" in note and "Corrected" in note for note in even.details["Warnings"])
+
+
+@pytest.fixture(scope="module")
+def interpolated(tmp_path_factory) -> Path:
+    """Twenty slices 6 mm apart of a skull-stripped brain, interpolated to cubes of 1.5 mm."""
+    brain = make_tissue((80, 88, 80), 1.5)
+    slices = brain.reshape(80, 88, 20, 4).mean(axis=3)
+    path = tmp_path_factory.mktemp("interpolated") / "sub-01_T1w.nii.gz"
+    thin = np.where(brain > 0, np.maximum(cubic_upsample(slices, 4), 1), 0)
+    nib.save(nib.Nifti1Image(thin.astype(np.float32), make_affine((1.5, 1.5, 1.5))), path)
+    return path
+
+
+def test_an_interpolated_scan_is_told_what_was_measured_and_which_flag_to_give(interpolated, model):
+    with pytest.raises(InputError) as told:
+        enhance(check_scan(interpolated), model)
+    flag = re.search(r"--acquired-spacing (\S+) --acquired-axis z", str(told.value))
+    assert float(flag[1]) == pytest.approx(6, rel=0.02)
+    assert not isinstance(told.value, NothingToGain)
+    assert interpolated.name in str(told.value)
+
+
+def test_an_interpolated_scan_is_enhanced_from_its_slices(interpolated, model, tmp_path):
+    """The command, the function, and the arrays that are on the grid of the slices."""
+    done = enhance(check_scan(interpolated), model, acquired_spacing=6.0)
+    assert done.mask.shape == done.residual.shape == (80, 88, 20)
+    assert done.mean.shape == (80, 88, 20 * done.details["UpsamplingFactor"])
+    told = done.details["AcquiredSpacing"]
+    assert (told["SpacingMm"], told["Axis"], told["PlacesFrom"]) == (6.0, "k", "second difference")
+    assert told["FirstSlice"] == pytest.approx(1.5, abs=0.1)
+    assert done.details["EffectiveResolutionMm"]["k"] == pytest.approx(6, rel=0.03)
+    assert done.details["Geometry"]["SpacingMm"] == 6.0
+    scan = nib.load(interpolated)
+    assert centroid_mm(done.spline) == pytest.approx(centroid_mm(scan), abs=0.3)
+
+    output = tmp_path / "enhanced.nii.gz"
+    options = ["--acquired-spacing", "6", "--acquired-axis", "z", "--skull-stripped", "yes"]
+    assert main([str(interpolated), str(output), "--model", str(model), *options]) == 0
+    same = iqtflow.enhance(
+        interpolated, model, skull_stripped=True, device="cpu", acquired_spacing=6, acquired_axis="z"
+    )
+    assert np.allclose(nib.load(output).get_fdata(), same.get_fdata(), atol=1e-3)
+
+
+def test_an_axis_without_a_spacing_is_refused(interpolated, model):
+    with pytest.raises(InputError, match="acquired_spacing"):
+        iqtflow.enhance(interpolated, model, acquired_axis="z")

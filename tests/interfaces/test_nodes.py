@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 import pytest
-from nipype.interfaces.base import BaseInterface, CommandLine, File, isdefined
+from nipype.interfaces.base import BaseInterface, CommandLine, File, Undefined, isdefined
 from nipype.pipeline.engine import Workflow
 
 import iqtflow.interfaces
@@ -44,6 +44,15 @@ SHARED = (SETTINGS["train"].keys() - {"tensorboard"}) & set(TrainModel().inputs.
 def own_traits(spec) -> dict:
     """Traits of a specification, without the machinery of the traits library."""
     return {name: trait for name, trait in spec.traits().items() if not name.startswith("trait_")}
+
+
+def test_the_spacing_of_an_interpolated_scan_reaches_the_command(tmp_path):
+    workflow = iqtflow.workflows.init_enhance_wf(acquired_spacing=5.5, acquired_axis="y")
+    node = workflow.get_node("enhance")
+    node.inputs.in_file = __file__
+    assert "--acquired-axis y --acquired-spacing 5.5" in node.interface.cmdline
+    node.inputs.acquired_spacing = Undefined
+    assert "--acquired-spacing" not in node.interface.cmdline
 
 
 @pytest.mark.parametrize("package", [iqtflow.interfaces, iqtflow.workflows], ids=lambda one: one.__name__)

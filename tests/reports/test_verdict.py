@@ -40,6 +40,13 @@ def test_a_scan_without_faults_is_good():
     assert not any(check.severe for check in checks)
 
 
+def test_a_scan_whose_slices_are_as_acquired_is_good_and_an_unknown_resolution_is_named():
+    assert judge(make_checks(record_of(**resolved(5.2)))).trust == "good"
+    unknown = judge(make_checks(record_of(**resolved(None))))
+    assert unknown.trust == "good"
+    assert "slices as acquired" in unknown.reason
+
+
 def white_matter(ratio: float, factor: float) -> dict[str, Any]:
     return {"ScanOverEstimate": ratio, "UsualRange": [1.02, 1.06], "Factor": factor}
 
@@ -51,6 +58,13 @@ def features(volume: float, length: float) -> dict[str, Any]:
 
 def audit(**changed: Any) -> dict[str, Any]:
     return {**GOOD["DataConsistency"], **changed}
+
+
+def resolved(mm: float | None) -> dict[str, Any]:
+    """A scan with slices 5 mm apart along the third axis, and its measured resolution."""
+    geometry = {"Ratio": 4.2, "SpacingMm": 5.0}
+    measured = {"i": 1.0, "j": 1.0, "k": mm}
+    return {"Geometry": geometry, "SliceAxis": "k", "EffectiveResolutionMm": measured}
 
 
 @pytest.mark.parametrize(
@@ -70,6 +84,7 @@ def audit(**changed: Any) -> dict[str, Any]:
         ({"DataConsistency": audit(Places=[{"Kind": "missing"}] * 4)}, "look closer", "4 missing"),
         ({"DataConsistency": audit(UncheckedShare=0.5)}, "look closer", "50 %"),
         ({"SliceIntensity": {"AlternatingShare": -0.05, "PValue": 0.001}}, "look closer", "5.0 %"),
+        (resolved(8.0), "look closer", "--acquired-spacing"),
         (
             {"metrics": {"iqt": {"psnr": 20.0}, "spline": {"psnr": 22.0}}},
             "look closer",

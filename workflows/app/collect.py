@@ -8,11 +8,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from iqtflow.bids import Listing, Scan, list_scans
-from iqtflow.config import Settings
+from iqtflow.config import AXES, Settings
 from iqtflow.segmentation.select import EngineChoice, check_engine, engine_for
 
 if TYPE_CHECKING:
     import nibabel as nib
+
+    from iqtflow.image.geometry import SliceGeometry
+    from iqtflow.image.resolution import Resolution
 
 
 def list_inputs(settings: Settings, subjects: Iterable[str] | None = None) -> Listing:
@@ -71,6 +74,47 @@ def _peek(path: str, _: int) -> nib.Nifti1Image:
     from iqtflow.image.nifti_file import peek_nifti  # with numpy, for which the parser need not wait
 
     return peek_nifti(path)
+
+
+def geometry_of(scan: Scan, settings: Settings) -> SliceGeometry:
+    """Return the slices of a scan; with ``--acquired-spacing``, those that it is brought back to.
+
+    Raises
+    ------
+    InputError
+        As `peek`, or such slices do not fit the scan.
+    """
+    from iqtflow.image.acquired_slices import choose_axis, slice_grid
+    from iqtflow.image.geometry import find_slice_geometry
+
+    image, choice = peek(scan.path), settings.enhance
+    if settings.run.mode == "enhance" and choice.acquired_spacing is not None:
+        stated = choice.acquired_axis
+        axis = AXES.index(stated) if stated else choose_axis(scan.path, None, resolution_of(scan.path))
+        image = slice_grid(image, choice.acquired_spacing, axis)
+    return find_slice_geometry(image, scan.sidecar)
+
+
+def resolution_of(path: str | os.PathLike) -> Resolution:
+    """Measure the effective resolution of a scan; once, and again when the file has changed.
+
+    Raises
+    ------
+    InputError
+        As `iqtflow.image.validate.check_scan`.
+    """
+    return _resolution_of(os.fspath(path), os.stat(path).st_mtime_ns)
+
+
+@lru_cache(maxsize=100_000)
+def _resolution_of(path: str, _: int) -> Resolution:
+    import numpy as np
+
+    from iqtflow.image.resolution import measure_resolution
+    from iqtflow.image.validate import check_scan
+
+    image = check_scan(path)
+    return measure_resolution(np.asarray(image.dataobj), image.affine)
 
 
 def engine_of(scan: Scan, settings: Settings) -> EngineChoice:

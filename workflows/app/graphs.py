@@ -18,11 +18,10 @@ import iqtflow
 from iqtflow.bids import Scan, scan_seed
 from iqtflow.bids.names import node_name, output_name, stem_name
 from iqtflow.config import Settings
-from iqtflow.image.geometry import find_slice_geometry
 from iqtflow.image.metadata import boolean, skull_stripped
 from iqtflow.inference.uncertainty import description
 from iqtflow.models.zoo import candidates, card_of, choose_model
-from iqtflow.workflows.app.collect import engine_of, peek
+from iqtflow.workflows.app.collect import engine_of, geometry_of
 from iqtflow.workflows.app.memory import enhancing_gb, state_memory
 
 TISSUES = {"wm": "white matter", "gm": "grey matter", "csf": "cerebrospinal fluid"}
@@ -107,6 +106,8 @@ def _enhance(scan: Scan, settings: Settings) -> Workflow:
         keep_white_matter=choice.keep_white_matter,
         data_consistency=choice.data_consistency,
         voxel_size=choice.voxel_size,
+        acquired_spacing=choice.acquired_spacing,
+        acquired_axis=choice.acquired_axis,
     )
     descriptions = {
         "enhanced": "Enhanced by image quality transfer; detail between the scan's slices is inferred, not "
@@ -279,7 +280,7 @@ def choose_model_file(scan: Scan, settings: Settings) -> str | None:
     if choice.model is not None:
         return os.fspath(files[0])
     try:
-        geometry = find_slice_geometry(peek(scan.path), scan.sidecar)
+        geometry = geometry_of(scan, settings)
     except Exception:  # the conform node reports it, and fails this scan alone
         return None
     return os.fspath(choose_model(geometry, None, choice.contrast, choice.voxel_size)[0])

@@ -10,12 +10,13 @@ from pathlib import Path
 from iqtflow.bids import LeftOut, Listing, Scan
 from iqtflow.bids.names import output_name, scan_outputs
 from iqtflow.config import Settings
-from iqtflow.image.geometry import AXIS_NAMES, SliceGeometry, find_slice_geometry, require_ratio
+from iqtflow.image.acquired_slices import advise
+from iqtflow.image.geometry import AXIS_NAMES, SliceGeometry, require_ratio
 from iqtflow.image.validate import check_scan
 from iqtflow.models.card import Card
 from iqtflow.models.zoo import card_of
 from iqtflow.utils.errors import EXIT_OK, EXIT_SUBJECT_FAILED, IQTFlowError, printable
-from iqtflow.workflows.app.collect import check_engines, engine_of, peek
+from iqtflow.workflows.app.collect import check_engines, engine_of, geometry_of, resolution_of
 from iqtflow.workflows.app.graphs import choose_model_file
 
 
@@ -51,7 +52,7 @@ def choose_scans(listing: Listing, settings: Settings) -> Plan:
     chosen, skipped = [], []
     for scan in listing.scans:
         try:
-            why = _why_not(_geometry(scan), settings)
+            why = _why_not(scan, geometry_of(scan, settings), settings)
         except Exception:  # the conform node reports it, and fails this scan alone
             why = None
         if why:
@@ -87,10 +88,12 @@ def _print_participants(plan: Plan, settings: Settings) -> int:
         try:
             for note in check_scan(scan.path).extra["notes"]:
                 print(f"  note      {note}")
-            geometry = _geometry(scan)
+            geometry = geometry_of(scan, settings)
             for note in geometry.notes:
                 print(f"  note      {note}")
             print(f"  geometry  {describe_geometry(geometry)}")
+            if settings.run.mode == "enhance":
+                _print_resolution(scan, settings)
             if settings.run.mode == "enhance" and not settings.run.force:
                 require_ratio(geometry, settings.enhance.voxel_size, scan.path)
             print(f"  {_means(scan, settings)}")
@@ -150,17 +153,22 @@ def describe_geometry(geometry: SliceGeometry) -> str:
     )
 
 
-def _geometry(scan: Scan) -> SliceGeometry:
-    return find_slice_geometry(peek(scan.path), scan.sidecar)
+def _print_resolution(scan: Scan, settings: Settings) -> None:
+    resolution = resolution_of(scan.path)
+    print(f"  measured  effective resolution: {resolution.words()}")
+    if settings.enhance.acquired_spacing is None and (told := advise(resolution)):
+        print(f"  note      This is {told[0]}. {told[1]}")
 
 
-def _why_not(geometry: SliceGeometry, settings: Settings) -> str | None:
+def _why_not(scan: Scan, geometry: SliceGeometry, settings: Settings) -> str | None:
     mode, force = settings.run.mode, settings.run.force
     sizes = (
         f"slices {geometry.spacing_mm:.3g} mm apart, {geometry.inplane_mm[0]:.3g} x "
         f"{geometry.inplane_mm[1]:.3g} mm in plane"
     )
     if mode == "enhance" and geometry.near_isotropic and not force:
+        if told := advise(resolution_of(scan.path)):  # a scan that cannot be measured fails in its own node
+            return f"{told[0]}, not as acquired. {told[1]}"
         return f"already near-isotropic ({sizes}), nothing to gain; use --force to enhance it anyway"
     if mode == "calibrate" and geometry.near_isotropic and not force:
         return f"near-isotropic ({sizes}), so it counts as high-field; use --force to measure it anyway"

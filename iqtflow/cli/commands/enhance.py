@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_command_options(parser, "run", ["force"])
     add_command_options(parser, "run", ["device"], default="auto")
     names = ["precision", "tiling", "slice_intensity", "mirror", "data_consistency", "voxel_size"]
+    names += ["acquired_spacing", "acquired_axis"]
     add_command_options(parser, "enhance", names)
     white_matter = SETTINGS["enhance"]["keep_white_matter"]
     add(
@@ -144,6 +145,8 @@ def _enhance(options: argparse.Namespace, say: Callable[[str], None]) -> None:
         keep_white_matter=options.keep_white_matter == "yes",
         data_consistency=options.data_consistency,
         voxel_size=options.voxel_size,
+        acquired_spacing=options.acquired_spacing,
+        acquired_axis=options.acquired_axis,
         report=report,
     )
     # The enhanced volume last: if it exists, all files do.

@@ -68,6 +68,20 @@ def _axis(value: Any) -> str:
     return f"{words[value]} array axis ({value})" if value in words else plain(value)
 
 
+def _measured(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return plain(value)
+    return ", ".join(
+        f"{axis}: {'not measurable' if mm is None else f'{mm:.3g} mm'}" for axis, mm in value.items()
+    )
+
+
+def _acquired(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return plain(value)
+    return f"{plain(value.get('SpacingMm'))} mm apart; places from: {plain(value.get('PlacesFrom'))}"
+
+
 def _subjects(value: Any) -> str:
     return f"{len(value)}: {plain(value)}" if isinstance(value, (list, tuple)) else plain(value)
 
@@ -87,6 +101,8 @@ SCAN_TABLES: Tables = {
         ("Pixel size in plane", "Geometry.InplaneMm", _edges),
         ("Slice spacing / pixel size", "Geometry.Ratio", plain),
         ("Source of these values", "Geometry.Source", plain),
+        ("Effective resolution, measured", "EffectiveResolutionMm", _measured),
+        ("Brought back to slices as acquired", "AcquiredSpacing", _acquired),
         ("Upsampling factor k", "UpsamplingFactor", plain),
         ("Choice of k", "Upsampling.Note", plain),
         ("In plane resampled to", "Upsampling.ResampledToMm", _edges),
