@@ -194,8 +194,9 @@ def _settle(scan: LooseScan, options: argparse.Namespace, contrast: str) -> Outc
     made, details = _results(scan, options)
     if made.is_file() and details.is_file() and not options.overwrite:
         return Outcome(scan, "done before")
+    thin = options.force or options.acquired_spacing is not None  # may be enhanced
     try:
-        why = why_left_out(scan, contrast=contrast, force=options.force)
+        why = why_left_out(scan, contrast=contrast, force=thin)
     except InputError as fault:
         return Outcome(scan, "failed", _placed(scan, str(fault)), EXIT_SUBJECT_FAILED)
     return None if why is None else Outcome(scan, "left out", why)
