@@ -10,6 +10,7 @@ __all__, __getattr__, __dir__ = lazy_names(
     {
         "audit": ("AuditEnhancement",),
         "calibrate": ("FitPrior", "MeasureSNR"),
+        "combine": ("CombineStacks",),
         "conform": ("ConformScan",),
         "enhance": ("EnhanceVolume",),
         "evaluate": ("EvaluateVolume", "SummariseMetrics"),

@@ -377,6 +377,11 @@ class EnhanceSettings:
         choices=AXES,
         shown="the one with the coarsest measured resolution",
     )
+    combine_stacks: bool = setting(
+        False,
+        "also make one volume of the scans of a session that differ only in acq- or run-: slices along "
+        "different axes, or repeated; motion between them is corrected",
+    )
     mirror: bool = setting(
         False,
         "average with the enhanced volume of the left-right mirrored scan; takes twice as long",

@@ -77,6 +77,8 @@ SCAN_OUTPUTS: dict[str, dict[str, str]] = {
     "enhanced": {"desc": "iqt"},
     "std": {"desc": "iqtstd"},
     "residual": {"desc": "iqtresidual"},
+    "combined": {"desc": "iqtcombined"},
+    "combined_std": {"desc": "iqtcombinedstd"},
     "wm": {"label": "WM", "suffix": "probseg"},
     "gm": {"label": "GM", "suffix": "probseg"},
     "csf": {"label": "CSF", "suffix": "probseg"},

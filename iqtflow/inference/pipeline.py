@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,6 +22,7 @@ from nibabel.spatialimages import SpatialImage
 from scipy import ndimage
 
 import iqtflow
+from iqtflow.bids.names import sidecar_name
 from iqtflow.config import SETTINGS, EnhanceSettings
 from iqtflow.image.acquired_slices import advise, as_acquired
 from iqtflow.image.geometry import (
@@ -34,7 +36,7 @@ from iqtflow.image.geometry import (
     thin_affine,
 )
 from iqtflow.image.intensity import empty_slices, intensity_scale, interpolate_slices
-from iqtflow.image.metadata import drop_invalid_fields
+from iqtflow.image.metadata import drop_invalid_fields, read_fields
 from iqtflow.image.orientation import ReorientedScan
 from iqtflow.image.resampling import resample_inplane
 from iqtflow.image.slice_intensity import describe_slices, equalise_slices, measure_slice_intensity
@@ -43,6 +45,7 @@ from iqtflow.inference.data_consistency import compare_with_scan
 from iqtflow.inference.ood import compare, find_reference, measure_scan
 from iqtflow.inference.output_grid import OutputGrid
 from iqtflow.inference.predict import enhance_volume
+from iqtflow.inference.stacks import CombinedScan, enhance_and_combine
 from iqtflow.inference.uncertainty import as_sidecar
 from iqtflow.inference.white_matter import correct_white_matter
 from iqtflow.models.card import PAPER_PATCH
@@ -113,6 +116,7 @@ def enhance(
     voxel_size: float | str = EnhanceSettings.voxel_size,
     acquired_spacing: float | None = EnhanceSettings.acquired_spacing,
     acquired_axis: str | None = EnhanceSettings.acquired_axis,
+    stacks: Sequence[str | os.PathLike | SpatialImage] = (),
     report: Callable[[str], None] | None = None,
 ) -> nib.Nifti1Image | tuple[nib.Nifti1Image, nib.Nifti1Image | None]:
     """Enhance a low-field scan with thick slices to a high-field-like volume with thin slices.
@@ -156,6 +160,10 @@ def enhance(
         For a scan that was interpolated before: distance of its slices in mm as they were acquired, and their
         array axis "x", "y" or "z" (None: the axis with the coarsest measured resolution). The scan is brought
         back to these slices (`iqtflow.image.acquired_slices`).
+    stacks
+        Other scans of the same head, session and contrast, with slices along other axes or repeated. Each is
+        enhanced, and one volume is made of all (`iqtflow.inference.stacks`). Their metadata are read from the
+        JSON files beside them.
     report
         Function that receives lines of text on the progress.
 
@@ -172,7 +180,7 @@ def enhance(
     ------
     InputError
         The scan cannot be used, is near-isotropic or was interpolated from thick slices, the model cannot be
-        read, or there is no model for the contrast.
+        read, there is no model for the contrast, or none of `stacks` can be combined with the scan.
     UsageError
         `device` is "cuda" and there is no GPU that works.
 
@@ -216,20 +224,69 @@ def enhance(
         "acquired_axis": acquired_axis,
         "report": report,
     }
-    if isinstance(img, SpatialImage):
-        result = _enhance_in_memory(img, options)
-    else:
-        result = enhance_image(check_scan(img), **options)
+    result = enhance_all([img, *stacks], options) if stacks else _enhance_any(img, options)[1]
     return (result.mean, result.std) if return_std else result.mean
 
 
-def _enhance_in_memory(image: SpatialImage, options: Mapping[str, Any]) -> EnhancedScan:
+def enhance_all(
+    scans: Sequence[str | os.PathLike | SpatialImage], options: Mapping[str, Any]
+) -> CombinedScan:
+    """Enhance several scans of one head, and make one volume of them.
+
+    Parameters
+    ----------
+    scans
+        Files or images; the first one gives axes, world space and units.
+    options
+        Of `enhance_image`; ``sidecar`` is that of the first scan, ``voxel_size`` that of the combined volume.
+
+    Raises
+    ------
+    InputError
+        As `iqtflow.inference.stacks.enhance_and_combine`.
+    """
+    names, sidecars = [], []
+    for number, scan in enumerate(scans, start=1):
+        name = (
+            scan.get_filename() if isinstance(scan, SpatialImage) else os.fspath(scan)
+        ) or f"image {number}"
+        beside = sidecar_name(Path(name))
+        given = options["sidecar"] if number == 1 else None
+        if given is None and beside.is_file():
+            given = drop_invalid_fields(read_fields(beside), beside)[0]
+        names.append(name)
+        sidecars.append(given or {})
+    edge = options["voxel_size"]
+
+    def one(number: int) -> tuple[nib.Nifti1Image, EnhancedScan]:
+        # On the network's own grid, so that each volume is interpolated once.
+        own = {**options, "sidecar": sidecars[number], "voxel_size": "native"}
+        return _enhance_any(scans[number], own)
+
+    voxel_mm = None if isinstance(edge, str) else edge
+    return enhance_and_combine(names, sidecars, one, voxel_mm=voxel_mm, report=options["report"])
+
+
+def _enhance_any(
+    scan: str | os.PathLike | SpatialImage, options: Mapping[str, Any]
+) -> tuple[nib.Nifti1Image, EnhancedScan]:
+    """Enhance a file or an image; also return it, checked."""
+    if isinstance(scan, SpatialImage):
+        return _enhance_in_memory(scan, options)
+    checked = check_scan(scan)
+    return checked, enhance_image(checked, **options)
+
+
+def _enhance_in_memory(
+    image: SpatialImage, options: Mapping[str, Any]
+) -> tuple[nib.Nifti1Image, EnhancedScan]:
     """Enhance an image, after the same checks as for a file."""
     with TemporaryDirectory() as folder:
         path = os.path.join(folder, "scan.nii")
         nib.save(nib.Nifti1Image.from_image(image), path)
         try:
-            return enhance_image(check_scan(path), **options)
+            checked = check_scan(path)
+            return checked, enhance_image(checked, **options)
         except InputError as fault:
             if str(fault.path) != path:
                 raise

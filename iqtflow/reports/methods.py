@@ -56,7 +56,7 @@ class Paragraph:
 
 #: Settings that another sentence names, or that say where something is, not what is done.
 _TOLD = {
-    "enhance": ("model", "contrast", "voxel_size"),
+    "enhance": ("model", "contrast", "voxel_size", "combine_stacks"),
     "train": (
         "split", "upsampling_factor", "slice_axes", "network", "filters", "shrink", "residual", "uncertainty",
         "ensemble", "loss", "optimiser", "model_name", "devices", "num_nodes", "tensorboard",
@@ -149,7 +149,8 @@ def _enhancement(settings: Settings) -> str:
         "Intensities were divided by the 80th percentile of the brain."
         f"{stripes if settings.enhance.slice_intensity == 'auto' else ''} In whole heads, the brain was "
         f"found by deepbet {_version('deepbet')} (Fisch et al., 2024). {_models(settings)}"
-        f"{white if settings.enhance.keep_white_matter else ''}{_grid(settings)} Detail between the acquired "
+        f"{white if settings.enhance.keep_white_matter else ''}{_grid(settings)}{_combination(settings)} "
+        "Detail between the acquired "
         f"slices was not measured; the network inferred it from other brains.{_changed(settings, 'enhance')}"
     )
 
@@ -161,6 +162,17 @@ def _grid(settings: Settings) -> str:
     return (
         f" Enhanced volumes have cubic voxels of {size:g} mm: a plane with larger pixels was resampled to "
         "this voxel size before the network, every other axis after it, by cubic B-splines."
+    )
+
+
+def _combination(settings: Settings) -> str:
+    if not settings.enhance.combine_stacks:
+        return ""
+    return (
+        " Scans of one session were registered rigidly to the first one (ANTs "
+        f"{_version('antspyx')}, mutual information; Avants et al., 2011), and their enhanced volumes were "
+        "combined with weights from predicted error, slice spacing and slice direction at each spatial "
+        "frequency."
     )
 
 

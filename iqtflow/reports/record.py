@@ -27,6 +27,7 @@ VOLUMES = ("input", "output", "spline", "std", "residual", "mask", "truth", "wm"
 TISSUES = ("wm", "gm", "csf")
 #: In the names of derivatives from which pages can be made.
 ENHANCED, PREPARED = "_desc-iqt_", "_label-GM_probseg"
+COMBINED = "_desc-iqtcombined_"  #: in the name of a volume that was made of several scans
 
 Place = str | os.PathLike[str]
 
@@ -107,6 +108,16 @@ class Record:
                 expected=", ".join(STATUSES),
                 next_step="Correct the record.",
             )
+
+    @property
+    def combined(self) -> bool:
+        """Whether the enhanced volume was made of several scans; `input` is then the first of them."""
+        return COMBINED in os.fspath(self.names.get("output") or self.output or "")
+
+    @property
+    def key(self) -> str:
+        """What no other record of a subject has: the path of the scan, or that of a combined volume."""
+        return os.fspath((self.names.get("output") or self.output if self.combined else self.input) or "")
 
     @classmethod
     def read(cls, fields: Record | Mapping[str, Any]) -> Record:
@@ -282,7 +293,8 @@ def complete_record(record: Record, known: Record | None = None) -> Record:
 def _beside(output: Place, name: str) -> Path:
     """Return the path of the standard deviation (``std``) or ``residual`` beside an enhanced volume."""
     output = Path(output)
-    return output.with_name(output.name.replace(ENHANCED, f"_desc-iqt{name}_"))
+    marker = COMBINED if COMBINED in output.name else ENHANCED
+    return output.with_name(output.name.replace(marker, f"{marker[:-1]}{name}_"))
 
 
 def read_details(path: Place) -> dict[str, Any]:
@@ -412,11 +424,11 @@ def find_records(output_dir: Path, label: str) -> list[Record]:
         elif known.status == "prepared" and PREPARED in grey:
             known = stored_preparation(known.input or "", grey.partition(PREPARED)[0])
         records.append(known)
-    shown = {Path(r.input).absolute() for r in records if r.input}
-    for marker, status in ((ENHANCED, "enhanced"), (PREPARED, "prepared")):
+    shown = {Path(r.key).absolute() for r in records if r.key}
+    for marker, status in ((ENHANCED, "enhanced"), (COMBINED, "enhanced"), (PREPARED, "prepared")):
         for image in sorted((output_dir / f"sub-{label}").rglob(f"*{marker}*.nii*")):
             source = find_source(output_dir, image)
-            if source in shown:
+            if (image.absolute() if marker == COMBINED else source) in shown:
                 continue
             if status == "enhanced":
                 records.append(complete_record(Record(status, source, output=image)))

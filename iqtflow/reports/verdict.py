@@ -359,6 +359,19 @@ def _unchecked(record: Record) -> Fields:
     )
 
 
+def _stacks(record: Record) -> Fields:
+    found = record.details.get("Stacks")
+    if not found:
+        return None  # only of volumes that were made of several scans
+    out = [stack for stack in found if not stack["Used"]]
+    n = len(found)
+    words = f"All {n} scans are part of the combined volume."
+    if out:
+        words = f"{out[0]['Scan']} is left out of the combined volume. {out[0]['Reason']}"
+    value = f"{n - len(out)} of {n} scans"
+    return _found(passed=not out, value=value, threshold="all scans fit", words=words)
+
+
 def _against_truth(record: Record) -> Fields:
     psnr = {method: values["psnr"] for method, values in record.metrics.items() if "psnr" in values}
     if "iqt" not in psnr or "spline" not in psnr:
@@ -372,6 +385,7 @@ def _against_truth(record: Record) -> Fields:
 _CHECKS: dict[str, Callable[[Record], Fields]] = {
     "Brain found": _brain,
     "Better than the spline": _against_truth,
+    "Scans combined": _stacks,
     "Agrees with the acquired slices": _residual,
     "White matter after correction": _corrected,
     "Like the training data": _training,

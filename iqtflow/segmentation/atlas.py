@@ -24,6 +24,8 @@ from nibabel.affines import voxel_sizes
 from iqtflow.image.geometry import slice_axis
 
 ATLAS = "ICBM 152 (nilearn)"
+#: From the world of NIfTI to that of ITK, where left and posterior are positive.
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 #: Voxel edge of the atlas. In thicker slices several samples are averaged.
 ATLAS_MM = 2
 #: Below this overlap with the brain (Dice), the registration of the template has failed.
@@ -63,8 +65,8 @@ def register_atlas(ants: Any, brain: np.ndarray, mask: np.ndarray, affine: np.nd
     affine : ndarray, shape (4, 4)
         Voxel indices to world mm, any orientation.
     """
-    fixed = _image(ants, np.where(mask, brain, 0), affine)
-    template, *maps = (_image(ants, *volume) for volume in _load())
+    fixed = itk_image(ants, np.where(mask, brain, 0), affine)
+    template, *maps = (itk_image(ants, *volume) for volume in _load())
     # Without this ANTs samples other voxels each time, and GM differs by up to 4 %.
     ants.config.set_ants_deterministic(on=True, seed_value=1)
     try:
@@ -74,7 +76,7 @@ def register_atlas(ants: Any, brain: np.ndarray, mask: np.ndarray, affine: np.nd
     # Thick slices are averages over their thickness, so the priors are averaged, too.
     axis = slice_axis(affine)
     n = max(1, round(float(voxel_sizes(affine)[axis]) / ATLAS_MM))
-    fine = _image(ants, *_subdivided(mask.shape, affine, axis, n))
+    fine = itk_image(ants, *_subdivided(mask.shape, affine, axis, n))
     moved = (ants.apply_transforms(fine, m, found["fwdtransforms"], interpolator="linear") for m in maps)
     wm, gm, inside = (_averaged(one.numpy(), axis, n) for one in moved)
     total = np.maximum(wm + gm, 1)
@@ -134,9 +136,9 @@ def _load() -> list[tuple[np.ndarray, np.ndarray]]:
     return [(image.get_fdata(dtype=np.float32), image.affine) for image in images]
 
 
-def _image(ants: Any, data: np.ndarray, affine: np.ndarray) -> Any:
-    """Make an ITK image. In ITK's world, left and posterior are positive."""
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+def itk_image(ants: Any, data: np.ndarray, affine: np.ndarray) -> Any:
+    """Return an ITK image of a volume; `affine` is to the world of NIfTI."""
+    lps = LPS @ affine
     spacing = voxel_sizes(lps)
     return ants.from_numpy(
         np.ascontiguousarray(data, np.float32),

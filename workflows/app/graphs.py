@@ -23,6 +23,7 @@ from iqtflow.inference.uncertainty import description
 from iqtflow.models.zoo import candidates, card_of, choose_model
 from iqtflow.workflows.app.collect import engine_of, geometry_of
 from iqtflow.workflows.app.memory import enhancing_gb, state_memory
+from iqtflow.workflows.app.stacks import add_combinations
 
 TISSUES = {"wm": "white matter", "gm": "grey matter", "csf": "cerebrospinal fluid"}
 
@@ -51,6 +52,7 @@ def build_participant_graph(
     add_scan = {"enhance": _enhance, "train": _prepare, "calibrate": _measure}[settings.run.mode]
     workflow = _LargeWorkflow(name=name)
     by_subject: dict[str, list[tuple[Scan, Workflow]]] = {}
+    combine = settings.run.mode == "enhance" and settings.enhance.combine_stacks
     for scan in scans:
         part = add_scan(scan, settings)
         state_memory(part, scan)
@@ -61,7 +63,8 @@ def build_participant_graph(
     if settings.run.mode != "calibrate":
         for subject, members in by_subject.items():
             about = [record for record in others if record["subject"] == subject]
-            _add_page(workflow, subject, members, about, settings)
+            combined = add_combinations(workflow, members, settings) if combine else []
+            _add_page(workflow, subject, members, about, settings, combined)
     return workflow
 
 
@@ -222,21 +225,23 @@ def _add_page(
     members: Sequence[tuple[Scan, Workflow]],
     others: Sequence[Mapping[str, str]],
     settings: Settings,
+    combined: Sequence[tuple[Scan, Workflow]] = (),
 ) -> None:
     """Add the node that writes the page of a subject from the results of its scans."""
     from iqtflow.interfaces.report import ReportPrepared, ReportSubject
 
     output = settings.paths.output_dir
-    scans = [scan for scan, _ in members]
+    scans = [scan for scan, _ in (*members, *combined)]
     told = {
         "base_directory": os.fspath(output),
         "subject": subject,
-        "n_scans": len(members),
+        "n_scans": len(scans),
         "inputs_named": [os.fspath(scan.path) for scan in scans],
         "others": [{key: record[key] for key in record if key != "subject"} for record in others],
     }
     if settings.run.mode == "enhance":
-        names = [os.fspath(output / output_name("enhanced", scan)) for scan in scans]
+        names = [os.fspath(output / output_name("enhanced", scan)) for scan, _ in members]
+        names += [os.fspath(output / output_name("combined", scan)) for scan, _ in combined]
         page = ReportSubject(outputs_named=names, viewer_mb=settings.run.page_viewer_mb, **told)
         fields = {field: field for field in ("enhanced", "std", "residual", "spline", "mask", "details")}
     else:
@@ -249,6 +254,18 @@ def _add_page(
     for i, (_, part) in enumerate(members, start=1):
         shown = [(f"outputnode.{field}", f"{name}{i}") for field, name in fields.items()]
         workflow.connect([(part, report, shown)])
+    for i, (scan, joined) in enumerate(combined, start=len(members) + 1):
+        # The best single enhanced volume is shown in place of the spline.
+        made = {
+            "enhanced": "out",
+            "std": "std",
+            "residual": "residual",
+            "spline": "single",
+            "details": "details",
+        }
+        shown = [(f"combine.{kind}_file", f"{name}{i}") for name, kind in made.items()]
+        first = next(part for member, part in members if member.path == scan.path)
+        workflow.connect([(joined, report, shown), (first, report, [("outputnode.mask", f"mask{i}")])])
 
 
 class _LargeWorkflow(Workflow):

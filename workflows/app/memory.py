@@ -8,6 +8,7 @@ of 0.3 to 7 million voxels, plus a tenth. The memory of a network's pass is
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nibabel.affines import voxel_sizes
@@ -45,6 +46,7 @@ FOOTPRINTS = {
     "spm": Footprint(0.3, 85),
 }
 ENHANCE = Footprint(0.75, 60)
+COMBINE = Footprint(0.7, 150)  #: three scans, for each voxel of a thin-slice volume
 BRAIN_MASK_GB = 1.0  #: more, where the brain must be found in a head
 CUDA_GB = 2.5  #: more, for CUDA in the computer's own memory
 #: Memory of a training step for each voxel of its batch and each channel of the first level, in bytes.
@@ -104,6 +106,11 @@ def count_voxels(scan: Scan, voxel_size: float | str = "native") -> tuple[int, i
         return voxels, int(thin)
     except Exception:  # the conform node reports it, and fails this scan alone
         return UNKNOWN_VOXELS, UNKNOWN_VOXELS
+
+
+def combining_gb(scans: Sequence[Scan]) -> float:
+    """Return the memory (GB) of the node that combines scans, from the largest thin-slice volume of them."""
+    return COMBINE.gb(max(count_voxels(scan)[1] for scan in scans))
 
 
 def training_gb(*, batch_size: int, filters: int, patch_voxels: int = 32**3) -> float:

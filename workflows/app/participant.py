@@ -21,6 +21,7 @@ from iqtflow.utils.errors import IQTFlowError, exit_code_of_failures, printable
 from iqtflow.workflows.app.collect import check_engines
 from iqtflow.workflows.app.graphs import build_participant_graph
 from iqtflow.workflows.app.plan import Plan, count_left_out
+from iqtflow.workflows.app.stacks import sessions_to_combine
 from iqtflow.workflows.execution.run import Failure, describe, find_lost, report_failures, run_graph
 from iqtflow.workflows.execution.scheduler import collector_off
 
@@ -63,6 +64,16 @@ def run_participants(plan: Plan, settings: Settings, *, name: str) -> int:
         report_failures(rest)
         print("iqtflow: stopped at the first failure; the same command goes on from here", flush=True)
         return exit_code_of_failures(failure.exit_code for failure in failures)
+    for combined, scans in sessions_to_combine(chosen, settings):
+        lost = find_lost(output, with_sidecars([output_name("combined", combined)]))
+        bad = [scan for scan in scans if scan.path in failed]
+        if bad:
+            why = f"not made, because {bad[0].path} failed"
+            print(f"iqtflow: {output_name('combined', combined)}: {why}", flush=True)
+        elif lost is not None and not any(
+            f"{node_name(combined.name)}_combined." in failure.node for failure in rest
+        ):
+            rest.append(_as_failure("output", lost))
     for scan in chosen:
         lost = find_lost(output, with_sidecars(scan_outputs(scan, settings)))
         if lost is not None and scan.path not in failed:
@@ -159,6 +170,11 @@ def _write_pages(
         else:
             became = {"status": "prepared", "stem": os.fspath(output / stem_name(scan))}
         records.append({"subject": scan.subject, "input": os.fspath(scan.path), **became})
+    for combined, scans in sessions_to_combine(plan.chosen, settings):
+        made = output / output_name("combined", combined)
+        if made.is_file() and not any(scan.path in failed for scan in scans):
+            became = {"status": "enhanced", "output": os.fspath(made)}
+            records.append({"subject": combined.subject, "input": os.fspath(combined.path), **became})
     write_pages(output, scans=[*records, *others], viewer_mb=settings.run.page_viewer_mb)
 
 

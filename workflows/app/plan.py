@@ -18,6 +18,7 @@ from iqtflow.models.zoo import card_of
 from iqtflow.utils.errors import EXIT_OK, EXIT_SUBJECT_FAILED, IQTFlowError, printable
 from iqtflow.workflows.app.collect import check_engines, engine_of, geometry_of, resolution_of
 from iqtflow.workflows.app.graphs import choose_model_file
+from iqtflow.workflows.app.stacks import sessions_to_combine
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ def _print_participants(plan: Plan, settings: Settings) -> int:
             continue
         for name in outputs_of(scan, settings):
             print(f"  writes    {name}")
+    for combined, scans in sessions_to_combine(plan.chosen, settings):
+        print(f"{len(scans)} scans of one session\n  writes    {output_name('combined', combined)}")
     for scan, why in plan.skipped:
         print(f"{scan.path}\n  skipped   {why}")
     for left in plan.left_out:

@@ -19,6 +19,7 @@ from iqtflow.reports.terminal import Ledger, Step, choose_view
 STAGES: dict[str, tuple[str, float]] = {
     "conform": ("checking the scan", 2),
     "enhance": ("estimating", 40),
+    "combine": ("combining the scans", 60),
     "segment": ("tissue maps", 120),
     "simulate": ("simulating low field", 8),
     "extract": ("cutting patches", 8),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from iqtflow.cli.many_scans import enhance_many, is_many
 from iqtflow.cli.options import SKULL_STRIPPED, Formatter, add_command_options, value
@@ -12,6 +13,7 @@ from iqtflow.config import SETTINGS
 from iqtflow.reports.run_summary import describe_enhancement
 from iqtflow.reports.terminal import at_work
 from iqtflow.utils.command import run_command
+from iqtflow.utils.errors import UsageError
 from iqtflow.utils.gpus import device_claimed, require_cuda, resolve_device
 from iqtflow.utils.outputs import IMAGE, JSON, add_overwrite, check_outputs
 from iqtflow.utils.system import USUAL_GB, WITH_TORCH_GB
@@ -35,6 +37,16 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         help="enhanced volume to write; for a folder or a table the folder of the results, which have the "
         "names of the scans. Results that exist are kept",
+    )
+    add(
+        "--stack",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="SCAN",
+        help="another scan of the same head, session and contrast, with slices along another axis or "
+        "repeated; can be given several times. Each scan is enhanced, and the output is one volume of all, "
+        "with cubic voxels; JSON files beside these scans are read",
     )
     add(
         "--std",
@@ -92,6 +104,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int | None:
+    if options.stack and (options.spline or is_many(options.scan)):
+        raise UsageError(
+            "--stack",
+            found=f"given with {'--spline' if options.spline else 'a folder or a table of scans'}",
+            expected="--stack with one scan and without --spline: several scans have no common spline",
+            next_step="Give the first scan as a file, leave out --spline, or leave out --stack.",
+        )
     if is_many(options.scan):
         return enhance_many(build_parser(), options)
     images = {"output": "output", "--std": "std", "--spline": "spline", "--mask-out": "mask_out"}
@@ -102,7 +121,7 @@ def _run(options: argparse.Namespace) -> int | None:
             **{option: (getattr(options, name), IMAGE) for option, name in images.items()},
             "--json": (options.json, JSON),
         },
-        inputs=(options.scan, options.sidecar, options.model),
+        inputs=(options.scan, *options.stack, options.sidecar, options.model),
         overwrite=options.overwrite,
     )
     options.device = resolve_device(options.device).name
@@ -117,7 +136,7 @@ def _enhance(options: argparse.Namespace, say: Callable[[str], None]) -> None:
     from iqtflow import __version__
     from iqtflow.image.nifti import require_finite, write_image, write_json
     from iqtflow.image.validate import check_scan
-    from iqtflow.inference.pipeline import enhance_image
+    from iqtflow.inference.pipeline import enhance_all, enhance_image
     from iqtflow.models.zoo import contrast_of
 
     stages = iter(("finding the brain", "estimating"))
@@ -127,34 +146,39 @@ def _enhance(options: argparse.Namespace, say: Callable[[str], None]) -> None:
         say(next(stages, "estimating"))
 
     require_cuda(options.device)
-    image = check_scan(options.scan)
-    result = enhance_image(
-        image,
-        sidecar=_read_sidecar(options.sidecar),
-        model=options.model,
-        contrast=options.contrast or contrast_of(options.scan),
-        device=options.device,
-        precision=None if options.precision == "auto" else options.precision,
-        num_threads=options.omp_nthreads,
-        skull_stripped=SKULL_STRIPPED[options.skull_stripped],
-        force=options.force,
-        max_memory_gb=options.max_memory_gb,
-        tiling=options.tiling,
-        slice_intensity=options.slice_intensity,
-        mirror=options.mirror,
-        keep_white_matter=options.keep_white_matter == "yes",
-        data_consistency=options.data_consistency,
-        voxel_size=options.voxel_size,
-        acquired_spacing=options.acquired_spacing,
-        acquired_axis=options.acquired_axis,
-        report=report,
-    )
+    image = None if options.stack else check_scan(options.scan)
+    choice: dict[str, Any] = {
+        "sidecar": _read_sidecar(options.sidecar),
+        "model": options.model,
+        "contrast": options.contrast or contrast_of(options.scan),
+        "device": options.device,
+        "precision": None if options.precision == "auto" else options.precision,
+        "num_threads": options.omp_nthreads,
+        "skull_stripped": SKULL_STRIPPED[options.skull_stripped],
+        "force": options.force,
+        "max_memory_gb": options.max_memory_gb,
+        "tiling": options.tiling,
+        "slice_intensity": options.slice_intensity,
+        "mirror": options.mirror,
+        "keep_white_matter": options.keep_white_matter == "yes",
+        "data_consistency": options.data_consistency,
+        "voxel_size": options.voxel_size,
+        "acquired_spacing": options.acquired_spacing,
+        "acquired_axis": options.acquired_axis,
+        "report": report,
+    }
+    result: Any
+    if image is None:
+        choice["sidecar"] = choice["sidecar"] or None
+        result = enhance_all([options.scan, *options.stack], choice)
+    else:
+        result = enhance_image(image, **choice)
     # The enhanced volume last: if it exists, all files do.
     made = [
         (path, volume)
         for path, volume in (
             (options.std, result.std),
-            (options.spline, result.spline),
+            (options.spline, None if options.stack else result.spline),
             (options.mask_out, result.mask),
             (options.residual, result.residual),
             (options.output, result.mean),
@@ -167,7 +191,8 @@ def _enhance(options: argparse.Namespace, say: Callable[[str], None]) -> None:
         write_image(path, volume, maker=PROG)
     if options.json:
         write_json(options.json, result.details, maker=PROG)
-    for line in describe_enhancement(result.details):
+    warnings = [f"note: {warning}" for warning in result.details["Warnings"]]
+    for line in warnings if options.stack else describe_enhancement(result.details):
         print(f"{PROG}: {options.output}: {line}", flush=True)
 
 

@@ -251,6 +251,27 @@ def relative_path(path: Any) -> str:
     return Path(*parts[first:]).as_posix() if parts else ""
 
 
+def stack_rows(details: Mapping[str, Any]) -> list[list[str]]:
+    """Return the rows of the table of scans that a combined volume was made of."""
+    rows = []
+    for stack in details.get("Stacks") or ():
+        moved = [stack.get("TranslationMm"), stack.get("RotationDegrees")]
+        fit = [stack.get("BrainOverlap"), stack.get("Correlation")]
+        rms = (stack.get("DataConsistency") or {}).get("ResidualRMS")
+        rows.append(
+            [
+                Path(str(stack["Scan"])).name,
+                f"{stack['SpacingMm']:.3g} mm" if "SpacingMm" in stack else "",
+                "" if None in moved else f"{moved[0]:.1f} mm, {moved[1]:.1f}°",
+                "" if None in fit else f"{fit[0]:.2f}, {fit[1]:.2f}",
+                "" if stack.get("Weight") is None else f"{stack['Weight']:.0%}",
+                "" if rms is None else f"{rms:.1f} × noise",
+                "used" if stack["Used"] else "left out",
+            ]
+        )
+    return rows
+
+
 def find_warnings(details: Mapping[str, Any]) -> list[str]:
     """Return the ``Warnings`` of the details, each once, without the one that the verdict repeats."""
     given = details.get("Warnings") or ()

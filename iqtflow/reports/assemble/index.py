@@ -154,8 +154,8 @@ def write_pages(
         same = sorted(map(_outcome, own)) == sorted(map(_outcome, shown))
         failed = any(record.status == "failed" for record in own)  # its log may be new
         if failed or not same or not page_path(out_dir, label).is_file():
-            known = {str(scan.record.input): scan.record for scan in shown}
-            complete = [complete_record(record, known.get(str(record.input))) for record in own]
+            known = {scan.record.key: scan.record for scan in shown}
+            complete = [complete_record(record, known.get(record.key)) for record in own]
             write_subject_page(out_dir, label, complete, viewer_mb=viewer_mb)
     return write_index_page(out_dir, subjects)
 

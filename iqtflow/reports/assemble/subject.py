@@ -260,7 +260,7 @@ def _draw(
 
 def _describe(record: Record, label: str, out_dir: Path, *, taken: set[str]) -> Entry:
     """Put a record into words; pictures come later. No two anchors of a page are the same."""
-    title = stem_of(Path(record.input or record.output or f"sub-{label}").name)
+    title = stem_of(Path(record.key or record.output or f"sub-{label}").name)
     anchor = stem = re.sub(r"[^A-Za-z0-9_-]+", "-", title).strip("-") or f"sub-{label}"
     number = 2
     while anchor in taken:
