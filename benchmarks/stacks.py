@@ -191,6 +191,7 @@ def judge(person: str, head: Head, k: int, seed: int, stranger: Stack | None) ->
         row[f"overlap {number}"] = made.details["Stacks"][number]["BrainOverlap"]
         row[f"correlation {number}"] = made.details["Stacks"][number]["Correlation"]
     row["correlation of errors"] = made.details["ErrorCorrelation"]
+    row["error scale"] = made.details["ErrorScale"]
     row["residual"] = [s["DataConsistency"]["ResidualRMS"] for s in made.details["Stacks"] if s["Used"]]
     row["seconds"], row["peak GB"] = made.details["Seconds"], made.details["PeakMemoryGB"]
     if stranger is not None:

@@ -42,7 +42,6 @@ CARRIED = (
     *("Upsampling", "Model", "BrainMask", "Uncertainty", "SliceIntensity", "IntensityScale"),
     *("WhiteMatter", "OutOfDistribution"),
 )
-ERROR_FACTOR = 1.0  #: true error over the one that `fuse` predicts, in simulated scans of validation people
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ def combine_stacks(
     aligned = [one.on_grid(grid, shape) for one in used]
     brain = first.brain_on(grid, shape)
     fused = fuse(aligned, brain, edge_mm=edge)
-    error = None if fused.error is None else fused.error * np.float32(ERROR_FACTOR)
+    error = fused.error
     volume = fused.volume
     if all(one.stack.details.get("SkullStripped") for one in used):
         support = np.zeros(shape, bool)
@@ -187,6 +186,7 @@ def combine_stacks(
         "DataConsistency": audits[0].fields,
         "Stacks": records,
         "ErrorCorrelation": None if fused.correlation is None else round(fused.correlation, 3),
+        "ErrorScale": None if fused.scale is None else round(fused.scale, 3),
         "Seconds": round(time.monotonic() - began, 1),
         "PeakMemoryGB": round(peak_memory_gb(), 2),
         "PackageVersion": iqtflow.__version__,
