@@ -242,6 +242,9 @@ def enhance_and_combine(
             )
             continue
         stacks.append(Stack(name, scan, made.mean, made.std, made.mask, sidecar, made.details))
+    report = options.get("report")
+    for one in left_out if report else ():
+        report(describe_fit(one.name, None, one.reason))
     return combine_stacks(stacks, left_out=left_out, **options)
 
 
