@@ -29,7 +29,7 @@ import torch
 from scipy import ndimage
 
 from iqtflow.evaluation.metrics import mssim, psnr
-from iqtflow.image.geometry import bounding_box, sample_spline
+from iqtflow.image.geometry import RATIO_OVER_K, bounding_box, sample_spline
 from iqtflow.image.intensity import intensity_scale
 from iqtflow.inference.predict import enhance_volume
 from iqtflow.models.model_file import Model, list_shipped, load_model
@@ -38,7 +38,7 @@ from iqtflow.simulation.slice_profile import FWHM_TO_SIGMA, profile_matrix
 from iqtflow.simulation.snr_prior import PUBLISHED
 from iqtflow.training.library import PatchLibrary, read_library
 
-RATIOS = (1.5, 1.75, 2, 2.25, 2.5, 2.75, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 9, 10, 11, 12)
+RATIOS = tuple(np.round(1.5 * 8 ** (np.arange(25) / 24), 2).tolist())  # 25 from 1.5 to 12, equal in octaves
 PLANE, SPACING, THICKNESS, SNR_SCALE = 1.6, 5.0, 0.9, 0.35  # of the portable scanner
 
 
@@ -158,8 +158,8 @@ def at(volume: np.ndarray, axis: int, where: np.ndarray) -> np.ndarray:
 
 
 def enhance(scan: np.ndarray, models: dict[int, Model], ratio: float) -> tuple[np.ndarray, int]:
-    """Enhance by the model whose factor is nearest; return the thin slices and the factor."""
-    k = min(models, key=lambda k: (abs(np.log2(ratio / k)), -k))
+    """Enhance by the model that the package would choose; return the thin slices and the factor."""
+    k = min((k for k in models if ratio <= RATIO_OVER_K[1] * k), default=max(models))
     bright = scan[scan > 0.5 * np.percentile(scan, 99)]
     return enhance_volume(scan, models[k], scale=intensity_scale(bright)).mean, k
 

@@ -5,7 +5,7 @@
 LIBRARIES is what ``iqtflow BIDS LIBRARIES participant --mode train`` wrote for the training and validation
 subjects, EVALUATION the same for unseen subjects. From each subject the first simulated scan is measured
 (`iqtflow.inference.ood.measure_scan`): as it is, and once more with the degradation that the model's card
-states (noise, grey matter, bias field; voxel sizes and spacings widen the ranges of their figures). The
+states (noise, grey matter, bias field; voxel sizes widen the range of their figure). The
 threshold comes from the evaluation subjects. The model also enhances the middle of their scans: the usual
 ratio of white matter in scan and enhanced volume (`iqtflow.inference.white_matter`).
 
@@ -25,7 +25,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
 
-from iqtflow.image.geometry import slices_last
+from iqtflow.image.geometry import RATIO_OVER_K, slices_last
 from iqtflow.image.intensity import intensity_scale
 from iqtflow.inference.ood import FIGURES, SHIPPED, compare, make_reference, measure_scan
 from iqtflow.inference.predict import enhance_volume
@@ -40,7 +40,6 @@ PLAIN: dict[str, Any] = {
     "contrast_jitter": 0,
     "bias_amplitude": 0,
     "zoom": [1, 1],
-    "spacing_jitter": 0,
 }
 
 
@@ -154,14 +153,14 @@ def thick(image: Any, affine: np.ndarray, axis: int, k: int, n: int | None) -> n
 
 
 def widen(rows: list[dict[str, Any]], wide: dict[str, Any]) -> list[dict[str, float]]:
-    """Return the figures of scans, and of the same with other voxels, spacings and slice axes."""
-    jitter = 1 + wide["spacing_jitter"]
+    """Return the figures of scans, and of the same with other voxels, slice axes, and all spacings for which
+    a gain was measured (`benchmarks/any_ratio.py`).
+    """
     found = [row["figures"] for row in rows]
     for row in rows:
         scan = row["figures"]
-        for zoom, ratio in ((wide["zoom"][0], 1 / jitter), (wide["zoom"][1], jitter)):
-            size, space = scan["PixelMm"] * zoom, scan["SpacingRatio"] * ratio
-            found.append({**scan, "PixelMm": size, "SpacingRatio": space})
+        for zoom, ratio in zip(wide["zoom"], RATIO_OVER_K, strict=True):
+            found.append({**scan, "PixelMm": scan["PixelMm"] * zoom, "SpacingRatio": ratio})
         found += [{**scan, "Coverage": length} for length in row["lengths_mm"]]
     return found
 

@@ -32,10 +32,11 @@ NEAR_ISOTROPIC_RATIO = 1.5
 #: Above this ratio a network would invent more than eleven of twelve thin slices. No model is trained for it.
 LARGEST_RATIO = 12.0
 
-#: Up to this ``|log2(ratio / k)|`` the network gets the plane as it is; beyond it the plane is resampled to
-#: spacing / k. Models are trained with this change of the slice spacing. With models for 2, 4 and 8 no ratio
-#: from `NEAR_ISOTROPIC_RATIO` to `LARGEST_RATIO` is beyond it.
-IN_PLANE_TOLERANCE_OCTAVES = 0.6
+#: Least and largest slice spacing, over k pixels, with which a network gets the plane as it is; beyond them
+#: the plane is resampled to spacing / k. With models for 4 and 8 no ratio from `NEAR_ISOTROPIC_RATIO` to
+#: `LARGEST_RATIO` is beyond them. Up to a ratio of 6.4 the model for 4 is better than that for 8, and it
+#: gains more and more down to 1.5 (docs/results/any-ratio.md).
+RATIO_OVER_K = (0.37, 1.6)
 
 #: A plane whose pixels are larger than the wanted voxels by this factor is resampled before the network.
 COARSE_PLANE = 1.05
@@ -205,15 +206,16 @@ def choose_upsampling(
     Returns
     -------
     Upsampling
-        The factor nearest to the ratio in octaves. It has an in-plane voxel size if ratio and factor differ
-        by more than `IN_PLANE_TOLERANCE_OCTAVES`, or if the plane must be resampled to the wanted voxel size
-        before the network (`plane_before`).
+        The smallest factor for which the ratio is not too large, else the largest factor. It has an in-plane
+        voxel size if ratio over factor is outside of `RATIO_OVER_K`, or if the plane must be resampled to
+        the wanted voxel size before the network (`plane_before`).
     """
     plane = plane_before(geometry, voxel_size)
     ratio = geometry.ratio if plane is None else geometry.spacing_mm / plane
-    octaves, _, k = min((abs(np.log2(ratio / k)), -k, k) for k in available_k)
-    note = f"ratio {ratio:.2f}, nearest model k = {k}"
-    if octaves > IN_PLANE_TOLERANCE_OCTAVES:
+    low, high = RATIO_OVER_K
+    k = min((k for k in available_k if ratio <= high * k), default=max(available_k))
+    note = f"ratio {ratio:.2f}, model k = {k}"
+    if not low <= ratio / k <= high:
         target = geometry.spacing_mm / k
         note += f"; in-plane grid resampled to {target:.3g} mm so that the ratio is {k}"
         return Upsampling(k, target, note, ratio, far=True)

@@ -128,8 +128,8 @@ def enhance(
     img
         Three-dimensional scan, slices along any axis: a ``.nii`` or ``.nii.gz`` file, or a nibabel image.
     model
-        A model file, or the name of a shipped model. None: the shipped model whose upsampling factor is
-        nearest to the slice spacing divided by the in-plane voxel size.
+        A model file, or the name of a shipped model. None: the shipped model for the ratio of slice
+        spacing to in-plane voxel size (`iqtflow.image.geometry.choose_upsampling`).
     return_std
         Also return the standard deviation of the error (`iqtflow.inference.uncertainty`).
     device

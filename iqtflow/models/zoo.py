@@ -33,8 +33,8 @@ def choose_model(
     Returns
     -------
     path : Path
-        The model file: the one asked for, else the one that ships whose factor is nearest to slice spacing
-        over in-plane voxel size.
+        The model file: the one asked for, else the one that ships for this ratio of slice spacing to
+        in-plane voxel size.
     upsampling : Upsampling
         Factor, and in-plane voxel size to resample to.
 

@@ -188,7 +188,7 @@ def _models(settings: Settings) -> str:
         return f"The model was {say(card.name, card.k, digest)}."
     shipped = [info for info in list_shipped() if info.contrast == settings.enhance.contrast]
     named = " and ".join(say(info.name, info.k, info.sha256) for info in shipped)
-    return f"For each scan, the model for the nearest slice spacing was used, out of {named}."
+    return f"For each scan, the model for its slice spacing was used, out of {named}."
 
 
 def _tissue_maps(engines: Iterable[EngineChoice], settings: Settings) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from iqtflow.bids.names import stem_of
 from iqtflow.config import CONTRASTS
-from iqtflow.image.geometry import IN_PLANE_TOLERANCE_OCTAVES, NEAR_ISOTROPIC_RATIO
+from iqtflow.image.geometry import NEAR_ISOTROPIC_RATIO, RATIO_OVER_K
 from iqtflow.image.slice_intensity import LARGEST_P, LEAST_SHARE
 from iqtflow.inference.ood import ADVICE
 from iqtflow.reports.record import Record
@@ -21,8 +21,6 @@ Trust = Literal["good", "look closer", "do not use"]
 #: Names of the styles of verdicts on pages.
 STYLES: dict[str, str] = {"good": "good", "look closer": "warn", "do not use": "bad"}
 
-#: Slice spacing over (k times the pixel size). Outside of this range the pipeline resamples the plane.
-RATIO_OVER_K = (2**-IN_PLANE_TOLERANCE_OCTAVES, 2**IN_PLANE_TOLERANCE_OCTAVES)
 #: A score this many times the threshold of `iqtflow.inference.ood` is far outside of the training scans: with
 #: so much noise, the enhanced volume is worse than the spline (docs/results/out-of-distribution.md).
 FAR_FROM_TRAINING = 2.0

@@ -77,7 +77,7 @@ def resolved(mm: float | None) -> dict[str, Any]:
         ({"OutOfDistribution": UNFAMILIAR | {"Score": 5.0}}, "do not use", "less of the brain"),
         ({"WhiteMatter": white_matter(1.2, 1.132)}, "look closer", "+13 %"),
         ({"WhiteMatter": white_matter(1.6, 1.35)}, "do not use", "could not be corrected"),
-        ({"Geometry": {"Ratio": 6.6}}, "look closer", "6.6 pixels"),
+        ({"Geometry": {"Ratio": 13.0}}, "look closer", "13.0 pixels"),
         ({"Model": {"Contrast": "T2w"}}, "look closer", "T2w"),
         ({"DataConsistency": audit(ResidualRMS=4.0)}, "look closer", "4.0 times the noise"),
         ({"DataConsistency": audit(ResidualRMS=6.0)}, "do not use", "6.0 times the noise"),
