@@ -223,7 +223,7 @@ def print_curve(rows: list[dict[str, Any]]) -> None:
             f"{ratio:5g} {these[0]['k']:2d}  {mean['spline_psnr']:9.2f}  {mean['spline_mssim']:.3f}  "
             f"{mean['iqt_psnr']:6.2f}  {mean['iqt_mssim']:.3f}  {gains[-1]:7.2f}  {min(gain):8.2f}"
         )
-    print(f"largest step between neighbours: {np.abs(np.diff(gains)).max():.2f} dB")
+    print(f"largest step between neighbours: {max(np.abs(np.diff(gains)), default=0):.2f} dB")
 
 
 def print_portable(rows: list[dict[str, Any]]) -> None:
