@@ -54,6 +54,7 @@ def main() -> None:
         command.add_argument("--keep", type=Path, help="JSON lines, one for each scan")
     commands.choices["curve"].add_argument("--ratios", nargs="+", type=float, default=RATIOS)
     commands.choices["curve"].add_argument("--thickness", nargs="+", type=float, default=[0.6, 1.0])
+    commands.choices["curve"].add_argument("--middle", type=int, default=10**4, help="voxels of the plane")
     commands.choices["curve"].add_argument("--picture", type=Path)
     commands.choices["portable"].add_argument("--before", default=None)
     options = parser.parse_args()
@@ -68,7 +69,12 @@ def main() -> None:
             for ratio in options.ratios
             for share in options.thickness
         )
-        rows = run(jobs, options.keep, lambda job: measure(find(libraries, job), models, **job))
+
+        def work(job: dict[str, Any]) -> dict[str, Any]:
+            scan = {name: value for name, value in job.items() if name != "subject"}
+            return measure(find(libraries, job), models, options.middle, **scan)
+
+        rows = run(jobs, options.keep, work)
         print_curve(rows)
         if options.picture:
             draw_curve(rows, options.picture)
@@ -101,13 +107,18 @@ def find(libraries: list[PatchLibrary], job: dict[str, Any]) -> PatchLibrary:
 
 
 class Person:
-    """High-field volume, maps and brain, slices last, and simulated scans of it."""
+    """High-field volume, maps and brain, slices last, and simulated scans of it.
 
-    def __init__(self, library: PatchLibrary) -> None:
+    Of the plane, the `middle` voxels along each axis are kept.
+    """
+
+    def __init__(self, library: PatchLibrary, middle: int = 10**4) -> None:
         self.axis = sorted(library.references)[0]
         arrays = (library.intensity, library.wm, library.gm, library.brain)
+        shape = [n for axis, n in enumerate(library.brain.shape) if axis != self.axis]
+        plane = tuple(slice(max((n - middle) // 2, 0), (n + middle) // 2) for n in shape)
         self.high, wm, gm, brain = (
-            np.moveaxis(np.asarray(array), self.axis, 2).astype(np.float32) for array in arrays
+            np.moveaxis(np.asarray(array), self.axis, 2)[plane].astype(np.float32) for array in arrays
         )
         self.wm, self.gm, self.brain = wm / 255, gm / 255, brain > 0
         self.means = library.mean_wm, library.mean_gm
@@ -170,10 +181,10 @@ def thin_places(n: int, ratio: float, k: int = 1) -> np.ndarray:
 
 
 def measure(
-    library: PatchLibrary, models: dict[int, Model], *, subject: str, ratio: float, thickness: float
+    library: PatchLibrary, models: dict[int, Model], middle: int, *, ratio: float, thickness: float
 ) -> dict[str, Any]:
     """Scores of spline and estimate for one scan."""
-    person = Person(library)
+    person = Person(library, middle)
     scan = person.simulate(ratio, thickness)
     n = int(scan.shape[2] * ratio)
     thin, k = enhance(scan, models, ratio)

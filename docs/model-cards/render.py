@@ -109,6 +109,11 @@ def _training(facts: dict[str, Any]) -> str:
         f"{plan['schedule']} learning rate from {plan['learning_rate']:g}, {what}, "
         f"{facts['seconds']:.0f} s on {facts['device']} "
         f"({facts['precision']})"
+        + (
+            f", then averaged with the weights before (share of the new ones {facts['averaged']['share']:g})"
+            if "averaged" in facts
+            else ""
+        )
     )
 
 
