@@ -52,10 +52,10 @@ def main() -> None:
         command.add_argument("libraries", nargs="+", type=Path)
         command.add_argument("--models", nargs="+", help="models, one for each factor (default: shipped)")
         command.add_argument("--keep", type=Path, help="JSON lines, one for each scan")
+        command.add_argument("--picture", type=Path, help="the curve, or the last person's volumes")
     commands.choices["curve"].add_argument("--ratios", nargs="+", type=float, default=RATIOS)
     commands.choices["curve"].add_argument("--thickness", nargs="+", type=float, default=[0.6, 1.0])
     commands.choices["curve"].add_argument("--middle", type=int, default=10**4, help="voxels of the plane")
-    commands.choices["curve"].add_argument("--picture", type=Path)
     commands.choices["portable"].add_argument("--before", default=None)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -83,6 +83,8 @@ def main() -> None:
     jobs = ({"subject": library.subject} for library in libraries)
     rows = run(jobs, options.keep, lambda job: measure_portable(find(libraries, job), models, before))
     print_portable(rows)
+    if options.picture:
+        draw_portable(libraries[-1], models, options.picture)
 
 
 def run(jobs: Iterable[dict[str, Any]], keep: Path | None, work: Any) -> list[dict[str, Any]]:
@@ -198,27 +200,35 @@ def measure(
 def measure_portable(library: PatchLibrary, models: dict[int, Model], before: Model | None) -> dict[str, Any]:
     """Scores of the ways to bring a scan with coarse planes to the high-field grid."""
     person = Person(library)
+    found = ways_of_portable(person, models)
+    if before is not None:
+        old = ways_of_portable(person, {before.k: before})
+        found |= {"before": old["plane_kept"], "before_first": old["plane_first"]}
+    row: dict[str, Any] = {}
+    for name, volume in found.items():
+        row |= person.score(volume, name)
+    return row
+
+
+def ways_of_portable(person: Person, models: dict[int, Model]) -> dict[str, np.ndarray]:
+    """Return a portable scan on the high-field grid: by splines, and enhanced in two ways."""
     scan = person.simulate(SPACING, THICKNESS, plane=PLANE, snr_scale=SNR_SCALE)
-    shape = person.high.shape
     n = int(scan.shape[2] * SPACING)
 
     def widened(volume: np.ndarray) -> np.ndarray:
         for axis in (0, 1):
-            volume = along(volume, axis, 1 / PLANE, shape[axis])
+            volume = along(volume, axis, 1 / PLANE, person.high.shape[axis])
         return volume
 
     def sliced(thin: np.ndarray, k: int) -> np.ndarray:
         return at(thin, 2, thin_places(n, SPACING, k))
 
-    row = person.score(sliced(widened(scan), 1), "spline")
-    row |= person.score(sliced(*enhance(widened(scan), models, SPACING)), "plane_first")
     thin, k = enhance(scan, models, SPACING / PLANE)
-    row |= person.score(sliced(widened(thin), k), "plane_kept")
-    if before is not None:
-        thin, k = enhance(scan, {before.k: before}, SPACING / PLANE)
-        row |= person.score(sliced(widened(thin), k), "before")
-        row |= person.score(sliced(*enhance(widened(scan), {before.k: before}, SPACING)), "before_first")
-    return row
+    return {
+        "spline": sliced(widened(scan), 1),
+        "plane_first": sliced(*enhance(widened(scan), models, SPACING)),
+        "plane_kept": sliced(widened(thin), k),
+    }
 
 
 def print_curve(rows: list[dict[str, Any]]) -> None:
@@ -247,6 +257,33 @@ def print_portable(rows: list[dict[str, Any]]) -> None:
                 f"{name:12}  {np.mean(values[0]):.2f} dB  {np.mean(values[1]):.3f}  gain {gain.mean():+.2f} "
                 f"dB ({gain.min():+.2f} to {gain.max():+.2f}), {len(rows)} people"
             )
+
+
+def draw_portable(library: PatchLibrary, models: dict[int, Model], path: Path) -> None:
+    """Draw a person's scan by splines, enhanced, and the truth: a slice, and a cut across the slices."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    person = Person(library)
+    found = ways_of_portable(person, models)
+    n = found["spline"].shape[2]
+    truth = person.high[:, :, :n]
+    centre = [int(np.mean(i)) for i in np.nonzero(person.brain[:, :, :n])]
+    white = 1.05 * np.percentile(person.high[person.brain], 99.7)
+    columns = {
+        "cubic spline": found["spline"],
+        "iqtflow, --voxel-size 1": found["plane_first"],
+        "truth": truth,
+    }
+    figure, axes = pyplot.subplots(2, 3, figsize=(9, 6.4), layout="constrained")
+    for column, (title, volume) in zip(axes.T, columns.items(), strict=True):
+        for place, (axis, index) in zip(column, ((2, centre[2]), (0, centre[0] - 12)), strict=True):
+            place.imshow(np.rot90(np.take(volume, index, axis)), cmap="gray", vmin=0, vmax=white)
+            place.axis("off")
+        column[0].set_title(title)
+    figure.savefig(path, dpi=90)
 
 
 def draw_curve(rows: list[dict[str, Any]], path: Path) -> None:
