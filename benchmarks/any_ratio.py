@@ -295,18 +295,13 @@ def draw_curve(rows: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
     for share in sorted({row["thickness"] for row in rows}):
-        ratios = sorted({row["ratio"] for row in rows})
-        gains = [
-            np.mean(
-                [
-                    row["iqt_psnr"] - row["spline_psnr"]
-                    for row in rows
-                    if (row["ratio"], row["thickness"]) == (ratio, share)
-                ]
-            )
-            for ratio in ratios
-        ]
-        axes.plot(ratios, gains, "o-", markersize=4, label=f"slice thickness {share:g} of the spacing")
+        these = [row for row in rows if row["thickness"] == share]
+        gains: dict[float, list[float]] = {}
+        for row in these:
+            gains.setdefault(row["ratio"], []).append(row["iqt_psnr"] - row["spline_psnr"])
+        people = ", ".join(sorted({row["subject"] for row in these}))
+        label = f"sub-{people}: slice thickness {share:g} of the spacing"
+        axes.plot(sorted(gains), [np.mean(gains[ratio]) for ratio in sorted(gains)], "o-", ms=4, label=label)
     axes.set(
         xscale="log", xlabel="slice spacing / in-plane voxel size", ylabel="gain over the cubic spline (dB)"
     )
