@@ -12,6 +12,8 @@ MSSIM are measured in the brain against the high-field volume on the combined gr
 * *mean enhanced*, *mean spline*: means of the three after the registration;
 * *combined*: `iqtflow.inference.stacks.combine_stacks`.
 
+*, fitted*: after one linear fit of the intensities to the truth, in the brain.
+
 With --radius only a ball in the middle of the brain is used, which saves computing.
 """
 
@@ -145,7 +147,9 @@ def enhance_all(head: Head, k: int, seed: int, person: str) -> tuple[list[Stack]
     return stacks, splines, motions
 
 
-def judge(person: str, head: Head, k: int, seed: int, stranger: Stack | None) -> tuple[dict, Stack]:
+def judge(
+    person: str, head: Head, k: int, seed: int, stranger: Stack | None, saved: Path | None
+) -> tuple[dict, Stack]:
     """Return the figures of a person, and a scan of this person that others do not know."""
     stacks, splines, motions = enhance_all(head, k, seed, person)
     made = combine_stacks(stacks)
@@ -166,6 +170,10 @@ def judge(person: str, head: Head, k: int, seed: int, stranger: Stack | None) ->
     def score(name: str, volume: np.ndarray) -> None:
         row[f"psnr {name}"] = psnr(truth[near], volume[near], brain[near])
         row[f"mssim {name}"] = mssim(truth[near], volume[near], brain[near])
+        line = np.polynomial.Polynomial.fit(volume[brain], truth[brain], 1)
+        fitted = line(volume).astype(np.float32)
+        row[f"psnr {name}, fitted"] = psnr(truth[near], fitted[near], brain[near])
+        row[f"mssim {name}, fitted"] = mssim(truth[near], fitted[near], brain[near])
 
     def data(image: nib.Nifti1Image) -> np.ndarray:
         return np.asarray(image.dataobj, np.float32)
@@ -178,6 +186,14 @@ def judge(person: str, head: Head, k: int, seed: int, stranger: Stack | None) ->
     parts = zip(splines, found, gains, strict=True)
     score("mean spline", sum(g * sampled(data(s), s.affine, m) for s, m, g in parts) / 3)
     score("combined", data(made.mean))
+    if saved is not None:
+        volumes = {"truth": truth, "brain": brain, "best": best, "combined": data(made.mean)}
+        for name, volume in volumes.items():
+            nib.save(nib.Nifti1Image(volume.astype(np.float32), grid), saved / f"{person}_k{k}_{name}.nii.gz")
+        for number, (stack, motion) in enumerate(zip(stacks, motions, strict=True), 1):
+            place = np.linalg.inv(motion) @ stack.scan.affine
+            nib.save(stack.scan, saved / f"{person}_k{k}_scan{number}.nii.gz")
+            nib.save(nib.Nifti1Image(data(stack.scan), place), saved / f"{person}_k{k}_placed{number}.nii.gz")
     error = (data(made.mean) - truth)[brain]
     row["error over predicted"] = float(np.sqrt(np.mean(error**2) / np.mean(data(made.std)[brain] ** 2)))
     points = apply_affine(grid, np.argwhere(brain)[::97])
@@ -220,6 +236,12 @@ def render(rows: list[dict]) -> str:
         ratio = [r["error over predicted"] for r in own]
         cells.append(f"{np.mean(ratio):.2f} ({min(ratio):.2f} to {max(ratio):.2f})")
         lines.append(f"| {k} | {len(own)} | " + " | ".join(cells) + " |")
+        cells = [
+            f"{np.mean([r[f'psnr {n}, fitted'] for r in own]):.2f} / "
+            f"{np.mean([r[f'mssim {n}, fitted'] for r in own]):.4f}"
+            for n in names
+        ]
+        lines.append(f"| {k} | {len(own)}, fitted | " + " | ".join(cells) + " |  |")
     header = ["person", "k", *names, "motion (mm, degrees)", "error of the motion found"]
     header += ["correlation, same person", "correlation, another person"]
     lines += ["", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
@@ -242,8 +264,11 @@ def main() -> None:
     parser.add_argument("libraries", type=Path, nargs="+")
     parser.add_argument("--k", type=int, nargs="+", default=[4])
     parser.add_argument("--radius", type=float, help="radius in mm of the ball that is kept; all without it")
+    parser.add_argument("--save", type=Path, metavar="DIR", help="write the scans and volumes there")
     parser.add_argument("--json", type=Path, help="rows of an earlier call are kept")
     options = parser.parse_args()
+    if options.save:
+        options.save.mkdir(parents=True, exist_ok=True)
     rows: list[dict] = []
     if options.json and options.json.exists():
         rows = json.loads(options.json.read_text())
@@ -255,7 +280,7 @@ def main() -> None:
             if (person, k) in done:
                 continue
             head = cut(read_head(options.highfield, path), options.radius)
-            row, stranger = judge(person, head, k, zlib.crc32(person.encode()) % 1000, stranger)
+            row, stranger = judge(person, head, k, zlib.crc32(person.encode()) % 1000, stranger, options.save)
             rows.append(row)
             print(json.dumps(row), flush=True)
             if options.json:
