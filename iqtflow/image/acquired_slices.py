@@ -24,6 +24,8 @@ from iqtflow.utils.errors import InputError
 FEWEST_SLICES = 4
 #: A volume that resolves this share of the stated spacing was not interpolated from such slices.
 TOO_FINE = 0.5
+#: From this share on, the spectrum agrees with the spacing: it is up to a fifth too small.
+FINER = 0.75
 #: The stated spacing may differ by this share from the one that was found: more, and the slices at the ends
 #: of a head are between those that were acquired.
 SAME_SPACING = 0.02
@@ -141,14 +143,8 @@ def back_to_slices(
     number = choose_axis(name, axis, resolution)
     grid = slice_grid(image, spacing_mm, number)
     measured = resolution.mm[number]
-    if measured is not None and measured < TOO_FINE * spacing_mm and not force:
-        raise InputError(
-            name,
-            found=f"a resolution of {measured:.3g} mm along {AXES[number]} (measured: {resolution.words()})",
-            expected=f"a volume that was interpolated from slices {spacing_mm:g} mm apart",
-            next_step="Correct --acquired-spacing or --acquired-axis; in a data set, choose the interpolated "
-            "scans with --bids-filter-file. With --force the slices are taken all the same.",
-        )
+    if not force:
+        require_coarse(name, resolution, number, spacing_mm)
     data = np.asarray(image.dataobj, dtype=np.float32)
     first, how = find_slices(data, image.affine, number, spacing_mm)
     step, n = spacing_mm / resolution.voxel_mm[number], data.shape[number]
@@ -175,11 +171,8 @@ def back_to_slices(
         notes.append(
             "The places of the acquired slices were not found: slices centred in the volume are used."
         )
-    if resolution.found[number] and measured and abs(measured / spacing_mm - 1) > SAME_SPACING:
-        notes.append(
-            f"--acquired-spacing is {spacing_mm:g} mm, but slices {measured:.3g} mm apart were found: check "
-            "the spacing in the protocol."
-        )
+    if told := doubt_spacing(resolution, number, spacing_mm):
+        notes.append(told)
     return scan, AcquiredSlices(number, float(spacing_mm), first, how, tuple(notes))
 
 
@@ -210,6 +203,43 @@ def choose_axis(name: str | os.PathLike, axis: str | None, resolution: Resolutio
     return resolution.coarse_axis
 
 
+def require_coarse(name: str | os.PathLike, resolution: Resolution, axis: int, spacing_mm: float) -> None:
+    """Raise an error if a volume resolves much more than slices of this spacing.
+
+    Raises
+    ------
+    InputError
+        It does.
+    """
+    measured = resolution.mm[axis]
+    if measured is not None and measured < TOO_FINE * spacing_mm:
+        raise InputError(
+            name,
+            found=f"a resolution of {measured:.3g} mm along {AXES[axis]} (measured: {resolution.words()})",
+            expected=f"a volume that was interpolated from slices {spacing_mm:g} mm apart",
+            next_step="Correct --acquired-spacing or --acquired-axis; in a data set, choose the interpolated "
+            "scans with --bids-filter-file. With --force the slices are taken all the same.",
+        )
+
+
+def doubt_spacing(resolution: Resolution, axis: int, spacing_mm: float) -> str | None:
+    """Return a sentence if what was measured does not fit the stated spacing, else None."""
+    measured = resolution.mm[axis]
+    if measured is None:
+        return None
+    if resolution.found[axis] and abs(measured / spacing_mm - 1) > SAME_SPACING:
+        return (
+            f"--acquired-spacing is {spacing_mm:g} mm, but slices {measured:.3g} mm apart were found: check "
+            "the spacing in the protocol."
+        )
+    if measured < FINER * spacing_mm:
+        return (
+            f"--acquired-spacing is {spacing_mm:g} mm, but the resolution along {AXES[axis]} is "
+            f"{measured:.3g} mm: check that this scan was interpolated from such slices. If not, detail is lost."
+        )
+    return None
+
+
 def slice_grid(image: nib.Nifti1Image, spacing_mm: float, axis: int) -> nib.Nifti1Image:
     """Return an image without voxels on the grid of the slices, for decisions that need the header only.
 
@@ -233,7 +263,7 @@ def slice_grid(image: nib.Nifti1Image, spacing_mm: float, axis: int) -> nib.Nift
     least = NEAR_ISOTROPIC_RATIO * max(own, float(np.sqrt(np.prod(others))))
     count = int(image.shape[axis] * own / spacing_mm)
     found = f"--acquired-spacing {spacing_mm:g} along {AXES[axis]}"
-    if abs(own / spacing_mm - 1) <= SAME_SPACING:
+    if own >= (1 - SAME_SPACING) * spacing_mm:
         raise InputError(
             name,
             found=f"{found}, where the voxels are {own:.4g} mm already",

@@ -91,6 +91,8 @@ def test_a_dry_run_names_an_interpolated_scan_and_the_options_that_bring_it_back
     assert "1 to process" in told
     assert cli.main([*arguments, "--acquired-spacing", "2"]) == 1
     assert "--acquired-spacing 2" in capsys.readouterr().out.split("will fail")[1]
+    assert cli.main([*arguments, "--acquired-spacing", "6", "--acquired-axis", "x"]) == 1
+    assert "1.5 mm along x" in capsys.readouterr().out.split("will fail")[1]
     with pytest.raises(SystemExit):
         cli.main([*arguments, "--acquired-axis", "z"])
     assert "--acquired-spacing" in capsys.readouterr().err

@@ -118,9 +118,15 @@ def test_another_spacing_than_the_one_found_is_told(spline):
     assert (stated, found) == (6, pytest.approx(STEP, rel=0.02))
 
 
+def test_slices_coarser_than_the_detail_of_the_volume_are_told(head):
+    notes = as_acquired(nib.Nifti1Image(head, np.eye(4)), 1.8, "z")[2].notes
+    assert any("--acquired-spacing is 1.8 mm" in note and "along z is 1 mm" in note for note in notes)
+
+
 @pytest.mark.parametrize(
     ("spacing", "axis", "named"),
     [
+        (0.6, "z", "already"),
         (1.2, "z", "--acquired-spacing"),
         (1.0, "z", "already"),
         (29.0, "z", "slices"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from iqtflow.bids import LeftOut, Listing, Scan
 from iqtflow.bids.names import output_name, scan_outputs
 from iqtflow.config import Settings
-from iqtflow.image.acquired_slices import advise
+from iqtflow.image.acquired_slices import advise, choose_axis, doubt_spacing, require_coarse
 from iqtflow.image.geometry import AXIS_NAMES, SliceGeometry, require_ratio
 from iqtflow.image.validate import check_scan
 from iqtflow.models.card import Card
@@ -159,8 +159,16 @@ def describe_geometry(geometry: SliceGeometry) -> str:
 def _print_resolution(scan: Scan, settings: Settings) -> None:
     resolution = resolution_of(scan.path)
     print(f"  measured  effective resolution: {resolution.words()}")
-    if settings.enhance.acquired_spacing is None and (told := advise(resolution)):
-        print(f"  note      This is {told[0]}. {told[1]}")
+    spacing, stated = settings.enhance.acquired_spacing, settings.enhance.acquired_axis
+    if spacing is None:
+        if told := advise(resolution):
+            print(f"  note      This is {told[0]}. {told[1]}")
+        return
+    axis = choose_axis(scan.path, stated, resolution)
+    if not settings.run.force:
+        require_coarse(scan.path, resolution, axis, spacing)
+    if doubt := doubt_spacing(resolution, axis, spacing):
+        print(f"  note      {doubt}")
 
 
 def _why_not(scan: Scan, geometry: SliceGeometry, settings: Settings) -> str | None:
