@@ -109,6 +109,8 @@ def _mistakes(options: argparse.Namespace, section: str, key: str) -> Iterator[s
         yield f"is for SPM; there is --segmentation {options.segmentation__engine}"
     if key == "acquired_axis" and options.enhance__acquired_spacing is None:
         yield "is for --acquired-spacing MM; add it"
+    if key == "combine_stacks" and options.enhance__acquired_spacing is not None:
+        yield "is for scans as they were acquired; there is --acquired-spacing"
     if key == "bids_database_wipe" and options.inputs__database_dir is None:
         yield "is for an index that is kept; add --bids-database-dir DIR"
 

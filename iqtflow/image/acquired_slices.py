@@ -142,7 +142,6 @@ def back_to_slices(
     name = image.get_filename() or "scan"
     number = choose_axis(name, axis, resolution)
     grid = slice_grid(image, spacing_mm, number)
-    measured = resolution.mm[number]
     if not force:
         require_coarse(name, resolution, number, spacing_mm)
     data = np.asarray(image.dataobj, dtype=np.float32)
@@ -235,7 +234,8 @@ def doubt_spacing(resolution: Resolution, axis: int, spacing_mm: float) -> str |
     if measured < FINER * spacing_mm:
         return (
             f"--acquired-spacing is {spacing_mm:g} mm, but the resolution along {AXES[axis]} is "
-            f"{measured:.3g} mm: check that this scan was interpolated from such slices. If not, detail is lost."
+            f"{measured:.3g} mm: check that this scan was interpolated from such slices. If not, detail is "
+            "lost."
         )
     return None
 

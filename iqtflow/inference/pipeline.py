@@ -197,6 +197,13 @@ def enhance(
             type(img),
             "a path or a nibabel image",
         ),
+        (
+            "stacks",
+            not isinstance(stacks, (list, tuple))
+            or not all(isinstance(one, (str, os.PathLike, SpatialImage)) for one in stacks),
+            stacks,
+            "a list of paths or nibabel images",
+        ),
         ("device", device not in DEVICES, device, f"one of {', '.join(DEVICES)}"),
         (
             "slice_intensity",
@@ -243,8 +250,19 @@ def enhance_all(
     Raises
     ------
     InputError
-        As `iqtflow.inference.stacks.enhance_and_combine`.
+        As `iqtflow.inference.stacks.enhance_and_combine`; a file is missing, or there is a spacing to bring
+        scans back to.
     """
+    if options["acquired_spacing"] is not None:
+        raise InputError(
+            "--acquired-spacing (acquired_spacing)",
+            found=f"{options['acquired_spacing']!r} with several scans to combine",
+            expected="scans as they were acquired",
+            next_step="Combine without it, or enhance the interpolated scan alone.",
+        )
+    for scan in scans:  # before the first one is enhanced, which takes minutes
+        if not isinstance(scan, SpatialImage) and not os.path.exists(scan):
+            check_scan(scan)
     names, sidecars = [], []
     for number, scan in enumerate(scans, start=1):
         name = (

@@ -36,6 +36,8 @@ INTERPOLATED = (
     "Found a volume that was brought back to its slices (--acquired-spacing); expected a scan as it was "
     "acquired. Combine scans without this option."
 )
+#: Why a scan is left out that holds nothing new.
+SAME_SCAN = "It has the same voxels as {}; expected another scan. Give each scan once."
 #: Fields of the first scan's sidecar that stand in that of the combined volume, too.
 CARRIED = (
     *("SkullStripped", "UpsamplingFactor", "SliceAxis", "Units", "IntensityDescription", "Geometry"),
@@ -143,7 +145,8 @@ def combine_stacks(
     first, rest = _Placed(stacks[0]), stacks[1:]
     used, missing = [first], list(left_out)
     for stack in rest:
-        placed, why = _fit(first, stack)
+        twin = next((one.stack.name for one in used if _same_scan(one.stack, stack)), None)
+        placed, why = (None, SAME_SCAN.format(twin)) if twin else _fit(first, stack)
         if report is not None:
             report(describe_fit(stack.name, None if placed is None else placed.alignment, why))
         if placed is None or why:
@@ -269,6 +272,11 @@ def enhanced_brain(stack: Stack) -> Brain:
     step = np.linalg.inv(padded) @ mean.affine
     inside = resample(np.pad(mask.data, 1), step, mean.data.shape, order=0) > 0.5
     return Brain(mean.data, inside, mean.affine)
+
+
+def _same_scan(one: Stack, other: Stack) -> bool:
+    """Return whether two scans are copies."""
+    return one.scan.shape == other.scan.shape and np.array_equal(one.scan.dataobj, other.scan.dataobj)
 
 
 def _has_own_slices(stack: Stack) -> bool:

@@ -293,7 +293,7 @@ def _try_lock(path: Path) -> int | None:
 def _ask_cuda() -> tuple[bool, str]:
     """Return whether CUDA works for PyTorch, and a phrase about it."""
     if not shutil.which("nvidia-smi") and not any(Path(file).exists() for file in _DRIVER_FILES):
-        return False, "no NVIDIA driver found"
+        return False, "no NVIDIA driver"
     try:
         answer = subprocess.run(
             [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=120, check=False

@@ -173,6 +173,7 @@ def test_relative_paths_become_absolute(bids_tree, tmp_path, monkeypatch, untrai
         (["--mode", "train", "--force"], "--force is for --mode enhance or calibrate"),
         (["--mode", "train", "--split-ratio", "1", "1", "1", "--split", "s.json"], "there is --split"),
         (["--bids-database-wipe"], "add --bids-database-dir"),
+        (["--combine-stacks", "--acquired-spacing", "5"], "there is --acquired-spacing"),
     ],
 )
 def test_an_argument_that_cannot_be_used_is_named(capsys, arguments, named):

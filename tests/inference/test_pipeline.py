@@ -298,6 +298,7 @@ def test_the_function_takes_an_image_and_gives_the_standard_deviation_on_request
     ("argument", "value", "expected"),
     [
         ("img", np.zeros((4, 4, 4)), "nibabel image"),
+        ("stacks", "coronal.nii.gz", "list"),
         ("device", "mps", "auto, cpu, cuda"),
         ("skull_stripped", "no", "True, False or None"),
     ],

@@ -150,6 +150,23 @@ def test_another_person_is_left_out_by_name_and_the_others_go_on(session, head):
     assert "person" in told and "correlation" in told
 
 
+def test_a_copy_of_a_scan_is_left_out_by_name(session):
+    stacks, _, _ = session
+    copy = Stack(**{**vars(stacks[0]), "name": "copy.nii.gz"})
+    with pytest.raises(InputError, match=r"copy\.nii\.gz.*same voxels as axial\.nii\.gz"):
+        combine_stacks([stacks[0], copy])
+
+
+def test_a_missing_scan_is_named_before_a_scan_is_enhanced(session, tmp_path, untrained_model):
+    first, said = session[0][0].scan, []
+    options = {"model": untrained_model, "device": "cpu", "report": said.append}
+    with pytest.raises(InputError, match=r"absent\.nii\.gz"):
+        enhance(first, stacks=[tmp_path / "absent.nii.gz"], **options)
+    with pytest.raises(InputError, match="acquired_spacing"):
+        enhance(first, stacks=[session[0][2].scan], acquired_spacing=5.0, **options)
+    assert said == []
+
+
 def test_without_a_second_scan_that_fits_nothing_is_combined(session):
     first = session[0][0]
     other = Stack(**{**vars(session[0][2]), "name": "x.nii.gz", "sidecar": {"MagneticFieldStrength": 3.0}})
