@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from iqtflow.bids import Listing, Scan, list_scans
 from iqtflow.config import AXES, Settings
-from iqtflow.image.geometry import SliceGeometry, find_slice_geometry
 from iqtflow.segmentation.select import EngineChoice, check_engine, engine_for
 
 if TYPE_CHECKING:
     import nibabel as nib
 
+    from iqtflow.image.geometry import SliceGeometry
     from iqtflow.image.resolution import Resolution
 
 
@@ -85,6 +85,7 @@ def geometry_of(scan: Scan, settings: Settings) -> SliceGeometry:
         As `peek`, or such slices do not fit the scan.
     """
     from iqtflow.image.acquired_slices import choose_axis, slice_grid
+    from iqtflow.image.geometry import find_slice_geometry
 
     image, choice = peek(scan.path), settings.enhance
     if settings.run.mode == "enhance" and choice.acquired_spacing is not None:
