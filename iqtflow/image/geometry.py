@@ -263,7 +263,7 @@ def require_ratio(geometry: SliceGeometry, voxel_size: float | str, name: str | 
     """
     plane = plane_before(geometry, voxel_size)
     ratio = geometry.ratio if plane is None else geometry.spacing_mm / plane
-    if ratio <= LARGEST_RATIO:
+    if ratio <= LARGEST_RATIO * (1 + 1e-4):  # headers keep voxel sizes in single precision
         return
     first, second = geometry.inplane_mm if plane is None else (plane, plane)
     item = SETTINGS["enhance"]["voxel_size"]

@@ -380,8 +380,8 @@ def test_a_gpu_that_is_not_there_is_an_error(scan, tmp_path):
     nib.save(scan, tmp_path / "scan.nii.gz")
     arguments = ["-m", "iqtflow.cli.commands.enhance", "scan.nii.gz", "out.nii.gz", "--device", "cuda"]
     run = python(*arguments, cwd=tmp_path, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
-    assert run.returncode == 1
-    assert "no CUDA device" in run.stderr
+    assert run.returncode == 2
+    assert "NVIDIA" in run.stderr and "--device cpu" in run.stderr
 
 
 def test_the_command_names_the_sidecar_and_the_value_that_it_cannot_use(scan, tmp_path, model, capsys):

@@ -44,7 +44,7 @@ def test_learning_the_error_leaves_the_estimate_what_it_is_without(libraries, tm
     assert not [name for name in theirs.members[0].state_dict() if name.startswith("error_head")]
     for name, value in estimate_of(theirs).items():
         # Nothing but rounding: the weights are stored in half precision.
-        torch.testing.assert_close(estimate_of(ours)[name], value, rtol=2e-3, atol=1e-6)
+        torch.testing.assert_close(estimate_of(ours)[name], value, rtol=2e-3, atol=1e-5)
     losses = [m.card["training"]["best_validation_loss"] for m in (ours, theirs)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5), "the best weights are chosen by the estimate"
 

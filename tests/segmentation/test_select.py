@@ -414,7 +414,7 @@ def test_only_a_subject_without_the_required_maps_fails(prepared, bids_tree, bra
     assert "1 of 2 images by ready-made maps" in run.stdout
     assert "sub-01_T1w.nii.gz: tissue maps by ready-made (sMRIPrep 0.19.1)" in run.stdout
     assert "1 prepared, 0 skipped, 1 failed" in run.stdout
-    assert "no tissue maps of it" in run.stdout.splitlines()[-2]
+    assert "no tissue maps of it" in "".join(run.stdout.splitlines()[-4:])
     sidecar = json.loads((out / "sub-01/anat/sub-01_label-GM_probseg.json").read_text())
     assert sidecar["EngineVersion"] == "sMRIPrep 0.19.1"
     assert sidecar["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz"]

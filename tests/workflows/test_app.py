@@ -15,6 +15,7 @@ import pytest
 from clinics import dataset, iqtflow, python, write_mapped_scans, write_thick_scan
 from conftest import make_affine, write_scan
 from phantoms import make_brain
+from scipy import ndimage
 
 from iqtflow.image.geometry import cubic_upsample, slices_last, thin_affine
 
@@ -67,7 +68,11 @@ def site(untrained_model, tmp_path_factory):
     site = Site(tmp_path_factory.mktemp("site"), "--model", untrained_model, "--nprocs", "2")
     write_thick_scan(site.bids / f"{ONE}_T1w.nii.gz", sidecar={"SkullStripped": True, "SliceThickness": 5.0})
     write_thick_scan(site.bids / f"{TWO}_T1w.nii.gz", seed=1)
-    write_thick_scan(site.bids / "sub-3/anat/sub-3_T1w.nii.gz", k=1)
+    smooth = write_thick_scan(site.bids / "sub-3/anat/sub-3_T1w.nii.gz", k=1)
+    # Texture: a phantom without fine detail would be taken for an interpolated scan.
+    texture = ndimage.gaussian_filter(np.random.default_rng(3).normal(0, 1, smooth.shape), 1)
+    head = smooth.get_fdata(dtype=np.float32) * np.clip(1 + 0.3 * texture / texture.std(), 0, None)
+    write_scan(site.bids / "sub-3/anat/sub-3_T1w.nii.gz", head.astype(np.float32), smooth.affine)
     broken = site.bids / "sub-4/anat/sub-4_T1w.nii.gz"
     write_thick_scan(broken)
     broken.write_bytes(broken.read_bytes()[:-20_000])

@@ -83,6 +83,8 @@ def geometry_of(scan: Scan, settings: Settings) -> SliceGeometry:
     ------
     InputError
         As `peek`, or such slices do not fit the scan.
+
+    :meta private:
     """
     from iqtflow.image.acquired_slices import choose_axis, slice_grid
     from iqtflow.image.geometry import find_slice_geometry
