@@ -166,8 +166,7 @@ def along(volume: np.ndarray, axis: int, step: float, count: int) -> np.ndarray:
 
 def at(volume: np.ndarray, axis: int, where: np.ndarray) -> np.ndarray:
     """Sample an axis by cubic B-splines."""
-    filtered = ndimage.spline_filter1d(volume, 3, axis=axis, mode="mirror", output=np.float32)
-    return sample_spline(filtered, axis, where).astype(np.float32)
+    return sample_spline(np.asarray(volume, np.float32), axis, where)
 
 
 def enhance(scan: np.ndarray, models: dict[int, Model], ratio: float) -> tuple[np.ndarray, int]:

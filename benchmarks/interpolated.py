@@ -98,8 +98,7 @@ def interpolate(scan: np.ndarray, k: int, kind: str, shift: float) -> np.ndarray
     n = scan.shape[2]
     at = np.clip((np.arange(n * k) + shift - (k - 1) / 2) / k, 0, n - 1)
     if kind.startswith("spline"):
-        coefficients = ndimage.spline_filter1d(scan, 3, axis=2, mode="mirror", output=np.float32)
-        return sample_spline(coefficients, 2, at).astype(np.float32)
+        return sample_spline(np.asarray(scan, np.float32), 2, at)
     if kind == "nearest":
         return scan[..., np.round(at).astype(int)]
     apart = at[:, None] - np.arange(n)

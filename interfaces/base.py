@@ -90,6 +90,8 @@ class ChildCommand(CommandLine):
 
     #: Name of the module under ``iqtflow.cli.commands``.
     module: str
+    #: Outputs that the command may leave out.
+    optional: tuple[str, ...] = ()
     output_spec = TraitedSpec
 
     def __init__(self, **inputs) -> None:
@@ -125,4 +127,5 @@ class ChildCommand(CommandLine):
     def _list_outputs(self):
         # An output is in the folder of the node, under the name that the input of the same name gives it.
         named = {name: getattr(self.inputs, name, Undefined) for name in self.output_spec().get()}
-        return {name: os.path.abspath(file) for name, file in named.items() if isdefined(file)}
+        files = {name: os.path.abspath(file) for name, file in named.items() if isdefined(file)}
+        return {n: file for n, file in files.items() if n not in self.optional or os.path.exists(file)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from nipype.interfaces.base import File, InputMultiPath, TraitedSpec, traits
@@ -78,6 +77,7 @@ class CombineStacks(ChildCommand):
     """
 
     module = "combine"
+    optional = ("std_file",)
     input_spec = _CombineInputSpec
     output_spec = _CombineOutputSpec
 
@@ -89,7 +89,3 @@ class CombineStacks(ChildCommand):
             for line in json.loads(details.read_text())["Warnings"]:
                 print(f"combined volume: note: {line}", flush=True)
         return runtime
-
-    def _list_outputs(self):
-        outputs = super()._list_outputs()
-        return {name: file for name, file in outputs.items() if name != "std_file" or os.path.exists(file)}

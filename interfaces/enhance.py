@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from nipype.interfaces.base import File, TraitedSpec, traits
@@ -104,6 +103,7 @@ class EnhanceVolume(ChildCommand):
     """Enhance a thick-slice scan with a trained network (image quality transfer)."""
 
     module = "enhance"
+    optional = ("std_file",)
     input_spec = _EnhanceInputSpec
     output_spec = _EnhanceOutputSpec
 
@@ -117,7 +117,3 @@ class EnhanceVolume(ChildCommand):
             for line in describe_enhancement(json.loads(details.read_text())):
                 print(f"{self.inputs.in_file}: {line}", flush=True)
         return runtime
-
-    def _list_outputs(self):
-        outputs = super()._list_outputs()
-        return {name: file for name, file in outputs.items() if name != "std_file" or os.path.exists(file)}

@@ -13,7 +13,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
-from scipy import ndimage
 
 from iqtflow.config import AXES, SETTINGS
 from iqtflow.image.geometry import AXIS_NAMES, NEAR_ISOTROPIC_RATIO, sample_spline
@@ -152,8 +151,7 @@ def back_to_slices(
     if how == "repeated slices":
         slices = np.take(data, np.clip(np.round(where).astype(int), 0, n - 1), axis=number)
     else:
-        coefficients = ndimage.spline_filter1d(data, 3, axis=number, mode="mirror", output=np.float32)
-        slices = sample_spline(coefficients, number, where).astype(np.float32)
+        slices = sample_spline(data, number, where)
         slices = np.maximum(slices, min(float(data.min()), 0.0))  # a magnitude image stays one
     affine = image.affine.copy()
     affine[:3, 3] += affine[:3, number] * first

@@ -334,8 +334,7 @@ def spline_matrix(n_slices: int, k: int) -> np.ndarray:
     if n_slices == 1:
         matrix = np.ones((k, 1))
     else:
-        coefficients = ndimage.spline_filter1d(np.eye(n_slices), 3, axis=0, mode="mirror")
-        matrix = sample_spline(coefficients, 0, (np.arange(k * n_slices) - (k - 1) / 2) / k)
+        matrix = sample_spline(np.eye(n_slices), 0, (np.arange(k * n_slices) - (k - 1) / 2) / k)
     matrix.setflags(write=False)
     return matrix
 
@@ -390,13 +389,12 @@ def thin_box(box: Sequence[slice], k: int) -> tuple[slice, ...]:
     return (*plane, slice(slices.start * k, slices.stop * k))
 
 
-def sample_spline(coefficients: np.ndarray, axis: int, where: np.ndarray) -> np.ndarray:
-    """Evaluate cubic B-spline coefficients along one axis at `where` (voxels, fractions allowed); beyond the
-    ends, the edge value.
-
-    The coefficients are those of `scipy.ndimage.spline_filter1d` with the mode "mirror".
+def sample_spline(volume: np.ndarray, axis: int, where: np.ndarray) -> np.ndarray:
+    """Interpolate along one axis by cubic B-splines at `where` (voxels, fractions allowed); beyond the ends,
+    the edge value. Input and result have the same precision, single or double.
     """
-    n = coefficients.shape[axis]
+    coefficients = ndimage.spline_filter1d(volume, 3, axis=axis, mode="mirror", output=volume.dtype)
+    n = volume.shape[axis]
     where = np.clip(where, 0, n - 1)
     base = np.floor(where).astype(int)
     t = where - base

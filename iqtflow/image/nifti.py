@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,30 @@ def write_image(path: str | os.PathLike, image: nib.Nifti1Image, *, maker: str =
     if str(path).endswith(".gz"):
         content = gzip.compress(content, compresslevel=4, mtime=0)
     return write_atomically(path, lambda stream: stream.write(content))
+
+
+def write_images(
+    images: Iterable[tuple[str | os.PathLike | None, nib.Nifti1Image | None]], *, maker: str
+) -> None:
+    """Write several results in this order: all of them, or none if a voxel of one is not finite.
+
+    Parameters
+    ----------
+    images
+        Path and image; a pair without one of the two is left out.
+    maker
+        As for `write_image`.
+
+    Raises
+    ------
+    InputError, OutputError
+        As `write_image`.
+    """
+    made = [(path, image) for path, image in images if path is not None and image is not None]
+    for path, image in made:
+        require_finite(path, image)
+    for path, image in made:
+        write_image(path, image, maker=maker)
 
 
 def require_finite(path: str | os.PathLike, image: nib.Nifti1Image) -> None:

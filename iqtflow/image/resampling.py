@@ -97,8 +97,7 @@ def to_grid(data: np.ndarray, affine: np.ndarray, shape: Sequence[int], grid: np
         if step > 1:
             sigma = np.sqrt(step**2 - 1) / np.sqrt(8 * np.log(2))
             data = ndimage.gaussian_filter1d(data, sigma, axis=axis, mode="nearest")
-        coefficients = ndimage.spline_filter1d(data, 3, axis=axis, mode="mirror", output=np.float32)
-        data = sample_spline(coefficients, axis, first + step * np.arange(n_new))
+        data = sample_spline(data, axis, first + step * np.arange(n_new))
     return data
 
 

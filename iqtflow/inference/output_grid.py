@@ -22,8 +22,8 @@ class OutputGrid:
     ----------
     laid
         The scan.
-    own, n_slices
-        Affine (slices last) and number of slices of the scan.
+    own
+        Affine of the scan, slices last.
     thin, thin_shape
         Affine and shape of the network's output.
     voxel_size

@@ -143,10 +143,11 @@ def combine_stacks(
             next_step="Leave out --acquired-spacing, or do not combine this scan.",
         )
     first, rest = _Placed(stacks[0]), stacks[1:]
+    first_brain = enhanced_brain(stacks[0])  # once for all registrations
     used, missing = [first], list(left_out)
     for stack in rest:
         twin = next((one.stack.name for one in used if _same_scan(one.stack, stack)), None)
-        placed, why = (None, SAME_SCAN.format(twin)) if twin else _fit(first, stack)
+        placed, why = (None, SAME_SCAN.format(twin)) if twin else _fit(first, first_brain, stack)
         if report is not None:
             report(describe_fit(stack.name, None if placed is None else placed.alignment, why))
         if placed is None or why:
@@ -365,12 +366,12 @@ class _Placed:
         }
 
 
-def _fit(first: _Placed, stack: Stack) -> tuple[_Placed | None, str]:
-    """Register a stack to the first one; also return why it cannot be used, if so."""
+def _fit(first: _Placed, brain: Brain, stack: Stack) -> tuple[_Placed | None, str]:
+    """Register a stack to the first one, whose brain is given; also return why it cannot be used, if so."""
     if not _has_own_slices(stack):
         return None, INTERPOLATED
     why = why_apart(first.stack.name, first.stack.sidecar, stack.name, stack.sidecar)
     if why:
         return None, why
-    found = register(enhanced_brain(first.stack), enhanced_brain(stack))
+    found = register(brain, enhanced_brain(stack))
     return _Placed(stack, found), why_unfit(found)

@@ -146,9 +146,8 @@ class DrawSampler:
         if extra is not None and d.stripes and extra.random() < 0.25:
             matrix[extra.integers(2) :: 2] *= np.float32(1 + d.stripes * extra.uniform(-1, 1))
         plane = {}
-        if d.coarse_plane != (1.0, 1.0):
-            coarse = extra is not None and extra.random() < 1 / 3
-            edge = extra.uniform(*d.coarse_plane) if coarse else 1.0
+        if extra is not None and d.coarse_plane != (1.0, 1.0):
+            edge = extra.uniform(*d.coarse_plane) if extra.random() < 1 / 3 else 1.0
             plane = dict(zip(("shrink", "enlarge"), plane_matrices(self.patch, round(edge, 1)), strict=True))
         reference = library.references[axis]
         brain = reference[:, 0] * (1 + (ratios.wm - 1) * reference[:, 1] + (ratios.gm - 1) * reference[:, 2])
@@ -378,7 +377,7 @@ def plane_matrices(n: int, edge: float) -> tuple[np.ndarray, np.ndarray]:
 def _sampled(lines: np.ndarray, step: float, count: int) -> np.ndarray:
     """Sample columns by cubic B-splines at `count` places `step` apart, about their centre."""
     where = (len(lines) - 1) / 2 + step * (np.arange(count) - (count - 1) / 2)
-    return sample_spline(ndimage.spline_filter1d(lines, 3, axis=0, mode="mirror"), 0, where)
+    return sample_spline(lines, 0, where)
 
 
 def _resample(part: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:

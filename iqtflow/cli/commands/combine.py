@@ -75,7 +75,7 @@ def _combine(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
     )
     from iqtflow.image.metadata import read_fields
-    from iqtflow.image.nifti import require_finite, write_image, write_json
+    from iqtflow.image.nifti import write_images, write_json
     from iqtflow.image.nifti_file import open_nifti
     from iqtflow.image.validate import check_scan
     from iqtflow.inference.stacks import Stack, combine_stacks
@@ -101,11 +101,7 @@ def _combine(options: argparse.Namespace) -> None:
         (options.residual, made.residual),
         (options.output, made.mean),
     ]
-    volumes = [(path, volume) for path, volume in volumes if path is not None and volume is not None]
-    for path, volume in volumes:  # all of them or none
-        require_finite(path, volume)
-    for path, volume in volumes:
-        write_image(path, volume, maker=PROG)
+    write_images(volumes, maker=PROG)
     if options.json:
         write_json(options.json, made.details, maker=PROG)
 

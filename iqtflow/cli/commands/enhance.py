@@ -134,7 +134,7 @@ def _run(options: argparse.Namespace) -> int | None:
 def _enhance(options: argparse.Namespace, say: Callable[[str], None]) -> None:
     say("checking the scan")
     from iqtflow import __version__
-    from iqtflow.image.nifti import require_finite, write_image, write_json
+    from iqtflow.image.nifti import write_images, write_json
     from iqtflow.image.validate import check_scan
     from iqtflow.inference.pipeline import enhance_all, enhance_image
     from iqtflow.models.zoo import contrast_of
@@ -175,20 +175,13 @@ def _enhance(options: argparse.Namespace, say: Callable[[str], None]) -> None:
         result = enhance_image(image, **choice)
     # The enhanced volume last: if it exists, all files do.
     made = [
-        (path, volume)
-        for path, volume in (
-            (options.std, result.std),
-            (options.spline, None if options.stack else result.spline),
-            (options.mask_out, result.mask),
-            (options.residual, result.residual),
-            (options.output, result.mean),
-        )
-        if path is not None and volume is not None
+        (options.std, result.std),
+        (options.spline, None if options.stack else result.spline),
+        (options.mask_out, result.mask),
+        (options.residual, result.residual),
+        (options.output, result.mean),
     ]
-    for path, volume in made:  # all of them or none
-        require_finite(path, volume)
-    for path, volume in made:
-        write_image(path, volume, maker=PROG)
+    write_images(made, maker=PROG)
     if options.json:
         write_json(options.json, result.details, maker=PROG)
     warnings = [f"note: {warning}" for warning in result.details["Warnings"]]
