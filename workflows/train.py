@@ -28,6 +28,7 @@ def init_train_wf(
     tensorboard_dir: str | os.PathLike | None = None,
     checkpoint_dir: str | os.PathLike | None = None,
     split: Mapping[str, Sequence[str]] | None = None,
+    data: Mapping[str, str] | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> Workflow:
     """Build the graph that trains an ensemble of networks, each from a seed of its own.
@@ -60,6 +61,9 @@ def init_train_wf(
         emptied before the node runs again: an interrupted training then starts from the beginning.
     split
         Labels of participants by part, for the model's card.
+    data
+        Name, DOI and licence of the training data, for the model's card, from
+        `iqtflow.bids.sidecars.describe_source`.
     training
         More inputs of `iqtflow.interfaces.train.TrainModel` by name, such as ``{"upsampling_factor": 8}``.
 
@@ -96,6 +100,8 @@ def init_train_wf(
     fields = ["model", "members", *(f"{what}{member}" for member in members for what in ("member", "curves"))]
     outputnode = Node(IdentityInterface(fields), name="outputnode")
     card = {"split": {part: list(labels) for part, labels in split.items()}} if split else {}
+    if data:
+        card["data"] = dict(data)
     merge = Node(Merge(ensemble), name="members")
     join = Node(JoinEnsemble(name=model_name, card=card), name="join")
 

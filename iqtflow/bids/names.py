@@ -110,6 +110,8 @@ RUN_OUTPUTS = {
     "calibration_page": "calibration.html",
     "split": "models/split.json",
     "model": "models/{model}.safetensors",
+    "card": "models/{model}.md",
+    "card_picture": "models/{model}.png",
     "curves": "models/{model}_member-{member}_curves.csv",
     "scores": "models/{model}_summary.json",
     "example": "models/{model}_evaluation/{stem}_desc-{desc}_T1w.nii.gz",

@@ -183,6 +183,13 @@ def _read_description(root: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def describe_source(root: str | os.PathLike) -> dict[str, str]:
+    """Return ``Name``, ``DatasetDOI`` and ``License`` of a data set, as far as its description has them."""
+    description = _read_description(Path(root))
+    stated = {key: description.get(key) for key in ("Name", "DatasetDOI", "License")}
+    return {key: value for key, value in stated.items() if isinstance(value, str) and value.strip()}
+
+
 def write_sidecar(path: str | os.PathLike, metadata: Mapping[str, Any]) -> Path:
     """Write metadata as JSON, without values that are None. NumPy scalars and paths are converted.
 

@@ -179,7 +179,8 @@ def _names(settings: Settings, listing: Listing, *, pages_only: bool) -> Iterato
         yield from map(output_name, ("prior", "prior_figure", "calibration_page"))
     elif "group" in run.levels and run.mode == "train":
         model = settings.train.output_model
-        yield from (output_name(what, model=model) for what in ("model", "scores", "group_page", "metrics"))
+        kinds = ("model", "card", "card_picture", "scores", "group_page", "metrics")
+        yield from (output_name(what, model=model) for what in kinds)
 
 
 def _taken(path: Path, found: str, expected: str) -> UsageError:

@@ -15,6 +15,7 @@ from training_phantoms import SHAPE, simulate, write_libraries
 
 from iqtflow.image.geometry import thick_affine
 from iqtflow.models.model_file import read_card, stamp_figures
+from iqtflow.reports.draw.model_picture import MAX_BYTES
 from iqtflow.training.library import read_library
 from iqtflow.training.pairs import write_pairs
 from iqtflow.utils.errors import InputError
@@ -95,6 +96,26 @@ def test_members_have_seeds_of_their_own_and_are_judged_one_by_one(trained):
     assert "group_reliability.svg" in (out / "group.html").read_text()
     for file in ("group.html", "models/tiny_member-1_curves.csv", "models/tiny_member-2_curves.csv"):
         assert (out / file).exists(), file
+
+
+@pytest.mark.slow
+def test_the_card_beside_a_model_has_the_figures_of_its_evaluation(trained):
+    out, said = trained
+    text, summary = (
+        (out / "models/tiny.md").read_text(),
+        json.loads((out / "models/tiny_summary.json").read_text()),
+    )
+    top, results = text.split("## Results on 1 unseen subject\n")
+    (judged,) = summary["subjects"]
+    assert "![" in top and "(tiny.png)" in top and f"sub-{judged}" in top
+    assert "of 1 subject of test," in top, "the data set is called test"
+    assert f"{summary['psnr']['iqt']['mean']:.2f} dB" in top
+    assert f"| {summary['psnr']['gain']['mean']:+.2f} dB |" in results
+    assert f"| {summary['reliability']['error_over_std']['mean']:.2f} |" in results
+    assert "OpenNeuro" not in text and "not tested" in results, "one subject cannot be tested"
+    assert 0 < (out / "models/tiny.png").stat().st_size <= MAX_BYTES
+    assert 'href="models/tiny.md"' in (out / "group.html").read_text()
+    assert str(out / "models/tiny.md") in said
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from typing import Any
 from nipype.pipeline.engine import Workflow
 
 from iqtflow.bids.names import node_name, output_name, sidecar_name, stem_name
+from iqtflow.bids.sidecars import describe_source
 from iqtflow.config import SETTINGS, Settings, TrainSettings
 from iqtflow.image.metadata import read_fields, skull_stripped
 from iqtflow.models.card import Card
@@ -76,6 +77,7 @@ def run_group(settings: Settings, *, name: str) -> int:
     """
     from iqtflow.evaluation.uncertainty_calibration import reliability_phrase
     from iqtflow.reports.assemble.group import write_training_page
+    from iqtflow.reports.assemble.model_card import write_model_card
     from iqtflow.reports.record import Record
 
     train, output = settings.train, settings.paths.output_dir
@@ -104,10 +106,11 @@ def run_group(settings: Settings, *, name: str) -> int:
         if "reliability" in summary:
             print(f"iqtflow: uncertainty: {reliability_phrase(summary['reliability'])}", flush=True)
     print(f"iqtflow: model {output / stored}; figures {output / metrics}", flush=True)
-    # Last: a page that cannot be written costs no other result.
+    # Last: a card or page that cannot be written costs no other result.
     scans = [
         Record("enhanced", e.low_field, subject=e.subject, truth=e.truth, mask=e.mask) for e in evaluation
     ]
+    print(f"iqtflow: model card {write_model_card(output, model, scans=scans)}", flush=True)
     page = write_training_page(output, model, scans=scans)
     print(f"iqtflow: open {page} in a browser", flush=True)
     return EXIT_OK
@@ -405,6 +408,7 @@ def _to_train(
         tensorboard_dir=settings.paths.work_dir / "tensorboard" if train.tensorboard else None,
         checkpoint_dir=make_own(settings.paths.work_dir / "checkpoints"),
         split=split,
+        data=describe_source(settings.paths.bids_dir),
         training=_training_inputs(train),
         mem_gb=training_gb(batch_size=train.batch_size, filters=train.filters)
         + (CUDA_GB if run.device == "cuda" else 0),

@@ -81,6 +81,18 @@ def write_training_page(output_dir: Place, model_name: str, *, scans: Sequence[R
     card = read_card(output_dir / output_name("model", model=model_name))
     files = sorted(output_dir.glob(str(output_name("curves", model=model_name, member="*"))))
     curves = {path.stem.removeprefix(f"{model_name}_").removesuffix("_curves"): path for path in files}
+    return write_group_page(
+        output_dir,
+        model_name,
+        card=card,
+        curves=curves,
+        evaluation=read_metrics(output_dir / output_name("metrics")) if scans else (),
+        examples=find_examples(output_dir, model_name, scans),
+    )
+
+
+def find_examples(output_dir: Path, model_name: str, scans: Sequence[Record]) -> list[Record]:
+    """Return evaluation scans with their stored spline and enhanced volume (``spline``, ``output``)."""
     examples = []
     for scan in scans:
         stem = Path(scan.input or "").name.partition("_desc-sim01_")[0]
@@ -89,14 +101,7 @@ def write_training_page(output_dir: Place, model_name: str, *, scans: Sequence[R
             for desc in ("spline", "iqt")
         )
         examples.append(replace(scan, spline=spline, output=enhanced))
-    return write_group_page(
-        output_dir,
-        model_name,
-        card=card,
-        curves=curves,
-        evaluation=read_metrics(output_dir / output_name("metrics")) if scans else (),
-        examples=examples,
-    )
+    return examples
 
 
 def write_group_page(
@@ -145,7 +150,7 @@ def write_group_page(
     def add(file: str, plot: tuple[bytes, str]) -> pictures.Picture:
         return pictures.keep(files, f"group_{file}.svg", *plot)
 
-    reliability = card.reliability if card else None
+    reliability, written = card.reliability if card else None, output_name("card", model=name)
     read = {network: read_curves(path) for network, path in (curves or {}).items()}
     tables = [_metric_table(evaluation, metric) for metric in _metrics(evaluation)]
     checks = check_training(
@@ -180,6 +185,7 @@ def write_group_page(
         colours=pictures.legend_colours(),
         facts=facts.card_tables(card) if card else {},
         card=facts.as_json(card) if card else "",
+        card_file=written.as_posix() if (out_dir / written).is_file() else "",
     )
     for file, content in files.items():
         write_page(out_dir / "figures" / file, content)

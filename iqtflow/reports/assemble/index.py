@@ -211,7 +211,7 @@ def rebuild(output_dir: Place, *, viewer_mb: float = VIEWER_MB) -> Path:
         write_subject_page(output_dir, label, find_records(output_dir, label), viewer_mb=viewer_mb)
     if models:  # the page shows the last one that was trained
         name = max(models, key=lambda model: (model.stat().st_mtime_ns, model.name)).stem
-        write_training_page(output_dir, name, scans=_find_evaluated(output_dir, name))
+        write_training_page(output_dir, name, scans=find_evaluated(output_dir, name))
     if calibrated:
         page = write_calibration_page(output_dir)
         if not labels and not models:
@@ -219,7 +219,7 @@ def rebuild(output_dir: Place, *, viewer_mb: float = VIEWER_MB) -> Path:
     return write_index_page(output_dir, labels)
 
 
-def _find_evaluated(output_dir: Path, model_name: str) -> list[Record]:
+def find_evaluated(output_dir: Path, model_name: str) -> list[Record]:
     """Return the evaluation scans of a model whose enhanced volume, simulated scan and truth are there."""
     found = []
     evaluated = output_dir / "models" / f"{model_name}_evaluation"

@@ -199,6 +199,16 @@ def ring(image: Image.Image, at: tuple[float, float]) -> Image.Image:
     return drawn
 
 
+def title_line(titles: Sequence[str], width: int) -> Image.Image:
+    """Return a black line of titles, each in the middle of a column of `width` pixels."""
+    size = int(np.clip(width / 13, 9, 20))
+    line = Image.new("L", (len(titles) * width, 2 * size))
+    for i, words in enumerate(titles):
+        at = ((i + 0.5) * width, size)
+        ImageDraw.Draw(line).text(at, words, anchor="mm", font=_font(size), fill=MARK_COLOUR)
+    return line
+
+
 def sheet(images: Sequence[Image.Image], columns: int) -> Image.Image:
     """Tile pictures of one size row by row."""
     width, height = images[0].size
