@@ -20,10 +20,11 @@ CARDS = Path(__file__).parent
 
 
 def render(name: str) -> str:
-    """Return the card of a shipped model; its picture is the one that is there."""
+    """Return the card of a shipped model, with the picture that is there."""
     evaluation = read_metrics(CARDS.parent / f"results/{name}_metrics.tsv")
     remarks = (CARDS / f"{name}.remarks.md").read_text(encoding="utf-8")
-    pictured = Pictured(f"{name}.png", median_subject(evaluation))
+    picture = CARDS / f"{name}.png"
+    pictured = Pictured(picture.name, median_subject(evaluation)) if picture.exists() else None
     return card_markdown(find_model(name)[0], evaluation, pictured=pictured, remarks=remarks)
 
 

@@ -162,15 +162,20 @@ class Card(dict[str, Any]):
         half = HALF_SHARE if precision == "bfloat16" else 1.0
         return thin_voxels * (half * BYTES_PER_CHANNEL * channels + BYTES_BESIDES) / 1e9
 
-    def subjects(self) -> set[str]:
-        """Return the labels of all training and validation subjects, also of the models that training started
+    def subjects(self, *parts: str) -> set[str]:
+        """Return the labels of training and validation subjects, also of the models that training started
         from.
+
+        Parameters
+        ----------
+        *parts
+            "training_subjects" or "validation_subjects"; none: both.
         """
         found: set[str] = set()
         trainings = [self.training]
         while trainings:
             facts = trainings.pop()
-            for part in ("training_subjects", "validation_subjects"):
+            for part in parts or ("training_subjects", "validation_subjects"):
                 found.update(facts.get(part, []))
             trainings += [*facts.get("members", []), *([facts["before"]] if "before" in facts else [])]
         return found

@@ -24,7 +24,6 @@ def shipped_card(name: str) -> str:
 @pytest.mark.parametrize("name", ["iqt-k4", "iqt-k8"])
 def test_the_card_of_a_shipped_model_is_what_its_file_and_its_scores_say(name):
     assert shipped_card(name) == (CARDS / f"{name}.md").read_text(encoding="utf-8")
-    assert (CARDS / f"{name}.png").stat().st_size <= 150_000
 
 
 def test_a_model_without_evaluation_subjects_gets_a_card_that_says_so(tmp_path):
@@ -40,7 +39,7 @@ def test_a_card_names_the_data_set_and_all_people_whose_scans_the_weights_have_s
     from torch import zeros
 
     first = read_card("iqt-k4")
-    (tuned,) = first.training["members"]
+    tuned = {key: value for key, value in first.training["members"][0].items() if key != "before"}
     earlier = {**tuned, "training_subjects": ["X1", "X2"], "validation_subjects": ["X3"]}
     facts = {**tuned, "before": earlier, "training_subjects": ["Y1"], "validation_subjects": ["X2"]}
     training = {
@@ -53,7 +52,7 @@ def test_a_card_names_the_data_set_and_all_people_whose_scans_the_weights_have_s
         tmp_path / "own.safetensors", [{"w": zeros(1)}], {**card, "name": "o", "training": training}
     )
     text = card_markdown(model, remarks="## Data and licence\n\nAsk us.\n\n## Limits\n\nAdults only.\n")
-    assert "of 3 subjects of Our &lt;scans>, doi:10.0/x, CC0," in text
-    assert "earlier trainings only**: 2: X1 X3" in text
+    assert "of 3 subjects (data set: Our &lt;scans>, doi:10.0/x, CC0)," in text
+    assert "subjects of earlier trainings only**: 2: X1 X3" in text
     order = ["# own", "Ask us.", "## Training", "Adults only.", "SHA-256"]
     assert sorted(order, key=text.index) == order

@@ -108,7 +108,7 @@ def test_the_card_beside_a_model_has_the_figures_of_its_evaluation(trained):
     top, results = text.split("## Results on 1 unseen subject\n")
     (judged,) = summary["subjects"]
     assert "![" in top and "(tiny.png)" in top and f"sub-{judged}" in top
-    assert "of 1 subject of test," in top, "the data set is called test"
+    assert "of 1 subject (data set: test)," in top
     assert f"{summary['psnr']['iqt']['mean']:.2f} dB" in top
     assert f"| {summary['psnr']['gain']['mean']:+.2f} dB |" in results
     assert f"| {summary['reliability']['error_over_std']['mean']:.2f} |" in results

@@ -151,7 +151,7 @@ def _picture(name: str, pictured: Pictured, evaluation: Sequence[Evaluated]) -> 
     is_median = len(evaluation) > 2 and pictured.subject == median_subject(evaluation)
     rank = ", whose gain in PSNR is the median" if is_median else ""
     return [
-        f"![The acquired scan, the cubic spline, the enhanced volume and the truth]({pictured.file})",
+        f"![The simulated scan, the cubic spline, the enhanced volume and the truth]({pictured.file})",
         f"*The unseen subject sub-{pictured.subject}{rank}: simulated scan, "
         f"cubic spline (PSNR {scores.spline['psnr']:.2f} dB), volume enhanced by {name} (PSNR "
         f"{scores.mean['psnr']:.2f} dB) and truth, with the same grey scale.*",
@@ -163,18 +163,18 @@ def _purpose(name: str, card: Card) -> str:
     low, high = max(low, NEAR_ISOTROPIC_RATIO), min(high, LARGEST_RATIO)
     return (
         f"{name} makes {card.k} thin slices from each slice of a low-field {card.contrast} scan whose slice "
-        f"spacing is {low:.1f} to {high:.1f} times its in-plane voxel size."
+        f"spacing is {low:.2g} to {high:.2g} times its in-plane voxel size."
     )
 
 
 def _origin(card: Card) -> str:
-    trained, member = _trained_on(card), _first_member(card)
+    trained, member = card.subjects("training_subjects"), _first_member(card)
     if not trained or "plan" not in member:
         return "Its training is not recorded in the model file."
     degradation, source = member["plan"]["degradation"], _source(card)
     return (
         f"It was trained on low-field scans that were simulated from the high-field scans of "
-        f"{_count(len(trained))}{f' of {source}' if source else ''}, with the SNR prior "
+        f"{_count(len(trained))}{f' (data set: {source})' if source else ''}, with the SNR prior "
         f"{degradation['prior']['name']}."
     )
 
@@ -184,7 +184,8 @@ def _verdict(card: Card) -> str:
     if not figures:
         return "It was not evaluated on unseen subjects, so the quality of its results is not known."
     psnr, mssim = (_short(figures, *measure) for measure in MEASURES[:2])
-    return f"On {_count(figures['n'], 'unseen ')}, the mean {psnr}, and the mean {mssim}."
+    mean = "" if figures["n"] == 1 else "the mean "
+    return f"On {_count(figures['n'], 'unseen ')}, {mean}{psnr}, and {mean}{mssim}."
 
 
 def _short(figures: dict[str, Any], name: str, label: str, unit: str, decimals: int) -> str:
@@ -205,8 +206,8 @@ def _results(card: Card, evaluation: Sequence[Evaluated], remark: str) -> list[s
     parts = [
         f"## Results on {_count(figures['n'], 'unseen ')}",
         remark
-        or "Simulated scans of these subjects were enhanced, and compared with their high-field scans "
-        "inside the brain.",
+        or "Scans that were simulated from high-field scans were enhanced, and compared with the high-field "
+        "scan inside the brain.",
         "\n".join(
             (
                 "| | cubic spline | this model | gain | smallest gain | better on | Wilcoxon p |",
@@ -308,8 +309,8 @@ def _data(card: Card) -> str:
 
 def _source(card: Card) -> str:
     """Return the data set of the training subjects; empty if it is not recorded."""
-    known = card.training.get("data")
-    stated = [str(known[key]) for key in ("Name", "DatasetDOI", "License") if key in known] if known else []
+    known = card.training.get("data") or {}
+    stated = [str(known[key]) for key in ("Name", "DatasetDOI", "License") if key in known]
     return " ".join(", ".join(stated).replace("<", "&lt;").split())
 
 
@@ -375,17 +376,12 @@ def _describe_training(facts: dict[str, Any]) -> str:
 # --- what comes last ---
 
 
-def _trained_on(card: Card) -> set[str]:
-    """Return the training subjects, also of earlier trainings; validation subjects are left out."""
-    return card.subjects() - set(card.training.get("split", {}).get("validation", ()))
-
-
 def _subjects(card: Card) -> dict[str, str]:
     split = dict(card.training.get("split", {}))
     if card.figures:
         split["evaluation"] = card.figures["subjects"]
     lists = {f"{part} subjects": labels for part, labels in split.items()}
-    lists["training subjects of earlier trainings only"] = sorted(card.subjects().difference(*split.values()))
+    lists["subjects of earlier trainings only"] = sorted(card.subjects().difference(*split.values()))
     return {what: f"{len(labels)}: {' '.join(labels)}" for what, labels in lists.items() if labels}
 
 

@@ -38,7 +38,7 @@ def draw_model_picture(record: Record, *, spline_db: float, enhanced_db: float) 
     volumes = load_volumes(record)
     scene = make_scene(volumes, "model", "radiological")
     titles = (
-        "acquired scan",
+        "simulated scan",
         f"cubic spline, {spline_db:.2f} dB",
         f"enhanced, {enhanced_db:.2f} dB",
         "truth",
