@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 #: Folders of the documents; each is a folder of the sandbox instead.
 PLACES = re.compile(r"(?<![\w/.~-])/(data|out|site|scratch|opt/spm12|opt/spm)(?=[/\s:\"',]|$)")
 #: Harmless programs that run as they are.
-PLAIN = ("basename", "cat", "dirname", "echo", "head", "id", "ls", "mkdir")
+PLAIN = ("basename", "cat", "cp", "dirname", "echo", "head", "id", "ls", "mkdir")
 #: Languages of blocks with commands, and of all blocks.
 SHELLS = ("bash", "console", "sh")
 KNOWN = {*SHELLS, "json", "python", "text", "toml", "csv", "tsv", "yaml"}
@@ -132,6 +132,7 @@ class Sandbox:
             self.note(self.programs / name)
         for name in ("constraints.txt", "Makefile", "Dockerfile", "docs"):
             (self.cwd / name).symlink_to(ROOT / name)
+        (self.cwd / "iqtflow").mkdir()  # the copy of the repository that a page enters
         for folder in (".ci", "benchmarks"):
             for script in (path for path in (ROOT / folder).rglob("*") if path.is_file()):
                 self.note(self.cwd / script.relative_to(ROOT))
@@ -142,10 +143,12 @@ class Sandbox:
         (self.cwd / "maps").mkdir()
         for name in ("nifti", "dicom"):
             (self.cwd / name).mkdir()
-        shutil.copyfile(data / "scan.nii.gz", self.cwd / "nifti/scan.nii.gz")
+        shutil.copyfile(data / "scan.nii.gz", self.cwd / "nifti/2_t1_se_tra.nii.gz")
+        (self.cwd / "nifti/2_t1_se_tra.json").write_text("{}")
         (self.cwd / "scans.csv").write_text("scan\nscan.nii.gz\n")
         (self.cwd / "split.json").write_text(FILES["--split"])
-        (self.cwd / "BIDS").symlink_to(root / "data/highfield")
+        for name in ("BIDS", "ds002748"):
+            (self.cwd / name).symlink_to(root / "data/highfield")
 
     def note(self, program: Path) -> None:
         """Make a program that only notes its arguments."""
@@ -175,6 +178,7 @@ class Sandbox:
             if call[:3] in (["python", "-m", "venv"], ["python3", "-m", "venv"]):
                 for name in ("python", "iqtflow"):  # the programs of the new environment
                     self.note(Path(call[-1]) / "bin" / name)
+                Path(call[-1], "bin/activate").touch()
         return calls
 
 
@@ -311,6 +315,16 @@ def check_container(program: str, arguments: list[str], command: Command, sandbo
     check_iqtflow([outside(argument) for argument in options.inside], command, sandbox)
 
 
+def check_curl(program: str, arguments: list[str], command: Command, sandbox: Sandbox) -> None:
+    parser = argparse.ArgumentParser(prog=program, allow_abbrev=False)
+    for option in ("--fail", "--create-dirs"):
+        parser.add_argument(option, action="store_true", required=option == "--fail")
+    parser.add_argument("-o", required=True)
+    parser.add_argument("url")
+    options = parser.parse_args(arguments)
+    assert options.url.startswith("https://") and options.url.endswith(options.o), command.where
+
+
 def check_dcm2niix(program: str, arguments: list[str], command: Command, sandbox: Sandbox) -> None:
     parser = argparse.ArgumentParser(prog=program, allow_abbrev=False)
     for option, choices in (("-b", ["y"]), ("-z", ["y"]), ("-f", None), ("-o", None)):
@@ -369,6 +383,7 @@ CHECKS = {
     **dict.fromkeys(SCRIPTS, check_script),
     **dict.fromkeys(("apptainer", "buildah", "docker"), check_container),
     **dict.fromkeys(("python", "python3"), check_python),
+    "curl": check_curl,
     "dcm2niix": check_dcm2niix,
     "make": check_make,
     "pip": check_pip,

@@ -39,9 +39,9 @@ from iqtflow.utils.errors import UsageError
 
 BLOCKS = {page: read_blocks(page) for page in list_pages()}
 #: Pages whose commands are run, in their order.
-RUN = ("README.md", "docs/quickstart.md", "docs/usage.md")
-#: Of these, a page that takes five minutes and repeats others: run only if $IQTFLOW_LONG_TESTS is set.
-LONG = ("docs/usage.md",)
+RUN = ("README.md", "docs/tasks/bids.md", "docs/tasks/dicom.md", "docs/enhancement.md", "docs/tasks/function.md")
+#: Of these, pages that take minutes and repeat others: run only if $IQTFLOW_LONG_TESTS is set.
+LONG = ("docs/enhancement.md", "docs/tasks/function.md")
 #: What makes a training small.
 TRAINING = shlex.split("--filters 2 --steps 2 --steps-per-epoch 2 --max-epochs 1 --batch-size 2")
 
@@ -77,7 +77,7 @@ def test_every_command_can_be_typed_as_it_is_shown(page, sandbox):
 @pytest.mark.parametrize("page", RUN)
 def test_every_command_of_the_main_pages_does_what_it_says(page, sandbox):
     if page in LONG and not os.environ.get("IQTFLOW_LONG_TESTS"):
-        pytest.skip("takes five minutes: set IQTFLOW_LONG_TESTS=1")
+        pytest.skip("takes minutes: set IQTFLOW_LONG_TESTS=1")
     done: set[tuple[str, ...]] = set()
     for block in BLOCKS[page]:
         for command in read_commands(block) if block.language == "console" else ():

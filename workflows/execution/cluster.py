@@ -77,7 +77,7 @@ def read_plugin_file(path: str | os.PathLike) -> ClusterPlan:
 
     def wrong(found: str, expected: str) -> UsageError:
         return UsageError(
-            path, found=found, expected=expected, next_step="Start from the example in docs/clusters.md."
+            path, found=found, expected=expected, next_step="Start from the example in docs/tasks/cluster.md."
         )
 
     try:
