@@ -132,7 +132,7 @@ class Sandbox:
             self.note(self.programs / name)
         for name in ("constraints.txt", "Makefile", "Dockerfile", "docs"):
             (self.cwd / name).symlink_to(ROOT / name)
-        (self.cwd / "iqtflow").mkdir()  # the copy of the repository that a page enters
+        (self.cwd / "iqtflow-main").mkdir()  # the copy of the repository that a page enters
         for folder in (".ci", "benchmarks"):
             for script in (path for path in (ROOT / folder).rglob("*") if path.is_file()):
                 self.note(self.cwd / script.relative_to(ROOT))
