@@ -38,10 +38,10 @@ from pretend_spm import make_program, make_spm
 from iqtflow.utils.errors import UsageError
 
 BLOCKS = {page: read_blocks(page) for page in list_pages()}
-#: Pages whose commands are run, in their order.
-RUN = ("README.md", "docs/tasks/bids.md", "docs/tasks/dicom.md", "docs/enhancement.md", "docs/tasks/function.md")
-#: Of these, pages that take minutes and repeat others: run only if $IQTFLOW_LONG_TESTS is set.
+#: Pages that take minutes to run and repeat others: run only if $IQTFLOW_LONG_TESTS is set.
 LONG = ("docs/enhancement.md", "docs/tasks/function.md")
+#: Pages whose commands are run, in their order.
+RUN = ("README.md", "docs/tasks/bids.md", "docs/tasks/dicom.md", *LONG)
 #: What makes a training small.
 TRAINING = shlex.split("--filters 2 --steps 2 --steps-per-epoch 2 --max-epochs 1 --batch-size 2")
 

@@ -2,11 +2,12 @@
 
 Usage::
 
-    python docs/images/draw_tasks.py page results/sub-01.html docs/images/task-dicom.png 900
-    python docs/images/draw_tasks.py graph work/graph.dot docs/images/task-cluster.png conform enhance report_01
-    python docs/images/draw_tasks.py function demo/bids/sub-mni/anat/sub-mni_T1w.nii.gz docs/images/task-function.png
+    python docs/images/draw_tasks.py page results/sub-01.html PICTURE 930
+    python docs/images/draw_tasks.py graph work/graph.dot PICTURE conform enhance report_01
+    python docs/images/draw_tasks.py function demo/bids/sub-mni/anat/sub-mni_T1w.nii.gz PICTURE
 
-The first one needs Chromium and Playwright; it takes the top of a page, as high as the last number says.
+The first one needs Chromium and Playwright; it takes the top of a page, as high as the number says. The graph
+is what ``--write-graph`` writes, or ``Workflow.write_graph``.
 """
 
 from __future__ import annotations
