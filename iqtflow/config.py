@@ -281,7 +281,7 @@ class RunSettings:
     )
     use_plugin: Path | None = setting(
         None,
-        "run as jobs of a cluster: YAML file with nipype's plugin and its arguments, see docs/tasks/cluster.md",
+        "run as jobs of a cluster: YAML file with nipype's plugin and its arguments (docs/tasks/cluster.md)",
         "--use-plugin --nipype-plugin-file",
     )
 
