@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from iqtflow.bids.names import is_label
@@ -34,19 +34,43 @@ def read_split(path: str | os.PathLike) -> dict[str, tuple[str, ...]]:
         The file cannot be read, a list is missing, the training or the validation list is empty, a label has
         other characters than letters and digits, or a subject is listed twice.
     """
+    return check_split(path, read_lists(path))
+
+
+def read_lists(path: str | os.PathLike) -> object:
+    """Return the content of a JSON file with one or several splits, not yet checked.
+
+    Raises
+    ------
+    UsageError
+        It cannot be read.
+    """
     try:
-        lists = json.loads(read_text(path))
+        return json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as fault:
+        words = " ".join(str(fault).split())
+        raise _bad_split(
+            path, f"no JSON ({words})" if isinstance(fault, json.JSONDecodeError) else words
+        ) from fault
+
+
+def check_split(path: str | os.PathLike, lists: object) -> dict[str, tuple[str, ...]]:
+    """Return the split that the content of a file states; `path` is for the message.
+
+    Raises
+    ------
+    UsageError
+        As `read_split`.
+    """
+    try:
         if not isinstance(lists, dict):
             raise TypeError("no object with three lists")
         missing = [part for part in SPLIT_PARTS if part not in lists]
         if missing:
             raise TypeError(f"no list {' and no list '.join(missing)}")
         split = {part: _labels(lists[part], part) for part in SPLIT_PARTS}
-    except (OSError, ValueError, TypeError, RecursionError) as fault:
-        words = " ".join(str(fault).split())
-        raise _bad_split(
-            path, f"no JSON ({words})" if isinstance(fault, json.JSONDecodeError) else words
-        ) from fault
+    except TypeError as fault:
+        raise _bad_split(path, " ".join(str(fault).split())) from fault
     empty = [part for part in ("train", "validation") if not split[part]]
     if empty:
         raise _bad_split(path, f"no subject for {' and '.join(empty)}")
@@ -139,9 +163,13 @@ def keep_split(
     if Path(path).exists():
         return read_split(path)
     split = draw_split(labels, seed=seed, ratio=ratio)
-    lists = {part: [f"sub-{label}" for label in split[part]] for part in SPLIT_PARTS}
-    write_text(path, json.dumps(lists, indent=1) + "\n")
+    write_text(path, json.dumps(as_lists(split), indent=1) + "\n")
     return split
+
+
+def as_lists(split: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return a split as its file has it, with ``sub-``."""
+    return {part: [f"sub-{label}" for label in split[part]] for part in SPLIT_PARTS}
 
 
 def _labels(labels: object, part: str) -> tuple[str, ...]:
