@@ -78,6 +78,9 @@ class EvaluateVolume(SimpleInterface):
 
 class _SummariseInputSpec(BaseInterfaceInputSpec):
     in_files = InputMultiObject(File(exists=True), mandatory=True, desc="metrics of each evaluation subject")
+    folds = traits.Dict(
+        traits.Str, traits.Int, desc="of a cross-validation: the fold of each subject, counted from 1"
+    )
 
 
 class _SummariseOutputSpec(TraitedSpec):
@@ -96,15 +99,19 @@ class SummariseMetrics(SimpleInterface):
     output_spec = _SummariseOutputSpec
 
     def _run_interface(self, runtime):
-        from iqtflow.evaluation.scores import COLUMNS, summarise, table
+        from iqtflow.evaluation.scores import columns_of, summarise, table
         from iqtflow.image.nifti import write_json
         from iqtflow.utils.files import write_text
 
         records = sorted(
             (json.loads(Path(f).read_text()) for f in self.inputs.in_files), key=lambda r: r["subject"]
         )
+        if isdefined(self.inputs.folds):
+            records = [{**record, "fold": self.inputs.folds[record["subject"]]} for record in records]
         folder = Path(runtime.cwd)
         self._results["out_file"] = os.fspath(write_text(folder / "group_metrics.tsv", table(records)))
-        self._results["dictionary_file"] = os.fspath(write_json(folder / "group_metrics.json", COLUMNS))
+        self._results["dictionary_file"] = os.fspath(
+            write_json(folder / "group_metrics.json", columns_of(records))
+        )
         self._results["summary_file"] = os.fspath(write_json(folder / "summary.json", summarise(records)))
         return runtime

@@ -99,6 +99,10 @@ class _EnsembleInputSpec(BaseInterfaceInputSpec):
     )
     name = traits.Str(mandatory=True, desc="the ensemble's name")
     card = traits.Dict(desc="more fields for the card's section on training")
+    cross_validation_file = File(
+        exists=True,
+        desc="JSON with the scores of models that were trained in the same way in a cross-validation",
+    )
 
 
 class _ModelOutputSpec(TraitedSpec):
@@ -119,6 +123,8 @@ class JoinEnsemble(SimpleInterface):
 
         out = os.path.join(runtime.cwd, f"{require_name(self.inputs.name, 'name')}.safetensors")
         extra = dict(self.inputs.card) if isdefined(self.inputs.card) else {}
+        if isdefined(self.inputs.cross_validation_file):
+            extra["cross_validation"] = json.loads(Path(self.inputs.cross_validation_file).read_text())
         join_models(out, self.inputs.members, name=self.inputs.name, training=extra)
         self._results["out_file"] = out
         return runtime

@@ -39,6 +39,10 @@ COLUMNS: dict[str, dict[str, Any]] = {
         "pixels (the definition of the authors' code); not comparable with mssim"
     },
 }
+#: One more column, last, in the table of a cross-validation.
+FOLD = {
+    "fold": {"Description": "Fold of the subject in the cross-validation; its model was trained on others"}
+}
 
 
 def evaluate_files(
@@ -124,16 +128,22 @@ def _read_estimate(
     return found, estimate, part, (inside[part] > 0) & (truth[part] != 0)
 
 
+def columns_of(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the data dictionary of the table of records: `COLUMNS`, and `FOLD` if they have ``fold``."""
+    return {**COLUMNS, **(FOLD if any("fold" in record for record in records) else {})}
+
+
 def table(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return the scores as tab-separated text with the columns `COLUMNS`; records have ``subject`` and
+    """Return the scores as tab-separated text with the columns of `columns_of`; records have ``subject`` and
     ``methods``.
     """
     rows = [
         [f"sub-{record['subject']}", method, *(f"{scores[name]:.4f}" for name in list(COLUMNS)[2:])]
+        + ([str(record["fold"])] if "fold" in record else [])
         for record in records
         for method, scores in record["methods"].items()
     ]
-    return "".join("\t".join(row) + "\n" for row in [list(COLUMNS), *rows])
+    return "".join("\t".join(row) + "\n" for row in [list(columns_of(records)), *rows])
 
 
 def summarise(
@@ -150,7 +160,8 @@ def summarise(
         network, and under ``mean_of_members`` those of the subjects' means over the networks (the mean of
         scores, not the score of the mean image). If records have ``reliability``
         (`iqtflow.evaluation.uncertainty_calibration.in_percent`), also its summary. If they have
-        ``residual_rms`` (field ``ResidualRMS`` of the audit), also its mean and standard deviation.
+        ``residual_rms`` (field ``ResidualRMS`` of the audit), also its mean and standard deviation. If they
+        have ``fold``, also ``folds``: for each fold its subjects, and the means of both methods.
     """
     summary: dict[str, Any] = {
         "n": len(records),
@@ -186,7 +197,27 @@ def summarise(
     residuals = [record["residual_rms"] for record in records if record.get("residual_rms") is not None]
     if residuals:
         summary["residual_rms"] = _mean_and_std(np.array(residuals, float))
+    numbers = sorted({record["fold"] for record in records if "fold" in record})
+    if numbers:
+        summary["folds"] = [
+            _summarise_fold(number, [r for r in records if r["fold"] == number], (method, baseline))
+            for number in numbers
+        ]
     return summary
+
+
+def _summarise_fold(
+    number: int, records: Sequence[Mapping[str, Any]], methods: Sequence[str]
+) -> dict[str, Any]:
+    """Return the subjects of a fold, and of each measure the mean of each method over them."""
+    return {
+        "fold": number,
+        "subjects": [record["subject"] for record in records],
+        **{
+            name: {m: float(np.mean([r["methods"][m][name] for r in records])) for m in methods}
+            for name in list(COLUMNS)[2:]
+        },
+    }
 
 
 def _mean_and_std(values: np.ndarray) -> dict[str, float | None]:

@@ -113,6 +113,11 @@ class Card(dict[str, Any]):
         return self.get("figures") or {}
 
     @property
+    def cross_validation(self) -> dict[str, Any]:
+        """Scores of models that were trained in the same way in a cross-validation; empty without one."""
+        return self.training.get("cross_validation") or {}
+
+    @property
     def reliability(self) -> dict[str, Any] | None:
         """How well the standard deviation matched the error on evaluation subjects; None if not measured."""
         return self.figures.get("reliability")

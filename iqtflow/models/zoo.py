@@ -133,10 +133,11 @@ def describe_model(info: ModelInfo, card: Card) -> str:
             f"  trained   on simulated scans: SNR prior {card['snr_prior'].get('name')}, slice thickness "
             f"{low:g} to {high:g} of the spacing"
         )
-    if card.figures:
-        psnr, mssim = card.figures["psnr"], card.figures["mssim"]
+    if found := card.figures or card.cross_validation:
+        psnr, mssim = found["psnr"], found["mssim"]
+        folds = "" if card.figures else f"{len(found['folds'])}-fold cross-validation, "
         lines.append(
-            f"  figures   {card.figures['n']} unseen subjects: PSNR {psnr['iqt']['mean']:.2f} dB, "
+            f"  figures   {folds}{found['n']} unseen subjects: PSNR {psnr['iqt']['mean']:.2f} dB, "
             f"{psnr['gain']['mean']:+.2f} over the cubic spline (smallest {psnr['gain']['min']:+.2f}); MSSIM "
             f"{mssim['iqt']['mean']:.3f}, {mssim['gain']['mean']:+.3f}"
         )

@@ -248,8 +248,9 @@ def test_examples_are_the_largest_the_median_and_the_smallest_gain(record, group
             assert f"group_{rank.lower()}-{label}_{kind}.webp" in names
 
 
+CROSS_VALIDATED = "Cross-validation of models trained in the same way"
 #: Rows of the training table that only some cards have.
-OPTIONAL = {"Licence of the data", "Fine-tuned from", "Evaluation subjects"}
+OPTIONAL = {"Licence of the data", "Fine-tuned from", "Evaluation subjects", CROSS_VALIDATED}
 
 
 def training_rows(card: dict) -> dict[str, str]:
@@ -303,6 +304,27 @@ def test_the_group_page_reads_what_the_evaluation_wrote(tmp_path):
     found = Page(write_group_page(tmp_path, "m", evaluation=[one]))
     assert found.says("MSSIM, Wang 2004 in 3-D") and found.says("MSSIM, slice by slice (authors’ code)")
     assert found.says("never compare")
+
+
+def test_the_page_of_a_cross_validation_has_a_row_for_each_fold(tmp_path):
+    records = [
+        {
+            "subject": f"E{i}",
+            "fold": 1 + i % 2,
+            "methods": {
+                name: {"psnr": p + i, "mssim": 0.8, "mssim_slicewise": 0.9}
+                for name, p in (("spline", 20.0), ("iqt", 27.0))
+            },
+        }
+        for i in range(4)
+    ]
+    (tmp_path / "group_metrics.tsv").write_text(table(records))
+    evaluation = read_metrics(tmp_path / "group_metrics.tsv")
+    assert [one.fold for one in evaluation] == [1, 2, 1, 2] and "fold" not in evaluation[0].mean
+    found = Page(write_group_page(tmp_path, "m", evaluation=evaluation))
+    assert found.says("Cross-validation with 2 folds: 4 subjects") and found.says("E3 (fold 2) 23.00 30.00")
+    for fold, start in ((1, 21), (2, 22)):  # means of E0 and E2, and of E1 and E3
+        assert found.says(f"{fold} 2 {start}.00 {start + 7}.00 +7.00")
 
 
 def test_curves_without_validation_loss_are_refused_by_name(tmp_path):

@@ -178,6 +178,7 @@ CARD_TABLES: Tables = {
         ("Training subjects", "split.train", _subjects),
         ("Validation subjects", "split.validation", _subjects),
         ("Evaluation subjects", "split.evaluation", _subjects),
+        ("Cross-validation of models trained in the same way", "cross_validation", plain),
         ("Licence of the data", "training.licence", plain),
         ("Fine-tuned from", "training.plan.start_from", plain),
         ("Steps", "steps", plain),
@@ -229,7 +230,10 @@ def card_tables(card: Card) -> dict[str, list[Row]]:
         name: [member[key] for member in members if key in member]
         for name, key in (("steps", "steps"), ("best", "best_validation_loss"))
     }
-    return fact_tables({**card, **each, "training": first, "split": split}, CARD_TABLES)
+    found = card.cross_validation
+    folds = f"{len(found['folds'])} folds, {found['n']} subjects" if found else ""
+    details = {**card, **each, "training": first, "split": split, "cross_validation": folds}
+    return fact_tables(details, CARD_TABLES)
 
 
 def brief(details: Mapping[str, Any]) -> str:

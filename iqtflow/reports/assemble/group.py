@@ -51,12 +51,16 @@ Scores = Mapping[str, float]
 
 @dataclass
 class Evaluated:
-    """Scores of one unseen subject: of the spline, of the mean of the networks, and of each network alone."""
+    """Scores of one unseen subject: of the spline, of the mean of the networks, and of each network alone.
+
+    In a cross-validation also its fold.
+    """
 
     subject: str
     spline: Scores = field(default_factory=dict)
     mean: Scores = field(default_factory=dict)
     members: list[Scores] = field(default_factory=list)
+    fold: int | None = None
 
 
 def write_training_page(output_dir: Place, model_name: str, *, scans: Sequence[Record] = ()) -> Path:
@@ -150,7 +154,8 @@ def write_group_page(
     def add(file: str, plot: tuple[bytes, str]) -> pictures.Picture:
         return pictures.keep(files, f"group_{file}.svg", *plot)
 
-    reliability, written = card.reliability if card else None, output_name("card", model=name)
+    folds, written = _fold_table(evaluation), output_name("card", model=name)
+    reliability = (card.cross_validation.get("reliability") if folds else card.reliability) if card else None
     read = {network: read_curves(path) for network, path in (curves or {}).items()}
     tables = [_metric_table(evaluation, metric) for metric in _metrics(evaluation)]
     checks = check_training(
@@ -173,6 +178,7 @@ def write_group_page(
         overview=[t["overview"] for t in tables],
         boxes=[add(t["metric"], plots.paired_boxes(t["columns"], t["title"])) for t in tables],
         n_subjects=len(evaluation),
+        folds=folds,
         uncertainty=card.uncertainty() if reliability and card else None,
         reliability=reliability and add("reliability", plots.reliability_curve(reliability)),
         reliability_n=reliability and reliability["n"],
@@ -275,7 +281,11 @@ def _metric_table(evaluation: Sequence[Evaluated], metric: str) -> dict[str, Any
     values = [*columns.values(), gain]
     digits = DECIMALS.get(metric, 4)
     rows = [
-        [row.subject, *(f"{column[i]:.{digits}f}" for column in values)] for i, row in enumerate(evaluation)
+        [
+            row.subject if row.fold is None else f"{row.subject} (fold {row.fold})",
+            *(f"{column[i]:.{digits}f}" for column in values),
+        ]
+        for i, row in enumerate(evaluation)
     ]
     foot = [["mean", *(f"{np.mean(column):.{digits}f}" for column in values)]]
     n, p = len(evaluation), ""
@@ -303,6 +313,27 @@ def _metric_table(evaluation: Sequence[Evaluated], metric: str) -> dict[str, Any
         "better": int((gain > 0).sum()),
         "ensemble": ensemble,
     }
+
+
+def _fold_table(evaluation: Sequence[Evaluated]) -> dict[str, Any] | None:
+    """Return a row for each fold of a cross-validation: its subjects, and means of the main measures; None
+    without folds.
+    """
+    numbers = sorted({row.fold for row in evaluation if row.fold is not None})
+    if not numbers:
+        return None
+    measures = [metric for metric in _metrics(evaluation) if metric in CHECKED]
+    rows = []
+    for number in numbers:
+        members = [row for row in evaluation if row.fold == number]
+        cells = [str(number), str(len(members))]
+        for metric in measures:
+            spline, iqt = (np.mean([getattr(row, m)[metric] for row in members]) for m in ("spline", "mean"))
+            digits = DECIMALS.get(metric, 4)
+            cells += [f"{spline:.{digits}f}", f"{iqt:.{digits}f}", f"{iqt - spline:+.{digits}f}"]
+        rows.append(cells)
+    heads = [f"{CHECKED[metric]} {what}" for metric in measures for what in ("spline", "IQT", "gain")]
+    return {"n": len(numbers), "header": ["fold", "subjects", *heads], "rows": rows}
 
 
 def _overview(spline: Sequence[float], iqt: Sequence[float], gain: np.ndarray, digits: int) -> list[str]:
@@ -358,7 +389,8 @@ def read_metrics(path: Place) -> list[Evaluated]:
     with open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file, delimiter="\t"):
             label, method = row.pop("participant_id").removeprefix("sub-"), row.pop("method")
-            one = found.setdefault(label, Evaluated(label))
+            fold = row.pop("fold", None)
+            one = found.setdefault(label, Evaluated(label, fold=int(fold) if fold else None))
             scores = {name: float(value) for name, value in row.items()}
             if method.startswith("member-"):
                 one.members.append(scores)
