@@ -572,6 +572,13 @@ class TrainSettings:
         low=0,
         metavar=("TRAIN", "VALIDATION", "EVALUATION"),
     )
+    cross_validation: int | None = setting(
+        None,
+        "deal the subjects into N folds; for each fold train a model on the others and evaluate it on this "
+        "one; then train the model to use on all subjects",
+        low=2,
+        shown="none, one split",
+    )
     batch_size: int = setting(32, "patches in an optimisation step", low=1)
     learning_rate: float = setting(1e-3, "learning rate at the first step", above=0, metavar="LR")
     schedule: str = setting(
@@ -749,7 +756,7 @@ FRESH_ONLY = tuple(name for name, item in SETTINGS["train"].items() if item.fres
 #: networks; `tensorboard` and `network_options` have another form in ``iqtflow-train``.
 OF_ONE_NETWORK = [name for name in SETTINGS["train"] if name not in {
     "slice_axes", "patch_library", "patch_step", "background_limit", "patch_fraction", "split", "split_ratio",
-    "ensemble", "model_name", "evaluate_model", "tensorboard", "network_options",
+    "cross_validation", "ensemble", "model_name", "evaluate_model", "tensorboard", "network_options",
 }]  # fmt: skip
 
 
@@ -820,6 +827,20 @@ def check_training(train: TrainSettings) -> None:
             "no model whose enhanced volume is kept",
             "a model",
             "Add --start-from MODEL.",
+        ),
+        (
+            "--cross-validation",
+            train.cross_validation is not None and train.split is not None,
+            "a split file, --split",
+            "subjects that are dealt into folds at random",
+            "Leave one of the two out.",
+        ),
+        (
+            "--cross-validation",
+            train.cross_validation is not None and train.evaluate_model is not None,
+            "--evaluate-model, which trains nothing",
+            "networks to train, one or more for each fold",
+            "Leave one of the two out.",
         ),
         (
             "--batch-size",

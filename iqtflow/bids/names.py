@@ -109,6 +109,7 @@ RUN_OUTPUTS = {
     "prior_figure": "calibration/prior.png",
     "calibration_page": "calibration.html",
     "split": "models/split.json",
+    "folds": "models/folds-{folds}.json",
     "model": "models/{model}.safetensors",
     "card": "models/{model}.md",
     "card_picture": "models/{model}.png",

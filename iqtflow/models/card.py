@@ -118,6 +118,11 @@ class Card(dict[str, Any]):
         return self.training.get("cross_validation") or {}
 
     @property
+    def evaluation(self) -> dict[str, Any]:
+        """Scores to show: `figures`, else those of the cross-validation, which have ``folds``."""
+        return self.figures or self.cross_validation
+
+    @property
     def reliability(self) -> dict[str, Any] | None:
         """How well the standard deviation matched the error on evaluation subjects; None if not measured."""
         return self.figures.get("reliability")

@@ -133,9 +133,9 @@ def describe_model(info: ModelInfo, card: Card) -> str:
             f"  trained   on simulated scans: SNR prior {card['snr_prior'].get('name')}, slice thickness "
             f"{low:g} to {high:g} of the spacing"
         )
-    if found := card.figures or card.cross_validation:
+    if found := card.evaluation:
         psnr, mssim = found["psnr"], found["mssim"]
-        folds = "" if card.figures else f"{len(found['folds'])}-fold cross-validation, "
+        folds = f"{len(found['folds'])}-fold cross-validation, " if "folds" in found else ""
         lines.append(
             f"  figures   {folds}{found['n']} unseen subjects: PSNR {psnr['iqt']['mean']:.2f} dB, "
             f"{psnr['gain']['mean']:+.2f} over the cubic spline (smallest {psnr['gain']['min']:+.2f}); MSSIM "

@@ -60,6 +60,7 @@ _TOLD = {
     "train": (
         "split", "upsampling_factor", "slice_axes", "network", "filters", "shrink", "residual", "uncertainty",
         "ensemble", "loss", "optimiser", "model_name", "devices", "num_nodes", "tensorboard",
+        "cross_validation",
     ),
 }  # fmt: skip
 #: Networks of this package: all can predict their error. (Their registry would load PyTorch.)
@@ -257,9 +258,18 @@ def _training(settings: Settings) -> str:
     return (
         f"{how_many} ({train.network}, {train.filters} channels at the first level{blocks}) was trained on "
         f"patches to estimate {learned} from simulated low-field scans with an upsampling factor of "
-        f"{train.upsampling_factor}, by {optimiser} on the {loss}{_UNCERTAINTY[uncertainty]}. Subjects were "
-        "split into those for training, validation and evaluation."
-        f"{_changed(settings, 'train', without=PARTICIPANT)}"
+        f"{train.upsampling_factor}, by {optimiser} on the {loss}{_UNCERTAINTY[uncertainty]}. "
+        f"{_split_words(train.cross_validation)}{_changed(settings, 'train', without=PARTICIPANT)}"
+    )
+
+
+def _split_words(folds: int | None) -> str:
+    if folds is None:
+        return "Subjects were split into those for training, validation and evaluation."
+    return (
+        f"Subjects were dealt at random into {folds} folds. For each fold a model was trained and validated "
+        "on the subjects of the other folds and evaluated on those of this fold (cross-validation). The "
+        "final model was trained and validated on all subjects in the same way; it was not evaluated itself."
     )
 
 

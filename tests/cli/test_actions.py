@@ -235,6 +235,11 @@ def test_methods_state_settings_of_fresh_draws_at_group_level_and_the_papers_for
     assert "patch_step" not in trained and "by AdamW on" in trained
 
 
+def test_methods_of_a_cross_validation_state_the_folds():
+    text = render_citation(describe_run(made("train", cross_validation=5), "group", []))
+    assert "into 5 folds" in text and "cross_validation" not in text and "were split into" not in text
+
+
 def test_methods_of_a_model_that_is_only_judged_tell_of_no_training():
     text = render_citation(describe_run(made("train", evaluate_model="iqt-k4"), "group", []))
     assert "was trained" not in text and "Wilcoxon" in text

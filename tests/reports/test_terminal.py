@@ -140,6 +140,7 @@ def test_durations_read_like_a_watch_and_promises_are_no_more_exact_than_they_ca
         ("sub_01_ses_2_T1w_combined.combine", "sub-01", "combining the scans"),
         ("report_01__a", "sub-01+a", "drawing the page"),
         ("train.train_m2", "network 2", "training"),
+        ("train_fold3.train_m2", "fold 3, network 2", "training"),
         ("evaluate_07.enhance_m1", "sub-07", "estimating"),
         ("evaluate_07.evaluate", "sub-07", "comparing with the high-field scan"),
         ("train.join", "model", "joining the networks"),

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from clinics import dataset, iqtflow
+from clinics import ENVIRONMENT, dataset, iqtflow
 from conftest import make_affine, write_scan
 from phantoms import make_brain
 from training_phantoms import SHAPE, simulate, write_libraries
@@ -16,9 +20,11 @@ from training_phantoms import SHAPE, simulate, write_libraries
 from iqtflow.image.geometry import thick_affine
 from iqtflow.models.model_file import read_card, stamp_figures
 from iqtflow.reports.draw.model_picture import MAX_BYTES
+from iqtflow.training.folds import deal_folds, read_folds
 from iqtflow.training.library import read_library
 from iqtflow.training.pairs import write_pairs
-from iqtflow.utils.errors import InputError
+from iqtflow.utils.errors import EXIT_TERMINATED, InputError
+from iqtflow.workflows.app.cross_validation import describe_folds
 
 AFFINE = make_affine((1.6, 1.6, 1.6))
 SMALL = ["--filters", "2", "--batch-size", "2", "--steps", "4", "--steps-per-epoch", "2", "--nprocs", "2"]
@@ -47,8 +53,12 @@ def prepared(tmp_path_factory) -> tuple[Path, Path]:
 
 def group(bids, out, work, *options):
     """Train into one folder; several trainings may have the default name."""
-    options = (*SMALL, *options, "--overwrite")
-    return iqtflow(bids, out, "group", "--mode", "train", "-w", work, *options, timeout=3000)
+    return iqtflow(*training(bids, out, work, *options), timeout=3000)
+
+
+def training(bids, out, work, *options) -> list:
+    """Arguments of the command."""
+    return [bids, out, "group", "--mode", "train", "-w", work, *SMALL, *options, "--overwrite"]
 
 
 @pytest.fixture(scope="module")
@@ -119,20 +129,6 @@ def test_the_card_beside_a_model_has_the_figures_of_its_evaluation(trained):
 
 
 @pytest.mark.slow
-def test_the_explicit_library_of_stored_draws_trains_on_the_same_split(trained, prepared, tmp_path):
-    out, _ = trained
-    split = (out / "models/split.json").read_text()
-    options = ["--draws", "2", "--patch-library", "pairs", "--model-name", "explicit", "--random-seed", "7"]
-    run = group(*prepared, tmp_path / "work", *options)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "split read from" in run.stdout and (out / "models/split.json").read_text() == split
-    card = read_card(out / "models/explicit.safetensors")
-    assert ("reliability" in card["figures"]) == (card.uncertainty() is not None)
-    (member,) = card["training"]["members"]
-    assert member["plan"]["draws"] == 2 and member["plan"]["seed"] == 7
-
-
-@pytest.mark.slow
 def test_figures_on_a_subject_that_was_trained_on_are_not_written(trained, tmp_path):
     """The last of several guards."""
     out, _ = trained
@@ -175,6 +171,63 @@ def test_a_model_that_exists_is_judged_on_people_that_it_has_never_seen(trained,
     assert cards[0]["figures"]["subjects"] == cards[1]["figures"]["subjects"]
 
 
+@pytest.mark.slow
+def test_a_cross_validation_judges_everybody_once_and_goes_on_after_it_was_stopped(prepared, tmp_path):
+    """With the explicit library of stored draws."""
+    out, work = (
+        shutil.copytree(prepared[1], tmp_path / "out", ignore=shutil.ignore_patterns("models", "logs")),
+        tmp_path / "work",
+    )
+    options = [prepared[0], out, work, "--cross-validation", "3", "--model-name", "cv", "--steps", "2"]
+    options += ["--draws", "2", "--patch-library", "pairs", "--random-seed", "7"]
+    planned = group(*options, "--dry-run")
+    assert planned.returncode == 0 and not (out / "models").exists()
+    command = [sys.executable, "-m", "iqtflow.cli", *map(str, training(*options, "--nprocs", "1"))]
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL) as run:
+        while run.poll() is None and not list(out.glob("models/cv_fold-*_curves.csv")):
+            time.sleep(0.05)
+        run.terminate()
+    assert run.returncode == EXIT_TERMINATED and not (out / "models/cv.safetensors").exists()
+    done = {path.name[:9] for path in out.glob("models/cv_fold-*_curves.csv")}
+    logs = {
+        path: path.read_text() for fold in done for path in work.glob(f"checkpoints/{fold}*/training.log")
+    }
+    assert logs
+
+    run = group(*options)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert {path: path.read_text() for path in logs} == logs, "no fold is trained twice"
+    folds = read_folds(out / "models/folds-3.json", folds=3)
+    for line in describe_folds(folds):
+        assert line in planned.stdout and line in run.stdout
+    rows = [row.split("\t") for row in (out / "group_metrics.tsv").read_text().splitlines()]
+    assert rows[0][-1] == "fold" and set(rows[0]) == set(json.loads((out / "group_metrics.json").read_text()))
+    assert {(row[0], row[-1]) for row in rows[1:]} == {
+        (f"sub-{label}", str(number))
+        for number in (1, 2, 3)
+        for label in folds[f"fold-{number}"]["evaluation"]
+    }
+    for number in (1, 2, 3):
+        card = read_card(out / f"models/cv_fold-{number}.safetensors")
+        assert tuple(card.figures["subjects"]) == folds[f"fold-{number}"]["evaluation"]
+        assert card.subjects().isdisjoint(card.figures["subjects"]) and len(card.subjects()) == 2
+        assert ("reliability" in card.figures) == (card.uncertainty() is not None)
+        (member,) = card.training["members"]
+        assert member["plan"]["draws"] == 2 and member["plan"]["seed"] == 7
+    final = read_card(out / "models/cv.safetensors")
+    summary = json.loads((out / "models/cv_summary.json").read_text())
+    assert final.subjects() == set(summary["subjects"]) == {"0", "1", "2"} and not final.figures
+    assert final.cross_validation == summary and [fold["fold"] for fold in summary["folds"]] == [1, 2, 3]
+    page = (out / "group.html").read_text()
+    assert "Cross-validation with 3 folds" in page and "(fold 3)" in page
+    text = (out / "models/cv.md").read_text()
+    assert (
+        "## Results of 3-fold cross-validation on 3 unseen subjects" in text
+        and "not evaluated itself" in text
+    )
+    assert len(list(out.glob("models/cv_evaluation/*_desc-iqt_T1w.nii.gz"))) == 3
+
+
 def test_a_model_for_another_factor_is_not_judged(prepared, tmp_path):
     run = group(*prepared, tmp_path / "work", "--evaluate-model", "iqt-k8")
     assert run.returncode == 2
@@ -210,3 +263,38 @@ def test_two_visits_of_an_evaluation_subject_have_files_of_their_own(tmp_path):
     of_b = dataclasses.replace(settings, run=RunSettings(mode="train", session_labels=("b",)))
     found = find_libraries(of_b, ["01"])
     assert [file.name for file in found] == ["sub-01_ses-b_patches.safetensors"]
+
+
+def test_no_network_of_a_fold_gets_the_library_of_a_subject_that_it_is_judged_on(tmp_path):
+    from iqtflow.config import PathSettings, RunSettings, Settings, TrainSettings
+    from iqtflow.workflows.app.cross_validation import build_folds_graph
+    from iqtflow.workflows.app.group import EvaluationScan
+
+    paths = PathSettings(bids_dir=tmp_path, output_dir=tmp_path / "out", work_dir=tmp_path / "work")
+    train = TrainSettings(cross_validation=2, ensemble=2)
+    settings = Settings(paths=paths, run=RunSettings(mode="train"), train=train)
+    (tmp_path / "out/patches").mkdir(parents=True)
+    evaluation = []
+    for label in "1234":
+        (tmp_path / f"sub-{label}_T1w.json").write_text("{}")
+        (tmp_path / f"sub-{label}_T1w.nii.gz").touch()
+        for visit in "ab":
+            stem, low = f"sub-{label}_ses-{visit}", tmp_path / f"sub-{label}_T1w.nii.gz"
+            (tmp_path / f"out/patches/{stem}_patches.safetensors").touch()
+            evaluation.append(EvaluationScan(label, stem, low, low, low))
+    dealt = deal_folds(list("1234"), folds=2, seed=0)
+    graph = build_folds_graph(dealt, evaluation, settings, model_name="m")
+
+    given = {}
+    for fold in ("_fold1", "_fold2", ""):
+        inputs = graph.get_node(f"train{fold}.inputnode").inputs
+        files = [*inputs.train_libraries, *inputs.validation_libraries]
+        given[fold] = {Path(file).name.split("_")[0].removeprefix("sub-") for file in files}
+        assert len(files) == 2 * len(given[fold]), "both visits"
+    assert given[""] == set("1234")
+    for fold in ("_fold1", "_fold2"):
+        after = [node for node in graph._graph.successors(graph.get_node(f"train{fold}"))]
+        judged = {node.get_node("inputnode").inputs.subject for node in after if "evaluate" in node.name}
+        assert len(judged) == 2 and judged == set("1234") - given[fold]
+    names = [node.inputs.name for node in graph._graph if node.name.startswith("sink_")]
+    assert len(set(names)) == len(names), "no file is written twice"

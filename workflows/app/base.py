@@ -62,6 +62,8 @@ def run_workflow(settings: Settings, listing: Listing | None = None) -> int:
         else:
             if run.mode == "calibrate":
                 from iqtflow.workflows.app.snr_prior import run_group
+            elif settings.train.cross_validation is not None:
+                from iqtflow.workflows.app.cross_validation import run_group
             else:
                 from iqtflow.workflows.app.group import run_group
 

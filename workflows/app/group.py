@@ -9,9 +9,9 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from nipype.pipeline.engine import Workflow
+from nipype.pipeline.engine import Node, Workflow
 
 from iqtflow.bids.names import node_name, output_name, sidecar_name, stem_name
 from iqtflow.bids.sidecars import describe_source
@@ -30,6 +30,8 @@ from iqtflow.workflows.execution.run import find_lost, report_failures, run_grap
 
 #: Folder of the patch libraries in the output folder.
 PATCHES = "patches"
+#: What to do if a model was trained on an evaluation subject.
+REMEDY = 'Name others in the list "evaluation" of --split'
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,7 @@ def run_group(settings: Settings, *, name: str) -> int:
     UsageError
         There are too few subjects to split, or the participant level has not prepared a subject of the split.
     """
-    from iqtflow.evaluation.uncertainty_calibration import reliability_phrase
-    from iqtflow.reports.assemble.group import write_training_page
-    from iqtflow.reports.assemble.model_card import write_model_card
-    from iqtflow.reports.record import Record
-
-    train, output = settings.train, settings.paths.output_dir
+    train = settings.train
     split = settle_split(settings)
     evaluation = find_evaluation(settings, split["evaluation"])
     libraries: dict[str, list[Path]] = {}
@@ -90,13 +87,42 @@ def run_group(settings: Settings, *, name: str) -> int:
         model = train.model_name or require_name(card.name, "name in the model's card")
     else:
         libraries = {part: find_libraries(settings, split[part]) for part in ("train", "validation")}
-        if train.start_from is not None:
-            check_unseen(read_card(train.start_from), split["evaluation"], option="--start-from")
+        check_start(train, split["evaluation"])
     workflow = build_train_graph(libraries, evaluation, settings, split=split, model_name=model, name=name)
+    return run_and_report(workflow, settings, evaluation, model_name=model)
+
+
+def run_and_report(
+    workflow: Workflow, settings: Settings, evaluation: Sequence[EvaluationScan], *, model_name: str
+) -> int:
+    """Run a graph that stores a model and its scores, print them, and write the page; return the exit code.
+
+    Parameters
+    ----------
+    workflow
+        The graph.
+    settings
+        All settings.
+    evaluation
+        The scans that the scores are of.
+    model_name
+        Name of the model.
+
+    Raises
+    ------
+    OutputError
+        A result is not there any more.
+    """
+    from iqtflow.evaluation.uncertainty_calibration import reliability_phrase
+    from iqtflow.reports.assemble.group import write_training_page
+    from iqtflow.reports.assemble.model_card import write_model_card
+    from iqtflow.reports.record import Record
+
+    output = settings.paths.output_dir
     failures = run_graph(workflow, settings)
     if failures:
         return report_failures(failures)
-    stored, scores, metrics = (output_name(what, model=model) for what in ("model", "scores", "metrics"))
+    stored, scores, metrics = (output_name(what, model=model_name) for what in ("model", "scores", "metrics"))
     lost = find_lost(output, [stored, *((metrics, scores) if evaluation else ())])
     if lost is not None:
         raise lost
@@ -110,8 +136,8 @@ def run_group(settings: Settings, *, name: str) -> int:
     scans = [
         Record("enhanced", e.low_field, subject=e.subject, truth=e.truth, mask=e.mask) for e in evaluation
     ]
-    print(f"iqtflow: model card {write_model_card(output, model, scans=scans)}", flush=True)
-    page = write_training_page(output, model, scans=scans)
+    print(f"iqtflow: model card {write_model_card(output, model_name, scans=scans)}", flush=True)
+    page = write_training_page(output, model_name, scans=scans)
     print(f"iqtflow: open {page} in a browser", flush=True)
     return EXIT_OK
 
@@ -158,7 +184,8 @@ def describe_scores(summary: Mapping[str, Any]) -> str:
         mean, spline = (f"{scores['mean']:.{digits}f}{unit}" for scores in (ours, theirs))
         parts.append(f"{label} {mean} (cubic spline {spline}{p})")
     subjects = "subject" if summary["n"] == 1 else "subjects"
-    return f"on {summary['n']} unseen {subjects}: {'; '.join(parts)}"
+    folds = f"{len(summary['folds'])}-fold cross-validation, " if "folds" in summary else ""
+    return f"{folds}on {summary['n']} unseen {subjects}: {'; '.join(parts)}"
 
 
 def find_libraries(settings: Settings, subjects: Sequence[str]) -> list[Path]:
@@ -251,7 +278,21 @@ def check_existing(
     return card
 
 
-def check_unseen(card: Card, evaluation: Iterable[str], *, option: str) -> None:
+def check_start(train: TrainSettings, evaluation: Iterable[str]) -> None:
+    """Check that the model that training begins with, if any, was not trained on evaluation subjects.
+
+    Raises
+    ------
+    UsageError
+        As `check_unseen`.
+    """
+    if train.start_from is None:
+        return
+    remedy = "Leave these subjects out with --participant-label" if train.cross_validation else REMEDY
+    check_unseen(read_card(train.start_from), evaluation, option="--start-from", remedy=remedy)
+
+
+def check_unseen(card: Card, evaluation: Iterable[str], *, option: str, remedy: str = REMEDY) -> None:
     """Check that a model was not trained on the subjects that it is to be evaluated on.
 
     Parameters
@@ -262,6 +303,8 @@ def check_unseen(card: Card, evaluation: Iterable[str], *, option: str) -> None:
         Labels of the evaluation subjects.
     option
         The option that names the model.
+    remedy
+        What the user can do.
 
     Raises
     ------
@@ -274,8 +317,7 @@ def check_unseen(card: Card, evaluation: Iterable[str], *, option: str) -> None:
             option,
             found=f"{both} among the subjects that trained {card.name}",
             expected="evaluation subjects that it was not trained on",
-            next_step='Name others in the list "evaluation" of --split. If only the labels are the same, '
-            "rename your subjects.",
+            next_step=f"{remedy}. If only the labels are the same, rename your subjects.",
         )
 
 
@@ -305,8 +347,46 @@ def build_train_graph(
     name
         Name of the workflow.
     """
+    workflow = Workflow(name=name)
+    part = add_training(workflow, libraries, evaluation, settings, split=split, model_name=model_name)
+    if part.summarise is not None:
+        store_scores(workflow, part.summarise, settings, model_name=model_name)
+    return workflow
+
+
+class TrainingPart(NamedTuple):
+    """Parts of a graph that `add_training` has added."""
+
+    training: Workflow  #: with the output ``model``
+    scores: Node | None  #: lists the metrics of the evaluation scans; None without any
+    summarise: Node | None  #: joins them
+
+
+def add_training(
+    workflow: Workflow,
+    libraries: Mapping[str, Sequence[Path]],
+    evaluation: Sequence[EvaluationScan],
+    settings: Settings,
+    *,
+    split: Mapping[str, Sequence[str]],
+    model_name: str,
+    family: str = "",
+    label: str = "",
+) -> TrainingPart:
+    """Add to a graph what trains and stores a model, and evaluates it.
+
+    Parameters
+    ----------
+    workflow
+        Changed in place.
+    libraries, evaluation, settings, split, model_name
+        As for `build_train_graph`.
+    family
+        The evaluated volumes are stored as those of this model; empty: of `model_name`.
+    label
+        End of the nodes' names, where a graph trains several models.
+    """
     from nipype.interfaces.utility import Merge
-    from nipype.pipeline.engine import Node
 
     from iqtflow.interfaces.evaluate import SummariseMetrics
     from iqtflow.interfaces.train import StampFigures
@@ -314,29 +394,29 @@ def build_train_graph(
 
     run, train = settings.run, settings.train
 
-    def sink(what: str, label: str = "", **given: str | int) -> Node:
-        return sink_node(f"{what}{label}", settings, output_name(what, model=model_name, **given))
+    def sink(what: str, name: str = "", **given: str | int) -> Node:
+        path = output_name(what, **{"model": model_name, **given})
+        return sink_node(f"{what}{name}{label}", settings, path)
 
     if train.evaluate_model is not None:
         training, n_members = _trained(train.evaluate_model), 0
     else:
-        training = _to_train(settings, libraries, split=split, model_name=model_name)
+        training = _to_train(settings, libraries, split=split, model_name=model_name, name=f"train{label}")
         n_members = train.ensemble
-    workflow = Workflow(name=name)
     for member in range(1, n_members + 1):
         curves = sink("curves", str(member), member=member)
         workflow.connect(training, f"outputnode.curves{member}", curves, "in_file")
     model = sink("model")
     if not evaluation:
         workflow.connect(training, "outputnode.model", model, "in_file")
-        return workflow
+        return TrainingPart(training, None, None)
 
-    scores = Node(Merge(len(evaluation)), name="scores")
+    scores = Node(Merge(len(evaluation)), name=f"scores{label}")
     members = n_members if n_members > 1 else 0  # a single network is the model
     for i, scan in enumerate(evaluation, start=1):
-        label = node_name(scan.stem.removeprefix("sub-"))
+        who = node_name(scan.stem.removeprefix("sub-"))
         evaluate = init_evaluate_wf(
-            name=f"evaluate_{label}",
+            name=f"evaluate_{who}",
             members=members,
             device=run.device,
             omp_nthreads=run.omp_nthreads,
@@ -356,28 +436,36 @@ def build_train_graph(
             ]
         )
         for field, desc in (("enhanced", "iqt"), ("spline", "spline")):
-            example = sink("example", f"_{desc}_{label}", stem=scan.stem, desc=desc)
+            shown = {"model": family or model_name, "stem": scan.stem, "desc": desc}
+            example = sink("example", f"_{desc}_{who}", **shown)
             workflow.connect(evaluate, f"outputnode.{field}", example, "in_file")
-    summarise = Node(SummariseMetrics(), name="summarise")
-    stamp = Node(StampFigures(), name="stamp")
+    summarise = Node(SummariseMetrics(), name=f"summarise{label}")
+    stamp = Node(StampFigures(), name=f"stamp{label}")
     workflow.connect(
         [
             (scores, summarise, [("out", "in_files")]),
             (summarise, stamp, [("summary_file", "summary_file")]),
             (training, stamp, [("outputnode.model", "in_file")]),
             (stamp, model, [("out_file", "in_file")]),
-            (summarise, sink("metrics"), [("out_file", "in_file")]),
-            (summarise, sink("metrics_dictionary"), [("dictionary_file", "in_file")]),
-            (summarise, sink("scores"), [("summary_file", "in_file")]),
         ]
     )
-    return workflow
+    return TrainingPart(training, scores, summarise)
+
+
+def store_scores(workflow: Workflow, summarise: Node, settings: Settings, *, model_name: str) -> None:
+    """Add the nodes that store the scores of all evaluation subjects."""
+    for what, made in (
+        ("metrics", "out_file"),
+        ("metrics_dictionary", "dictionary_file"),
+        ("scores", "summary_file"),
+    ):
+        sink = sink_node(what, settings, output_name(what, model=model_name))
+        workflow.connect(summarise, made, sink, "in_file")
 
 
 def _trained(model: str) -> Workflow:
     """Return a graph without a training node; its output is a model that exists."""
     from nipype.interfaces.utility import IdentityInterface
-    from nipype.pipeline.engine import Node
 
     outputnode = Node(IdentityInterface(["model"]), name="outputnode")
     outputnode.inputs.model = os.fspath(find_model(model)[0])
@@ -392,12 +480,14 @@ def _to_train(
     *,
     split: Mapping[str, Sequence[str]],
     model_name: str,
+    name: str,
 ) -> Workflow:
     """Return the graph that trains, with its inputs."""
     from iqtflow.workflows.train import init_train_wf
 
     run, train = settings.run, settings.train
     training = init_train_wf(
+        name=name,
         model_name=model_name,
         ensemble=train.ensemble,
         seed=run.seed,

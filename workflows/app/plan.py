@@ -127,6 +127,8 @@ def _print_group(settings: Settings) -> None:
     if settings.run.mode == "calibrate":
         prior = output / output_name("prior").with_suffix(".*")
         print(f"iqtflow: group level fits a prior to the measured scans; it writes {prior}")
+    elif settings.run.mode == "train" and train.cross_validation is not None:
+        _print_folds(settings)
     elif settings.run.mode == "train":
         print(
             f"iqtflow: group level trains {train.ensemble} x {train.network}, k = "
@@ -134,6 +136,24 @@ def _print_group(settings: Settings) -> None:
             f"{train.split or 'in ' + os.fspath(output_name('split'))}; it writes "
             f"{output / output_name('model', model=train.output_model)} and {output_name('group_page')}"
         )
+
+
+def _print_folds(settings: Settings) -> None:
+    """Print the folds of a cross-validation, if the participant level has prepared subjects."""
+    from iqtflow.workflows.app.cross_validation import describe_folds, settle_folds, stored_folds
+    from iqtflow.workflows.app.group import prepared_subjects
+
+    output, train = settings.paths.output_dir, settings.train
+    print(
+        f"iqtflow: group level trains {train.ensemble} x {train.network}, k = {train.upsampling_factor}, for "
+        f"each of {train.cross_validation} folds, and on all subjects; it writes "
+        f"{output / output_name('model', model=train.output_model)}, a model for each fold, and "
+        f"{output_name('group_page')}"
+    )
+    if stored_folds(settings).exists() or prepared_subjects(settings):
+        print(*describe_folds(settle_folds(settings)), sep="\n")
+    else:
+        print("  the folds are dealt when the participant level has prepared the subjects")
 
 
 def outputs_of(scan: Scan, settings: Settings) -> list[Path]:

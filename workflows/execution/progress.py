@@ -100,7 +100,8 @@ def step_of(path: str) -> Step:
     elif kind in ("report", "enhance", "evaluate") and "_" in name:
         subject = f"sub-{label_of(name.split('_', 1)[1])}"
     elif name.startswith("train_m"):
-        subject = f"network {name.removeprefix('train_m')}"
+        fold = re.fullmatch(r"train_fold(\d+)", chain[0]) if chain else None
+        subject = f"{f'fold {fold[1]}, ' if fold else ''}network {name.removeprefix('train_m')}"
     else:
         subject = "model"
     return Step(subject, path, words, kind, seconds)

@@ -155,7 +155,7 @@ def write_group_page(
         return pictures.keep(files, f"group_{file}.svg", *plot)
 
     folds, written = _fold_table(evaluation), output_name("card", model=name)
-    reliability = (card.cross_validation.get("reliability") if folds else card.reliability) if card else None
+    reliability = card.evaluation.get("reliability") if card else None
     read = {network: read_curves(path) for network, path in (curves or {}).items()}
     tables = [_metric_table(evaluation, metric) for metric in _metrics(evaluation)]
     checks = check_training(

@@ -131,7 +131,7 @@ def card_markdown(
         " ".join((_purpose(name, card), _origin(card), _verdict(card))),
         WARNING,
         *_results(card, evaluation, written.pop("Results", "")),
-        *([_uncertainty(card.reliability, card.uncertainty())] if card.reliability else ()),
+        *([_uncertainty(found, card.uncertainty())] if (found := card.evaluation.get("reliability")) else ()),
         "## Data and licence",
         written.pop("Data and licence", "") or _data(card),
         "## Training",
@@ -150,10 +150,11 @@ def _picture(name: str, pictured: Pictured, evaluation: Sequence[Evaluated]) -> 
     (scores,) = (one for one in evaluation if one.subject == pictured.subject)
     is_median = len(evaluation) > 2 and pictured.subject == median_subject(evaluation)
     rank = ", whose gain in PSNR is the median" if is_median else ""
+    model = name if scores.fold is None else f"{name}_fold-{scores.fold}"
     return [
         f"![The simulated scan, the cubic spline, the enhanced volume and the truth]({pictured.file})",
         f"*The unseen subject sub-{pictured.subject}{rank}: simulated scan, "
-        f"cubic spline (PSNR {scores.spline['psnr']:.2f} dB), volume enhanced by {name} (PSNR "
+        f"cubic spline (PSNR {scores.spline['psnr']:.2f} dB), volume enhanced by {model} (PSNR "
         f"{scores.mean['psnr']:.2f} dB) and truth, with the same grey scale.*",
     ]
 
@@ -180,12 +181,18 @@ def _origin(card: Card) -> str:
 
 
 def _verdict(card: Card) -> str:
-    figures = card.figures
+    figures = card.evaluation
     if not figures:
         return "It was not evaluated on unseen subjects, so the quality of its results is not known."
     psnr, mssim = (_short(figures, *measure) for measure in MEASURES[:2])
     mean = "" if figures["n"] == 1 else "the mean "
-    return f"On {_count(figures['n'], 'unseen ')}, {mean}{psnr}, and {mean}{mssim}."
+    words = f"{_count(figures['n'], 'unseen ')}, {mean}{psnr}, and {mean}{mssim}."
+    if "folds" not in figures:
+        return f"On {words}"
+    return (
+        f"In a {len(figures['folds'])}-fold cross-validation of models that were trained in the same way, on "
+        f"{words} It was then trained on all subjects, and not evaluated itself."
+    )
 
 
 def _short(figures: dict[str, Any], name: str, label: str, unit: str, decimals: int) -> str:
@@ -200,17 +207,18 @@ def _short(figures: dict[str, Any], name: str, label: str, unit: str, decimals: 
 
 
 def _results(card: Card, evaluation: Sequence[Evaluated], remark: str) -> list[str]:
-    figures = card.figures
+    figures = card.evaluation
     if not figures:
         return ["## Results", "There was no evaluation subject.", *([remark] if remark else ())]
+    folds = f"of {len(figures['folds'])}-fold cross-validation " if "folds" in figures else ""
     parts = [
-        f"## Results on {_count(figures['n'], 'unseen ')}",
+        f"## Results {folds}on {_count(figures['n'], 'unseen ')}",
         remark
         or "Scans that were simulated from high-field scans were enhanced, and compared with the high-field "
         "scan inside the brain.",
         "\n".join(
             (
-                "| | cubic spline | this model | gain | smallest gain | better on | Wilcoxon p |",
+                f"| | cubic spline | {'model of the fold' if folds else 'this model'} | gain | smallest gain | better on | Wilcoxon p |",
                 "|---|---|---|---|---|---|---|",
                 *(_summary_row(figures, *measure) for measure in MEASURES),
             )
@@ -256,8 +264,9 @@ def _subject_table(evaluation: Sequence[Evaluated]) -> list[str]:
     rows = ["| subject | PSNR spline | PSNR | gain | MSSIM spline | MSSIM |", "|---|---|---|---|---|---|"]
     for one in evaluation:
         before, after = one.spline, one.mean
+        fold = "" if one.fold is None else f" (fold {one.fold})"
         rows.append(
-            f"| sub-{one.subject} | {before['psnr']:.2f} | {after['psnr']:.2f} | "
+            f"| sub-{one.subject}{fold} | {before['psnr']:.2f} | {after['psnr']:.2f} | "
             f"{after['psnr'] - before['psnr']:+.2f} | {before['mssim']:.3f} | {after['mssim']:.3f} |"
         )
     return rows
