@@ -60,7 +60,7 @@ def deal_folds(
             f"--cross-validation {folds}",
             found=f"{len(ordered)} prepared subject{'' if len(ordered) == 1 else 's'}",
             expected=f"at least {fewest}",
-            next_step="Choose fewer folds (3 or more need as many subjects, 2 need four), or run the "
+            next_step="Choose fewer folds (N folds need N subjects, 2 folds need 4), or run the "
             "participant level with --mode train on more subjects.",
         )
     rng = np.random.default_rng([seed, 0xF01D5])
