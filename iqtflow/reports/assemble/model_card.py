@@ -191,7 +191,7 @@ def _verdict(card: Card) -> str:
         return f"On {words}"
     return (
         f"In a {len(figures['folds'])}-fold cross-validation of models that were trained in the same way, on "
-        f"{words} It was then trained on all subjects, and not evaluated itself."
+        f"{words} It was then trained and validated on all subjects, and not evaluated itself."
     )
 
 
@@ -210,7 +210,9 @@ def _results(card: Card, evaluation: Sequence[Evaluated], remark: str) -> list[s
     figures = card.evaluation
     if not figures:
         return ["## Results", "There was no evaluation subject.", *([remark] if remark else ())]
-    folds = f"of {len(figures['folds'])}-fold cross-validation " if "folds" in figures else ""
+    folds, ours = "", "this model"
+    if "folds" in figures:
+        folds, ours = f"of {len(figures['folds'])}-fold cross-validation ", "model of the fold"
     parts = [
         f"## Results {folds}on {_count(figures['n'], 'unseen ')}",
         remark
@@ -218,7 +220,7 @@ def _results(card: Card, evaluation: Sequence[Evaluated], remark: str) -> list[s
         "scan inside the brain.",
         "\n".join(
             (
-                f"| | cubic spline | {'model of the fold' if folds else 'this model'} | gain | smallest gain | better on | Wilcoxon p |",
+                f"| | cubic spline | {ours} | gain | smallest gain | better on | Wilcoxon p |",
                 "|---|---|---|---|---|---|---|",
                 *(_summary_row(figures, *measure) for measure in MEASURES),
             )
