@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from iqtflow.reports.assemble.group import (
     write_group_page,
     write_training_page,
 )
-from iqtflow.reports.assemble.index import rebuild, write_index_page, write_pages
+from iqtflow.reports.assemble.index import last_trained, rebuild, write_index_page, write_pages
 from iqtflow.reports.assemble.subject import write_subject_page
 from iqtflow.reports.assemble.training_checks import FEWEST, LEVEL, check_training
 from iqtflow.reports.ratings import check_ratings
@@ -325,6 +326,15 @@ def test_the_page_of_a_cross_validation_has_a_row_for_each_fold(tmp_path):
     assert found.says("Cross-validation with 2 folds: 4 subjects") and found.says("E3 (fold 2) 23.00 30.00")
     for fold, start in ((1, 21), (2, 22)):  # means of E0 and E2, and of E1 and E3
         assert found.says(f"{fold} 2 {start}.00 {start + 7}.00 +7.00")
+
+
+def test_the_page_is_that_of_the_final_model_not_of_a_fold(tmp_path):
+    for age, name in enumerate(("other_fold-1", "m_fold-2", "m_fold-1", "m", "old")):
+        (tmp_path / f"{name}.safetensors").touch()
+        os.utime(tmp_path / f"{name}.safetensors", (1000 - age, 1000 - age))
+    models = sorted(tmp_path.iterdir())
+    assert last_trained([one for one in models if "other" not in one.name]).stem == "m"
+    assert last_trained(models).stem == "other_fold-1", "its final model is not trained yet"
 
 
 def test_curves_without_validation_loss_are_refused_by_name(tmp_path):

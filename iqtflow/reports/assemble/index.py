@@ -210,13 +210,24 @@ def rebuild(output_dir: Place, *, viewer_mb: float = VIEWER_MB) -> Path:
     for label in labels:
         write_subject_page(output_dir, label, find_records(output_dir, label), viewer_mb=viewer_mb)
     if models:  # the page shows the last one that was trained
-        name = max(models, key=lambda model: (model.stat().st_mtime_ns, model.name)).stem
+        name = last_trained(models).stem
         write_training_page(output_dir, name, scans=find_evaluated(output_dir, name))
     if calibrated:
         page = write_calibration_page(output_dir)
         if not labels and not models:
             return page
     return write_index_page(output_dir, labels)
+
+
+def last_trained(models: Sequence[Path]) -> Path:
+    """Return the newest of the model files in a folder.
+
+    The model of a fold does not count if its final model is there.
+
+    :meta private:
+    """
+    final = [one for one in models if one.with_stem(one.stem.rpartition("_fold-")[0] or "-") not in models]
+    return max(final, key=lambda model: (model.stat().st_mtime_ns, model.name))
 
 
 def find_evaluated(output_dir: Path, model_name: str) -> list[Record]:
