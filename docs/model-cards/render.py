@@ -2,8 +2,8 @@
 
 Usage: ``python docs/model-cards/render.py NAME [EVALUATED]``
 
-``EVALUATED`` is the output folder of ``--evaluate-model NAME``, to draw the picture again. The evaluation
-subject with the median gain is enough.
+``EVALUATED`` is the output folder of ``--evaluate-model NAME``, to draw the picture again; it needs the
+subject of `PICTURED` only.
 """
 
 from __future__ import annotations
@@ -14,23 +14,25 @@ from pathlib import Path
 from iqtflow.models.model_file import find_model
 from iqtflow.reports.assemble.group import find_examples, read_metrics
 from iqtflow.reports.assemble.index import find_evaluated
-from iqtflow.reports.assemble.model_card import Pictured, card_markdown, median_subject, write_picture
+from iqtflow.reports.assemble.model_card import Pictured, card_markdown, write_picture
 
 CARDS = Path(__file__).parent
+#: Evaluation subjects of the pictures: skull-stripped, with the median gain or close to it.
+PICTURED = {"iqt-k4": "hfA60", "iqt-k8": "hfA66"}
 
 
 def render(name: str) -> str:
     """Return the card of a shipped model, with the picture that is there."""
     evaluation = read_metrics(CARDS.parent / f"results/{name}_metrics.tsv")
     remarks = (CARDS / f"{name}.remarks.md").read_text(encoding="utf-8")
-    picture = CARDS / f"{name}.png"
-    pictured = Pictured(picture.name, median_subject(evaluation)) if picture.exists() else None
+    pictured = Pictured(f"{name}.png", PICTURED[name]) if name in PICTURED else None
     return card_markdown(find_model(name)[0], evaluation, pictured=pictured, remarks=remarks)
 
 
 def draw(name: str, evaluated: Path) -> None:
-    """Draw the evaluation subject with the median gain, from its volumes and its scores there."""
-    examples = find_examples(evaluated, name, find_evaluated(evaluated, name))
+    """Draw the subject of the picture, from its volumes and its scores there."""
+    scans = [scan for scan in find_evaluated(evaluated, name) if scan.subject == PICTURED[name]]
+    examples = find_examples(evaluated, name, scans)
     write_picture(CARDS / f"{name}.png", examples, read_metrics(evaluated / "group_metrics.tsv"))
 
 

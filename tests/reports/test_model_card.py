@@ -10,6 +10,7 @@ from small_models import write_model
 
 from iqtflow.models.model_file import read_card, save_model
 from iqtflow.reports.assemble.model_card import card_markdown, write_model_card
+from iqtflow.reports.draw.model_picture import MAX_BYTES
 
 CARDS = Path(__file__).parents[2] / "docs/model-cards"
 
@@ -23,7 +24,9 @@ def shipped_card(name: str) -> str:
 
 @pytest.mark.parametrize("name", ["iqt-k4", "iqt-k8"])
 def test_the_card_of_a_shipped_model_is_what_its_file_and_its_scores_say(name):
-    assert shipped_card(name) == (CARDS / f"{name}.md").read_text(encoding="utf-8")
+    card = shipped_card(name)
+    assert card == (CARDS / f"{name}.md").read_text(encoding="utf-8")
+    assert 0 < (CARDS / f"{name}.png").stat().st_size <= MAX_BYTES and f"({name}.png)" in card
 
 
 def test_a_model_without_evaluation_subjects_gets_a_card_that_says_so(tmp_path):
