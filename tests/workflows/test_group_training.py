@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
+import os
+import shlex
 import shutil
-import subprocess
-import sys
-import time
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
-from clinics import ENVIRONMENT, dataset, iqtflow
+from clinics import dataset, iqtflow, settle
 from conftest import make_affine, write_scan
+from nipype.interfaces.base import CommandLine
+from nipype.pipeline.plugins.linear import LinearPlugin
 from phantoms import make_brain
 from training_phantoms import SHAPE, simulate, write_libraries
 
 from iqtflow.image.geometry import thick_affine
+from iqtflow.interfaces.train import TrainModel
 from iqtflow.models.model_file import read_card, stamp_figures
 from iqtflow.reports.draw.model_picture import MAX_BYTES
 from iqtflow.training.folds import deal_folds, read_folds
 from iqtflow.training.library import read_library
 from iqtflow.training.pairs import write_pairs
 from iqtflow.utils.errors import EXIT_TERMINATED, InputError
+from iqtflow.workflows.app.base import run_workflow
 from iqtflow.workflows.app.cross_validation import describe_folds
+from iqtflow.workflows.app.plan import print_plan
+from iqtflow.workflows.execution import run
 
 AFFINE = make_affine((1.6, 1.6, 1.6))
 SMALL = ["--filters", "2", "--batch-size", "2", "--steps", "4", "--steps-per-epoch", "2", "--nprocs", "2"]
@@ -171,35 +178,57 @@ def test_a_model_that_exists_is_judged_on_people_that_it_has_never_seen(trained,
     assert cards[0]["figures"]["subjects"] == cards[1]["figures"]["subjects"]
 
 
-@pytest.mark.slow
-def test_a_cross_validation_judges_everybody_once_and_goes_on_after_it_was_stopped(prepared, tmp_path):
-    """With the explicit library of stored draws."""
-    out, work = (
-        shutil.copytree(prepared[1], tmp_path / "out", ignore=shutil.ignore_patterns("models", "logs")),
-        tmp_path / "work",
-    )
-    options = [prepared[0], out, work, "--cross-validation", "3", "--model-name", "cv", "--steps", "2"]
-    options += ["--draws", "2", "--patch-library", "pairs", "--random-seed", "7"]
-    planned = group(*options, "--dry-run")
-    assert planned.returncode == 0 and not (out / "models").exists()
-    command = [sys.executable, "-m", "iqtflow.cli", *map(str, training(*options, "--nprocs", "1"))]
-    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL) as run:
-        while run.poll() is None and not list(out.glob("models/cv_fold-*_curves.csv")):
-            time.sleep(0.05)
-        run.terminate()
-    assert run.returncode == EXIT_TERMINATED and not (out / "models/cv.safetensors").exists()
-    done = {path.name[:9] for path in out.glob("models/cv_fold-*_curves.csv")}
-    logs = {
-        path: path.read_text() for fold in done for path in work.glob(f"checkpoints/{fold}*/training.log")
-    }
-    assert logs
+@pytest.fixture
+def trainings(monkeypatch) -> list[str]:
+    """Run all nodes, and their commands, in this process: PyTorch is loaded once. Lists the models of the
+    trainings; after the first one, the run is ended as a cluster ends it.
+    """
+    begun, stops = [], iter([True])
 
-    run = group(*options)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert {path: path.read_text() for path in logs} == logs, "no fold is trained twice"
+    def command(self, runtime, *_):
+        if self.module == "train":
+            begun.append(self.inputs.name)
+        main = importlib.import_module(f"iqtflow.cli.commands.{self.module}").main
+        runtime.returncode = main(shlex.split(self.cmdline)[len(shlex.split(self.cmd)) :])
+        return runtime
+
+    def make_plugin(settings, callback):
+        def tell(node, status):
+            callback(node, status)
+            if status == "end" and isinstance(node.interface, TrainModel) and next(stops, False):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        plugin = LinearPlugin({"status_callback": tell})
+        plugin.crashes = []
+        return plugin
+
+    monkeypatch.setattr(CommandLine, "_run_interface", command)
+    monkeypatch.setattr(run, "make_plugin", make_plugin)
+    return begun
+
+
+@pytest.mark.slow
+def test_a_cross_validation_judges_everybody_once_and_goes_on_after_it_was_stopped(
+    prepared, trainings, tmp_path, monkeypatch, capsys
+):
+    """With the explicit library of stored draws."""
+    monkeypatch.chdir(tmp_path)  # nipype changes it
+    out = shutil.copytree(prepared[1], tmp_path / "out", ignore=shutil.ignore_patterns("models", "logs"))
+    options = ["--cross-validation", "3", "--model-name", "cv", "--steps", "2", "--random-seed", "7"]
+    options += ["--draws", "2", "--patch-library", "pairs", "--omp-nthreads", "1"]
+    settings, listing = settle(*training(prepared[0], out, tmp_path / "work", *options))
+    assert print_plan(settings, listing) == 0 and not (out / "models").exists()
+    planned = capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        run_workflow(settings)
+    assert ended.value.code == EXIT_TERMINATED and len(trainings) == 1
+    assert run_workflow(settings) == 0
+    said = capsys.readouterr().out
+    assert sorted(trainings) == ["cv", "cv_fold-1", "cv_fold-2", "cv_fold-3"], "none is trained twice"
+
     folds = read_folds(out / "models/folds-3.json", folds=3)
     for line in describe_folds(folds):
-        assert line in planned.stdout and line in run.stdout
+        assert line in planned and line in said
     rows = [row.split("\t") for row in (out / "group_metrics.tsv").read_text().splitlines()]
     assert rows[0][-1] == "fold" and set(rows[0]) == set(json.loads((out / "group_metrics.json").read_text()))
     assert {(row[0], row[-1]) for row in rows[1:]} == {
