@@ -14,6 +14,7 @@ import numpy as np
 from iqtflow.cli.commands.calibrate import main as calibrate
 from iqtflow.image.geometry import cubic_upsample, thin_affine
 from iqtflow.reports.record import Draw, Record
+from iqtflow.simulation.scanner import ScannerMeasure
 
 K = 4
 THICK = (44, 52, 12)  # 88 x 104 x 96 mm in voxels of 2 x 2 x 8 mm
@@ -191,12 +192,17 @@ FAMILIAR = {"Flagged": False, "Score": 0.7, "Threshold": 1.4, "Reasons": [], "Fe
 def write_calibration(
     out: Path, snr: list[tuple[float, float]], methods: tuple[str, ...] = ("air-rayleigh",)
 ) -> Path:
-    """Write the results of a calibration of scans with given SNR (WM, GM); no pictures of scans."""
+    """Write the results of a calibration of scans with given SNR (WM, GM); no pictures of scans.
+
+    Their slices are 0.7 to 0.8 of the spacing thick; their bias field could not be measured.
+    """
     folder = out / "calibration"
     folder.mkdir(parents=True)
     for i, (wm, gm) in enumerate(snr):
         noise = {"method": methods[i % len(methods)], "sigma": 3.25, "note": "air", "region": "air"}
+        scanner = ScannerMeasure("rician", 0.7 + 0.1 * (i % 2), 1.6, None, 0.0, ("Bias field not measured.",))
         fields = {"Scan": f"sub-{i:02d}_T1w", "SNR": {"WM": wm, "GM": gm}, "Noise": noise}
+        fields["Scanner"] = scanner.as_dict()
         (folder / f"sub-{i:02d}_T1w_snr.json").write_text(json.dumps(fields))
     files = ["--output", str(folder / "prior.json"), "--figure", str(folder / "prior.png")]
     assert calibrate(["fit", *map(str, sorted(folder.glob("*_snr.json"))), *files]) == 0

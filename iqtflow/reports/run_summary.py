@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from iqtflow.reports.record import read_details
-from iqtflow.reports.terminal import duration
+from iqtflow.reports.terminal import duration, plain_table
 
 MOST_ROWS = 40  #: further scans are counted
 REMARK_CHARACTERS = 60
@@ -61,9 +61,14 @@ def describe_enhancement(details: Mapping[str, Any]) -> list[str]:
 def describe_measurement(record: Mapping[str, Any]) -> str:
     """Return the measurement of a scan, the JSON of ``iqtflow-calibrate scan``, on one line."""
     snr, noise = record["SNR"], record["Noise"]
+    region = noise.get("region", "air")
+    where = (
+        "measured in air."
+        if region == "air"
+        else f"Background unusable for noise; measured in {region} instead."
+    )
     return (
-        f"{record['Scan']}: SNR WM {snr['WM']:.1f}, GM {snr['GM']:.1f}; noise {noise['sigma']:.4g} by "
-        f"{noise['method']} ({noise['note']})"
+        f"{record['Scan']}: SNR WM {snr['WM']:.1f}, GM {snr['GM']:.1f}; noise {noise['sigma']:.4g}. {where}"
     )
 
 
@@ -72,27 +77,14 @@ def outcome_table(outcomes: Sequence[Outcome]) -> str:
 
     A column that is empty for all scans is left out.
     """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     if not outcomes:
         return ""
     rows = [_row(outcome) for outcome in outcomes]
     order = {"FAILED": 0, "skipped": 3}
     rows.sort(key=lambda row: order.get(row["outcome"], 1 if row["remark"] else 2))
     shown, rest = rows[:MOST_ROWS], rows[MOST_ROWS:]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     columns = [name for name in _COLUMNS if any(row[name] for row in shown)]
-    for name in columns:
-        justify = "right" if name in ("k", "main step", "memory") else "left"
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    for row in shown:
-        table.add_row(*(Text(row[name]) for name in columns))
-    console = Console(width=1000, color_system=None)
-    with console.capture() as printed:
-        console.print(table)
-    lines = [line.rstrip() for line in printed.get().splitlines()]
+    lines = plain_table(columns, [[row[name] for name in columns] for row in shown], numbers=_NUMBERS)
     if rest:
         counts = Counter(row["outcome"] for row in rest)
         more = ", ".join(f"{n} more {status}" for status, n in counts.items())
@@ -100,7 +92,21 @@ def outcome_table(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(lines)
 
 
-_COLUMNS = ("scan", "outcome", "k", "voxel (mm)", "tissue (ml)", "device", "main step", "memory", "remark")
+_COLUMNS = (
+    "scan",
+    "outcome",
+    "SNR WM",
+    "SNR GM",
+    "k",
+    "voxel (mm)",
+    "tissue (ml)",
+    "device",
+    "main step",
+    "memory",
+    "remark",
+)
+#: Columns of numbers.
+_NUMBERS = ("SNR WM", "SNR GM", "k", "main step", "memory")
 
 
 def _row(outcome: Outcome) -> dict[str, str]:
@@ -113,8 +119,10 @@ def _row(outcome: Outcome) -> dict[str, str]:
         seconds, memory = found.get("Seconds", found.get("seconds")), found.get("PeakMemoryGB")
         if isinstance(seconds, Mapping):
             seconds = sum(seconds.values())
+        snr = found.get("SNR")
         voxel, volumes = found.get("VoxelSizeMm"), found.get("volumes_ml")
         row |= {
+            **({f"SNR {tissue}": f"{snr[tissue]:.1f}" for tissue in ("WM", "GM")} if snr else {}),
             "k": str(found.get("UpsamplingFactor", "")),
             "voxel (mm)": " x ".join(f"{v:.2g}" for v in voxel) if voxel else "",
             "tissue (ml)": ", ".join(f"{t} {v:.0f}" for t, v in volumes.items()) if volumes else "",

@@ -247,15 +247,18 @@ def _notes(
     n: int, weight: float, outliers: Mapping[str, float], limit: float, reference: SNRPrior
 ) -> tuple[str, ...]:
     notes = [
-        f"{label} is left out: {distance:.1f} robust standard deviations from the others (limit {limit:.1f})"
+        f"{label} is left out: its SNR is {distance:.1f} standard deviations from the others (limit "
+        f"{limit:.1f})."
         for label, distance in outliers.items()
     ]
     if not np.isfinite(limit):
-        notes.append(f"too few scans ({n}) to tell an outlier: look at the picture")
+        notes.append(
+            f"With too few scans ({n}), none can be told to be unlike the others. Look at the picture."
+        )
     if weight < 1:
         notes.append(
-            f"{n} scan{'s are' if n > 1 else ' is'} fewer than the {ENOUGH_SCANS} that a covariance needs: "
-            f"{weight:.0%} of it is the site's own, {1 - weight:.0%} that of {reference.name}, scaled to the "
-            "site's mean SNR"
+            f"{n} scan{'s are' if n > 1 else ' is'} fewer than the {ENOUGH_SCANS} that the covariance of the "
+            f"SNR needs. {weight:.0%} of it is your own, {1 - weight:.0%} is that of {reference.name}, "
+            "scaled to your mean SNR."
         )
     return tuple(notes)

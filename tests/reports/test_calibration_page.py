@@ -28,6 +28,8 @@ def test_the_page_of_a_good_calibration_says_so_and_lists_each_scan(tmp_path):
     assert page.path.name == "calibration.html"
     assert page.says("Good. All 3 checks passed")
     assert all(page.says(f"sub-{i:02d}_T1w no picture {wm:.1f} {gm:.1f}") for i, (wm, gm) in enumerate(snr))
+    assert page.says("Slice thickness / spacing 0.75 (0.71 to 0.79) 0.05 24 of 24")
+    assert page.says("Bias field amplitude not measurable") and page.says("Bias field not measured.")
     assert page.says("3.25") and page.says("--snr-prior calibration/prior.json")
     assert {path.name for path in page.image_files()} == {"prior.png"}
 

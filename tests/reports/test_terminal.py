@@ -243,7 +243,8 @@ def test_the_table_that_ends_a_run_puts_what_wants_attention_first(tmp_path):
         "OutOfDistribution": {"Flagged": True, "Score": 4.2},
         "Warnings": ["Out of distribution", "b"],
     }
-    for name, content in (("a", fields), ("b", unlike)):
+    snr = {"SNR": {"WM": 31.04, "GM": 25.5}}
+    for name, content in (("a", fields), ("b", unlike), ("c", snr)):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     table = outcome_table([
         Outcome("sub-01_T1w", "enhanced", sidecar=tmp_path / "a.json"),
@@ -257,6 +258,9 @@ def test_the_table_that_ends_a_run_puts_what_wants_attention_first(tmp_path):
     told = "0.72 x 0.72 x 0.75  cuda  1:55  unlike the training data (score 4.2); 1 warning"
     assert " ".join(table[2].split()).endswith(" ".join(told.split()))
     assert len({line.index("enhanced") for line in table[2:4]}) == 1, "columns are aligned"
+    measured = outcome_table([Outcome("sub-05_T1w", "measured", sidecar=tmp_path / "c.json")])
+    heading, line = (" ".join(line.split()) for line in measured.splitlines())
+    assert heading == "scan outcome SNR WM SNR GM" and line == "sub-05_T1w measured 31.0 25.5"
 
 
 def test_the_table_of_a_large_run_is_short_and_leaves_out_no_failure():

@@ -181,6 +181,8 @@ def test_the_prior_that_is_written_is_one_that_training_takes(site, tmp_path, ca
     assert calibrate(command) == 0
     assert read_prior(out).mean == fit_prior(measured).prior.mean
     assert json.loads(out.read_text())["n_scans"] == 30
+    told = capsys.readouterr().out
+    assert all(f"{label} " in told and f"{wm:.1f}" in told for label, (wm, _) in measured.items())
     before = picture.read_bytes()
     assert calibrate(command) == 0 and picture.read_bytes() == before
     paths[0].write_text("{}")
@@ -227,6 +229,11 @@ def test_a_sites_scans_become_a_prior_by_one_command(tmp_path):
     assert "sub-2_T1w_snr.png" in (out / "calibration.html").read_text()
     measured = json.loads((out / "calibration" / "sub-1_T1w_snr.json").read_text())
     assert measured["Sources"] == ["bids:raw:sub-1/anat/sub-1_T1w.nii.gz"]
+    # Not the thickness: an average brain has less detail than a person's.
+    fitted = json.loads((out / "calibration" / "prior.json").read_text())["scanner"]
+    assert measured["Scanner"]["noise_distribution"] == fitted["noise_distribution"] == "rician"
+    assert fitted["stripes"]["median"] == 0 and fitted["n_scans"] == 2
+    assert f"{measured['SNR']['WM']:.1f}  " in run.stdout and "Slice thickness / spacing" in run.stdout
     prior = read_prior(out / "calibration" / "prior.json")
     print("drawn", np.mean(drawn, axis=0), "measured", prior.mean)
     np.testing.assert_allclose(prior.mean, np.mean(drawn, axis=0), rtol=0.05)

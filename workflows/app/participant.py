@@ -181,14 +181,14 @@ def _write_pages(
 def _summarise(plan: Plan, settings: Settings, failed: Mapping[Path, Failure]) -> None:
     """Print the last lines of a run: a table of all scans, counts, and why scans failed."""
     output, verb = settings.paths.output_dir, VERBS[settings.run.mode]
-    shown = {"enhance": "enhanced", "train": "gm"}.get(settings.run.mode)
+    shown = {"enhance": "enhanced", "train": "gm", "calibrate": "measurement"}[settings.run.mode]
     outcomes = []
     for scan in plan.chosen:
         if scan.path in failed:
             why = failed[scan.path].message.removeprefix(f"{scan.path}: ")
             outcomes.append(Outcome(scan.name, "failed", why))
         else:
-            sidecar = None if shown is None else sidecar_name(output / output_name(shown, scan))
+            sidecar = sidecar_name(output / output_name(shown, scan))
             outcomes.append(Outcome(scan.name, verb, sidecar=sidecar))
     table = outcome_table([*outcomes, *(Outcome(scan.name, "skipped", why) for scan, why in plan.skipped)])
     print(f"\n{table}\n" if table else "", flush=True)

@@ -31,6 +31,7 @@ def run_group(settings: Settings, *, name: str) -> int:
         The participant level has measured no scan (of a subject asked for).
     """
     from iqtflow.reports.assemble.calibration import write_calibration_page
+    from iqtflow.reports.scanner_table import calibration_tables
 
     output, run = settings.paths.output_dir, settings.run
     prior, figure = output_name("prior"), output_name("prior_figure")
@@ -47,11 +48,8 @@ def run_group(settings: Settings, *, name: str) -> int:
     if lost is not None:
         raise lost
     fitted = json.loads((output / prior).read_text(encoding="utf-8"))
-    mean = fitted["mean"]
-    print(f"iqtflow: prior {output / prior}, for --snr-prior; picture {output / figure}")
-    print(f"  mean SNR WM {mean[0]:.1f}, GM {mean[1]:.1f}; {fitted['source']}")
-    for note in fitted["notes"]:
-        print(f"  note: {note}", flush=True)
+    print(calibration_tables(fitted))
+    print(f"iqtflow: prior {output / prior}, for --snr-prior; picture {output / figure}", flush=True)
     # Last: a page that cannot be written costs no other result.
     print(f"iqtflow: open {write_calibration_page(output)} in a browser", flush=True)
     return EXIT_OK

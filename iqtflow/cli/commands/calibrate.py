@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 from iqtflow.utils.command import run_command
 from iqtflow.utils.errors import InputError
@@ -67,6 +68,7 @@ def _measure(options: argparse.Namespace) -> None:
     from iqtflow.image.nifti import read_volume, write_json
     from iqtflow.image.validate import check_scan
     from iqtflow.reports.run_summary import describe_measurement
+    from iqtflow.simulation.scanner import measure_scanner
     from iqtflow.simulation.snr_estimation import measure_snr
 
     check_outputs(
@@ -83,11 +85,13 @@ def _measure(options: argparse.Namespace) -> None:
     axis = find_slice_geometry(image).axis
     voxel_mm = tuple(voxel_sizes(image.affine).tolist())
     snr = measure_snr(data, wm, gm, mask > 0, axis=axis, voxel_mm=voxel_mm)
+    scanner = measure_scanner(data, wm, mask > 0, image.affine, axis=axis, noise=snr.noise)
     fields = {
         "Scan": options.label or options.image.name.split(".")[0],
         "SNR": {"WM": snr.wm, "GM": snr.gm},
         "MeanIntensity": {"WM": snr.mean_wm, "GM": snr.mean_gm},
         "Noise": asdict(snr.noise),
+        "Scanner": scanner.as_dict(),
         "Sources": [options.source or str(options.image)],
         "SoftwareVersion": __version__,
     }
@@ -106,6 +110,8 @@ def _fit(options: argparse.Namespace) -> None:
 
     from iqtflow import __version__
     from iqtflow.image.nifti import write_json
+    from iqtflow.reports.scanner_table import calibration_tables
+    from iqtflow.simulation.scanner import pool_scanner
     from iqtflow.simulation.snr_estimation import fit_prior
 
     check_outputs(
@@ -116,7 +122,7 @@ def _fit(options: argparse.Namespace) -> None:
     )
     scans = {}
     for path in options.scans:
-        label, values, method = read_scan(path)
+        label, values, method, scanner = read_scan(path)
         if label in scans:
             raise InputError(
                 path,
@@ -124,15 +130,17 @@ def _fit(options: argparse.Namespace) -> None:
                 expected="a different name for each scan",
                 next_step="Give each scan once, or name it with --label.",
             )
-        scans[label] = (values, method)
-    snr = {label: values for label, (values, _) in scans.items()}
+        scans[label] = (values, method, scanner)
+    snr = {label: values for label, (values, _, _) in scans.items()}
     calibration = fit_prior(snr, name=options.name)
-    methods = Counter(method for _, method in scans.values())
+    methods = Counter(method for _, method, _ in scans.values())
+    measured = [scanner for _, _, scanner in scans.values() if scanner is not None]
     notes = [*calibration.notes]
     if len(methods) > 1:
         ways = ", ".join(f"{method} for {n}" for method, n in sorted(methods.items()))
         notes.append(
-            f"noise was measured in more than one way ({ways} scans): are all of one scanner and protocol?"
+            f"The noise was measured in more than one way ({ways} scans). Are all scans from one scanner and "
+            "protocol?"
         )
     fields = {
         **calibration.prior.as_dict(),
@@ -142,8 +150,9 @@ def _fit(options: argparse.Namespace) -> None:
         "notes": notes,
         "scans": {
             label: {"WM": values[0], "GM": values[1], "noise_method": method}
-            for label, (values, method) in scans.items()
+            for label, (values, method, _) in scans.items()
         },
+        **({"scanner": pool_scanner(measured)} if measured else {}),
         "software_version": __version__,
     }
     if options.figure:
@@ -151,14 +160,13 @@ def _fit(options: argparse.Namespace) -> None:
 
         draw_cloud(options.figure, snr, calibration)
     write_json(options.output, fields, maker=PROG)
-    mean = calibration.prior.mean
-    print(f"{options.output}: mean SNR WM {mean[0]:.1f}, GM {mean[1]:.1f}; {calibration.prior.source}")
-    for note in notes:
-        print(f"  note: {note}", flush=True)
+    print(f"{options.output}:\n{calibration_tables(fields)}", flush=True)
 
 
-def read_scan(path: str | os.PathLike) -> tuple[str, tuple[float, float], str]:
-    """Read label, (SNR_WM, SNR_GM) and noise method of one measured scan.
+def read_scan(
+    path: str | os.PathLike,
+) -> tuple[str, tuple[float, float], str, dict[str, Any] | None]:
+    """Read label, (SNR_WM, SNR_GM), noise method and scanner (None: an older file) of one measured scan.
 
     Raises
     ------
@@ -167,12 +175,15 @@ def read_scan(path: str | os.PathLike) -> tuple[str, tuple[float, float], str]:
     """
     import json
 
+    from iqtflow.simulation.scanner import ScannerMeasure
+
     try:
         fields = json.loads(read_text(path))
         values = (float(fields["SNR"]["WM"]), float(fields["SNR"]["GM"]))
         if not all(0 < value < float("inf") for value in values):
             raise ValueError(f"SNR {values}, not above 0")
-        return str(fields["Scan"]), values, str(fields["Noise"]["method"])
+        scanner = ScannerMeasure.from_dict(fields["Scanner"]).as_dict() if "Scanner" in fields else None
+        return str(fields["Scan"]), values, str(fields["Noise"]["method"]), scanner
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as fault:
         raise InputError(
             path,

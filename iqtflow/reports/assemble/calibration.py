@@ -14,6 +14,7 @@ from iqtflow.reports.assemble import facts
 from iqtflow.reports.assemble.page import render, write_page
 from iqtflow.reports.draw.measured import LEGEND
 from iqtflow.reports.record import Place
+from iqtflow.reports.scanner_table import scanner_rows
 from iqtflow.reports.verdict import Check, judge
 from iqtflow.simulation.snr_estimation import ENOUGH_SCANS, SCANS_FOR_SCATTER
 from iqtflow.utils.errors import InputError
@@ -64,6 +65,9 @@ def write_calibration_page(output_dir: Place) -> Path:
         scans = [_read_scan(output_dir, label, prior, fields) for label, fields in prior["scans"].items()]
         mean = [float(value) for value in prior["mean"]]
         checks = check_prior(prior)
+        pooled = prior.get("scanner")
+        scanner = scanner_rows(pooled) if pooled else []
+        notes = [*prior.get("notes", ()), *(pooled["notes"] if pooled else ())]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as fault:
         raise InputError(
             path,
@@ -75,8 +79,9 @@ def write_calibration_page(output_dir: Place) -> Path:
         "calibration.html",
         name=prior.get("name", "site"),
         mean=mean,
-        notes=prior.get("notes", ()),
+        notes=notes,
         scans=scans,
+        scanner=scanner,
         checks=checks,
         verdict=judge(checks),
         cloud=cloud.relative_to(output_dir) if cloud.is_file() else None,
