@@ -6,7 +6,7 @@
 
 Each scan is made from one of the subjects in turn: high-field image without bias field, maps of WM and GM.
 Then the embedded engine finds the tissues in the scan alone, and it is measured as in ``--mode calibrate``.
-Each scan is a line of JSON in OUT.jsonl; a second run continues. With ``--keep DIR`` the tissue maps are kept,
+Each scan is a line of JSON in OUT.jsonl; a second run continues. ``--keep DIR`` keeps the tissue maps,
 so that the same scans can be measured again in a few seconds.
 """
 
