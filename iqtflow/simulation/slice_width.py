@@ -40,7 +40,7 @@ DETAIL_EXPONENT, DETAIL_Q = 1.75, 0.08
 #: Widths (FWHM) that divide in-plane detail in two, and that of the average across the line.
 DETAIL_MM, DETAIL_COARSE_MM, ACROSS_MM = 3.0, 6.0, 4.0
 #: Voxels within this distance in the plane from the border of the brain are not used.
-BORDER_MM = 4.0
+BORDER_MM = 6.0
 #: With fewer pairs of slices, or of voxels in them, nothing is measured.
 LEAST_PAIRS, LEAST_VOXELS = 6, 5000
 #: With a larger share of noise in the variance, nothing is measured.
