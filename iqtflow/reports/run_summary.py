@@ -63,13 +63,11 @@ def describe_measurement(record: Mapping[str, Any]) -> str:
     snr, noise = record["SNR"], record["Noise"]
     region = noise.get("region", "air")
     where = (
-        "measured in air."
+        ", measured in air"
         if region == "air"
-        else f"Background unusable for noise; measured in {region} instead."
+        else f". Background unusable for noise; measured in {region} instead."
     )
-    return (
-        f"{record['Scan']}: SNR WM {snr['WM']:.1f}, GM {snr['GM']:.1f}; noise {noise['sigma']:.4g}. {where}"
-    )
+    return f"{record['Scan']}: SNR WM {snr['WM']:.1f}, GM {snr['GM']:.1f}; noise {noise['sigma']:.4g}{where}"
 
 
 def outcome_table(outcomes: Sequence[Outcome]) -> str:

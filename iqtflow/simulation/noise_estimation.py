@@ -24,6 +24,8 @@ NEGATIVE_SHARE = 0.2
 NORMAL_MAD = 0.6744897501960817
 #: Voxels were interpolated if differences over two voxels are larger by this factor than over one.
 INTERPOLATED = 1.3
+#: Methods of a `NoiseEstimate` in words.
+METHOD_WORDS = {"air-rayleigh": "in air", "air-gaussian": "in air, real-valued", "tissue-mad": "in tissue"}
 CORE = 0.9  #: probability from which a voxel counts as one tissue
 
 
@@ -44,6 +46,8 @@ class NoiseEstimate:
         Reason for the method, for the user.
     region
         Where it was estimated: "air", "white matter" or "brain".
+    correlated
+        Whether the noise is correlated between neighbours: the voxels were interpolated. Not known in air.
     """
 
     sigma: float
@@ -51,6 +55,7 @@ class NoiseEstimate:
     n_voxels: int
     note: str
     region: str = "air"
+    correlated: bool = False
 
 
 def estimate_noise(
@@ -173,7 +178,8 @@ def _from_tissue(data: np.ndarray, mask: np.ndarray, wm: np.ndarray, axis: int, 
             note = (
                 f"{why}; noise correlated between neighbours (interpolated voxels)" if interpolated else why
             )
-            return NoiseEstimate(sigma, "tissue-mad", n, f"{note}; from differences in the {where}", where)
+            note = f"{note}; from differences in the {where}"
+            return NoiseEstimate(sigma, "tissue-mad", n, note, where, interpolated)
     raise InputError(
         "noise",
         found=f"{why}; and too few or constant voxels of tissue",

@@ -1,7 +1,6 @@
 """A scanner, measured from its scans: kind of noise, slice thickness, in-plane blur, bias field, stripes.
 
-`measure_scanner` measures one scan, `pool_scanner` the scanner from all of its scans. All values have the
-unit of the simulator's settings.
+`measure_scanner` measures one scan, `pool_scanner` the scanner from all of its scans.
 """
 
 from __future__ import annotations
@@ -25,6 +24,8 @@ NOISE_KIND = {"air-rayleigh": "rician", "air-gaussian": "gaussian"}
 POOLED = ("thickness_fraction", "inplane_fwhm_mm", "bias_amplitude", "stripes")
 #: Systematic error of the thickness, relative: brains differ, and the profile is not a Gaussian.
 THICKNESS_ERROR = 0.05
+#: In-plane FWHM that is measured in high-field images of 0.9 mm, on average.
+HIGH_FIELD_MM = 1.6
 #: Share of the scans from which a value must be known for the scanner's.
 LEAST_SHARE = 0.5
 
@@ -106,6 +107,8 @@ def measure_scanner(
     kind = NOISE_KIND.get(noise.method)
     if kind is None:
         notes.append("Kind of noise not measured: the background is unusable.")
+    if noise.correlated:
+        notes.append("The voxels were interpolated: slice thickness and in-plane resolution are uncertain.")
     widths = measure_widths(data, mask, affine, axis=axis, sigma=noise.sigma)
     notes += widths.notes
     spacing_mm = float(voxel_sizes(affine)[axis])
@@ -130,8 +133,9 @@ def pool_scanner(scans: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Each value is the median, with the standard deviation ("spread") and number ("n") of the scans that have
     it; None if fewer than half of the scans have it. ``range`` of the thickness, for the simulator: the 95 %
-    confidence interval of the median, and at least 5 % to each side. ``largest`` of the bias field: twice
-    the median, since the simulator draws amplitudes evenly between 0 and its setting.
+    confidence interval of the median, and at least 5 % to each side. ``blur_mm`` of the in-plane width: the
+    blur that gives it to a high-field image. ``largest`` of the bias field: twice the median, since the
+    simulator draws amplitudes evenly between 0 and its setting.
 
     Returns
     -------
@@ -153,6 +157,8 @@ def pool_scanner(scans: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         median = thickness["median"]
         half = max(THICKNESS_ERROR * median, 2.5 * (thickness["spread"] or 0) / np.sqrt(thickness["n"]))
         thickness["range"] = [float(min(max(median + sign * half, 0.2), 1.0)) for sign in (-1, 1)]
+    if (plane := pooled["inplane_fwhm_mm"]) is not None:
+        plane["blur_mm"] = float(np.sqrt(max(plane["median"] ** 2 - HIGH_FIELD_MM**2, 0)))
     if (bias := pooled["bias_amplitude"]) is not None:
         bias["largest"] = 2 * bias["median"]
     told = Counter(note for scan in scans for note in scan["notes"])

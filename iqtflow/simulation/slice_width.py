@@ -101,7 +101,8 @@ def measure_widths(
         note = "In-plane blur and slice thickness not measured: too few voxels inside the brain."
         return Widths(None, None, (note,))
     found = [_inplane_width(scan, inside, along, edges, sigma) for along in (0, 1)]
-    known = [width for width in found if width is not None]
+    # Correlated noise and sharpening look like detail: nothing is narrower than a voxel.
+    known = [max(width, edge) for width, edge in zip(found, edges, strict=True) if width is not None]
     if len(known) < 2:
         why = "the noise hides the detail, or the plane is too coarse"
         return Widths(None, None, (f"In-plane blur and slice thickness not measured: {why}.",))

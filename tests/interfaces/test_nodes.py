@@ -168,9 +168,7 @@ def test_every_factory_takes_plain_keyword_arguments_and_says_what_they_are(fact
         assert parameter.kind is inspect.Parameter.KEYWORD_ONLY, name
         assert parameter.default is not inspect.Parameter.empty, name
         assert "Settings" not in str(parameter.annotation), name
-        assert re.search(rf"^(\w+, )*{name}(, \w+)*$", documented, re.MULTILINE), (
-            f"{name} is not described"
-        )
+        assert re.search(rf"^(\w+, )*{name}(, \w+)*$", documented, re.MULTILINE), f"{name} is not described"
     for section in ("Workflow Graph", "Parameters", "Inputs", "Outputs"):
         assert re.search(rf"^{section}$", documented, re.MULTILINE), section
 

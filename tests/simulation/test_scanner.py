@@ -8,7 +8,7 @@ import pytest
 from iqtflow.simulation.artifacts import bias_field, blur_in_plane, draw_bias
 from iqtflow.simulation.bias_estimation import measure_bias
 from iqtflow.simulation.noise_estimation import NoiseEstimate
-from iqtflow.simulation.scanner import ScannerMeasure, measure_scanner, pool_scanner
+from iqtflow.simulation.scanner import HIGH_FIELD_MM, ScannerMeasure, measure_scanner, pool_scanner
 from iqtflow.simulation.slice_profile import apply_profile, profile_matrix
 from iqtflow.simulation.slice_width import (
     DETAIL_EXPONENT,
@@ -117,13 +117,14 @@ def test_a_scan_tells_stripes_and_the_kind_of_noise(tissue):
     everywhere = np.ones(scan.shape, bool)
 
     def measure(method: str) -> ScannerMeasure:
-        noise = NoiseEstimate(NOISE, method, 1000, "")
+        noise = NoiseEstimate(NOISE, method, 1000, "", correlated=method == "tissue-mad")
         return measure_scanner(scan, everywhere.astype("f4"), everywhere, affine, axis=2, noise=noise)
 
     found = measure("air-rayleigh")
     assert found.stripes == pytest.approx(0.06, abs=0.01) and found.noise_distribution == "rician"
     unknown = measure("tissue-mad")
     assert unknown.noise_distribution is None and any("background" in note for note in unknown.notes)
+    assert any("interpolated" in note for note in unknown.notes) and found.notes == ()
 
 
 def test_a_scanner_is_the_median_of_its_scans_and_says_what_few_of_them_tell():
@@ -139,3 +140,6 @@ def test_a_scanner_is_the_median_of_its_scans_and_says_what_few_of_them_tell():
     assert thickness["median"] == 0.75 and thickness["range"][0] < 0.7 and thickness["range"][1] <= 1
     assert pooled["inplane_fwhm_mm"] is None and pooled["bias_amplitude"]["largest"] == pytest.approx(0.4)
     assert any("4 of 5" in note for note in pooled["notes"])
+    # The blur and the high-field image's own width make the measured width.
+    plane = pool_scanner([{**scan, "inplane_fwhm_mm": 2.5} for scan in scans])["inplane_fwhm_mm"]
+    assert np.hypot(plane["blur_mm"], HIGH_FIELD_MM) == pytest.approx(2.5)

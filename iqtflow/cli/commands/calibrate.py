@@ -111,6 +111,7 @@ def _fit(options: argparse.Namespace) -> None:
     from iqtflow import __version__
     from iqtflow.image.nifti import write_json
     from iqtflow.reports.scanner_table import calibration_tables
+    from iqtflow.simulation.noise_estimation import METHOD_WORDS
     from iqtflow.simulation.scanner import pool_scanner
     from iqtflow.simulation.snr_estimation import fit_prior
 
@@ -137,7 +138,7 @@ def _fit(options: argparse.Namespace) -> None:
     measured = [scanner for _, _, scanner in scans.values() if scanner is not None]
     notes = [*calibration.notes]
     if len(methods) > 1:
-        ways = ", ".join(f"{method} for {n}" for method, n in sorted(methods.items()))
+        ways = ", ".join(f"{METHOD_WORDS.get(method, method)}: {n}" for method, n in sorted(methods.items()))
         notes.append(
             f"The noise was measured in more than one way ({ways} scans). Are all scans from one scanner and "
             "protocol?"

@@ -16,6 +16,7 @@ from iqtflow.reports.draw.measured import LEGEND
 from iqtflow.reports.record import Place
 from iqtflow.reports.scanner_table import scanner_rows
 from iqtflow.reports.verdict import Check, judge
+from iqtflow.simulation.noise_estimation import METHOD_WORDS
 from iqtflow.simulation.snr_estimation import ENOUGH_SCANS, SCANS_FOR_SCATTER
 from iqtflow.utils.errors import InputError
 from iqtflow.utils.files import read_text
@@ -121,7 +122,7 @@ def check_prior(prior: Mapping[str, Any]) -> list[Check]:
         others = f"Left out: {', '.join(left_out)}. Look at their pictures."
     else:
         others = "No scan is unlike the others."
-    ways = ", ".join(f"{method} ({count})" for method, count in sorted(methods.items()))
+    ways = ", ".join(f"{METHOD_WORDS.get(way, way)} ({count})" for way, count in sorted(methods.items()))
     return [
         Check("Scans alike", None if n < SCANS_FOR_SCATTER else len(left_out) <= MOST_LEFT_OUT * n,
               f"{len(left_out)} of {n} left out", f"up to {MOST_LEFT_OUT:.0%}", others),
