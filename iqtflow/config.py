@@ -71,7 +71,8 @@ class Setting:
     parse: Callable[[str], Any] | None = None  #: makes a value of a text, if `kind` does not
     level: str = ""  #: the only analysis level that reads it; empty: both
     fresh: bool = False  #: for fresh draws only; stored scans are simulated as in the paper
-    neutral: bool = False  #: results do not depend on it: scans to take, processors, folders, words
+    #: Runs that differ in it may share a folder: scans to take, processors, folders, words.
+    neutral: bool = False
     action: str = ""  #: argparse's action, if its option takes no value and has no ``--no-...``
 
     @property
@@ -417,6 +418,7 @@ class TrainSettings:
         separator=",",
         form="a list of x, y, z, each once, with commas",
         level="participant",
+        neutral=True,  # scans of one data set may be blurred along different axes; libraries state theirs
     )
     thickness_fraction: tuple[float, float] = setting(
         (0.75, 0.75),
@@ -612,11 +614,14 @@ class TrainSettings:
         command="--precision",
         choices=("float32", "bfloat16"),
     )
-    steps: int | None = setting(None, "optimisation steps at most", low=1, shown="what --max-epochs allows")
+    # Neutral, since a finished training goes on if more of them are asked for later.
+    steps: int | None = setting(
+        None, "optimisation steps at most", low=1, shown="what --max-epochs allows", neutral=True
+    )
     steps_per_epoch: int = setting(100, "optimisation steps between validations and checkpoints", low=1)
-    max_epochs: int = setting(30, "validations at most", low=1)
+    max_epochs: int = setting(30, "validations at most", low=1, neutral=True)
     patience: int = setting(
-        5, "validations without a lower loss before training stops; 0: never stop early", low=0
+        5, "validations without a lower loss before training stops; 0: never stop early", low=0, neutral=True
     )
     validation_batches: int = setting(12, "batches in a validation", low=1)
     devices: int = setting(

@@ -92,10 +92,13 @@ def test_each_level_of_a_training_has_its_own_settings_and_each_model_its_own_na
     group = ("group", "--mode", "train", "--model-name")
     pretend_to_run(*place, *group, "first", "--filters", "8", result=model)
     settle(*place, *group, "second", "--filters", "4")
+    settle(*place, *group, "first", "--filters", "8", "--steps", "3000", "--patience", "0")  # goes on
     with pytest.raises(UsageError, match=r"--filters 8.*--filters 4.*--model-name"):
         settle(*place, *group, "first", "--filters", "4")
     with pytest.raises(UsageError, match=r"-factor 4.*-factor 6"):
         settle(*place, "participant", *training, "-k", "6")
+    # Subjects of one data set may have scans that are blurred along different axes.
+    settle(*place, "participant", *training, "--slice-axes", "x,y")
     stated = json.loads((place[1] / "dataset_description.json").read_text())["GeneratedBy"][1:]
     assert [(one["Level"], one["Product"]) for one in stated] == [("participant", ""), ("group", "first")]
 
