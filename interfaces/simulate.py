@@ -59,6 +59,9 @@ class _SimulateInputSpec(ChildCommandInputSpec):
     inplane_fwhm_mm = traits.Float(
         argstr="--inplane-fwhm-mm %.6g", desc="largest blur in the plane, FWHM in mm"
     )
+    inplane_fwhm_least_mm = traits.Float(
+        argstr="--inplane-fwhm-least-mm %.6g", desc="smallest blur in the plane, FWHM in mm"
+    )
     bias_amplitude = setting_trait(
         "train", "bias_amplitude", usedefault=False, argstr="--bias-amplitude %.6g"
     )

@@ -38,8 +38,18 @@ IMPERFECTIONS = {
     "fwhm_jitter": 3.0,
     "slice_offset_mm": 100.0,
     "inplane_fwhm_mm": 100.0,
+    "inplane_fwhm_least_mm": 100.0,
     "bias_amplitude": 3.0,
 }
+#: How to get public high-field scans.
+FETCH = (
+    "Your own, or public ones (OpenNeuro ds002748, CC0, 3 MB each; docs/tasks/scanner.md):\n"
+    "  for s in 01 03 04 05 06 07 08 22 58 59 60 61 62 63; do curl -f --create-dirs -o "
+    "highfield/sub-A$s/anat/sub-A${s}_T1w.nii.gz "
+    "https://s3.amazonaws.com/openneuro.org/ds002748/sub-$s/anat/sub-${s}_T1w.nii.gz; done\n"
+    "  curl -f -o highfield/dataset_description.json "
+    "https://s3.amazonaws.com/openneuro.org/ds002748/dataset_description.json"
+)
 SNR_LIMITS = (0.1, 1e6)  #: of a tissue: below, only noise is visible; above, there is no noise
 
 
@@ -223,9 +233,9 @@ class RunSettings:
     )
     mode: str = setting(
         "enhance",
-        "enhance scans, train a network, or measure the SNR of your own scanner",
+        "enhance scans, train a network, measure your own scanner, or adapt a model to it",
         group="what to do",
-        choices=("enhance", "train", "calibrate"),
+        choices=("enhance", "train", "calibrate", "adapt"),
     )
     force: bool = setting(False, "enhance near-isotropic scans, too")
     stop_on_first_crash: bool = setting(False, "stop everything when one subject fails")
@@ -478,6 +488,23 @@ class TrainSettings:
         fresh=True,
         **_SHARE,
     )
+    plane_blur: tuple[float, float] = setting(
+        (0.0, 0.0),
+        "range of the blur of simulated scans in the plane (FWHM), in high-field voxels",
+        low=0,
+        high=5,
+        **_RANGE,
+    )
+    noise: str = setting(
+        "gaussian", "distribution of the noise of simulated scans", choices=("gaussian", "rician"), fresh=True
+    )
+    evaluate_as: str = setting(
+        "paper",
+        "stored scans, which models are evaluated on, are simulated as in the paper, or with "
+        "--thickness-fraction, --plane-blur and --noise as in the training",
+        choices=("paper", "training"),
+        level="participant",
+    )
     draws: int | Literal["fresh"] = setting(
         "fresh",
         "train on N stored simulated scans per subject; fresh: simulate anew for every batch",
@@ -655,6 +682,31 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdaptSettings:
+    """Fine-tuning of a shipped model for the scanner of the low-field scans."""
+
+    highfield: Path | None = setting(
+        None,
+        "BIDS data set with high-field T1w scans of four people or more, your own or public ones",
+        group="adapt",
+        metavar="DIR",
+    )
+    budget: str = setting(
+        "100m",
+        "time for the group level, such as 90s, 20m or 2h; the training is as long as fits into it",
+        pattern=r"\d+(\.\d+)?[smh]",
+        form="a number and s, m or h",
+        metavar="TIME",
+        neutral=True,
+    )
+
+    @property
+    def budget_s(self) -> float:
+        """The budget in seconds."""
+        return float(self.budget[:-1]) * {"s": 1, "m": 60, "h": 3600}[self.budget[-1]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SegmentationSettings:
     """Tissue probability maps of WM, GM and CSF, for the modes that need them."""
 
@@ -706,6 +758,7 @@ class Settings:
     inputs: InputSettings = field(default_factory=InputSettings)
     enhance: EnhanceSettings = field(default_factory=EnhanceSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    adapt: AdaptSettings = field(default_factory=AdaptSettings)
     segmentation: SegmentationSettings = field(default_factory=SegmentationSettings)
 
 
@@ -716,17 +769,28 @@ SECTIONS: dict[str, type] = {
     "inputs": InputSettings,
     "enhance": EnhanceSettings,
     "train": TrainSettings,
+    "adapt": AdaptSettings,
     "segmentation": SegmentationSettings,
 }
 #: Modes that read the settings of a section; the others are for all modes.
-SECTION_MODES = {"enhance": ("enhance",), "train": ("train",), "segmentation": ("train", "calibrate")}
+SECTION_MODES = {
+    "enhance": ("enhance",),
+    "train": ("train",),
+    "adapt": ("adapt",),
+    "segmentation": ("train", "calibrate", "adapt"),
+}
+#: Modes that read a setting, where they are others than those of its section.
+SETTING_MODES = {
+    "force": ("enhance", "calibrate", "adapt"),
+    **dict.fromkeys(("split", "start_from", "model_name"), ("train", "adapt")),
+}
 
 
 def _list_settings(section: str) -> Iterator[Setting]:
     """Yield the settings of a section; types come from the annotations of the dataclass."""
     hints = get_type_hints(SECTIONS[section])
     stated: dict[str, Any] = {"section": section, "group": ""}
-    stated["level"] = {"train": "group", "segmentation": "participant"}.get(section, "")
+    stated["level"] = {"train": "group", "adapt": "group", "segmentation": "participant"}.get(section, "")
     stated["neutral"] = section not in SECTION_MODES
     for item in dataclasses.fields(SECTIONS[section]):
         hint = hints[item.name]
@@ -761,7 +825,8 @@ FRESH_ONLY = tuple(name for name, item in SETTINGS["train"].items() if item.fres
 #: networks; `tensorboard` and `network_options` have another form in ``iqtflow-train``.
 OF_ONE_NETWORK = [name for name in SETTINGS["train"] if name not in {
     "slice_axes", "patch_library", "patch_step", "background_limit", "patch_fraction", "split", "split_ratio",
-    "cross_validation", "ensemble", "model_name", "evaluate_model", "tensorboard", "network_options",
+    "cross_validation", "ensemble", "model_name", "evaluate_model", "evaluate_as", "tensorboard",
+    "network_options",
 }]  # fmt: skip
 
 
@@ -783,7 +848,7 @@ def check_fresh(values: Any) -> None:
         if not item.accepts(value):
             raise UsageError(
                 item.option,
-                found=" to ".join(f"{number:g}" for number in (value if item.many else [value])),
+                found=" to ".join(f"{number:g}" for number in value) if item.many else str(value),
                 expected=item.expected,
                 next_step="Swap the two."
                 if item.many and item.accepts(value[::-1])
@@ -895,7 +960,8 @@ def read_sections(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
     Parameters
     ----------
     path
-        A TOML file with any of the tables ``[paths] [run] [inputs] [enhance] [train] [segmentation]``.
+        A TOML file with any of the tables ``[paths] [run] [inputs] [enhance] [train] [adapt]
+        [segmentation]``.
 
     Returns
     -------

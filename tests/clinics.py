@@ -64,13 +64,15 @@ def write_thick_scan(
     return nib.load(path)
 
 
-def write_mapped_scans(bids: Path, maps: Path, n: int, *, k: int = 1, size: float = 1.6) -> None:
-    """Write scans of `n` brain phantoms, sub-0 and on, and their tissue maps as another program makes them.
+def write_mapped_scans(
+    bids: Path, maps: Path, n: int, *, k: int = 1, size: float = 1.6, first: int = 0
+) -> None:
+    """Write scans of `n` brain phantoms, sub-`first` and on, and their tissue maps as another program makes them.
 
     Slices are k times as thick as the voxels are wide (`size`, in mm), along the second axis.
     """
     dataset(maps)
-    for i in range(n):
+    for i in range(first, first + n):
         brain = make_brain((64, 68, 64), seed=i)
         csf = np.clip(brain.mask - brain.wm - brain.gm, 0, 1)
         parts = {"T1w": brain.intensity, "WM": brain.wm, "GM": brain.gm, "CSF": csf}

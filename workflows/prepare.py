@@ -23,6 +23,7 @@ def init_prepare_wf(
     slice_axes: Sequence[str] = TrainSettings.slice_axes,
     n_draws: int = 1,
     snr_prior: str = TrainSettings.snr_prior,
+    simulator: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = RunSettings.seed,
     first_draw_seed: int | None = None,
     stored_draws: int = 0,
@@ -52,6 +53,9 @@ def init_prepare_wf(
         Simulated low-field scans that are written out.
     snr_prior
         A published prior by name, or a JSON file.
+    simulator
+        For each slice axis, more inputs of `iqtflow.interfaces.simulate.SimulateLowField` by name, such as
+        ``{"z": {"noise": "rician"}}``.
     seed
         Seed of the tissue maps and of the patch library's reference voxels.
     first_draw_seed
@@ -162,12 +166,14 @@ def init_prepare_wf(
             ]
         )
     for i, draw in enumerate(draws):
+        axis = slice_axes[i % len(slice_axes)]
         simulate = Node(
             SimulateLowField(
                 upsampling_factor=upsampling_factor,
-                slice_axis=slice_axes[i % len(slice_axes)],
+                slice_axis=axis,
                 snr_prior=snr_prior,
                 seed=first + i,
+                **(simulator or {}).get(axis, {}),
             ),
             name=f"simulate_{draw}",
             mem_gb=SIMULATE_MEM_GB,

@@ -108,6 +108,9 @@ RUN_OUTPUTS = {
     "prior": "calibration/prior.json",
     "prior_figure": "calibration/prior.png",
     "calibration_page": "calibration.html",
+    "adaptation": "adapt.json",
+    "adaptation_page": "adapt.html",
+    "adaptation_plan": "training/models/plan.json",
     "split": "models/split.json",
     "folds": "models/folds-{folds}.json",
     "model": "models/{model}.safetensors",
@@ -169,7 +172,7 @@ def scan_outputs(scan: Scan, settings: Settings) -> list[Path]:
     train = settings.train
     if settings.run.mode == "enhance":
         return [output_name("enhanced", scan)]
-    if settings.run.mode == "calibrate":
+    if settings.run.mode in ("calibrate", "adapt"):
         return [output_name("measurement", scan), output_name("measurement_figure", scan)]
     pairs = ("pairs", "pairs_header") if train.patch_library == "pairs" else ()
     return [

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 
-from iqtflow.config import FRESH_ONLY, SECTION_MODES, SETTINGS, Settings, check_training
+from iqtflow.bids import check_dataset
+from iqtflow.config import FETCH, FRESH_ONLY, SECTION_MODES, SETTING_MODES, SETTINGS, Settings, check_training
 from iqtflow.utils.errors import InputError, UsageError
 
 
@@ -62,7 +64,7 @@ def check_settings(settings: Settings) -> None:
         raise UsageError(
             "group",
             found="the group level in --mode enhance, which has none",
-            expected="participant; or group together with --mode train or --mode calibrate",
+            expected="participant; or group together with --mode train, calibrate or adapt",
             next_step="The participant level does all the work, its pages and index.html included.",
         )
     try:
@@ -81,6 +83,8 @@ def check_settings(settings: Settings) -> None:
         raise UsageError(
             fault.path, found=fault.found, expected=fault.expected, next_step=fault.next_step
         ) from fault
+    if run.mode == "adapt" and "group" in run.levels:
+        _check_highfield(settings)
     if train.split is not None:
         read_split(train.split)
     if settings.inputs.filter_file is not None:
@@ -92,14 +96,36 @@ def check_settings(settings: Settings) -> None:
         read_plugin_file(run.use_plugin)
 
 
+def _check_highfield(settings: Settings) -> None:
+    """Make sure that there are high-field people, in a folder of their own."""
+    highfield, paths = settings.adapt.highfield, settings.paths
+    if highfield is None:
+        raise UsageError(
+            "--highfield",
+            found="not given",
+            expected="a BIDS data set with high-field T1w scans of people",
+            next_step=FETCH,
+        )
+    check_dataset(highfield)
+    for what, other in (("the low-field scans", paths.bids_dir), ("the output", paths.output_dir)):
+        if os.path.realpath(highfield) == os.path.realpath(other):
+            raise UsageError(
+                "--highfield",
+                found=f"{highfield}, the folder of {what}",
+                expected="a data set of its own",
+                next_step=FETCH,
+            )
+
+
 def _mistakes(options: argparse.Namespace, section: str, key: str) -> Iterator[str]:
     """Yield why an option is refused in this run."""
     mode = options.run__mode
-    modes = ("enhance", "calibrate") if key == "force" else SECTION_MODES.get(section, (mode,))
+    modes = SETTING_MODES.get(key) or SECTION_MODES.get(section, (mode,))
     levels = options.run__levels or ()
     if mode not in modes:
         yield f"is for --mode {' or '.join(modes)}; the mode is {mode}"
-    if section == "train" and key in FRESH_ONLY and levels and "group" not in levels:
+    fresh = section == "train" and key in FRESH_ONLY and options.train__evaluate_as == "paper"
+    if fresh and levels and "group" not in levels:
         yield "is for the group level; the participant level always simulates scans as in the paper"
     if key == "patch_fraction" and options.train__patch_library != "pairs":
         yield "is for --patch-library pairs"
@@ -118,6 +144,8 @@ def _mistakes(options: argparse.Namespace, section: str, key: str) -> Iterator[s
 def _idle(options: argparse.Namespace, section: str, key: str) -> Iterator[str]:
     """Yield why an option has no effect in this run, though it may in another run with the same options."""
     level = SETTINGS[section][key].level if section in SETTINGS else ""
+    if section == "segmentation" and options.run__mode == "adapt":
+        return  # both levels make tissue maps
     if level and options.run__levels and level not in options.run__levels:
         yield f"is for the {level} level"
     elif (

@@ -34,7 +34,7 @@ from iqtflow.utils.system import available_memory_gb
 OK, NOTE, FAULT = "ok", "note", "FAULT"
 
 #: Least memory of each mode, GB: for a whole head in a network, and for SPM on 0.7 mm voxels.
-LEAST_MEMORY_GB = {"enhance": 3.0, "train": 6.0, "calibrate": 3.0}
+LEAST_MEMORY_GB = {"enhance": 3.0, "train": 6.0, "calibrate": 3.0, "adapt": 6.0}
 LEAST_DISK_GB = 2.0
 
 #: Packages that only child processes import: without this check, a missing one is found late.
@@ -42,6 +42,7 @@ PACKAGES = {
     "enhance": ("torch", "safetensors", "monai", "deepbet"),
     "train": ("torch", "safetensors", "monai", "lightning", "deepbet"),
     "calibrate": ("deepbet",),
+    "adapt": ("torch", "safetensors", "monai", "lightning", "deepbet"),
 }
 
 
@@ -161,7 +162,7 @@ def check_memory(mode: str, *, available_gb: float | None = None) -> Check:
     Parameters
     ----------
     mode
-        ``"enhance"``, ``"train"`` or ``"calibrate"``.
+        ``"enhance"``, ``"train"``, ``"calibrate"`` or ``"adapt"``.
     available_gb
         Measured when None.
     """

@@ -63,11 +63,13 @@ def _run(argv: Sequence[str] | None) -> int:
     # Imported here, because nipype takes seconds to load and --help does not need it. The current folder may
     # be deleted or closed to this user, or hold files with the names of libraries.
     with working_in(os.sep):
+        from iqtflow.workflows.app.adapt import print_adaptation, run_adaptation
         from iqtflow.workflows.app.base import run_workflow, write_boilerplate, write_reports
         from iqtflow.workflows.app.plan import print_plan
 
+        adapts = settings.run.mode == "adapt"
         if options.dry_run:
-            return print_plan(settings, listing)
+            return (print_adaptation if adapts else print_plan)(settings, listing)
         if options.reports_only:
             return write_reports(settings)
         if options.boilerplate_only:
@@ -81,7 +83,7 @@ def _run(argv: Sequence[str] | None) -> int:
     check_own(work_dir)
     announce(settings, reason)
     with working_in(work_dir):
-        return run_workflow(settings, listing)
+        return (run_adaptation if adapts else run_workflow)(settings, listing)
 
 
 def settle(options: argparse.Namespace) -> tuple[Settings, tuple[Listing, str]]:

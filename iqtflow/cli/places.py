@@ -170,13 +170,15 @@ def _names(settings: Settings, listing: Listing, *, pages_only: bool) -> Iterato
         for scan in listing.scans:
             std = [output_name("std", scan)] if run.mode == "enhance" else []
             yield from with_sidecars([*scan_outputs(scan, settings), *std])
-    if "participant" in run.levels and run.mode != "calibrate":
+    if "participant" in run.levels and run.mode not in ("calibrate", "adapt"):
         yield from map(output_name, ("index", "scan_table", "scan_table_dictionary"))
         labels = {scan.subject for scan in listing.scans} | {left.subject for left in listing.left_out}
         for label in filter(can_have_page, sorted(labels)):
             yield from (output_name(what, subject=label) for what in ("page", "page_summary"))
-    if "group" in run.levels and run.mode == "calibrate":
+    if "group" in run.levels and run.mode in ("calibrate", "adapt"):
         yield from map(output_name, ("prior", "prior_figure", "calibration_page"))
+        if run.mode == "adapt":
+            yield from map(output_name, ("adaptation", "adaptation_page"))
     elif "group" in run.levels and run.mode == "train":
         model = settings.train.output_model
         kinds = ("model", "card", "card_picture", "scores", "group_page", "metrics")

@@ -225,6 +225,18 @@ def stamp_figures(source: str | os.PathLike, path: str | os.PathLike, figures: M
     return _write(path, tensors, {**card, "figures": dict(figures)})
 
 
+def stamp_familiar(source: str | os.PathLike, path: str | os.PathLike, reference: Mapping[str, Any]) -> Path:
+    """Copy a model with the ranges of its training scans in its card (`iqtflow.inference.ood`).
+
+    Raises
+    ------
+    InputError
+        As `load_model`.
+    """
+    tensors, card, _ = _read(source)
+    return _write(path, tensors, {**card, "familiar": dict(reference)})
+
+
 def list_shipped() -> list[ModelInfo]:
     """Return the models that ship with the package, by contrast and factor, from ``weights/index.json``.
 

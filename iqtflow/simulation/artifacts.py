@@ -56,7 +56,9 @@ class Extras:
         Largest shift of the slices to either side, uniform; at most half a spacing. The affine is shifted,
         too.
     inplane_fwhm_mm
-        Largest width of the in-plane blur, uniform from 0. The voxel grid does not change.
+        Largest width of the in-plane blur, uniform from the least. The voxel grid does not change.
+    inplane_fwhm_least_mm
+        Smallest width of the in-plane blur.
     bias_amplitude
         Largest absolute logarithm of the bias field, uniform from 0.
 
@@ -70,6 +72,7 @@ class Extras:
     slice_offset_mm: float = 0.0
     inplane_fwhm_mm: float = 0.0
     bias_amplitude: float = 0.0
+    inplane_fwhm_least_mm: float = 0.0
 
     def __post_init__(self) -> None:
         for item in fields(self):

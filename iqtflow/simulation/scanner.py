@@ -26,6 +26,8 @@ POOLED = ("thickness_fraction", "inplane_fwhm_mm", "bias_amplitude", "stripes")
 THICKNESS_ERROR = 0.05
 #: In-plane FWHM that is measured in high-field images of 0.9 mm, on average.
 HIGH_FIELD_MM = 1.6
+#: Brains differ in their detail: a scanner is blurred if its width is larger than the images' by this factor.
+SAME_WIDTH = 1.2
 #: Share of the scans from which a value must be known for the scanner's.
 LEAST_SHARE = 0.5
 
@@ -164,3 +166,46 @@ def pool_scanner(scans: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     told = Counter(note for scan in scans for note in scan["notes"])
     pooled["notes"] = [f"{note} ({n} of {len(scans)} scans)" for note, n in told.most_common()]
     return pooled
+
+
+def own_width(data: np.ndarray, mask: np.ndarray, affine: np.ndarray, *, axis: int, k: int) -> float | None:
+    """Measure the width in the plane of a high-field image, as that of a scan: in slices of k voxels.
+
+    Parameters
+    ----------
+    data, mask : ndarray, shape (w, h, D)
+        High-field image, and its brain.
+    affine : ndarray, shape (4, 4)
+        Voxel indices to world mm.
+    axis
+        Axis that the slices are made along.
+    k
+        Voxels in a slice.
+
+    Returns
+    -------
+    float or None
+        FWHM in mm; None: not measurable.
+    """
+    n = data.shape[axis] // k * k
+    parts = [np.take(data, range(first, n, k), axis=axis) for first in range(k)]
+    inside = [np.take(mask, range(first, n, k), axis=axis) for first in range(k)]
+    thick = np.array(affine, dtype=float)
+    thick[:3, axis] *= k
+    mean = np.stack(parts).mean(axis=0, dtype=np.float32)
+    return measure_widths(mean, np.all(inside, axis=0), thick, axis=axis, sigma=0.0).inplane_mm
+
+
+def missing_blur(scanner_mm: float | None, own_mm: Sequence[float]) -> float:
+    """Return the blur (FWHM, mm) that makes high-field images as wide as a scanner's; 0 if hardly any.
+
+    Parameters
+    ----------
+    scanner_mm
+        Width in the plane of the scanner; None: not measurable.
+    own_mm
+        Widths of the high-field images.
+    """
+    if scanner_mm is None or not own_mm or scanner_mm < SAME_WIDTH * float(np.median(own_mm)):
+        return 0.0
+    return float(np.sqrt(scanner_mm**2 - float(np.median(own_mm)) ** 2))

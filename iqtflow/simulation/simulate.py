@@ -224,7 +224,10 @@ def draw_scan(prior: SNRPrior, extras: Extras, stack: SliceStack, *, seed: int) 
         noise_seed=seed,
         fwhm_mm=float(stack.thickness_mm * np.exp(widening)),
         offset_mm=float(extras.slice_offset_mm * stream(2).uniform(-1, 1)),
-        inplane_fwhm_mm=float(extras.inplane_fwhm_mm * stream(3).uniform()),
+        inplane_fwhm_mm=float(
+            extras.inplane_fwhm_least_mm
+            + max(extras.inplane_fwhm_mm - extras.inplane_fwhm_least_mm, 0) * stream(3).uniform()
+        ),
         bias=draw_bias(stream(4), extras.bias_amplitude),
     )
 

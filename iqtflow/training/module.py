@@ -262,7 +262,7 @@ class TrainingModule(lightning.LightningModule):
         """What is minimised, and what is reported."""
         if self.volumes is not None:
             batch = self.volumes.cut(batch)
-        low, high = simulate_batch(batch)
+        low, high = simulate_batch(batch, distribution=self.plan.degradation.noise)
         output = network(low.to(memory_format=torch.channels_last_3d)).float()
         weight = brain_weight(batch.get("brain"), self.plan.background_weight, high.device)
         kind, only = self.plan.loss, self.plan.only_uncertainty

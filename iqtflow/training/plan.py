@@ -17,7 +17,10 @@ _LATER = (
     *("start_from", "only_uncertainty", "optimiser", "warmup", "clip", "averaging"),
     *("background_weight", "precision"),
 )
-_LATER_DEGRADATION = ("zoom", "spacing_jitter", "contrast_jitter", "stripes", "coarse_plane")
+_LATER_DEGRADATION = (
+    *("zoom", "spacing_jitter", "contrast_jitter", "stripes", "coarse_plane"),
+    *("plane_blur", "noise"),
+)
 
 
 @dataclass(frozen=True)

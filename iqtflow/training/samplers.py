@@ -55,13 +55,20 @@ class Degradation:
     contrast_jitter: float = TrainSettings.contrast_jitter
     stripes: float = TrainSettings.stripes
     coarse_plane: tuple[float, float] = TrainSettings.coarse_plane
+    plane_blur: tuple[float, float] = TrainSettings.plane_blur
+    noise: str = TrainSettings.noise
+
+    @property
+    def changes_plane(self) -> bool:
+        """Whether coarse planes or a blur in the plane are on."""
+        return self.coarse_plane != (1.0, 1.0) or self.plane_blur != (0.0, 0.0)
 
     @property
     def widens(self) -> bool:
-        """Whether zoom, spacing jitter, contrast jitter, stripes or coarse planes are on."""
+        """Whether zoom, spacing jitter, contrast jitter, stripes, coarse planes or blur are on."""
         return (
             self.zoom != (1.0, 1.0)
-            or self.coarse_plane != (1.0, 1.0)
+            or self.changes_plane
             or any((self.spacing_jitter, self.contrast_jitter, self.stripes))
         )
 
@@ -146,9 +153,12 @@ class DrawSampler:
         if extra is not None and d.stripes and extra.random() < 0.25:
             matrix[extra.integers(2) :: 2] *= np.float32(1 + d.stripes * extra.uniform(-1, 1))
         plane = {}
-        if extra is not None and d.coarse_plane != (1.0, 1.0):
-            edge = extra.uniform(*d.coarse_plane) if extra.random() < 1 / 3 else 1.0
-            plane = dict(zip(("shrink", "enlarge"), plane_matrices(self.patch, round(edge, 1)), strict=True))
+        if extra is not None and d.changes_plane:
+            coarse = d.coarse_plane != (1.0, 1.0) and extra.random() < 1 / 3
+            edge = extra.uniform(*d.coarse_plane) if coarse else 1.0
+            blur = extra.uniform(*d.plane_blur) if any(d.plane_blur) else 0.0
+            matrices = plane_matrices(self.patch, round(edge, 1), round(blur, 1))
+            plane = dict(zip(("shrink", "enlarge"), matrices, strict=True))
         reference = library.references[axis]
         brain = reference[:, 0] * (1 + (ratios.wm - 1) * reference[:, 1] + (ratios.gm - 1) * reference[:, 2])
         scale = intensity_scale(brain + ratios.sigma * rng.standard_normal(len(brain), dtype=np.float32))
@@ -338,8 +348,8 @@ def resampling_matrix(n_in: int, n_out: int, zoom: float) -> np.ndarray:
     return weights
 
 
-@lru_cache(maxsize=64)
-def plane_matrices(n: int, edge: float) -> tuple[np.ndarray, np.ndarray]:
+@lru_cache(maxsize=256)
+def plane_matrices(n: int, edge: float, blur: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Matrices from `n` voxels along an axis of the plane to coarse voxels, and back by cubic B-splines.
 
     A coarse voxel averages over its edge (Gaussian, FWHM in quadrature), as in
@@ -351,6 +361,8 @@ def plane_matrices(n: int, edge: float) -> tuple[np.ndarray, np.ndarray]:
         Voxels of the patch.
     edge
         Edge of a coarse voxel, in voxels of the patch; at least 1.
+    blur
+        Width (FWHM) of a Gaussian blur before, in voxels of the patch.
 
     Returns
     -------
@@ -369,6 +381,10 @@ def plane_matrices(n: int, edge: float) -> tuple[np.ndarray, np.ndarray]:
         )
         shrink[:coarse] = _sampled(blurred, edge, coarse)
         enlarge[:, :coarse] = _sampled(np.eye(coarse), 1 / edge, n)
+    if blur:
+        shrink = shrink @ ndimage.gaussian_filter1d(
+            np.eye(n, dtype=np.float32), blur * FWHM_TO_SIGMA, 0, mode="nearest"
+        )
     for matrix in (shrink, enlarge):
         matrix.setflags(write=False)
     return shrink, enlarge

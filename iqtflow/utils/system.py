@@ -210,3 +210,12 @@ def fast_precision(device: str) -> str:
         getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     )
     return "bfloat16" if any(ask is not None and ask() for ask in known) else "float32"
+
+
+def cpu_has_bfloat16() -> bool:
+    """Return whether the processor has instructions for bfloat16, without loading PyTorch; Linux only."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as stream:
+            return bool({"avx512_bf16", "amx_tile"} & set(stream.read().split()))
+    except OSError:
+        return False

@@ -171,7 +171,7 @@ def test_relative_paths_become_absolute(bids_tree, tmp_path, monkeypatch, untrai
         ),
         (["--mode", "train", "--bias-amplitude", "0.2"], "--bias-amplitude is for the group level"),
         (["--mode", "train", "--patch-fraction", "0.5"], "--patch-fraction is for --patch-library pairs"),
-        (["--mode", "train", "--force"], "--force is for --mode enhance or calibrate"),
+        (["--mode", "train", "--force"], "--force is for --mode enhance or calibrate or adapt"),
         (["--mode", "train", "--split-ratio", "1", "1", "1", "--split", "s.json"], "there is --split"),
         (["--bids-database-wipe"], "add --bids-database-dir"),
         (["--combine-stacks", "--acquired-spacing", "5"], "there is --acquired-spacing"),
@@ -473,7 +473,7 @@ def test_a_settings_file_is_for_many_runs_and_its_values_may_stay(bids_tree, tmp
 def test_enhancing_has_no_group_level(bids_tree, tmp_path, capsys):
     assert cli.main([str(bids_tree(T1W)), str(tmp_path / "out"), "group"]) == 2
     said = capsys.readouterr().err
-    assert "--mode train or --mode calibrate" in said and "subjects to train on" not in said
+    assert "--mode train, calibrate or adapt" in said and "subjects to train on" not in said
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from nipype.pipeline.engine.base import EngineBase
 import iqtflow
 from iqtflow.bids import Scan, scan_seed
 from iqtflow.bids.names import node_name, output_name, stem_name
-from iqtflow.config import Settings
+from iqtflow.config import AXES, Settings, TrainSettings
 from iqtflow.image.metadata import boolean, skull_stripped
 from iqtflow.inference.uncertainty import description
 from iqtflow.models.zoo import candidates, card_of, choose_model
-from iqtflow.workflows.app.collect import engine_of, geometry_of
+from iqtflow.workflows.app.collect import engine_of, geometry_of, peek
 from iqtflow.workflows.app.memory import enhancing_gb, state_memory
 from iqtflow.workflows.app.stacks import add_combinations
 
@@ -142,6 +142,7 @@ def _prepare(scan: Scan, settings: Settings) -> Workflow:
         slice_axes=train.slice_axes,
         n_draws=train.stored_draws,
         snr_prior=os.fspath(train.snr_prior),
+        simulator=_simulator(scan, train),
         seed=run.seed,
         first_draw_seed=scan_seed(scan, run.seed),
         stored_draws=0 if train.draws == "fresh" else train.draws,
@@ -173,6 +174,33 @@ def _prepare(scan: Scan, settings: Settings) -> Workflow:
             found = (("segmentation", _with_skull, fields), "metadata")
             workflow.connect([(workflow.get_node("outputnode"), sink, [found])])
     return workflow
+
+
+def _simulator(scan: Scan, train: TrainSettings) -> dict[str, dict[str, Any]] | None:
+    """Return the inputs of the simulator, by slice axis, for stored scans like those of the training; None
+    for those of the paper, and for a scan whose header cannot be read: the node that checks it reports it.
+    """
+    if train.evaluate_as == "paper":
+        return None
+    from nibabel.affines import voxel_sizes
+
+    try:
+        edges = dict(zip(AXES, voxel_sizes(peek(scan.path).affine).tolist(), strict=True))
+    except Exception:
+        return None
+    (low, high), blur = train.thickness_fraction, train.plane_blur
+    made: dict[str, dict[str, Any]] = {}
+    for axis in train.slice_axes:
+        edge = min(length for name, length in edges.items() if name != axis)  # in the plane
+        made[axis] = {
+            # Drawn between both ends of the range, evenly in its logarithm.
+            "thickness_mm": (low * high) ** 0.5 * train.upsampling_factor * edges[axis],
+            "fwhm_jitter": (high / low) ** 0.5 - 1,
+            "inplane_fwhm_least_mm": blur[0] * edge,
+            "inplane_fwhm_mm": blur[1] * edge,
+            "noise": train.noise,
+        }
+    return made
 
 
 def _measure(scan: Scan, settings: Settings) -> Workflow:

@@ -191,12 +191,14 @@ def _has_results(output: Path, now: dict[str, Any]) -> bool:
     """Return whether a folder has a result of this mode, level and product."""
     mode, level, product = product_of(now)
     if level == "group":
-        made = output_name("prior") if mode == "calibrate" else output_name("model", model=product)
+        pages = {"calibrate": "prior", "adapt": "adaptation"}
+        made = output_name(pages[mode]) if mode in pages else output_name("model", model=product)
         return (output / made).exists()
+    measured = "{folder}/*{extension}".format(**SCAN_OUTPUTS["measurement"])
     patterns = {
         "enhance": f"sub-*/**/*_desc-{SCAN_OUTPUTS['enhanced']['desc']}_{product}.nii*",
         "train": "{folder}/*_{suffix}{extension}".format(**SCAN_OUTPUTS["library"]),
-        "calibrate": "{folder}/*{extension}".format(**SCAN_OUTPUTS["measurement"]),
+        **dict.fromkeys(("calibrate", "adapt"), measured),
     }
     return next(output.glob(patterns[mode]), None) is not None
 

@@ -23,7 +23,8 @@ AXIS = {name: number for number, axis in enumerate(AXES) for name in (axis, str(
 #: Options that the JSON file decides when a scan is made again from it.
 RECIPE = (
     "k", "slice_axis", "thickness_mm", "gap_mm", "snr_prior", "fixed_tissue", "noise", "seed",
-    "fwhm_jitter", "slice_offset_mm", "inplane_fwhm_mm", "bias_amplitude",
+    "fwhm_jitter", "slice_offset_mm", "inplane_fwhm_mm", "inplane_fwhm_least_mm",
+    "bias_amplitude",
 )  # fmt: skip
 
 
@@ -93,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
             "largest shift of the slices; the affine follows (doi:10.1016/j.neuroimage.2021.118206)",
         ),
         ("inplane_fwhm_mm", "MM", "largest blur in the plane, FWHM (doi:10.1016/j.neuroimage.2021.118206)"),
+        ("inplane_fwhm_least_mm", "MM", "smallest blur in the plane, FWHM"),
         ("bias_amplitude", "A", "largest log-amplitude of a bias field (doi:10.1109/42.668698)"),
     ):
         extras.add_argument(
@@ -182,7 +184,11 @@ def _drawn(options: argparse.Namespace, edges_mm: Any) -> tuple[Any, dict[str, s
         gap_mm=options.gap_mm,
     )
     extras = Extras(
-        options.fwhm_jitter, options.slice_offset_mm, options.inplane_fwhm_mm, options.bias_amplitude
+        options.fwhm_jitter,
+        options.slice_offset_mm,
+        options.inplane_fwhm_mm,
+        options.bias_amplitude,
+        options.inplane_fwhm_least_mm,
     )
     if options.snr:
         prior = SNRPrior("fixed", tuple(options.snr), ((0.0, 0.0), (0.0, 0.0)), "given on the command line")

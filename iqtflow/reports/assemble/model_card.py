@@ -346,7 +346,10 @@ def _simulator(plan: dict[str, Any]) -> str:
         return f"SNR prior {prior}, mirroring {mirror}; {plan['draws']} stored scans of each subject"
     wider = "".join(
         f", {name.replace('_', ' ')} {degradation[name]}"
-        for name in ("zoom", "spacing_jitter", "contrast_jitter", "coarse_plane", "stripes")
+        for name in (
+            *("zoom", "spacing_jitter", "contrast_jitter", "coarse_plane", "stripes"),
+            *("plane_blur", "noise"),
+        )
         if degradation.get(name)
     )
     return (

@@ -1,0 +1,84 @@
+"""Comparison of two models on the same unseen people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from iqtflow.evaluation.metrics import wilcoxon
+
+#: A smaller mean gain in PSNR, in dB, is not told apart from none.
+LEAST_GAIN_DB = 0.05
+#: With fewer people, the two-tailed Wilcoxon test cannot be significant (p < .05).
+LEAST_FOR_TEST = 6
+MEASURES = ("psnr", "mssim")
+
+Scores = Mapping[str, Mapping[str, float]]
+
+
+def compare_models(spline: Scores, before: Scores, after: Scores) -> dict[str, Any]:
+    """Compare the scores of two models, subject by subject.
+
+    Parameters
+    ----------
+    spline, before, after
+        For each subject PSNR (dB) and MSSIM of the cubic spline, of the model before, and of the one after.
+
+    Returns
+    -------
+    dict
+        JSON-ready: ``subjects``; for each measure a row for each subject (spline, before, after), the mean
+        gain of after over before, the number of subjects with a gain and the p of a two-tailed Wilcoxon
+        signed-rank test (None with fewer than two subjects); and ``verdict``: "better", "uncertain" (better
+        on all of too few subjects for a test) or "not better".
+    """
+    subjects = sorted(set(spline) & set(before) & set(after))
+    found: dict[str, Any] = {"n": len(subjects), "subjects": subjects}
+    for measure in MEASURES:
+        columns = [[scores[label][measure] for label in subjects] for scores in (spline, before, after)]
+        gain = np.subtract(columns[2], columns[1])
+        found[measure] = {
+            **dict(zip(("spline", "before", "after"), columns, strict=True)),
+            "gain": float(gain.mean()),
+            "n_better": int((gain > 0).sum()),
+            "p": float(wilcoxon(columns[2], columns[1])[2]) if len(subjects) > 1 else None,
+        }
+    psnr = found["psnr"]
+    found["verdict"] = "not better"
+    if psnr["gain"] >= LEAST_GAIN_DB and psnr["p"] is not None:
+        if psnr["p"] < 0.05:
+            found["verdict"] = "better"
+        elif len(subjects) < LEAST_FOR_TEST and psnr["n_better"] == len(subjects):
+            found["verdict"] = "uncertain"
+    return found
+
+
+def verdict_sentence(found: Mapping[str, Any], *, before: str, after: str) -> str:
+    """Return one or two sentences: whether the adapted model is better, and which one to use.
+
+    Parameters
+    ----------
+    found
+        From `compare_models`.
+    before, after
+        Names of the models.
+    """
+    psnr, n = found["psnr"], found["n"]
+    p = "" if psnr["p"] is None else f" (p = {psnr['p']:.2g})"
+    people = f"{psnr['n_better']} of {n} unseen people"
+    if found["verdict"] == "better":
+        return (
+            f"The adaptation helped: PSNR rose by {psnr['gain']:.2f} dB, on {people}{p}. Use {after} for "
+            "scans of this scanner."
+        )
+    if found["verdict"] == "uncertain":
+        return (
+            f"The adaptation seems to help: PSNR rose by {psnr['gain']:.2f} dB, on {people}. This is too few "
+            f"people for a test ({LEAST_FOR_TEST} are needed). Compare both models on real scans."
+        )
+    return (
+        f"The adaptation did not help: PSNR changed by {psnr['gain']:+.2f} dB, and rose on {people}{p}. "
+        f"Go on with {before}."
+    )
