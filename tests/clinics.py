@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from conftest import make_affine, write_scan
+from nipype.interfaces.base import CommandLine
+from nipype.pipeline.plugins.linear import LinearPlugin
 from phantoms import make_brain
 
 from iqtflow.bids import Listing
 from iqtflow.cli import main as cli
 from iqtflow.cli.parser import parse
 from iqtflow.config import Settings
+from iqtflow.workflows.execution import run
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 #: Sidecar of the phantoms.
@@ -32,6 +39,39 @@ def settle(*arguments: object) -> tuple[Settings, Listing]:
     """Return the settings that arguments of the command mean, and the scans that it would take."""
     settings, (listing, _) = cli.settle(parse([str(argument) for argument in arguments]))
     return settings, listing
+
+
+def run_here(monkeypatch, after_node: Callable[[Any], None] = lambda node: None) -> list[str]:
+    """Run all nodes, and their commands, in this process: PyTorch is loaded once. `after_node` is called with
+    each node that has ended.
+
+    Returns
+    -------
+    list of str
+        Names of the models that are trained, filled in later.
+    """
+    begun: list[str] = []
+
+    def command(self, runtime, *_):
+        if self.module == "train":
+            begun.append(self.inputs.name)
+        main = importlib.import_module(f"iqtflow.cli.commands.{self.module}").main
+        runtime.returncode = main(shlex.split(self.cmdline)[len(shlex.split(self.cmd)) :])
+        return runtime
+
+    def make_plugin(settings, callback):
+        def tell(node, status):
+            callback(node, status)
+            if status == "end":
+                after_node(node)
+
+        plugin = LinearPlugin({"status_callback": tell})
+        plugin.crashes = []
+        return plugin
+
+    monkeypatch.setattr(CommandLine, "_run_interface", command)
+    monkeypatch.setattr(run, "make_plugin", make_plugin)
+    return begun
 
 
 def python(*arguments: object, **options: object) -> subprocess.CompletedProcess:
@@ -67,7 +107,7 @@ def write_thick_scan(
 def write_mapped_scans(
     bids: Path, maps: Path, n: int, *, k: int = 1, size: float = 1.6, first: int = 0
 ) -> None:
-    """Write scans of `n` brain phantoms, sub-`first` and on, and their tissue maps as another program makes them.
+    """Write scans of `n` brain phantoms, sub-`first` and on, and tissue maps as another program makes them.
 
     Slices are k times as thick as the voxels are wide (`size`, in mm), along the second axis.
     """

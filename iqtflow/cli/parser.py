@@ -22,6 +22,7 @@ Image quality transfer for low-field, thick-slice MRI of the brain (Lin et al. 2
   train, group:           train and evaluate a network on the patches of all subjects
   calibrate, participant: measure the tissue SNR of your own low-field scans
   calibrate, group:       fit the distribution of SNR that --snr-prior takes, for training
+  adapt, both:            calibrate; then fine-tune a model for your scanner, and tell whether that helped
 
 For research only. The output is an estimate: details may be missing from it, or may not be real.
 """
@@ -33,6 +34,7 @@ examples:
   iqtflow /data/bids /data/derivatives/iqtflow participant
   iqtflow /data/bids /out participant --participant-label 01 02 --device cuda
   iqtflow /data/lowfield /site participant group --mode calibrate
+  iqtflow /data/lowfield /site participant group --mode adapt --highfield /data/highfield --budget 1h
   iqtflow /data/highfield /out participant group --mode train --split split.json \\
       --snr-prior /site/calibration/prior.json
 """

@@ -438,14 +438,15 @@ def test_ctrl_c_and_defects_have_their_own_exit_codes(monkeypatch, capsys):
 )
 def test_stored_draws_take_no_settings_of_fresh_ones(bids_tree, tmp_path, capsys, option, levels):
     flag = f"--{option.replace('_', '-')}"
-    least = SETTINGS["train"][option].low or 0.2
-    values = [f"{least:g}", f"{2 * least:g}"] if SETTINGS["train"][option].many else ["0.2"]
+    item = SETTINGS["train"][option]
+    least = item.low or 0.2
+    values = [f"{least:g}", f"{2 * least:g}"] if item.many else [item.choices[-1] if item.choices else "0.2"]
     arguments = [str(bids_tree(T1W)), str(tmp_path / "out"), *levels, "--mode", "train"]
     assert cli.main([*arguments, "--draws", "2", flag, *values]) == 2
     said = capsys.readouterr().err
     assert flag in said and "--draws 2" in said
     settings = settle(*arguments, flag, *values)
-    assert getattr(settings.train, option) == (0.2 if len(values) == 1 else (least, 2 * least))
+    assert getattr(settings.train, option) == ((least, 2 * least) if item.many else item.kind(values[0]))
 
 
 @pytest.mark.parametrize(

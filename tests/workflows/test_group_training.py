@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import os
-import shlex
 import shutil
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
-from clinics import dataset, iqtflow, settle
+from clinics import dataset, iqtflow, run_here, settle
 from conftest import make_affine, write_scan
-from nipype.interfaces.base import CommandLine
-from nipype.pipeline.plugins.linear import LinearPlugin
 from phantoms import make_brain
 from training_phantoms import SHAPE, simulate, write_libraries
 
@@ -31,7 +27,6 @@ from iqtflow.utils.errors import EXIT_TERMINATED, InputError
 from iqtflow.workflows.app.base import run_workflow
 from iqtflow.workflows.app.cross_validation import describe_folds
 from iqtflow.workflows.app.plan import print_plan
-from iqtflow.workflows.execution import run
 
 AFFINE = make_affine((1.6, 1.6, 1.6))
 SMALL = ["--filters", "2", "--batch-size", "2", "--steps", "4", "--steps-per-epoch", "2", "--nprocs", "2"]
@@ -180,31 +175,16 @@ def test_a_model_that_exists_is_judged_on_people_that_it_has_never_seen(trained,
 
 @pytest.fixture
 def trainings(monkeypatch) -> list[str]:
-    """Run all nodes, and their commands, in this process: PyTorch is loaded once. Lists the models of the
-    trainings; after the first one, the run is ended as a cluster ends it.
+    """Names of the trainings, which run in this process; after the first one, the run is ended as a cluster
+    ends it.
     """
-    begun, stops = [], iter([True])
+    stops = iter([True])
 
-    def command(self, runtime, *_):
-        if self.module == "train":
-            begun.append(self.inputs.name)
-        main = importlib.import_module(f"iqtflow.cli.commands.{self.module}").main
-        runtime.returncode = main(shlex.split(self.cmdline)[len(shlex.split(self.cmd)) :])
-        return runtime
+    def stop(node):
+        if isinstance(node.interface, TrainModel) and next(stops, False):
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    def make_plugin(settings, callback):
-        def tell(node, status):
-            callback(node, status)
-            if status == "end" and isinstance(node.interface, TrainModel) and next(stops, False):
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        plugin = LinearPlugin({"status_callback": tell})
-        plugin.crashes = []
-        return plugin
-
-    monkeypatch.setattr(CommandLine, "_run_interface", command)
-    monkeypatch.setattr(run, "make_plugin", make_plugin)
-    return begun
+    return run_here(monkeypatch, stop)
 
 
 @pytest.mark.slow

@@ -99,19 +99,28 @@ def print_adaptation(settings: Settings, listing: Listing) -> int:
 
 def describe_site(site: Site, settings: Settings) -> list[str]:
     """Return lines of text: what the group level will do, and how long it takes."""
-    run, counts = settings.run, {part: len(labels) for part, labels in site.split.items()}
-    minutes = len(site.people) * site.person_s / run.nprocs / 60
+    adapt, counts = settings.adapt, {part: len(labels) for part, labels in site.split.items()}
+    prepare_s, evaluate_s = (seconds / settings.run.nprocs for seconds in _expected(site))
+    short = adapt.budget_s < prepare_s + 2 * evaluate_s
+    minutes = max(adapt.budget_s, prepare_s + 2 * evaluate_s) / 60
     return [
         f"iqtflow: {site.name} will be made of {site.card.name} (k = {site.card.k}) for "
         f"{len(site.scans)} scans, slice spacing / voxel size {site.ratio:.2f}",
         f"  high-field people: {counts['train']} training, {counts['validation']} validation, "
         f"{counts['evaluation']} evaluation",
-        f"  expected: {settings.adapt.budget_s / 60:.0f} minutes (--budget {settings.adapt.budget}), "
-        f"of which about {minutes:.0f} prepare the people; the rest is training and evaluation",
+        f"  expected: about {minutes:.0f} minutes: {prepare_s / 60:.0f} prepare the people, "
+        f"{2 * evaluate_s / 60:.0f} evaluate, the rest of --budget {adapt.budget} trains",
+        *([f"  note: --budget {adapt.budget} is too short to train for long"] if short else []),
         *(f"  note: {note}" for note in site.notes),
         f"  writes {settings.paths.output_dir / output_name('model', model=site.name)} and "
         f"{output_name('adaptation_page')}",
     ]
+
+
+def _expected(site: Site) -> tuple[float, float]:
+    """Return the seconds of one processor to prepare the people, and to evaluate one model."""
+    scans = len(site.split["evaluation"]) + min(len(site.scans), MOST_SHOWN)
+    return len(site.people) * site.person_s, scans * SCAN_S
 
 
 class _Adaptation:
@@ -136,7 +145,8 @@ class _Adaptation:
         before_s = time.monotonic()
         before = self._evaluate(train)
         shown_before = self._enhance(site.model, site.card.name)
-        after_s = max(time.monotonic() - before_s, self._least_s())
+        # Also if the results are there from an earlier run, in which they took their time.
+        after_s = max(time.monotonic() - before_s, _expected(site)[1] / self.settings.run.nprocs)
         self._say(4, "time a few steps of the training")
         train = self._plan(train, after_s)
         self._say(5, f"train {site.name}, {train.steps} steps")
@@ -150,11 +160,6 @@ class _Adaptation:
     def _say(self, number: int, what: str) -> None:
         minutes = (time.monotonic() - self.began) / 60
         print(f"iqtflow: adapt, step {number} of 7 (after {minutes:.0f} minutes): {what}", flush=True)
-
-    def _least_s(self) -> float:
-        """Expected seconds of the evaluation, also if its results are there from an earlier run."""
-        scans = len(self.site.split["evaluation"]) + min(len(self.site.scans), MOST_SHOWN)
-        return scans * SCAN_S / self.settings.run.nprocs
 
     def _prepare(self, fitted: Mapping[str, Any]) -> TrainSettings:
         """Prepare the people, and simulate them as the scanner; return the settings of the training."""
