@@ -128,13 +128,13 @@ def difference(
     before, now
         With ``Models`` and ``Settings``, as from `describe`.
     defaults
-        Settings that an entry of an older version does not have.
+        Settings that an entry of an older version does not have. Settings that only it has do not count.
     """
     pairs = []
     models = before.get("Models") if isinstance(before.get("Models"), dict) else {}
     if sorted(map(str, models.values())) != sorted(now["Models"].values()):
         pairs.append((_name(models), _name(now["Models"])))
-    for option in sorted({*before["Settings"], *now["Settings"]}):
+    for option in sorted(now["Settings"]):
         was, is_ = (one["Settings"].get(option, defaults.get(option)) for one in (before, now))
         if json.dumps(was) != json.dumps(is_):
             pairs.append((f"{option} {_shown(was)}", f"{option} {_shown(is_)}"))
