@@ -206,9 +206,7 @@ def print_how_many(lines: list[dict[str, Any]], subsets: int = 1000) -> None:
     errors = np.array([np.array(line["measured"]) / line["drawn"] for line in lines])
     truth = correlation(scanner.prior.covariance)
     rng = np.random.default_rng(0)
-    print(
-        "| scans | error of the mean SNR of WM, GM | error of the correlation | error of the spread of WM |"
-    )
+    print("| scans | mean SNR of WM, GM | correlation | standard deviation of WM |\n|---|---|---|---|")
     for n in (5, 10, 20, 30):
         found = []
         for _ in range(subsets):
