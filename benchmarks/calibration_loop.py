@@ -62,6 +62,14 @@ SCANNERS = {
 }
 
 
+WORDS = {
+    "thickness_fraction": "slice thickness / spacing",
+    "inplane_fwhm_mm": "in-plane FWHM (mm; put in: added)",
+    "bias_amplitude": "bias field amplitude (median)",
+    "stripes": "difference of odd and even slices",
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -159,6 +167,8 @@ def print_table(done: list[dict[str, Any]]) -> None:
             columns.append(compare(name, lines))
     for row in columns[0] if columns else ():
         print("| " + " | ".join([row, *(column[row] for column in columns)]) + " |")
+        if row == "scanner":
+            print("|---" * (len(columns) + 1) + "|")
 
 
 def compare(name: str, lines: list[dict[str, Any]]) -> dict[str, str]:
@@ -193,7 +203,7 @@ def compare(name: str, lines: list[dict[str, Any]]) -> dict[str, str]:
         told = (
             "None" if found is None else f"{found['median']:.3f} ± {found['spread']:.3f} (n = {found['n']})"
         )
-        rows[f"{key}: put in, measured"] = f"{value:.3f}, {told}"
+        rows[f"{WORDS[key]}: put in, measured"] = f"{value:.3f}, {told}"
     return rows
 
 
