@@ -78,6 +78,12 @@ def run_adaptation(settings: Settings, listing: Listing) -> int:
         code = run_workflow(level, listing)
         measured = [output_name("measurement", scan) for scan in choose_scans(listing, level).chosen]
         if code not in (EXIT_OK, EXIT_SUBJECT_FAILED) or find_lost(settings.paths.output_dir, measured):
+            if site is not None:
+                print(
+                    "iqtflow: not all scans were measured, so no model is adapted yet; the same command with the "
+                    "level group alone adapts one to the scans that were measured",
+                    flush=True,
+                )
             return code
     if site is not None:
         try:
