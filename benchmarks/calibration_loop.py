@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,15 @@ from iqtflow.image.nifti_file import open_nifti
 from iqtflow.segmentation.atropos import segment_tissues
 from iqtflow.simulation.artifacts import Extras, bias_field
 from iqtflow.simulation.scanner import measure_scanner, pool_scanner
-from iqtflow.simulation.simulate import SliceStack, draw_scan, prepare_subject, ratios_of, realise
+from iqtflow.simulation.simulate import (
+    Draw,
+    SliceStack,
+    ThickSubject,
+    draw_scan,
+    prepare_subject,
+    ratios_of,
+    realise,
+)
 from iqtflow.simulation.snr_estimation import fit_prior, measure_snr
 from iqtflow.simulation.snr_prior import SNRPrior
 
@@ -99,8 +107,8 @@ def main() -> None:
                 print(json.dumps(line), flush=True)
 
 
-def one_scan(paths: Sequence[Path], name: str, seed: int, keep: Path | None) -> dict[str, Any]:
-    """Simulate a scan, segment it, and measure it."""
+def simulate_scan(paths: Sequence[Path], name: str, seed: int) -> tuple[np.ndarray, ThickSubject, Draw]:
+    """Return a simulated scan of a made-up scanner, and what it was made from."""
     scanner = SCANNERS[name]
     affine = np.array(open_nifti(paths[0]).affine, dtype=float)
     image, wm, gm = (read_volume(path)[1] for path in paths)
@@ -110,12 +118,18 @@ def one_scan(paths: Sequence[Path], name: str, seed: int, keep: Path | None) -> 
     stack = SliceStack(axis, scanner.spacing_mm, scanner.fraction * scanner.spacing_mm)
     # Every scan of a scanner has the same in-plane blur. Its bias field is drawn.
     draw = draw_scan(scanner.prior, Extras(bias_amplitude=scanner.bias_amplitude), stack, seed=seed)
-    draw = type(draw)(**{**vars(draw), "inplane_fwhm_mm": scanner.inplane_fwhm_mm})
+    draw = replace(draw, inplane_fwhm_mm=scanner.inplane_fwhm_mm)
     subject = prepare_subject(image, (wm, gm), affine, stack)
     if scanner.stripes:
         subject.intensity[..., ::2] *= (1 + scanner.stripes) ** 0.5
         subject.intensity[..., 1::2] /= (1 + scanner.stripes) ** 0.5
-    scan = np.ascontiguousarray(realise(subject, draw, distribution=scanner.noise))
+    return np.ascontiguousarray(realise(subject, draw, distribution=scanner.noise)), subject, draw
+
+
+def one_scan(paths: Sequence[Path], name: str, seed: int, keep: Path | None) -> dict[str, Any]:
+    """Simulate a scan, segment it, and measure it."""
+    scan, subject, draw = simulate_scan(paths, name, seed)
+    axis = subject.axis
     wm, gm, mask = tissues_of(scan, subject.affine, keep and keep / f"{name}_{seed}.npz")
     voxel_mm = tuple(voxel_sizes(subject.affine).tolist())
     snr = measure_snr(scan, wm, gm, mask, axis=axis, voxel_mm=voxel_mm)

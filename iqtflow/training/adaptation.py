@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from iqtflow.evaluation.comparison import LEAST_FOR_TEST
 from iqtflow.models.card import Card
 from iqtflow.utils.errors import UsageError
 
@@ -128,7 +129,8 @@ def choose_people(
             next_step="Add people. If only the labels are the same, rename your subjects.",
         )
     n = min(len(shuffled), max(most, LEAST_PEOPLE))
-    judged = unseen[: min(max(round(EVALUATED * n), 2), MOST_EVALUATED)]
+    enough = min(LEAST_FOR_TEST, n - LEAST_PEOPLE)  # for a significant test, if people remain to train on
+    judged = unseen[: min(max(round(EVALUATED * n), enough, 2), MOST_EVALUATED)]
     rest = [label for label in shuffled if label not in judged][: n - len(judged)]
     n_validation = 1 if len(rest) < 8 else 2
     parts = {"train": rest[n_validation:], "validation": rest[:n_validation], "evaluation": judged}

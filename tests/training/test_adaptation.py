@@ -58,6 +58,7 @@ def test_nobody_who_trained_a_model_evaluates_it():
         labels = [label for part in split.values() for label in part]
         assert len(labels) == len(set(labels)) == 17 and all(split.values())
         assert set(split["evaluation"]) <= set(new)
+    assert len(choose_people([*seen[:5], *new, "B5"], seen, seed=0)["evaluation"]) == 6, "enough for a test"
     few = choose_people([*seen, *new], seen, seed=0, most=5)
     assert sum(map(len, few.values())) == 5 and len(few["evaluation"]) == 2
     assert few == choose_people([*new, *seen], seen, seed=0, most=5)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 
+import numpy as np
 import pytest
 from clinics import dataset, run_here, settle, write_mapped_scans
+from conftest import make_affine, write_scan
 
 from iqtflow.image.nifti import read_volume
 from iqtflow.interfaces.train import TrainModel
 from iqtflow.models.model_file import read_card
+from iqtflow.reports.assemble.index import rebuild
 from iqtflow.training import adaptation
-from iqtflow.utils.errors import EXIT_TERMINATED
+from iqtflow.utils.errors import EXIT_TERMINATED, UsageError
 from iqtflow.workflows.app import adapt
+from iqtflow.workflows.app.site import survey
 
 
 def stop_after(name: str):
@@ -26,6 +31,64 @@ def stop_after(name: str):
             os.kill(os.getpid(), signal.SIGTERM)
 
     return stop
+
+
+def headers(folder, voxel_mm, labels):
+    """Write a data set of scans without content."""
+    dataset(folder)
+    for label in labels:
+        data = np.zeros([round(48 / size) for size in voxel_mm], np.int16)
+        write_scan(folder / f"sub-{label}/anat/sub-{label}_T1w.nii.gz", data, make_affine(voxel_mm))
+    return folder
+
+
+def surveyed(root, *options):
+    """Return what the group level would start from."""
+    high = root / "high" if (root / "high").exists() else headers(root / "high", (1, 1, 1), "abcdef")
+    level = ["group", "--mode", "adapt", "--highfield", high, "--segmentation", "ants"]
+    return survey(*settle(root / "low", root / "out", *level, *options))
+
+
+def test_the_model_the_people_and_the_axis_follow_from_headers(tmp_path):
+    headers(tmp_path / "low", (1, 8, 1), "123")
+    site = surveyed(tmp_path)
+    assert site.card.name == "iqt-k8" and site.ratio == pytest.approx(8) and not site.notes
+    assert site.name == "test-k8", "the name of the data set"
+    assert site.slice_axes == ("y", "x", "z") and site.people == tuple("abcdef")
+    assert len(surveyed(tmp_path, "--budget", "1s").people) == 4, "as few people as possible"
+    headers(tmp_path / "high2", (1, 1, 1.2), "abcd")
+    coarse = survey(*settle(tmp_path / "low", tmp_path / "out", "group", "--mode", "adapt", "--highfield",
+                            tmp_path / "high2", "--segmentation", "ants"))  # fmt: skip
+    assert coarse.slice_axes == ("y", "x"), "none along the coarse axis"
+
+
+def test_scans_of_several_protocols_are_told_or_refused(tmp_path):
+    headers(tmp_path / "low", (1, 1, 4), "12")
+    assert any("3 scans or more" in note for note in surveyed(tmp_path).notes)
+    low = tmp_path / "low/sub-3/anat/sub-3_T1w.nii.gz"
+    write_scan(low, np.zeros((48, 48, 10), np.int16), make_affine((1, 1, 5)))
+    (note,) = surveyed(tmp_path).notes
+    assert "sub-3" in note and "5.00" in note
+    write_scan(low, np.zeros((48, 48, 6), np.int16), make_affine((1, 1, 8)))
+    with pytest.raises(UsageError, match=r"k = 4.*sub-3_T1w \(k = 8\).*--participant-label"):
+        surveyed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--model-name", "IQT-k4"], "--model-name: found IQT-k4, the name of a shipped model"),
+        (["--highfield", "low"], "--highfield: found .*folder of the low-field scans"),
+        ([], "--highfield: found not given.*ds002748.*curl"),
+    ],
+)
+def test_what_cannot_be_adapted_is_refused_before_anything_is_computed(tmp_path, monkeypatch, options, told):
+    headers(tmp_path / "low", (1, 1, 4), "123")
+    monkeypatch.chdir(tmp_path)
+    high = headers(tmp_path / "high", (1, 1, 1), "abcd")
+    given = options if not options or "--highfield" in options else [*options, "--highfield", high]
+    with pytest.raises(UsageError, match=re.compile(told, re.DOTALL)):
+        survey(*settle("low", "out", "group", "--mode", "adapt", "--segmentation", "ants", *given))
 
 
 @pytest.mark.slow
@@ -65,6 +128,9 @@ def test_a_model_is_adapted_to_a_scanner_and_compared_with_the_one_before(
     assert said.rstrip().endswith(f"open {out / 'adapt.html'} in a browser")
     page = (out / "adapt.html").read_text()
     assert record["sentence"] in page and "figures/adapt_sub-0_T1w.png" in page
+
+    rebuild(out)
+    assert (out / "adapt.html").read_text() == page, "--reports-only"
 
     card = read_card(out / "models/ours.safetensors")
     (member,) = card.training["members"]

@@ -80,8 +80,8 @@ def run_adaptation(settings: Settings, listing: Listing) -> int:
         if code not in (EXIT_OK, EXIT_SUBJECT_FAILED) or find_lost(settings.paths.output_dir, measured):
             if site is not None:
                 print(
-                    "iqtflow: not all scans were measured, so no model is adapted yet; the same command with the "
-                    "level group alone adapts one to the scans that were measured",
+                    "iqtflow: not all scans were measured, so no model is adapted yet; the same command with "
+                    "the level group alone adapts one to the scans that were measured",
                     flush=True,
                 )
             return code

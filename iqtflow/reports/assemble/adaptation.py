@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from iqtflow.reports.assemble.page import render, write_page
 from iqtflow.reports.draw.before_after import draw_before_after
 from iqtflow.reports.record import Record
 from iqtflow.reports.scanner_table import scanner_rows
+from iqtflow.utils.errors import InputError
+from iqtflow.utils.files import read_text
 
 #: Measures: key, title, unit, decimals.
 MEASURES = (("psnr", "PSNR", " dB", 2), ("mssim", "MSSIM", "", 4))
@@ -38,7 +41,8 @@ def write_adaptation_page(
     record
         Content of ``adapt.json``.
     shown
-        Scans of the site, enhanced by the model before and by the adapted one.
+        Scans of the site, enhanced by the model before and by the adapted one; without any, the pictures of
+        an earlier page are kept.
 
     Returns
     -------
@@ -47,12 +51,11 @@ def write_adaptation_page(
     """
     output_dir = Path(output_dir).absolute()
     names = (record["before"], record["name"])
-    pictures = []
     for before, after in shown[:MOST_PICTURES]:
         name = Path(before.input or "").name.split(".")[0]
-        file = f"figures/adapt_{name}.png"
-        write_page(output_dir / file, draw_before_after(before, after, names))
-        pictures.append((name, file))
+        write_page(output_dir / _picture_of(name), draw_before_after(before, after, names))
+    files = {scan["scan"]: _picture_of(scan["scan"]) for scan in record["scans"]}
+    pictures = [(name, file) for name, file in files.items() if (output_dir / file).is_file()]
     html = render(
         "adapt.html",
         record=record,
@@ -67,6 +70,26 @@ def write_adaptation_page(
         everything=facts.as_json(record),
     )
     return write_page(output_dir / output_name("adaptation_page"), html)
+
+
+def rewrite_adaptation_page(output_dir: Path) -> Path:
+    """Write ``adapt.html`` again from ``adapt.json``; pictures are kept.
+
+    Raises
+    ------
+    InputError
+        ``adapt.json`` cannot be read.
+    """
+    path = output_dir / output_name("adaptation")
+    try:
+        return write_adaptation_page(output_dir, json.loads(read_text(path)))
+    except (ValueError, LookupError, TypeError, RecursionError) as fault:
+        raise InputError(
+            path,
+            found=f"{type(fault).__name__}: {fault}",
+            expected="the record that --mode adapt wrote",
+            next_step="Run the group level of --mode adapt again.",
+        ) from fault
 
 
 def write_adapted_card(
@@ -128,6 +151,10 @@ def comparison_table(
         "words": f"{title}: {found['gain']:+.{decimals}f}{unit} on average, better on {found['n_better']} of "
         f"{compared['n']}{p}.",
     }
+
+
+def _picture_of(scan: str) -> str:
+    return f"figures/adapt_{scan}.png"
 
 
 def scan_row(scan: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from iqtflow.bids.names import output_name
+from iqtflow.reports.assemble.adaptation import rewrite_adaptation_page
 from iqtflow.reports.assemble.calibration import write_calibration_page
 from iqtflow.reports.assemble.group import write_training_page
 from iqtflow.reports.assemble.page import bare_label, render, write_page
@@ -187,7 +188,7 @@ def rebuild(output_dir: Place, *, viewer_mb: float = VIEWER_MB) -> Path:
     Returns
     -------
     Path
-        ``index.html``; if there is only a calibration, its page.
+        ``index.html``; of an adaptation its page; if there is only a calibration, its page.
 
     Raises
     ------
@@ -200,6 +201,9 @@ def rebuild(output_dir: Place, *, viewer_mb: float = VIEWER_MB) -> Path:
     labels = sorted({*find_labels(output_dir), *labels_of_derivatives(output_dir)})
     models = sorted((output_dir / "models").glob("*.safetensors"))
     calibrated = (output_dir / output_name("prior")).is_file()
+    if (output_dir / output_name("adaptation")).is_file():
+        write_calibration_page(output_dir)
+        return rewrite_adaptation_page(output_dir)
     if not labels and not models and not calibrated:
         raise InputError(
             output_dir,
