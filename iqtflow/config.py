@@ -867,7 +867,9 @@ def check_training(train: TrainSettings) -> None:
     check_fresh(train)
     changed = [name for name in FRESH_ONLY if getattr(train, name) != getattr(TrainSettings, name)]
     if train.model_name is not None:
-        require_name(train.model_name, "--model-name")
+        # A fold's model has a longer name.
+        end = f"_fold-{train.cross_validation}" if train.cross_validation else ""
+        require_name(f"{train.model_name}{end}", "--model-name")
     devices = train.devices * train.num_nodes
     for option, wrong, found, expected, next_step in (
         (

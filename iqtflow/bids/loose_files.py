@@ -263,5 +263,5 @@ def _unusable(path: Path) -> str | None:
         return f"{' x '.join(map(str, shape[3:]))} volumes in one file (4-D)"
     n_slices = min(shape[:3]) if len(shape) > 2 else 1
     if n_slices < LEAST_SLICES:
-        return f"only {n_slices} slices: a localizer, or a part of a head"
+        return f"only {n_slices} slice{'s' if n_slices > 1 else ''}: a localizer, or a part of a head"
     return None

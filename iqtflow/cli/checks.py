@@ -151,6 +151,6 @@ def _idle(options: argparse.Namespace, section: str, key: str) -> Iterator[str]:
     elif (
         level == "group"
         and options.train__evaluate_model is not None
-        and key not in ("evaluate_model", "split", "model_name")
+        and key not in ("evaluate_model", "split", "model_name", "cross_validation")
     ):
         yield "is for training; with --evaluate-model no network is trained"

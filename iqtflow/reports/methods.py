@@ -22,6 +22,7 @@ from iqtflow.bids.names import output_name
 from iqtflow.config import PARTICIPANT, Settings, TrainSettings
 from iqtflow.image.slice_intensity import LARGEST_P, LEAST_SHARE
 from iqtflow.segmentation.select import EngineChoice, describe_priors
+from iqtflow.training.split import read_split
 from iqtflow.utils.files import read_text, write_text
 
 _PREAMBLE = """\
@@ -64,7 +65,7 @@ _TOLD = {
     ),
 }  # fmt: skip
 #: Networks of this package: all can predict their error. (Their registry would load PyTorch.)
-OWN_NETWORKS = ("aniso-unet", "iso-unet", "sru-net")
+OWN_NETWORKS = ("aniso-unet", "iso-unet", "sru-net", "subpixel-unet")
 _LIKELIHOOD = "by maximum likelihood (Kendall and Gal, 2017; Tanno et al., 2021)"
 #: What the text on training adds for each value of ``uncertainty``.
 _UNCERTAINTY = {
@@ -100,7 +101,8 @@ def describe_run(settings: Settings, level: str, engines: Iterable[EngineChoice]
     elif mode == "train":
         if not settings.train.evaluate_model:
             texts.append((50, "Training", _training(settings)))
-        texts.append((60, "Evaluation", _EVALUATION))
+        if _has_evaluation(settings.train):
+            texts.append((60, "Evaluation", _EVALUATION))
     return [Paragraph(order, heading, text, _cited(text)) for order, heading, text in texts]
 
 
@@ -254,23 +256,33 @@ def _training(settings: Settings) -> str:
     optimiser = {"adam": "Adam", "adamw": "AdamW", "muon": "Muon"}[train.optimiser]
     how_many = "A network" if train.ensemble == 1 else f"An ensemble of {train.ensemble} networks"
     blocks = f", {train.shrink} shrinking layers in each bottleneck block" if "aniso" in train.network else ""
-    learned = "what to add to the cubic spline" if train.residual else "the high-field image"
+    # The sub-pixel network has other settings, which are named below.
+    subpixel = train.network == "subpixel-unet"
+    size = "" if subpixel else f", {train.filters} channels at the first level{blocks}"
+    learned = "what to add to the cubic spline" if train.residual or subpixel else "the high-field image"
     return (
-        f"{how_many} ({train.network}, {train.filters} channels at the first level{blocks}) was trained on "
-        f"patches to estimate {learned} from simulated low-field scans with an upsampling factor of "
-        f"{train.upsampling_factor}, by {optimiser} on the {loss}{_UNCERTAINTY[uncertainty]}. "
-        f"{_split_words(train.cross_validation)}{_changed(settings, 'train', without=PARTICIPANT)}"
+        f"{how_many} ({train.network}{size}) was trained on patches to estimate {learned} from simulated "
+        f"low-field scans with an upsampling factor of {train.upsampling_factor}, by {optimiser} on the "
+        f"{loss}{_UNCERTAINTY[uncertainty]}. {_split_words(train)}"
+        f"{_changed(settings, 'train', without=PARTICIPANT)}"
     )
 
 
-def _split_words(folds: int | None) -> str:
-    if folds is None:
+def _split_words(train: TrainSettings) -> str:
+    if train.cross_validation is not None:
+        return (
+            f"Subjects were dealt at random into {train.cross_validation} folds. For each fold a model was "
+            "trained and validated on the subjects of the other folds and evaluated on those of this fold "
+            "(cross-validation). The final model was trained and validated on all subjects in the same way; "
+            "it was not evaluated itself."
+        )
+    if _has_evaluation(train):
         return "Subjects were split into those for training, validation and evaluation."
-    return (
-        f"Subjects were dealt at random into {folds} folds. For each fold a model was trained and validated "
-        "on the subjects of the other folds and evaluated on those of this fold (cross-validation). The "
-        "final model was trained and validated on all subjects in the same way; it was not evaluated itself."
-    )
+    return "Subjects were split into those for training and validation."
+
+
+def _has_evaluation(train: TrainSettings) -> bool:
+    return train.split is None or bool(read_split(train.split)["evaluation"])
 
 
 def _changed(

@@ -8,7 +8,15 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 
-from iqtflow.training.split import RATIO, SPLIT_PARTS, as_lists, check_split, draw_split, read_lists
+from iqtflow.training.split import (
+    RATIO,
+    SPLIT_PARTS,
+    as_lists,
+    check_split,
+    draw_split,
+    read_lists,
+    require_ratio,
+)
 from iqtflow.utils.errors import UsageError
 from iqtflow.utils.files import write_text
 
@@ -63,6 +71,7 @@ def deal_folds(
             next_step="Choose fewer folds (N folds need N subjects, 2 folds need 4), or run the "
             "participant level with --mode train on more subjects.",
         )
+    require_ratio(ratio)
     rng = np.random.default_rng([seed, 0xF01D5])
     shuffled = [ordered[i] for i in rng.permutation(len(ordered))]
     rest = (*ratio[:2], 0)
@@ -95,10 +104,19 @@ def read_folds(path: str | os.PathLike, *, folds: int) -> dict[str, Split]:
         The file cannot be read, a fold is missing, a subject is in two lists of a fold, or is not evaluated
         in exactly one fold.
     """
-    lists, names = read_lists(path), [*map(fold_name, range(1, folds + 1)), FINAL]
-    if not isinstance(lists, dict) or list(lists) != names:
-        raise _bad_folds(path, "other entries", ", ".join(names))
-    dealt: dict[str, Split] = {name: check_split(path, lists[name]) for name in names}
+    names = [*map(fold_name, range(1, folds + 1)), FINAL]
+    name = ""
+    dealt: dict[str, Split] = {}
+    try:
+        lists = read_lists(path)
+        if not isinstance(lists, dict) or list(lists) != names:
+            raise _bad_folds(path, "other entries", ", ".join(names))
+        for name in names:
+            dealt[name] = check_split(path, lists[name])
+    except UsageError as fault:
+        where = f" in {name}" if name else ""
+        expected = f"{', '.join(names)}, each with the lists {', '.join(SPLIT_PARTS)}"
+        raise _bad_folds(path, f"{fault.found}{where}", expected) from fault
     everybody = sorted(label for split in dealt.values() for label in split["evaluation"])
     for name, split in dealt.items():
         if sorted(label for part in SPLIT_PARTS for label in split[part]) != everybody:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from iqtflow.bids.names import is_label
@@ -116,13 +116,7 @@ def draw_split(
             expected="at least two: one for training, one for validation",
             next_step="Run the participant level with --mode train on more subjects.",
         )
-    if len(ratio) != 3 or min(ratio) < 0 or not ratio[0] or not ratio[1]:
-        raise UsageError(
-            "--split-ratio",
-            found=" ".join(map(str, ratio)),
-            expected="three numbers, the first two above 0",
-            next_step="The paper's are 12 3 15.",
-        )
+    require_ratio(ratio)
     least = [1, 1, 1 if ratio[2] and len(ordered) > 2 else 0]
     spare = len(ordered) - sum(least)
     # Subjects beyond one for each part are shared by the largest remainders.
@@ -139,6 +133,50 @@ def draw_split(
         split[name] = tuple(sorted(shuffled[first : first + size]))
         first += size
     return split
+
+
+def require_ratio(ratio: Sequence[int]) -> None:
+    """Make sure that a ratio gives training and validation subjects.
+
+    Raises
+    ------
+    UsageError
+        The share of training or validation subjects is 0.
+    """
+    if len(ratio) != 3 or min(ratio) < 0 or not ratio[0] or not ratio[1]:
+        raise UsageError(
+            "--split-ratio",
+            found=" ".join(map(str, ratio)),
+            expected="three numbers, the first two above 0",
+            next_step="The paper's are 12 3 15.",
+        )
+
+
+def require_asked(path: str | os.PathLike, subjects: Iterable[str], asked: Sequence[str]) -> None:
+    """Make sure that a stored split has no other subjects than those that a run asks for.
+
+    Parameters
+    ----------
+    path
+        File of the stored split or folds, for the message.
+    subjects
+        Labels in it.
+    asked
+        Labels that the run asks for; empty: all.
+
+    Raises
+    ------
+    UsageError
+        The file has others.
+    """
+    others = ", ".join(f"sub-{label}" for label in sorted(set(subjects) - set(asked))) if asked else ""
+    if others:
+        raise UsageError(
+            path,
+            found=f"{others}, from an earlier run",
+            expected="only the subjects of --participant-label",
+            next_step="Leave --participant-label out, or delete the file to draw at random again.",
+        )
 
 
 def keep_split(

@@ -145,6 +145,13 @@ def test_a_dry_run_of_training_names_draws_and_the_model(clinic, tmp_path, capsy
     assert "models/ours.safetensors" in told
 
 
+def test_a_dry_run_of_an_evaluation_tells_of_no_training(clinic, tmp_path, capsys):
+    arguments = [str(clinic), str(tmp_path / "out"), "group", "--mode", "train", "--dry-run"]
+    assert cli.main([*arguments, "--evaluate-model", "iqt-k4"]) == 0
+    told = capsys.readouterr().out
+    assert "evaluates iqt-k4 on all prepared subjects" in told and "trains" not in told
+
+
 def test_only_one_of_the_three_can_be_meant(capsys):
     with pytest.raises(SystemExit):
         parse(["in", "out", "participant", "--dry-run", "--reports-only"])
@@ -238,6 +245,14 @@ def test_methods_state_settings_of_fresh_draws_at_group_level_and_the_papers_for
 def test_methods_of_a_cross_validation_state_the_folds():
     text = render_citation(describe_run(made("train", cross_validation=5), "group", []))
     assert "into 5 folds" in text and "cross_validation" not in text and "were split into" not in text
+
+
+def test_methods_state_no_evaluation_without_evaluation_subjects(tmp_path):
+    (tmp_path / "split.json").write_text('{"train": ["02"], "validation": ["01"], "evaluation": []}')
+    train = made("train", split=tmp_path / "split.json", network="subpixel-unet")
+    text = render_citation(describe_run(train, "group", []))
+    assert "those for training and validation." in text and "Wilcoxon" not in text
+    assert "variance of its error was learned" in text and "8 channels" not in text
 
 
 def test_methods_of_a_model_that_is_only_judged_tell_of_no_training():

@@ -247,6 +247,7 @@ def test_a_folder_that_is_no_data_set_ends_with_code_2(tmp_path, capsys):
                 (["--split", __file__, "--cross-validation", "5"], "found a split file, --split"),
                 (["--evaluate-model", "iqt-k4", "--cross-validation", "5"], "found --evaluate-model"),
                 (["--snr-scale", "2", "1"], "--snr-scale: found 2 to 1"),
+                (["--model-name", "x" * 97, "--cross-validation", "5"], "--model-name: found"),
                 (["--model-name", "../../x"], "--model-name: found '../../x'"),
                 (["--model-name", "models/x"], "--model-name: found 'models/x'"),
             )

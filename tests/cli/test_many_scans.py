@@ -139,6 +139,11 @@ def test_results_never_lie_in_the_folder_of_the_scans(tmp_path, capsys):
     assert str(tmp_path) in capsys.readouterr().err
 
 
+def test_a_folder_that_is_not_there_is_named(tmp_path, capsys):
+    assert enhance.main([str(tmp_path / "nifi"), str(tmp_path / "out")]) == 2
+    assert f"{tmp_path / 'nifi'}: found nothing" in capsys.readouterr().err
+
+
 def test_two_lines_lead_from_dicom_files_to_enhanced_scans(tmp_path, untrained_model):
     for name in ("pydicom", "dcm2niix"):
         pytest.importorskip(name, reason=f"{name} is not installed: pip install {name}")

@@ -48,14 +48,14 @@ def test_a_card_names_the_data_set_and_all_people_whose_scans_the_weights_have_s
     training = {
         "members": [facts],
         "split": {"train": ["Y1"], "validation": ["X2"], "evaluation": []},
-        "data": {"Name": "Our <scans>", "DatasetDOI": "doi:10.0/x", "License": "CC0"},
+        "data": {"Name": "Our <scans> *a|b*", "DatasetDOI": "doi:10.0/x", "License": "CC0"},
     }
     card = {key: first[key] for key in ("k", "contrast", "network", "normalisation", "geometry")}
     model = save_model(
         tmp_path / "own.safetensors", [{"w": zeros(1)}], {**card, "name": "o", "training": training}
     )
     text = card_markdown(model, remarks="## Data and licence\n\nAsk us.\n\n## Limits\n\nAdults only.\n")
-    assert "of 3 subjects (data set: Our &lt;scans>, doi:10.0/x, CC0)," in text
+    assert r"of 3 subjects (data set: Our \<scans\> \*a\|b\*, doi:10.0/x, CC0)," in text
     assert "subjects of earlier trainings only**: 2: X1 X3" in text
     order = ["# own", "Ask us.", "## Training", "Adults only.", "SHA-256"]
     assert sorted(order, key=text.index) == order

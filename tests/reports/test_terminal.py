@@ -133,15 +133,15 @@ def test_durations_read_like_a_watch_and_promises_are_no_more_exact_than_they_ca
 @pytest.mark.parametrize(
     ("path", "subject", "words"),
     [
-        ("sub_01_ses_2_T1w.enhance", "sub-01", "estimating"),
+        ("sub_01_ses_2_T1w.enhance", "sub-01", "enhancing"),
         ("sub_01_ses_2_T1w.simulate_draw03", "sub-01", "simulating low field"),
         ("report_01", "sub-01", "drawing the page"),
-        ("sub_01__a_T1w.enhance", "sub-01+a", "estimating"),
+        ("sub_01__a_T1w.enhance", "sub-01+a", "enhancing"),
         ("sub_01_ses_2_T1w_combined.combine", "sub-01", "combining the scans"),
         ("report_01__a", "sub-01+a", "drawing the page"),
         ("train.train_m2", "network 2", "training"),
         ("train_fold3.train_m2", "fold 3, network 2", "training"),
-        ("evaluate_07.enhance_m1", "sub-07", "estimating"),
+        ("evaluate_07.enhance_m1", "sub-07", "enhancing"),
         ("evaluate_07.evaluate", "sub-07", "comparing with the high-field scan"),
         ("train.join", "model", "joining the networks"),
     ],

@@ -47,6 +47,11 @@ def test_too_few_subjects_are_counted(folds, n, fewest):
         assert named in str(caught.value)
 
 
+def test_a_ratio_without_training_subjects_is_named_as_it_was_given():
+    with pytest.raises(UsageError, match="--split-ratio: found 0 1 7"):
+        deal_folds(["1", "2", "3", "4"], folds=2, seed=0, ratio=(0, 1, 7))
+
+
 @pytest.mark.parametrize(("folds", "n"), [(2, 4), (3, 3), (5, 5)])
 def test_the_fewest_subjects_are_enough(folds, n):
     assert len(deal_folds([f"{i}" for i in range(n)], folds=folds, seed=0)) == folds + 1
@@ -65,7 +70,7 @@ def test_stored_folds_come_back(tmp_path):
         pytest.param("fold-2", {"evaluation": []}, "other subjects in", id="judged by no model"),
         pytest.param("fold-1", {"evaluation": ["1", "2", "3", "4"], "train": ["5"]}, "", id="judged twice"),
         pytest.param("fold-2", None, "fold-1, fold-2, final", id="missing"),
-        pytest.param("fold-2", {"validation": []}, "no subject for validation", id="no validation"),
+        pytest.param("fold-2", {"validation": []}, "no subject for validation in fold-2", id="no validation"),
     ],
 )
 def test_stored_folds_that_cannot_be_trusted_are_refused(tmp_path, fold, change, named):

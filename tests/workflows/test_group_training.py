@@ -23,7 +23,7 @@ from iqtflow.reports.draw.model_picture import MAX_BYTES
 from iqtflow.training.folds import deal_folds, read_folds
 from iqtflow.training.library import read_library
 from iqtflow.training.pairs import write_pairs
-from iqtflow.utils.errors import EXIT_TERMINATED, InputError
+from iqtflow.utils.errors import EXIT_TERMINATED, InputError, UsageError
 from iqtflow.workflows.app.base import run_workflow
 from iqtflow.workflows.app.cross_validation import describe_folds
 from iqtflow.workflows.app.plan import print_plan
@@ -209,6 +209,9 @@ def test_a_cross_validation_judges_everybody_once_and_goes_on_after_it_was_stopp
     folds = read_folds(out / "models/folds-3.json", folds=3)
     for line in describe_folds(folds):
         assert line in planned and line in said
+    fewer = settle(*training(prepared[0], out, tmp_path / "work", *options, "--participant-label", "0", "1"))
+    with pytest.raises(UsageError, match=r"folds-3\.json: found sub-2, from an earlier run"):
+        print_plan(*fewer)
     rows = [row.split("\t") for row in (out / "group_metrics.tsv").read_text().splitlines()]
     assert rows[0][-1] == "fold" and set(rows[0]) == set(json.loads((out / "group_metrics.json").read_text()))
     assert {(row[0], row[-1]) for row in rows[1:]} == {

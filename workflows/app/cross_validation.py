@@ -12,7 +12,7 @@ from nipype.pipeline.engine import Node, Workflow
 from iqtflow.bids.names import output_name
 from iqtflow.config import Settings
 from iqtflow.training.folds import FINAL, Split, deal_folds, fold_name, read_folds, write_folds
-from iqtflow.training.split import SPLIT_PARTS
+from iqtflow.training.split import SPLIT_PARTS, require_asked
 from iqtflow.workflows.app.group import (
     EvaluationScan,
     add_training,
@@ -76,7 +76,10 @@ def settle_folds(settings: Settings) -> dict[str, Split]:
     path, train = stored_folds(settings), settings.train
     folds = train.cross_validation or 0
     if path.exists():
-        return read_folds(path, folds=folds)
+        dealt = read_folds(path, folds=folds)
+        subjects = (label for part in SPLIT_PARTS for label in dealt[FINAL][part])
+        require_asked(path, subjects, settings.run.participant_labels)
+        return dealt
     labels = prepared_subjects(settings)
     return deal_folds(labels, folds=folds, seed=settings.run.seed, ratio=train.split_ratio)
 

@@ -19,7 +19,7 @@ from iqtflow.config import SETTINGS, Settings, TrainSettings
 from iqtflow.image.metadata import read_fields, skull_stripped
 from iqtflow.models.card import Card
 from iqtflow.models.model_file import find_model, read_card
-from iqtflow.training.split import SPLIT_PARTS, keep_split, read_split
+from iqtflow.training.split import SPLIT_PARTS, keep_split, read_split, require_asked
 from iqtflow.utils.errors import EXIT_OK, UsageError
 from iqtflow.utils.files import require_name
 from iqtflow.workflows.app.collect import list_inputs
@@ -131,7 +131,8 @@ def run_and_report(
         print(f"iqtflow: {describe_scores(summary)}", flush=True)
         if "reliability" in summary:
             print(f"iqtflow: uncertainty: {reliability_phrase(summary['reliability'])}", flush=True)
-    print(f"iqtflow: model {output / stored}; figures {output / metrics}", flush=True)
+    figures = f"; figures {output / metrics}" if evaluation else ""
+    print(f"iqtflow: model {output / stored}{figures}", flush=True)
     # Last: a card or page that cannot be written costs no other result.
     scans = [
         Record("enhanced", e.low_field, subject=e.subject, truth=e.truth, mask=e.mask) for e in evaluation
@@ -149,7 +150,7 @@ def settle_split(settings: Settings) -> dict[str, tuple[str, ...]]:
     Raises
     ------
     UsageError
-        There are too few subjects to split.
+        There are too few subjects to split, or the stored split has subjects that the run does not ask for.
     """
     if settings.train.split is not None:
         return read_split(settings.train.split)
@@ -159,6 +160,8 @@ def settle_split(settings: Settings) -> dict[str, tuple[str, ...]]:
     path = settings.paths.output_dir / output_name("split")
     stored = path.exists()
     split = keep_split(path, labels, seed=settings.run.seed, ratio=settings.train.split_ratio)
+    subjects = (label for part in SPLIT_PARTS for label in split[part])
+    require_asked(path, subjects, settings.run.participant_labels)
     sizes = ", ".join(f"{len(split[part])} {part}" for part in SPLIT_PARTS)
     print(f"iqtflow: split {'read from' if stored else 'drawn and stored in'} {path}: {sizes}", flush=True)
     others = sorted(set(labels) - {label for part in SPLIT_PARTS for label in split[part]})

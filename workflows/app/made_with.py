@@ -147,7 +147,9 @@ def _advice(now: dict[str, Any]) -> str:
         "folder of its own",
         ("train", "group"): "Give the new model another name with --model-name",
     }.get((now["Mode"], now["Level"]), "Choose another output folder")
-    return f"{own}, or --overwrite to replace the results; or run with the settings of the results."
+    # Checkpoints of another training are not replaced.
+    fresh = " with a new --work-dir" if (now["Mode"], now["Level"]) == ("train", "group") else ""
+    return f"{own}, or --overwrite{fresh} to replace the results; or run with the settings of the results."
 
 
 def _model_name(settings: Settings) -> str:

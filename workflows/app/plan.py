@@ -129,6 +129,12 @@ def _print_group(settings: Settings) -> None:
         print(f"iqtflow: group level fits a prior to the measured scans; it writes {prior}")
     elif settings.run.mode == "train" and train.cross_validation is not None:
         _print_folds(settings)
+    elif settings.run.mode == "train" and train.evaluate_model is not None:
+        subjects = f"the evaluation subjects of {train.split}" if train.split else "all prepared subjects"
+        print(
+            f"iqtflow: group level evaluates {train.evaluate_model} on {subjects}; it writes "
+            f"{output / output_name('metrics')} and {output_name('group_page')}"
+        )
     elif settings.run.mode == "train":
         print(
             f"iqtflow: group level trains {train.ensemble} x {train.network}, k = "

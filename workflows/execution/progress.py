@@ -18,7 +18,7 @@ from iqtflow.reports.terminal import Ledger, Step, choose_view
 #: Steps by the first part of their node's name: words, and seconds on two processors for a usual head.
 STAGES: dict[str, tuple[str, float]] = {
     "conform": ("checking the scan", 2),
-    "enhance": ("estimating", 40),
+    "enhance": ("enhancing", 40),
     "combine": ("combining the scans", 60),
     "segment": ("tissue maps", 120),
     "simulate": ("simulating low field", 8),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,13 @@ def _run(options: argparse.Namespace) -> int | None:
         )
     if is_many(options.scan):
         return enhance_many(build_parser(), options)
+    if not os.path.lexists(options.scan) and not options.scan.name.endswith(IMAGE):
+        raise UsageError(
+            options.scan,
+            found="nothing",
+            expected="a scan (.nii or .nii.gz), a folder of scans, or a table of scans",
+            next_step="Check the path.",
+        )
     images = {"output": "output", "--std": "std", "--spline": "spline", "--mask-out": "mask_out"}
     images["--residual"] = "residual"
     check_outputs(
@@ -139,11 +147,11 @@ def _enhance(options: argparse.Namespace, say: Callable[[str], None]) -> None:
     from iqtflow.inference.pipeline import enhance_all, enhance_image
     from iqtflow.models.zoo import contrast_of
 
-    stages = iter(("finding the brain", "estimating"))
+    stages = iter(("finding the brain", "enhancing"))
 
     def report(line: str) -> None:
         print(f"{PROG} {__version__}: {line}", flush=True)
-        say(next(stages, "estimating"))
+        say(next(stages, "enhancing"))
 
     require_cuda(options.device)
     image = None if options.stack else check_scan(options.scan)

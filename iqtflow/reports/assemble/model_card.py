@@ -6,6 +6,7 @@ It begins with a picture and three sentences. Lists of subjects and the digest o
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,7 +285,7 @@ def _uncertainty(found: dict[str, Any], kind: str | None) -> str:
     }.get(kind or "", "")
     lines = [
         "## Predicted and true error\n" if kind == "predicted" else "## Disagreement and true error\n",
-        f"{what} In the same {_count(found['n'])}, over the voxels of the brain:\n",
+        f"{what} In the same {_count(found['n']).removeprefix('1 ')}, over the voxels of the brain:\n",
         "| | mean | smallest | largest |\n|---|---|---|---|",
     ]
     for label, name, form in (
@@ -322,7 +323,7 @@ def _source(card: Card) -> str:
     """Return the data set of the training subjects; empty if it is not recorded."""
     known = card.training.get("data") or {}
     stated = [str(known[key]) for key in ("Name", "DatasetDOI", "License") if key in known]
-    return " ".join(", ".join(stated).replace("<", "&lt;").split())
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(", ".join(stated).split()))
 
 
 def _training_facts(card: Card) -> dict[str, str]:
