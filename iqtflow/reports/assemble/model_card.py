@@ -299,8 +299,8 @@ def _uncertainty(found: dict[str, Any], kind: str | None) -> str:
         lines.append(f"| {label} | {' | '.join(values)} |")
     bins = found["bins"]
     lines += [
-        f"\nThe voxels are sorted by standard deviation into {len(bins)} bins of equal size. Values are in "
-        f"{found['units']}, mean over the subjects.\n",
+        f"\nThe voxels are sorted by standard deviation into {len(bins)} bins of equal size; the table has "
+        f"some of them. Values are in {found['units']}, mean over the subjects.\n",
         "| bin | standard deviation | error (root mean square) | smallest to largest error of a subject "
         "|\n|---|---|---|---|",
     ]
