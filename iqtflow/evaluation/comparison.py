@@ -78,7 +78,9 @@ def verdict_sentence(found: Mapping[str, Any], *, before: str, after: str) -> st
             f"The adaptation seems to help: PSNR rose by {psnr['gain']:.2f} dB, on {people}. This is too few "
             f"people for a test ({LEAST_FOR_TEST} are needed). Compare both models on real scans."
         )
+    shown = "was not shown to help" if psnr["gain"] >= LEAST_GAIN_DB else "did not help"
+    few = f" Fewer than {LEAST_FOR_TEST} people cannot be tested: give more, or a longer --budget."
     return (
-        f"The adaptation did not help: PSNR changed by {psnr['gain']:+.2f} dB, and rose on {people}{p}. "
-        f"Go on with {before}."
+        f"The adaptation {shown}: PSNR changed by {psnr['gain']:+.2f} dB, and rose on {people}{p}. "
+        f"Go on with {before}.{few if n < LEAST_FOR_TEST else ''}"
     )

@@ -101,6 +101,7 @@ def scores(psnr):
         ([0.3, -0.4, 0.2, -0.5, 0.4, 0.2], "not better", "Go on with old"),
         ([0.01, 0.02, 0.01, 0.02, 0.01, 0.03], "not better", "Go on with old"),
         ([0.3, 0.4, 0.2], "uncertain", "too few people"),
+        ([0.3, 0.4, -0.2], "not better", "not shown to help"),
     ],
 )
 def test_a_model_is_recommended_only_if_it_is_better_on_unseen_people(gains, verdict, words):
