@@ -180,16 +180,24 @@ class _Adaptation:
             "precision": "bfloat16" if cpu_has_bfloat16() else "float32",
         }
         width = (scanner or {}).get("inplane_fwhm_mm")
-        train = TrainSettings(**adapted_settings(scanner, site.card, ratio=site.ratio), **fixed)
-        self._run_people(train)
-        own, edge = self._own_widths(train)
+        sharp = TrainSettings(**adapted_settings(scanner, site.card, ratio=site.ratio), **fixed)
+        masks = [output_name("mask", scan) for scan in self._people(sharp)]
+        known = find_lost(self.trained, masks) is None  # from an earlier run
+        if not known:
+            self._run_people(sharp)
+        own, edge = self._own_widths(sharp)
         blur = missing_blur(width and width["median"], own) / edge
-        blurred = TrainSettings(**adapted_settings(scanner, site.card, ratio=site.ratio, blur=blur), **fixed)
-        if blurred != train:
-            low, high = blurred.plane_blur
-            print(f"iqtflow: blur in the plane {low:.1f} to {high:.1f} voxels: simulate again", flush=True)
-            self._run_people(blurred)
-        return blurred
+        train = TrainSettings(**adapted_settings(scanner, site.card, ratio=site.ratio, blur=blur), **fixed)
+        if known or train != sharp:
+            low, high = train.plane_blur
+            print(f"iqtflow: simulated blur in the plane: {low:.1f} to {high:.1f} voxels", flush=True)
+            self._run_people(train)
+        return train
+
+    def _people(self, train: TrainSettings) -> tuple[Scan, ...]:
+        """Return the scans of the high-field people."""
+        settings = preparing(self.settings, self.site.people, train)
+        return choose_scans(list_inputs(settings), settings).chosen
 
     def _run_people(self, train: TrainSettings) -> None:
         settings = preparing(self.settings, self.site.people, train)
@@ -197,9 +205,9 @@ class _Adaptation:
 
     def _own_widths(self, train: TrainSettings) -> tuple[list[float], float]:
         """Measure the widths in the plane of high-field images (mm), and their voxel size there."""
-        settings, widths, edges = preparing(self.settings, self.site.people, train), [], []
+        widths, edges = [], []
         axis = "xyz".index(train.slice_axes[0])
-        for scan in choose_scans(list_inputs(settings), settings).chosen[:MOST_WIDTHS]:
+        for scan in self._people(train)[:MOST_WIDTHS]:
             image, data = read_volume(scan.path)
             _, mask = read_volume(self.trained / output_name("mask", scan), like=image)
             k = train.upsampling_factor
@@ -280,9 +288,8 @@ class _Adaptation:
     def _publish(self, train: TrainSettings) -> Path:
         """Store the model with the ranges of its training scans, and its scores, in the output folder."""
         name = self.site.name
-        settings = preparing(self.settings, self.site.people, train)
         figures: dict[str, list[dict[str, float]]] = {"train": [], "evaluation": []}
-        for scan in choose_scans(list_inputs(settings), settings).chosen:
+        for scan in self._people(train):
             part = "evaluation" if scan.subject in self.site.split["evaluation"] else "train"
             figures[part].append(self._figures(scan, train))
         reference = make_reference(figures["train"], figures["evaluation"], k=self.site.card.k)
