@@ -78,6 +78,7 @@ def test_scans_of_several_protocols_are_told_or_refused(tmp_path):
     ("options", "told"),
     [
         (["--model-name", "IQT-k4"], "--model-name: found IQT-k4, the name of a shipped model"),
+        (["--split", "split.json"], "--split: found sub-A01 among the subjects that trained iqt-k4"),
         (["--highfield", "low"], "--highfield: found .*folder of the low-field scans"),
         ([], "--highfield: found not given.*ds002748.*curl"),
     ],
@@ -85,7 +86,8 @@ def test_scans_of_several_protocols_are_told_or_refused(tmp_path):
 def test_what_cannot_be_adapted_is_refused_before_anything_is_computed(tmp_path, monkeypatch, options, told):
     headers(tmp_path / "low", (1, 1, 4), "123")
     monkeypatch.chdir(tmp_path)
-    high = headers(tmp_path / "high", (1, 1, 1), "abcd")
+    high = headers(tmp_path / "high", (1, 1, 1), ["a", "b", "c", "A01"])
+    (tmp_path / "split.json").write_text('{"train": ["a"], "validation": ["b"], "evaluation": ["A01"]}')
     given = options if not options or "--highfield" in options else [*options, "--highfield", high]
     with pytest.raises(UsageError, match=re.compile(told, re.DOTALL)):
         survey(*settle("low", "out", "group", "--mode", "adapt", "--segmentation", "ants", *given))

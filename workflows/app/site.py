@@ -24,6 +24,7 @@ from iqtflow.training.adaptation import adapted_name, choose_people, people_in_t
 from iqtflow.training.split import read_split
 from iqtflow.utils.errors import UsageError
 from iqtflow.workflows.app.collect import engine_of, geometry_of, list_inputs, peek
+from iqtflow.workflows.app.group import check_unseen
 from iqtflow.workflows.app.plan import choose_scans
 
 #: With fewer scans, the spread of the SNR is not the scanner's.
@@ -116,7 +117,8 @@ def survey(settings: Settings, listing: Listing) -> Site:
     ------
     UsageError
         There is no thick-slice scan, scans need models of several factors, there are too few high-field
-        people, or the name of the new model is that of a shipped one.
+        people, the model was trained on one that is to be evaluated, or the name of the new model is that of
+        a shipped one.
     """
     scans = choose_scans(listing, measuring(settings, "participant")).chosen
     known = [(scan, geometry) for scan in scans if (geometry := _geometry(scan, settings)) is not None]
@@ -166,6 +168,7 @@ def survey(settings: Settings, listing: Listing) -> Site:
     most = people_in_time(settings.adapt.budget_s, person_s, settings.run.nprocs)
     if settings.train.split is not None:
         split = read_split(settings.train.split)
+        check_unseen(card, split["evaluation"], option="--split")
     else:
         split = choose_people(labels, card.subjects(), seed=settings.run.seed, most=most)
     n = sum(map(len, split.values()))
