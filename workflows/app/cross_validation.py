@@ -4,6 +4,7 @@ train the model to use on all subjects.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -57,7 +58,13 @@ def run_group(settings: Settings, *, name: str) -> int:
         print(
             f"  note: not in them, and left out: {', '.join(f'sub-{label}' for label in others)}", flush=True
         )
-    return run_and_report(workflow, settings, evaluation, model_name=model)
+    code = run_and_report(workflow, settings, evaluation, model_name=model)
+    written = {fold_name(number) for number in range(1, folds + 1)}
+    models = settings.paths.output_dir.glob(os.fspath(output_name("model", model=f"{model}_fold-*")))
+    earlier = sorted(path.name for path in models if path.stem.removeprefix(f"{model}_") not in written)
+    if earlier:
+        print(f"  note: not of these folds, but of an earlier run: {', '.join(earlier)}", flush=True)
+    return code
 
 
 def stored_folds(settings: Settings) -> Path:

@@ -130,7 +130,10 @@ def _print_group(settings: Settings) -> None:
     elif settings.run.mode == "train" and train.cross_validation is not None:
         _print_folds(settings)
     elif settings.run.mode == "train" and train.evaluate_model is not None:
-        subjects = f"the evaluation subjects of {train.split}" if train.split else "all prepared subjects"
+        asked = " of --participant-label" if settings.run.participant_labels else ""
+        subjects = (
+            f"the evaluation subjects of {train.split}" if train.split else f"all prepared subjects{asked}"
+        )
         print(
             f"iqtflow: group level evaluates {train.evaluate_model} on {subjects}; it writes "
             f"{output / output_name('metrics')} and {output_name('group_page')}"
