@@ -293,6 +293,11 @@ class _Adaptation:
             part = "evaluation" if scan.subject in self.site.split["evaluation"] else "train"
             figures[part].append(self._figures(scan, train))
         reference = make_reference(figures["train"], figures["evaluation"], k=self.site.card.k)
+        # The training changes both; the stored scans do not.
+        jitter = 1 + train.spacing_jitter
+        for figure, least, most in (("SpacingRatio", 1 / jitter, jitter), ("PixelMm", *train.zoom)):
+            low, high = reference["ranges"][figure]
+            reference["ranges"][figure] = [low * least, high * most]
         kinds = {what: output_name(what, model=name) for what in ("model", "scores")}
         with (self.trained / kinds["scores"]).open("rb") as content:
             write_atomically(self.output / kinds["scores"], lambda to: shutil.copyfileobj(content, to))
