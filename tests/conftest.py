@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+
+# A shell without job control starts programs in the background with SIGINT ignored, and their children, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Thick axial slices: 1.2 x 1.2 x 7.2 mm voxels, 192 x 192 x 144 mm, oblique by 10 degrees about x.
 SHAPE = (160, 160, 20)

@@ -274,8 +274,8 @@ def test_a_node_makes_the_same_voxels_again_from_the_json_of_another_node(brain_
     inputs = {trait: str(brain_files / f"{name}.nii.gz") for trait, name in names.items()}
     settings = {
         "slice_axis": "y", "thickness_mm": 4.1, "gap_mm": 0.7, "noise": "rician", "fixed_tissue": "GM",
-        "fwhm_jitter": 0.2, "slice_offset_mm": 1.0, "inplane_fwhm_mm": 1.5, "bias_amplitude": 0.2,
-        "snr": (33.0, 27.0), "seed": 11,
+        "fwhm_jitter": 0.2, "slice_offset_mm": 1.0, "inplane_fwhm_mm": 1.5, "inplane_fwhm_least_mm": 0.5,
+        "bias_amplitude": 0.2, "snr": (33.0, 27.0), "seed": 11,
     }  # fmt: skip
     made, sidecar = [], str(tmp_path / "first" / "lowfield.json")
     for folder, more in (("first", settings), ("again", {"from_json": sidecar})):
@@ -286,7 +286,7 @@ def test_a_node_makes_the_same_voxels_again_from_the_json_of_another_node(brain_
     assert first == again
     fields = json.loads(Path(made[0].metadata_file).read_text())
     assert fields["SNR"] == {"WM": 33.0, "GM": 27.0} and fields["NoiseDistribution"] == "rician"
-    assert all(value > 0 for value in fields["Extras"].values()) and len(fields["Extras"]) == 4
+    assert all(value > 0 for value in fields["Extras"].values()) and len(fields["Extras"]) == 5
     assert fields == json.loads(Path(made[1].metadata_file).read_text())
 
 

@@ -310,7 +310,9 @@ def test_a_gradient_that_is_not_finite_is_caught_though_the_loss_is(libraries, t
     import iqtflow.training.module as loop
 
     monkeypatch.setattr(
-        loop, "simulate_batch", lambda batch: (torch.zeros(1, 1, 32, 32, 8), torch.zeros(1, 1, 32, 32, 32))
+        loop,
+        "simulate_batch",
+        lambda batch, **_: (torch.zeros(1, 1, 32, 32, 8), torch.zeros(1, 1, 32, 32, 32)),
     )
     losses = loop.TrainingModule.losses
 

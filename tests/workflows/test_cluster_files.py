@@ -84,7 +84,7 @@ def test_steps_that_only_store_a_file_are_no_jobs():
     ],
 )
 def test_what_is_wrong_with_the_file_is_told(read, text, words):
-    with pytest.raises(UsageError, match=r"docs/clusters\.md") as told:
+    with pytest.raises(UsageError, match=r"docs/tasks/cluster\.md") as told:
         read(text)
     assert words in str(told.value)
     assert told.value.exit_code == 2
