@@ -12,9 +12,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 # A shell without job control starts programs in the background with SIGINT ignored, and their children, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# On a busy machine everything is slow.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 #: Thick axial slices: 1.2 x 1.2 x 7.2 mm voxels, 192 x 192 x 144 mm, oblique by 10 degrees about x.
 SHAPE = (160, 160, 20)
