@@ -25,7 +25,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from calibration_loop import SCANNERS, read_done, simulate_scan, tissues_of
+from calibration_loop import SCANNERS, read_done, scan_parser, simulate_scan, store_line, tissues_of
 from nibabel.affines import voxel_sizes
 
 from iqtflow.evaluation.comparison import compare_models, verdict_sentence
@@ -37,19 +37,12 @@ from iqtflow.simulation.simulate import SliceStack, draw_scan, prepare_subject, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--subject", type=Path, nargs=3, action="append", default=[])
-    parser.add_argument("--keep", type=Path, metavar="DIR")
-    parser.add_argument("--scanner", choices=SCANNERS, action="append", help="default: all")
+    parser = scan_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(15)))
     parser.add_argument("--highfield", type=Path, metavar="BIDS")
     parser.add_argument("--maps", type=Path, metavar="DERIVATIVES")
     parser.add_argument("--work", type=Path, metavar="DIR")
     parser.add_argument("--budget", default="10m")
-    parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     done = read_done(options.output)
     if options.table:
@@ -58,10 +51,7 @@ def main() -> None:
     known = {line["scanner"] for line in done}
     for name in options.scanner or SCANNERS:
         if name not in known:
-            line = one_scanner(name, options)
-            with options.output.open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
-            print(json.dumps(line), flush=True)
+            store_line(options.output, one_scanner(name, options))
 
 
 def one_scanner(name: str, options: argparse.Namespace) -> dict[str, Any]:

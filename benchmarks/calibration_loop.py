@@ -78,16 +78,29 @@ WORDS = {
 }
 
 
-def main() -> None:
+def scan_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of the options that choose scanners and make their scans."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("output", type=Path)
     parser.add_argument("--subject", type=Path, nargs=3, action="append", default=[])
     parser.add_argument("--keep", type=Path, metavar="DIR")
     parser.add_argument("--scanner", choices=SCANNERS, action="append", help="default: all")
-    parser.add_argument("--scans", type=int, default=15)
     parser.add_argument("--table", action="store_true")
+    return parser
+
+
+def store_line(output: Path, line: dict[str, Any]) -> None:
+    """Add a result to the file of results, and print it."""
+    with output.open("a") as stream:
+        stream.write(json.dumps(line) + "\n")
+    print(json.dumps(line), flush=True)
+
+
+def main() -> None:
+    parser = scan_parser(__doc__)
+    parser.add_argument("--scans", type=int, default=15)
     parser.add_argument("--how-many", choices=SCANNERS)
     options = parser.parse_args()
     done = read_done(options.output)
@@ -102,9 +115,7 @@ def main() -> None:
         for name in options.scanner or SCANNERS:
             if (name, seed) not in known:
                 line = one_scan(options.subject[seed % len(options.subject)], name, seed, options.keep)
-                with options.output.open("a") as stream:
-                    stream.write(json.dumps(line) + "\n")
-                print(json.dumps(line), flush=True)
+                store_line(options.output, line)
 
 
 def simulate_scan(paths: Sequence[Path], name: str, seed: int) -> tuple[np.ndarray, ThickSubject, Draw]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.util
 import json
 import os
@@ -28,6 +27,7 @@ from iqtflow.segmentation.spm.job import place_priors, run_m_code
 from iqtflow.segmentation.spm.script import UnifiedSegmentationSettings, self_test_script
 from iqtflow.utils.environment import place_sockets, temporary_folder
 from iqtflow.utils.errors import InputError, IQTFlowError, UsageError
+from iqtflow.utils.files import sha256_of
 from iqtflow.utils.gpus import resolve_device
 from iqtflow.utils.system import available_memory_gb
 
@@ -235,7 +235,7 @@ def check_models(*, required: bool, folder: str | os.PathLike | None = None) -> 
             path = folder / entry["file"]
             if not path.is_file():
                 yield Check("Models", bad, f"{path} is missing", again)
-            elif _sha256(path) != entry["sha256"]:
+            elif sha256_of(path) != entry["sha256"]:
                 found = f"{path}: checksum differs from the index, damaged or changed"
                 yield Check("Models", bad, found, again)
             else:
@@ -337,16 +337,8 @@ def _check_model_file(model: str | os.PathLike) -> Check:
         return Check("Model", FAULT, f"{model}: no such file", "Correct --model.")
     try:
         read_card(model)
-        return Check("Model", OK, f"{model}: SHA-256 {_sha256(Path(model))[:12]}")
+        return Check("Model", OK, f"{model}: SHA-256 {sha256_of(model)[:12]}")
     except InputError as fault:
         return Check("Model", FAULT, f"{fault.path}: {fault.found}", fault.next_step)
     except OSError as fault:
         return Check("Model", FAULT, f"{model}: cannot be read ({fault.strerror})", "Check its permissions.")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

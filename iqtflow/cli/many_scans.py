@@ -29,7 +29,7 @@ from iqtflow.utils.errors import (
     exit_code_of_failures,
     printable,
 )
-from iqtflow.utils.files import read_text, write_text
+from iqtflow.utils.files import read_text, sha256_of, write_text
 from iqtflow.utils.gpus import resolve_device
 
 TABLES = (".csv", ".tsv")  #: endings of a table of scans
@@ -143,11 +143,11 @@ def _check_folder(source: Path, output: Path) -> None:
 def _keep_record(parser: argparse.ArgumentParser, options: argparse.Namespace, contrast: str) -> None:
     """Write what the results of the folder are made with; refuse to mix them with those of other settings."""
     from iqtflow.models.zoo import candidates
-    from iqtflow.workflows.app.made_with import difference, digest_of, sign
+    from iqtflow.workflows.app.made_with import difference, sign
 
     now: dict[str, Any] = {"Name": parser.prog, "Version": iqtflow.__version__}
     files = sorted(candidates(options.model, contrast).values())
-    now["Models"] = {path.stem: digest_of(path) for path in files}
+    now["Models"] = {path.stem: sha256_of(path) for path in files}
     now["Settings"] = {
         action.option_strings[0]: getattr(options, action.dest)
         for action in parser._actions

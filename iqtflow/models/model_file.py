@@ -38,7 +38,7 @@ from iqtflow.models.card import (
     refuse,
 )
 from iqtflow.utils.errors import InputError
-from iqtflow.utils.files import require_name, write_atomically, write_text
+from iqtflow.utils.files import require_name, sha256_of, write_atomically, write_text
 from iqtflow.utils.outputs import MODEL_DIGEST, model_digest
 
 if TYPE_CHECKING:
@@ -375,17 +375,14 @@ def _read(
 
 def _require_pin(path: str | os.PathLike, expected: str) -> None:
     """Make sure that a file has the SHA-256 that the package pins."""
-    digest = hashlib.sha256()
     try:
-        with open(path, "rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
+        digest = sha256_of(path)
     except OSError as fault:
         raise refuse(path, f"{type(fault).__name__} ({fault.strerror})", "a readable model file") from fault
-    if digest.hexdigest() != expected:
+    if digest != expected:
         raise refuse(
             path,
-            f"SHA-256 {digest.hexdigest()[:16]}... (the file was altered or cut short)",
+            f"SHA-256 {digest[:16]}... (the file was altered or cut short)",
             f"{expected[:16]}..., which the package pins",
             "Install the package again.",
         )

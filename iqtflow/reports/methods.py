@@ -23,7 +23,7 @@ from iqtflow.config import PARTICIPANT, Settings, TrainSettings
 from iqtflow.image.slice_intensity import LARGEST_P, LEAST_SHARE
 from iqtflow.segmentation.select import EngineChoice, describe_priors
 from iqtflow.training.split import read_split
-from iqtflow.utils.files import read_text, write_text
+from iqtflow.utils.files import read_text, sha256_of, write_text
 
 _PREAMBLE = """\
 # What was done to these data
@@ -187,7 +187,7 @@ def _models(settings: Settings) -> str:
 
     if settings.enhance.model is not None:
         path = find_model(settings.enhance.model)[0]
-        card, digest = read_card(path), hashlib.sha256(path.read_bytes()).hexdigest()
+        card, digest = read_card(path), sha256_of(path)
         return f"The model was {say(card.name, card.k, digest)}."
     shipped = [info for info in list_shipped() if info.contrast == settings.enhance.contrast]
     named = " and ".join(say(info.name, info.k, info.sha256) for info in shipped)

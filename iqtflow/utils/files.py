@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import socket
@@ -163,6 +164,15 @@ def read_text(path: str | os.PathLike) -> str:
     """
     require_regular(path)
     return Path(path).read_text(encoding="utf-8-sig")
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file, as hex digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def require_regular(path: str | os.PathLike) -> None:

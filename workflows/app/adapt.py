@@ -32,7 +32,7 @@ from iqtflow.simulation.scanner import missing_blur, own_width
 from iqtflow.training.adaptation import LEAST_STEPS, adapted_settings, plan_steps
 from iqtflow.training.split import as_lists
 from iqtflow.utils.errors import EXIT_OK, EXIT_SUBJECT_FAILED
-from iqtflow.utils.files import read_text, write_atomically, write_text
+from iqtflow.utils.files import read_text, sha256_of, write_atomically, write_text
 from iqtflow.utils.system import cpu_has_bfloat16
 from iqtflow.workflows.app.base import run_workflow
 from iqtflow.workflows.app.collect import list_inputs
@@ -225,7 +225,7 @@ class _Adaptation:
         """Return a digest of all that the weights depend on, the number of steps left out."""
         stated = dataclasses.replace(train, steps=None, precision="float32", evaluate_model=None)
         prior = json.loads(read_text(train.snr_prior))
-        digest = hashlib.sha256(self.site.model.read_bytes()).hexdigest()
+        digest = sha256_of(self.site.model)
         text = repr((stated, prior["mean"], prior["covariance"], digest, sorted(self.site.split.items())))
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -316,7 +316,7 @@ class _Adaptation:
         """Enhance some scans of the site; return their records. A scan that fails is left out."""
         scans, paths = self.site.scans[:MOST_SHOWN], self.settings.paths
         settings = with_mode(self.settings, "enhance", "participant")
-        folder, digest = paths.output_dir / "scans" / name, hashlib.sha256(model.read_bytes()).hexdigest()
+        folder, digest = paths.output_dir / "scans" / name, sha256_of(model)
         settings = dataclasses.replace(
             settings,
             paths=dataclasses.replace(

@@ -19,6 +19,7 @@ from iqtflow.bids.names import SCAN_OUTPUTS, output_name
 from iqtflow.bids.sidecars import product_of, read_made_with
 from iqtflow.config import SECTION_MODES, SETTINGS, Setting, Settings
 from iqtflow.utils.errors import UsageError
+from iqtflow.utils.files import sha256_of
 
 HASH_DIGITS = 8  #: of the hash in the name of a folder
 
@@ -55,7 +56,7 @@ def describe(settings: Settings, level: str) -> dict[str, Any]:
     models = {}
     if mode == "enhance":
         files = sorted(candidates(enhance.model, enhance.contrast).values())
-        models = {path.stem: digest_of(path) for path in files}
+        models = {path.stem: sha256_of(path) for path in files}
         stated["--model"] = None  # its file may move
     products = {("enhance", "participant"): enhance.contrast, ("train", "group"): _model_name(settings)}
     return sign(
@@ -176,17 +177,12 @@ def _value(item: Setting, value: Any) -> Any:
     if value is not None and item.metavar in ("NAME|PATH", "MODEL"):
         from iqtflow.models.model_file import find_model
 
-        return digest_of(find_model(value)[0])
+        return sha256_of(find_model(value)[0])
     if isinstance(value, (str, Path)) and os.path.isfile(value):
-        return digest_of(Path(value))
+        return sha256_of(value)
     if isinstance(value, tuple):
         return [_value(item, one) for one in value]
     return os.fspath(value) if isinstance(value, Path) else value
-
-
-def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, as hex digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _has_results(output: Path, now: dict[str, Any]) -> bool:

@@ -91,16 +91,11 @@ def measuring(settings: Settings, *levels: str) -> Settings:
 def preparing(settings: Settings, people: Sequence[str] = (), train: TrainSettings | None = None) -> Settings:
     """Return settings that prepare the high-field people; results go to ``training`` in the output folder."""
     own, paths = with_mode(settings, "train", "participant"), settings.paths
-    highfield = settings.adapt.highfield
-    if highfield is None:
-        raise UsageError(
-            "--highfield", found="no such option", expected="high-field scans of people", next_step=FETCH
-        )
     return dataclasses.replace(
         own,
         paths=dataclasses.replace(
             paths,
-            bids_dir=highfield,
+            bids_dir=settings.adapt.highfield,
             output_dir=paths.output_dir / "training",
             work_dir=paths.work_dir / "highfield",
         ),

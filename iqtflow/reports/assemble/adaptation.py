@@ -41,8 +41,8 @@ def write_adaptation_page(
     record
         Content of ``adapt.json``.
     shown
-        Scans of the site, enhanced by the model before and by the adapted one; without any, the pictures of
-        an earlier page are kept.
+        The scans of the record, enhanced by the model before and by the adapted one; without any, the
+        pictures of an earlier page are kept.
 
     Returns
     -------
@@ -51,16 +51,15 @@ def write_adaptation_page(
     """
     output_dir = Path(output_dir).absolute()
     names = (record["before"], record["name"])
-    for before, after in shown[:MOST_PICTURES]:
-        name = Path(before.input or "").name.split(".")[0]
-        write_page(output_dir / _picture_of(name), draw_before_after(before, after, names))
     files = {scan["scan"]: _picture_of(scan["scan"]) for scan in record["scans"]}
+    for file, pair in list(zip(files.values(), shown, strict=False))[:MOST_PICTURES]:
+        write_page(output_dir / file, draw_before_after(*pair, names))
     pictures = [(name, file) for name, file in files.items() if (output_dir / file).is_file()]
     html = render(
         "adapt.html",
         record=record,
         style=STYLES[record["comparison"]["verdict"]],
-        tables=[comparison_table(record, *measure) for measure in MEASURES],
+        tables=_tables(record),
         scans=[scan_row(scan) for scan in record["scans"]],
         scanner=scanner_rows(record["scanner"]) if record["scanner"] else [],
         pictures=pictures,

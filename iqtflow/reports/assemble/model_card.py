@@ -5,7 +5,6 @@ It begins with a picture and three sentences. Lists of subjects and the digest o
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from iqtflow.reports.assemble.group import Evaluated, find_examples, read_metric
 from iqtflow.reports.assemble.page import write_page
 from iqtflow.reports.draw.model_picture import draw_model_picture
 from iqtflow.reports.record import Place, Record
+from iqtflow.utils.files import sha256_of
 
 #: Measures of the tables: name, label, unit, decimals.
 MEASURES = (
@@ -401,9 +401,8 @@ def _subjects(card: Card) -> dict[str, str]:
 
 
 def _file_facts(model: Path) -> dict[str, str]:
-    content = model.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    return {"file": f"`{model.name}`, {len(content) / 1e6:.1f} MB, half precision, SHA-256 `{digest}`"}
+    size = model.stat().st_size / 1e6
+    return {"file": f"`{model.name}`, {size:.1f} MB, half precision, SHA-256 `{sha256_of(model)}`"}
 
 
 def _sections(text: str) -> dict[str, str]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
-from PIL import Image
-
 from iqtflow.reports.draw import pictures
 from iqtflow.reports.draw.enhanced import make_scene
 from iqtflow.reports.draw.slices import PlaneDrawer, Rung, planes_in_order
@@ -14,7 +12,6 @@ from iqtflow.reports.draw.volumes import load_volumes
 from iqtflow.reports.record import Record
 
 EDGE_PX = 360  #: pixels along the longer side of a slice
-GAP_PX = 4
 
 
 def draw_before_after(before: Record, after: Record, names: tuple[str, str]) -> bytes:
@@ -41,15 +38,7 @@ def draw_before_after(before: Record, after: Record, names: tuple[str, str]) -> 
         note = f"{plane.name}, {drawer.places[0]}"
         sides = plane.sides("radiological")
         rows.append([pictures.mark(drawer.enlarged(frame), sides=sides, note=note) for frame in frames])
-    width = max(row[0].width for row in rows) + GAP_PX
-    title = pictures.title_line(("cubic spline", *names), width)
-    page = Image.new("L", (title.width, title.height + sum(row[0].height + GAP_PX for row in rows)))
-    page.paste(title)
-    top = title.height
-    for row in rows:
-        for i, image in enumerate(row):
-            page.paste(image, (i * width + (width - image.width) // 2, top))
-        top += row[0].height + GAP_PX
+    page = pictures.titled_table(rows, ("cubic spline", *names))
     buffer = io.BytesIO()
     page.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -17,7 +17,6 @@ MAX_BYTES = 150_000  #: of the file
 #: Pixels along the longer side of a slice, the best first; the first that fits `MAX_BYTES` is used.
 EDGES_PX = (320, 280, 240, 200, 160, 120)
 GREYS = 64  #: steps of the grey scale: more would only store noise
-GAP_PX = 4
 
 
 def draw_model_picture(record: Record, *, spline_db: float, enhanced_db: float) -> bytes:
@@ -45,7 +44,7 @@ def draw_model_picture(record: Record, *, spline_db: float, enhanced_db: float) 
     )
     for edge_px in EDGES_PX:
         rows = [_draw_row(scene, plane, edge_px) for plane in planes_in_order(volumes)[:2]]
-        content = _encode(_arrange(rows, titles))
+        content = _encode(pictures.titled_table(rows, titles))
         if len(content) <= MAX_BYTES:
             break
     return content
@@ -58,20 +57,6 @@ def _draw_row(scene: Scene, plane: Plane, edge_px: int) -> list[Image.Image]:
     images = [*drawer.acquired(), *map(drawer.enlarged, frames)]
     note = f"{plane.name}, {drawer.places[0]}"
     return [pictures.mark(image, sides=plane.sides(scene.convention), note=note) for image in images]
-
-
-def _arrange(rows: list[list[Image.Image]], titles: tuple[str, ...]) -> Image.Image:
-    """Put pictures into a table, each in the middle of its cell, with a line of titles above."""
-    width = max(row[0].width for row in rows) + GAP_PX
-    title = pictures.title_line(titles, width)
-    page = Image.new("L", (title.width, title.height + sum(row[0].height + GAP_PX for row in rows)))
-    page.paste(title)
-    top = title.height
-    for row in rows:
-        for i, image in enumerate(row):
-            page.paste(image, (i * width + (width - image.width) // 2, top))
-        top += row[0].height + GAP_PX
-    return page
 
 
 def _encode(image: Image.Image) -> bytes:

@@ -22,6 +22,7 @@ COLOUR_MAP = "inferno"
 
 MARK_COLOUR = 225
 MAX_ENLARGEMENT = 6.0
+TABLE_GAP_PX = 4  #: between the pictures of a table
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,21 @@ def ring(image: Image.Image, at: tuple[float, float]) -> Image.Image:
     return drawn
 
 
-def title_line(titles: Sequence[str], width: int) -> Image.Image:
+def titled_table(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Image.Image:
+    """Put pictures into a table, each in the middle of its cell, with a title above each column."""
+    width = max(row[0].width for row in rows) + TABLE_GAP_PX
+    line = _title_line(titles, width)
+    page = Image.new("L", (line.width, line.height + sum(row[0].height + TABLE_GAP_PX for row in rows)))
+    page.paste(line)
+    top = line.height
+    for row in rows:
+        for i, image in enumerate(row):
+            page.paste(image, (i * width + (width - image.width) // 2, top))
+        top += row[0].height + TABLE_GAP_PX
+    return page
+
+
+def _title_line(titles: Sequence[str], width: int) -> Image.Image:
     """Return a black line of titles, each in the middle of a column of `width` pixels."""
     size = int(np.clip(width / 13, 9, 20))
     line = Image.new("L", (len(titles) * width, 2 * size))
