@@ -361,7 +361,11 @@ def check_python(program: str, arguments: list[str], command: Command, sandbox: 
     if first != "-m":
         script = ROOT / first
         assert script.is_file(), f"{command.where}: no {first}"
-        unknown = [a for a in rest if a.startswith("--") and a not in script.read_text()]
+        text = script.read_text()
+        for name in re.findall(r"^from (\w+) import", text, re.MULTILINE):  # some share options
+            beside = script.with_name(f"{name}.py")
+            text += beside.read_text() if beside.is_file() else ""
+        unknown = [a for a in rest if a.startswith("--") and f'"{a}"' not in text]
         assert not unknown, f"{command.where}: {first} has no {unknown}"
     elif rest[0] == "pip":
         check_pip("pip", rest[1:], command, sandbox)

@@ -91,7 +91,7 @@ def list_folder(folder: Path, *, without: Path) -> list[LooseScan]:
             if not name.startswith(".") and os.path.realpath(Path(place, name)) != inside
         )
         paths = [Path(place, name) for name in sorted(names) if not name.startswith(".")]
-        found += [path for path in paths if path.name.endswith(EXTENSIONS)]
+        found += [path for path in paths if path.name.lower().endswith(EXTENSIONS)]
     if not found:
         raise UsageError(
             folder,
@@ -99,7 +99,7 @@ def list_folder(folder: Path, *, without: Path) -> list[LooseScan]:
             expected="scans in NIfTI files",
             next_step=f"Convert DICOM files first: dcm2niix -b y -z y -o NIFTI_FOLDER {folder}",
         )
-    return [LooseScan(path, path.relative_to(folder), _own_sidecar(path)) for path in found]
+    return [LooseScan(path, _result_of(path.relative_to(folder)), _own_sidecar(path)) for path in found]
 
 
 def read_table(table: Path) -> list[LooseScan]:
@@ -184,8 +184,14 @@ def _wrong(table: Path, line: int, column: str, found: str, expected: str) -> Us
     return UsageError(place, found=found, expected=expected, next_step="Correct the table.")
 
 
+def _result_of(scan: Path) -> Path:
+    """Return the name of a scan's result: that of the scan, its extension in small letters (not ``.NII``)."""
+    stem = scan.name[: len(stem_of(scan.name.lower()))]
+    return scan.with_name(stem + scan.name[len(stem) :].lower())
+
+
 def _own_sidecar(path: Path) -> Path | None:
-    sidecar = path.with_name(f"{stem_of(path.name)}.json")
+    sidecar = path.with_name(f"{stem_of(_result_of(path).name)}.json")
     return sidecar if sidecar.is_file() else None
 
 

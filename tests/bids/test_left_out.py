@@ -45,6 +45,7 @@ def left_out(root: Path, **options) -> dict[str, str]:
         ("sub-/anat/sub-_T1w.nii.gz", "found 'sub-' in its name"),
         ("sub-{0}/anat/sub-{0}_T1w.nii.gz".format("b" * 236), "found a name of 244 characters; expected"),
         (f"sub-01/anat/sub-01_acq-{'a' * 201}_T1w.nii.gz", "found a name of 216 characters"),
+        ("sub-01/anat/sub-01_T1w.NII.gz", "found the ending '.NII.gz'; expected small letters"),
     ],
 )
 def test_a_file_with_an_invalid_name_is_left_out_and_the_rest_is_found(bids_tree, file, found):

@@ -12,7 +12,7 @@ import pytest
 from clinics import write_thick_scan
 from conftest import make_affine, make_head, write_scan
 
-from iqtflow.bids.loose_files import LooseScan, read_table, why_left_out
+from iqtflow.bids.loose_files import LooseScan, list_folder, read_table, why_left_out
 from iqtflow.cli.commands import enhance
 from iqtflow.utils.errors import UsageError
 
@@ -137,6 +137,14 @@ def test_results_never_lie_in_the_folder_of_the_scans(tmp_path, capsys):
     write_scan(tmp_path / "a.nii.gz", make_head((20, 20, 12)))
     assert enhance.main([str(tmp_path), str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_names_in_capitals_are_scans_too_and_results_end_in_small_letters(tmp_path):
+    write_scan(tmp_path / "A1.nii.gz", make_head((8, 8, 8))).rename(tmp_path / "A1.NII.GZ")
+    (tmp_path / "A1.json").write_text("{}")
+    assert list_folder(tmp_path, without=tmp_path / "out") == [
+        LooseScan(tmp_path / "A1.NII.GZ", Path("A1.nii.gz"), tmp_path / "A1.json")
+    ]
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path, capsys):
