@@ -186,12 +186,12 @@ def _wrong(table: Path, line: int, column: str, found: str, expected: str) -> Us
 
 def _result_of(scan: Path) -> Path:
     """Return the name of a scan's result: that of the scan, its extension in small letters (not ``.NII``)."""
-    stem = scan.name[: len(stem_of(scan.name.lower()))]
+    stem = stem_of(scan.name)
     return scan.with_name(stem + scan.name[len(stem) :].lower())
 
 
 def _own_sidecar(path: Path) -> Path | None:
-    sidecar = path.with_name(f"{stem_of(_result_of(path).name)}.json")
+    sidecar = path.with_name(f"{stem_of(path.name)}.json")
     return sidecar if sidecar.is_file() else None
 
 

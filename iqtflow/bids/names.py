@@ -43,8 +43,8 @@ def can_have_page(label: str) -> bool:
 
 
 def stem_of(name: str) -> str:
-    """Return the name of an image file without its extension."""
-    return name.removesuffix(".gz").removesuffix(".nii")
+    """Return the name of an image file without its extension, which may be in capitals."""
+    return re.sub(r"(\.nii)?(\.gz)?\Z", "", name, flags=re.IGNORECASE | re.ASCII)
 
 
 def read_entities(stem: str) -> dict[str, str]:

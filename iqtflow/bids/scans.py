@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -149,7 +148,6 @@ def _some(labels: Sequence[str], entity: str, limit: int = 8) -> str:
 
 def _list_images(root: Path, subjects: Sequence[str], suffix: str) -> tuple[list[Path], list[LeftOut]]:
     """List files named as images of a contrast, and folders that cannot be listed."""
-    ending = re.compile(rf"(?s:.*)_{re.escape(suffix)}\.(?i:nii(\.gz)?)")
     paths, left_out = [], []
     for label in subjects:
         home = root / f"sub-{label}"
@@ -158,7 +156,8 @@ def _list_images(root: Path, subjects: Sequence[str], suffix: str) -> tuple[list
             homes = [home, *sorted(p for p in home.iterdir() if p.name.startswith("ses-") and p.is_dir())]
             for folder in (place / "anat" for place in homes):
                 if folder.is_dir():
-                    named = [path for path in folder.iterdir() if ending.fullmatch(path.name)]
+                    images = [p for p in folder.iterdir() if p.name.lower().endswith(EXTENSIONS)]
+                    named = [path for path in images if stem_of(path.name).endswith(f"_{suffix}")]
                     paths += sorted(path for path in named if not path.name.startswith("."))
         except OSError as fault:
             reason = f"found a folder that cannot be listed ({fault.strerror}). Check its permissions."
@@ -198,7 +197,7 @@ def _check_name(path: Path, root: Path) -> str | None:
     """Return why the name ``ROOT/sub-X/[ses-Y/]anat/NAME`` of an image is invalid; None if it is valid."""
     home, *sessions, _, name = path.relative_to(root).parts
     if not name.endswith(EXTENSIONS):
-        return _wrong(f"the ending {name[len(stem_of(name.lower())) :]!r}", "small letters, .nii or .nii.gz")
+        return _wrong(f"the ending {name[len(stem_of(name)) :]!r}", "small letters, .nii or .nii.gz")
     folders = {folder[:3]: folder[4:] for folder in (home, *sessions)}
     entities: dict[str, str] = {}
     for part in stem_of(name).split("_")[:-1]:

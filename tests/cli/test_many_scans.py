@@ -140,11 +140,13 @@ def test_results_never_lie_in_the_folder_of_the_scans(tmp_path, capsys):
 
 
 def test_names_in_capitals_are_scans_too_and_results_end_in_small_letters(tmp_path):
-    write_scan(tmp_path / "A1.nii.gz", make_head((8, 8, 8))).rename(tmp_path / "A1.NII.GZ")
-    (tmp_path / "A1.json").write_text("{}")
-    assert list_folder(tmp_path, without=tmp_path / "out") == [
-        LooseScan(tmp_path / "A1.NII.GZ", Path("A1.nii.gz"), tmp_path / "A1.json")
-    ]
+    for name in ("A1", "\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}"):  # which is longer in small letters
+        write_scan(tmp_path / "scan.nii.gz", make_head((8, 8, 8))).rename(tmp_path / f"{name}.NII.GZ")
+        (tmp_path / f"{name}.json").write_text("{}")
+        listed = {scan.path.name: scan for scan in list_folder(tmp_path, without=tmp_path / "out")}
+        assert listed[f"{name}.NII.GZ"] == LooseScan(
+            tmp_path / f"{name}.NII.GZ", Path(f"{name}.nii.gz"), tmp_path / f"{name}.json"
+        )
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path, capsys):
