@@ -2,8 +2,7 @@
 
     python benchmarks/average_weights.py BEFORE TUNED OUTPUT [--share 0.5]
 
-Fine-tuning on other scans costs a little on the first ones. The average of the weights keeps most of both
-(Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", arXiv:2109.01903).
+``iqtflow-train --average-with-start`` does it at the end of a training. This is for a training that has ended.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from iqtflow.models.model_file import load_model, save_model
+from iqtflow.training.averaging import mix_weights
 
 
 def main() -> None:
@@ -26,10 +26,8 @@ def main() -> None:
     options = parser.parse_args()
     before, tuned = load_model(options.before), load_model(options.tuned)
     weights = [
-        {name: old[name].float().lerp(value.float(), options.share) for name, value in new.items()}
-        for old, new in (
-            (a.state_dict(), b.state_dict()) for a, b in zip(before.members, tuned.members, strict=True)
-        )
+        mix_weights(old.state_dict(), new.state_dict(), options.share)
+        for old, new in zip(before.members, tuned.members, strict=True)
     ]
     facts = {**tuned.card.training, "averaged": {"with": before.sha256, "share": options.share}}
     split = {"split": before.card.training["split"]} if "split" in before.card.training else {}

@@ -631,6 +631,11 @@ class TrainSettings:
         high=1,
         metavar="DECAY",
     )
+    average_with_start: bool = setting(
+        False,
+        "at the end average the weights with those of --start-from, with the share that has the lowest "
+        "validation loss",
+    )
     background_weight: float = setting(
         1.0, "weight of voxels outside the brain in the loss", low=0, metavar="W"
     )
@@ -897,6 +902,13 @@ def check_training(train: TrainSettings) -> None:
             "--uncertainty only",
             train.uncertainty == "only" and train.start_from is None,
             "no model whose enhanced volume is kept",
+            "a model",
+            "Add --start-from MODEL.",
+        ),
+        (
+            "--average-with-start",
+            train.average_with_start and train.start_from is None,
+            "no model to average with",
             "a model",
             "Add --start-from MODEL.",
         ),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
 import os
 import shlex
@@ -56,7 +58,11 @@ def run_here(monkeypatch, after_node: Callable[[Any], None] = lambda node: None)
         if self.module == "train":
             begun.append(self.inputs.name)
         main = importlib.import_module(f"iqtflow.cli.commands.{self.module}").main
-        runtime.returncode = main(shlex.split(self.cmdline)[len(shlex.split(self.cmd)) :])
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            runtime.returncode = main(shlex.split(self.cmdline)[len(shlex.split(self.cmd)) :])
+        if runtime.returncode:
+            raise RuntimeError(said.getvalue())
         return runtime
 
     def make_plugin(settings, callback):

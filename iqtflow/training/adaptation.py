@@ -33,6 +33,7 @@ SHIPPED: dict[str, Any] = {
     "schedule": "cosine",
     "warmup": 20,
     "clip": 0.1,
+    "average_with_start": True,
     "background_weight": 0.1,
     "mirror": True,
     "zoom": (0.85, 1.2),

@@ -15,7 +15,7 @@ FRESH = "fresh"  #: value of `TrainingPlan.draws`: every batch is simulated anew
 #: Settings that came later. Cards and checkpoints leave them out at their defaults, as older versions did.
 _LATER = (
     *("start_from", "only_uncertainty", "optimiser", "warmup", "clip", "averaging"),
-    *("background_weight", "precision"),
+    *("background_weight", "precision", "average_with_start"),
 )
 _LATER_DEGRADATION = (
     *("zoom", "spacing_jitter", "contrast_jitter", "stripes", "coarse_plane"),
@@ -76,6 +76,7 @@ class TrainingPlan:
     averaging: float = TrainSettings.averaging
     background_weight: float = TrainSettings.background_weight
     precision: str = TrainSettings.precision
+    average_with_start: bool = TrainSettings.average_with_start
 
     @property
     def total_steps(self) -> int:

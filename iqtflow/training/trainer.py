@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 
+from iqtflow.training.averaging import average_with_start
 from iqtflow.training.checkpoints import (
     BEST,
     LAST,
@@ -133,6 +135,7 @@ def train_member(
     if start is not None:
         begin_with(module.network, start)
         begin_with(module.judged, start)
+    before = {name: value.clone() for name, value in module.judged.state_dict().items()}
     module.introduction = _introduce(
         module, train, validation, device=device, devices=devices * num_nodes, num_threads=num_threads
     )
@@ -190,8 +193,36 @@ def train_member(
     require_fit(folder / BEST, best, module.state_dict())
     module.load_state_dict(best["state_dict"])
     kept = module.judged.state_dict()
+    if plan.average_with_start:
+        kept, facts["averaged"] = _average(module.to(device), before, half=half)
+        facts["best_validation_loss"] = min(facts["averaged"]["validation_loss"].values())
+        report(
+            f"average of the weights before and after, share of the new ones {facts['averaged']['share']:g}: "
+            f"validation loss {facts['best_validation_loss']:.6f}"
+        )
     weights = {name: value.detach().cpu().contiguous() for name, value in kept.items()}
     return TrainedMember(weights, facts, module.curves)
+
+
+def _average(
+    module: TrainingModule, before: Mapping[str, torch.Tensor], *, half: bool
+) -> tuple[Mapping[str, torch.Tensor], dict[str, Any]]:
+    """Average the weights of a module with those before, on the batches of the validation."""
+    sampler, batches = module.samplers[1], range(module.plan.validation_batches)
+    judged, moved = (
+        module.judged.eval(),
+        partial(module.transfer_batch_to_device, device=module.device, dataloader_idx=0),
+    )
+
+    @torch.inference_mode()
+    def validation_loss(weights: Mapping[str, torch.Tensor]) -> float:
+        judged.load_state_dict(weights)
+        with torch.autocast(module.device.type, torch.bfloat16, enabled=half):
+            losses = [module.losses(judged, moved(sampler.batch(n)))[1] for n in batches]
+        return float(torch.stack(losses).mean())
+
+    after = {name: value.detach().cpu().clone() for name, value in judged.state_dict().items()}
+    return average_with_start(before, after, validation_loss, str(module.plan.start_from))
 
 
 def make_volumes(sources: Sequence[Any], plan: TrainingPlan, device: str) -> Volumes | None:

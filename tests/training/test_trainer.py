@@ -145,6 +145,30 @@ def test_a_training_may_begin_with_the_weights_of_a_model(libraries, tmp_path):
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-3) for name in weights[0])
 
 
+def test_the_average_with_the_start_is_the_best_on_the_validation_batches(libraries, tmp_path, capsys):
+    folders = [tmp_path / name for name in ("first", "alone", "averaged")]
+    models = [folder / "model.safetensors" for folder in folders]
+    assert train(train_command(libraries[:2], libraries[2:], folders[0], steps=4)) == 0
+    tune = ["--learning-rate", "0.01", "--start-from", os.fspath(models[0])]
+    assert train(train_command(libraries[:2], libraries[2:], folders[1], *tune, steps=6)) == 0
+    command = train_command(libraries[:2], libraries[2:], folders[2], *tune, "--average-with-start", steps=6)
+    assert train(command) == 0
+    before, alone, averaged = (load_model(model) for model in models)
+    facts = averaged.card["training"]
+    losses = {float(share): loss for share, loss in facts["averaged"]["validation_loss"].items()}
+    share = facts["averaged"]["share"]
+    assert losses[share] == min(losses.values()) == facts["best_validation_loss"] and len(losses) == 4
+    assert losses[1] == pytest.approx(alone.card["training"]["best_validation_loss"], rel=1e-5)
+    assert facts["averaged"]["with"].endswith(f"(SHA-256 {before.sha256})")
+    weights = [dict(model.members[0].named_parameters()) for model in (before, alone, averaged)]
+    assert not torch.equal(weights[0]["head.weight"], weights[1]["head.weight"])
+    for old, new, mean in zip(*(one.values() for one in weights), strict=True):
+        assert torch.allclose(mean, old.lerp(new, share), atol=1e-6)
+    capsys.readouterr()
+    assert train([*command, "--overwrite"]) == 0, "a finished training gives the same model"
+    assert load_model(models[2]).sha256 == averaged.sha256
+
+
 def test_a_model_of_another_network_is_no_start(libraries, tmp_path, capsys):
     assert train(train_command(libraries[:2], libraries[2:], tmp_path, "--start-from", "iqt-k8"))
     assert "found a model of {'kwargs': {'k': 8" in capsys.readouterr().err
