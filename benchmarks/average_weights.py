@@ -2,7 +2,7 @@
 
     python benchmarks/average_weights.py BEFORE TUNED OUTPUT [--share 0.5]
 
-``iqtflow-train --average-with-start`` does it at the end of a training. This is for a training that has ended.
+``iqtflow-train --average-with-start`` does it at the end of a training. This averages after the training.
 """
 
 from __future__ import annotations
