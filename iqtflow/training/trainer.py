@@ -175,7 +175,7 @@ def train_member(
             steps = trainer.global_step
     if not trainer.is_global_zero:
         return None
-    facts = {
+    facts: dict[str, Any] = {
         "steps": int(steps),
         "epochs": len(module.curves),
         "best_validation_loss": min(row["val_loss"] for row in module.curves),
