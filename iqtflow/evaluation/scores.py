@@ -9,6 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from iqtflow.evaluation.across_methods import figures_of
 from iqtflow.evaluation.metrics import mssim, mssim_slicewise, psnr, wilcoxon
 from iqtflow.evaluation.uncertainty_calibration import reliability, summarise_reliability
 from iqtflow.image.nifti import read_volume
@@ -46,7 +47,11 @@ FOLD = {
 
 
 def evaluate_files(
-    reference: str | os.PathLike, mask: str | os.PathLike, estimates: Mapping[str, str | os.PathLike]
+    reference: str | os.PathLike,
+    mask: str | os.PathLike,
+    estimates: Mapping[str, str | os.PathLike],
+    *,
+    across_methods: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Compare estimates with the high-field truth inside the brain.
 
@@ -59,11 +64,14 @@ def evaluate_files(
         Brain mask on the truth's grid. Voxels where the truth is zero are left out, too.
     estimates
         Files by the name of their method, all on one grid.
+    across_methods
+        Also compute the figures for methods whose intensities differ.
 
     Returns
     -------
     dict
-        PSNR (dB), MSSIM (Wang 2004, 3-D) and slice-wise MSSIM of each method.
+        PSNR (dB), MSSIM (Wang 2004, 3-D) and slice-wise MSSIM of each method; with `across_methods` also
+        `iqtflow.evaluation.across_methods.FIGURES`.
 
     Raises
     ------
@@ -88,6 +96,8 @@ def evaluate_files(
                 np.moveaxis(truth[part], axis, 2), np.moveaxis(estimate, axis, 2), np.moveaxis(brain, axis, 2)
             ),
         }
+        if across_methods:
+            scores[method].update(figures_of(truth[part], estimate, brain))
     return scores
 
 

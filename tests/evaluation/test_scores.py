@@ -10,6 +10,7 @@ from conftest import make_affine, write_scan
 from phantoms import make_brain
 from report_phantoms import records
 
+from iqtflow.cli.commands.evaluate import COLUMNS as SHOWN
 from iqtflow.cli.commands.evaluate import main as evaluate
 from iqtflow.evaluation.scores import COLUMNS, evaluate_files, summarise, table
 from iqtflow.utils.errors import InputError
@@ -54,18 +55,22 @@ def test_the_command_prints_and_writes_the_same_figures(volumes, tmp_path, capsy
     truth, good, mask = (str(volumes[name]) for name in ("truth", "good", "mask"))
     assert evaluate([truth, good, "--mask", mask, "--json", str(tmp_path / "out.json")]) == 0
     scores = json.loads((tmp_path / "out.json").read_text())
-    assert f"{scores[good]['psnr']:.2f}" in capsys.readouterr().out
+    told = capsys.readouterr().out.split("\n")
+    assert told[0].split("  ")[-1] == "ULF-EnC" and told[1].startswith(good)
+    assert [float(cell) for cell in told[1].split()[1:]] == pytest.approx(
+        [scores[good][name] for name, *_ in SHOWN], abs=6e-3
+    )
 
 
 def test_without_a_mask_the_truth_says_where_to_look(volumes, tmp_path):
     """The truth itself: infinite PSNR on the terminal, null in JSON, which knows no infinity."""
     out = tmp_path / "out.json"
     assert evaluate([str(volumes["truth"]), str(volumes["truth"]), "--json", str(out)]) == 0
-    assert json.loads(out.read_text())[str(volumes["truth"])] == {
-        "psnr": None,
-        "mssim": pytest.approx(1),
-        "mssim_slicewise": pytest.approx(1),
-    }
+    best = {"psnr": None, "psnr_monotone": None, "nmse": 0, "mae": 0, "ulf_enc": pytest.approx(1.15)}
+    best |= dict.fromkeys(("mssim", "mssim_slicewise", "mssim_linear"), pytest.approx(1))
+    found = json.loads(out.read_text())[str(volumes["truth"])]
+    found.pop("psnr_linear")  # infinite, but for rounding
+    assert found == best
 
 
 def test_the_summary_counts_who_gained_and_tests_it_exactly():

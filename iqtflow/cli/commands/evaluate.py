@@ -1,7 +1,10 @@
-"""iqtflow-evaluate: compare enhanced volumes with the truth inside the brain: PSNR and MSSIM.
+"""iqtflow-evaluate: compare enhanced volumes with the truth inside the brain.
 
 The table has two kinds of MSSIM. Do not compare them with each other: Wang's (2004) is three-dimensional, the
-one of the paper's authors is computed slice by slice (see `iqtflow.evaluation.metrics`).
+one of the paper's authors is computed slice by slice. For methods that change the contrast, the table has
+PSNR and MSSIM after a linear fit to the truth, and PSNR after the best rising curve, too. NMSE is the squared
+error over that of an empty image, MAE the absolute error over the brightest voxel, ULF-EnC the score of that
+challenge.
 """
 
 from __future__ import annotations
@@ -53,13 +56,14 @@ def _evaluate(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
     )
     files = {str(path): path for path in options.estimates}
-    scores = evaluate_files(options.reference, options.mask or options.reference, files)
+    mask = options.mask or options.reference
+    scores = evaluate_files(options.reference, mask, files, across_methods=True)
     print(score_table(scores))
     reliability = None
     if options.std:
         from iqtflow.evaluation.uncertainty_calibration import reliability_table
 
-        first, mask = options.estimates[0], options.mask or options.reference
+        first = options.estimates[0]
         reliability = reliability_of_files(options.reference, mask, first, options.std)
         print(f"\n{options.std}:\n{reliability_table(reliability)}")
     if options.json:
@@ -72,14 +76,28 @@ def _evaluate(options: argparse.Namespace) -> None:
         write_json(options.json, finite, maker=PROG)
 
 
+#: Columns of the table: figure, heading, format.
+COLUMNS = (
+    ("psnr", "PSNR (dB)", ".2f"),
+    ("psnr_linear", "PSNR, linear fit", ".2f"),
+    ("psnr_monotone", "PSNR, monotone fit", ".2f"),
+    ("mssim", "MSSIM", ".3f"),
+    ("mssim_linear", "MSSIM, linear fit", ".3f"),
+    ("mssim_slicewise", "MSSIM, slice-wise", ".3f"),
+    ("nmse", "NMSE", ".4f"),
+    ("mae", "MAE", ".4f"),
+    ("ulf_enc", "ULF-EnC", ".3f"),
+)
+
+
 def score_table(scores: dict[str, dict[str, float]]) -> str:
-    """Return the scores of each volume as lines of text; `iqtflow.evaluation.scores.COLUMNS` defines them."""
+    """Return the scores of each volume as lines of text, with those of `COLUMNS` that were computed."""
     width = max(len(name) for name in scores)
-    lines = [f"{'':{width}}  PSNR (dB)   MSSIM   MSSIM, slice-wise"]
+    columns = [column for column in COLUMNS if column[0] in next(iter(scores.values()))]
+    lines = [f"{'':{width}}" + "".join(f"  {heading:>9}" for _, heading, _ in columns)]
     for name, row in scores.items():
-        lines.append(
-            f"{name:{width}}  {row['psnr']:9.2f}  {row['mssim']:6.3f}  {row['mssim_slicewise']:18.3f}"
-        )
+        cells = (f"  {row[key]:{max(len(heading), 9)}{form}}" for key, heading, form in columns)
+        lines.append(f"{name:{width}}" + "".join(cells))
     return "\n".join(lines)
 
 
