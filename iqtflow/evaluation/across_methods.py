@@ -1,7 +1,7 @@
 """Figures for comparing methods whose intensities differ: after a fit, relative errors, a challenge's score.
 
-A method that changes the contrast of tissues has a low PSNR, even if it shows the anatomy well. After a linear
-fit (gain and offset) or a monotone fit (any rising curve) to the truth, that no longer counts.
+A method that changes the contrast of tissues has a low PSNR, even if it shows the anatomy well. After a
+linear fit (gain and offset) or a monotone fit (any rising curve) to the truth, that no longer counts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FIGURES: dict[str, dict[str, str]] = {
         "Units": "dB",
     },
     "psnr_monotone": {
-        "Description": "PSNR after the best rising curve (isotonic regression) from the estimate to the truth",
+        "Description": "PSNR after the best rising curve (isotonic regression) from estimate to truth",
         "Units": "dB",
     },
     "mssim_linear": {"Description": "Mean structural similarity (mssim) after the linear fit"},
