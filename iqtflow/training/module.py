@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from iqtflow.models.registry import build_network
 from iqtflow.training.checkpoints import CURVES, guard
 from iqtflow.training.device_cuts import Volumes
+from iqtflow.training.half_precision import ShortConvolutionsInFloat32
 from iqtflow.training.losses import brain_weight, losses
 from iqtflow.training.optimisers import Muon
 from iqtflow.training.plan import TrainingPlan
@@ -263,7 +264,8 @@ class TrainingModule(lightning.LightningModule):
         if self.volumes is not None:
             batch = self.volumes.cut(batch)
         low, high = simulate_batch(batch, distribution=self.plan.degradation.noise)
-        output = network(low.to(memory_format=torch.channels_last_3d)).float()
+        with ShortConvolutionsInFloat32():
+            output = network(low.to(memory_format=torch.channels_last_3d)).float()
         weight = brain_weight(batch.get("brain"), self.plan.background_weight, high.device)
         kind, only = self.plan.loss, self.plan.only_uncertainty
         return losses(output, high, weight, loss=kind, only_uncertainty=only)
