@@ -175,13 +175,16 @@ def score(method: Method, person: Person, *, dice: bool) -> dict[str, Any]:
 
 def dice_of(estimate: Path, person: Person) -> dict[str, float]:
     """Return the Dice overlap of tissues that the embedded engine finds in an estimate and in the truth."""
-    image, _ = read_volume(estimate)
-    labels = []
-    prefix = person.folder / "segmented"
-    options = ["--out-prefix", prefix, "--engine", "ants", "--skull-stripped", "yes", "--overwrite"]
-    _program("iqtflow-segment", estimate, *options)
+    image, values = read_volume(estimate)
     part = tuple(slice(0, n) for n in image.shape)
     mask = read_volume(person.mask)[1][part] > 0
+    prefix = person.folder / "segmented"
+    # Noise around a brain would count as brain.
+    only_brain = person.folder / "segmented_T1w.nii.gz"
+    nib.Nifti1Image(np.where(mask, values, 0).astype(np.float32), image.affine).to_filename(only_brain)
+    options = ["--out-prefix", prefix, "--engine", "ants", "--skull-stripped", "yes", "--overwrite"]
+    _program("iqtflow-segment", only_brain, *options)
+    labels = []
     for start in (prefix, person.folder / "truth"):
         maps = [read_volume(f"{start}_label-{tissue}_probseg.nii.gz")[1][part] for tissue in TISSUES]
         labels.append(np.where(np.max(maps, axis=0) > 0, 1 + np.argmax(maps, axis=0), 0) * mask)
