@@ -11,6 +11,7 @@ from statsmodels.stats.multitest import multipletests
 
 from benchmarks.rivals.run import AXIS, Method, Person, read_results
 from iqtflow.evaluation.metrics import wilcoxon
+from iqtflow.image.geometry import bounding_box
 from iqtflow.image.nifti import read_volume
 
 OURS = "iqtflow"
@@ -112,17 +113,18 @@ def draw(
     person = Person(common[0], k, output / f"sub-{common[0]}")
     _, truth = read_volume(person.truth)
     _, mask = read_volume(person.mask)
-    inside = np.flatnonzero(mask.any(axis=(1, 2)))
-    at = int(inside[0] + 0.62 * (inside[-1] - inside[0]))  # beside the middle: cortex and white matter
+    part = tuple(slice(0, n) for n in read_volume(person.estimate(methods[0].name))[1].shape)
+    box = bounding_box(mask[part] > 0, 3)
+    at = int(box[0].start + 0.62 * (box[0].stop - box[0].start))  # beside the middle: cortex, white matter
+    brain, true = (volume[at][box[1:]] for volume in (mask > 0, truth))
     top = float(np.percentile(truth[mask > 0], 99.5))
-    figure = Figure(figsize=(3 * (len(methods) + 1), 6.4), layout="constrained", facecolor="black")
+    figure = Figure(figsize=(3.2 * (len(methods) + 1), 6), layout="constrained", facecolor="black")
     axes = figure.subplots(2, len(methods) + 1, squeeze=False)
-    scan = read_volume(person.scan)[1][at]
-    pictures = [("truth", truth[at], np.repeat(scan, k, axis=AXIS - 1))]
+    scan = np.repeat(read_volume(person.scan)[1][at], k, axis=AXIS - 1)
+    pictures = [("truth", true, scan[box[1:]])]
     for method in methods:
-        values = read_volume(person.estimate(method.name))[1][at]
-        part = tuple(slice(0, n) for n in values.shape)
-        pictures.append((method.title.split(" (")[0], values, np.abs(values - truth[at][part])))
+        values = read_volume(person.estimate(method.name))[1][at][box[1:]]
+        pictures.append((method.title.split(" (")[0], values, np.abs(values - true) * brain))
     for number, (title, above, below) in enumerate(pictures):
         axes[0, number].imshow(above.T, cmap="gray", vmin=0, vmax=top, origin="lower")
         scale = top if number == 0 else top / 4
