@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ LEAST_GAIN_DB = 0.05
 #: With fewer people, the two-tailed Wilcoxon test cannot be significant (p < .05).
 LEAST_FOR_TEST = 6
 MEASURES = ("psnr", "mssim")
+#: A residual that is larger by a smaller share, or still below 1, is not worth a note.
+RESIDUAL_RISE = 1.05
 
 Scores = Mapping[str, Mapping[str, float]]
 
@@ -84,3 +86,29 @@ def verdict_sentence(found: Mapping[str, Any], *, before: str, after: str) -> st
         f"The adaptation {shown}: PSNR changed by {psnr['gain']:+.2f} dB, and rose on {people}{p}. "
         f"Go on with {before}.{few if n < LEAST_FOR_TEST else ''}"
     )
+
+
+def residual_notes(scans: Sequence[Mapping[str, Mapping[str, float | None]]], *, after: str) -> list[str]:
+    """Return a sentence if the adapted model fits the acquired slices of the real scans less well.
+
+    Parameters
+    ----------
+    scans
+        For each scan, ``before`` and ``after``: ``residual``, the root mean square of scan minus expected
+        scan in standard deviations of the noise; None: not known.
+    after
+        Name of the adapted model.
+    """
+    pairs = [(scan["before"]["residual"], scan["after"]["residual"]) for scan in scans]
+    known = np.array([pair for pair in pairs if None not in pair], dtype=float)
+    if not len(known):
+        return []
+    before, now = known.mean(axis=0)
+    if now <= max(before * RESIDUAL_RISE, 1):
+        return []
+    rose = int((known[:, 1] > known[:, 0]).sum())
+    return [
+        f"On your own scans, {after} fits the acquired slices less well: the residual rose from "
+        f"{before:.2f} to {now:.2f} on average, in {rose} of {len(known)} scans (1: as large as the noise). "
+        "Compare the pictures before you use it."
+    ]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from iqtflow.config import AdaptSettings, TrainSettings, check_training
-from iqtflow.evaluation.comparison import compare_models, verdict_sentence
+from iqtflow.evaluation.comparison import compare_models, residual_notes, verdict_sentence
 from iqtflow.image.geometry import RATIO_OVER_K
 from iqtflow.models.model_file import list_shipped, read_card
 from iqtflow.simulation.scanner import missing_blur
@@ -33,7 +33,7 @@ SCANNER = {
 
 def test_a_scanner_is_simulated_with_what_was_measured():
     card = read_card("iqt-k8")
-    train = TrainSettings(**adapted_settings(SCANNER, card, ratio=9.2, blur=1.5))
+    train = TrainSettings(**adapted_settings(SCANNER, card, ratio=9.2, blur=1.5), start_from="iqt-k8")
     check_training(train)
     assert (train.upsampling_factor, train.network) == (8, card["network"]["name"])
     assert (train.thickness_fraction, train.noise) == ((0.5, 0.6), "rician")
@@ -46,7 +46,9 @@ def test_a_scanner_is_simulated_with_what_was_measured():
 def test_a_scanner_that_could_not_be_measured_is_simulated_as_for_the_shipped_models(over):
     nothing = dict.fromkeys(SCANNER)
     for scanner in (None, nothing):
-        train = TrainSettings(**adapted_settings(scanner, read_card("iqt-k4"), ratio=4 * over))
+        train = TrainSettings(
+            **adapted_settings(scanner, read_card("iqt-k4"), ratio=4 * over), start_from="iqt-k4"
+        )
         check_training(train)
         assert train.thickness_fraction == (0.5, 1.0) and train.plane_blur == (0, 0)
 
@@ -112,6 +114,17 @@ def test_a_model_is_recommended_only_if_it_is_better_on_unseen_people(gains, ver
     assert found["psnr"]["n_better"] == sum(gain > 0 for gain in gains)
     sentence = verdict_sentence(found, before="old", after="new")
     assert words in sentence and f"{np.mean(gains):.2f}" in sentence
+
+
+def test_a_worse_fit_to_the_slices_of_real_scans_is_told():
+    def scans(*pairs):
+        return [{"before": {"residual": a}, "after": {"residual": b}} for a, b in pairs]
+
+    (note,) = residual_notes(scans((0.9, 1.1), (1.1, 1.3), (1.2, 1.15), (1.0, None)), after="new")
+    assert "new fits the acquired slices less well" in note and "1.07 to 1.18" in note and "2 of 3" in note
+    assert not residual_notes(scans((0.5, 0.8), (0.6, 0.9)), after="new"), "below the noise"
+    assert not residual_notes(scans((1.1, 1.12)), after="new") and not residual_notes([], after="new")
+    assert not residual_notes(scans((None, None)), after="new")
 
 
 def test_a_blur_adds_up_with_that_of_the_image():

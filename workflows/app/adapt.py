@@ -22,7 +22,7 @@ import numpy as np
 from iqtflow.bids import Listing, Scan, write_dataset_description
 from iqtflow.bids.names import output_name, sidecar_name
 from iqtflow.config import InputSettings, Settings, TrainSettings, write_settings
-from iqtflow.evaluation.comparison import compare_models, verdict_sentence
+from iqtflow.evaluation.comparison import compare_models, residual_notes, verdict_sentence
 from iqtflow.image.nifti import read_volume
 from iqtflow.inference.ood import make_reference, measure_scan
 from iqtflow.models.model_file import stamp_familiar
@@ -352,19 +352,21 @@ class _Adaptation:
         compared = compare_models({one.subject: one.spline for one in scores[1]}, before, after)
         sentence = verdict_sentence(compared, before=site.card.name, after=site.name)
         settings = self._training(train, "after")
+        scans = [_on_scan(*pair) for pair in zip(*shown, strict=False)]
+        worse = residual_notes(scans, after=site.name)
         record = {
             "name": site.name,
             "before": site.card.name,
             "k": site.card.k,
             "sentence": sentence,
             "comparison": compared,
-            "scans": [_on_scan(*pair) for pair in zip(*shown, strict=False)],
+            "scans": scans,
             "scanner": fitted.get("scanner"),
             "prior": {name: fitted[name] for name in ("mean", "covariance", "n_scans", "notes")},
             "simulated": {name: getattr(train, name) for name in SIMULATED},
             "steps": train.steps,
             "minutes": round((time.monotonic() - self.began) / 60, 1),
-            "notes": list(site.notes),
+            "notes": [*worse, *site.notes],
         }
         write_text(output / output_name("adaptation"), json.dumps(record, indent=1))
         judged = [
@@ -373,7 +375,7 @@ class _Adaptation:
         ]
         card = write_adapted_card(output, self.trained, record, scores[1], judged)
         print(f"iqtflow: model {output / output_name('model', model=site.name)}; card {card}")
-        print(f"iqtflow: {sentence}")
+        print(*(f"iqtflow: {told}" for told in (sentence, *worse)), sep="\n")
         page = write_adaptation_page(output, record, list(zip(*shown, strict=False)))
         print(f"iqtflow: open {page} in a browser", flush=True)
 

@@ -117,7 +117,13 @@ def write_adapted_card(
     name = record["name"]
     examples = find_examples(trained_dir, name, scans)
     pictured = write_picture(output_dir / output_name("card_picture", model=name), examples, evaluation)
-    remarks = "\n\n".join(["## Adaptation", record["sentence"], *map(_as_markdown, _tables(record))])
+    remarks = "\n\n".join(
+        [
+            "## Adaptation",
+            " ".join([record["sentence"], *record["notes"]]),
+            *map(_as_markdown, _tables(record)),
+        ]
+    )
     text = card_markdown(
         output_dir / output_name("model", model=name), evaluation, pictured=pictured, remarks=remarks
     )
