@@ -10,6 +10,7 @@ import numpy as np
 from statsmodels.stats.multitest import multipletests
 
 from benchmarks.rivals.run import AXIS, Method, Person, read_results
+from iqtflow.cli.commands.evaluate import COLUMNS as EVALUATED
 from iqtflow.evaluation.metrics import wilcoxon
 from iqtflow.image.geometry import bounding_box
 from iqtflow.image.nifti import read_volume
@@ -17,15 +18,7 @@ from iqtflow.image.nifti import read_volume
 OURS = "iqtflow"
 #: Columns: figure, heading, format.
 COLUMNS = (
-    ("psnr", "PSNR (dB)", ".2f"),
-    ("psnr_linear", "after linear fit", ".2f"),
-    ("psnr_monotone", "after monotone fit", ".2f"),
-    ("mssim", "MSSIM", ".3f"),
-    ("mssim_linear", "MSSIM, linear fit", ".3f"),
-    ("mssim_slicewise", "MSSIM, slice-wise", ".3f"),
-    ("nmse", "NMSE", ".4f"),
-    ("mae", "MAE", ".4f"),
-    ("ulf_enc", "ULF-EnC", ".3f"),
+    *EVALUATED,
     ("dice_gm", "Dice GM", ".3f"),
     ("dice_wm", "Dice WM", ".3f"),
     ("processor_seconds", "processor time (s)", ".0f"),

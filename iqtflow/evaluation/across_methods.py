@@ -6,6 +6,8 @@ linear fit (gain and offset) or a monotone fit (any rising curve) to the truth, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from iqtflow.evaluation.metrics import mssim, psnr
@@ -67,7 +69,7 @@ def fit_linear(reference: np.ndarray, estimate: np.ndarray, mask: np.ndarray) ->
     ndarray, shape (w, h, d), float64
         An estimate that is constant in the mask becomes the mean of the truth.
     """
-    x, y = (np.asarray(volume, dtype=np.float64)[mask] for volume in (estimate, reference))
+    x, y = _inside(mask, estimate, reference)
     spread = float(np.var(x))
     gain = float(np.mean((x - x.mean()) * (y - y.mean()))) / spread if spread else 0.0
     return (np.asarray(estimate, dtype=np.float64) - x.mean()) * gain + y.mean()
@@ -88,7 +90,7 @@ def fit_monotone(reference: np.ndarray, estimate: np.ndarray, mask: np.ndarray) 
     """
     from sklearn.isotonic import IsotonicRegression
 
-    x, y = (np.asarray(volume, dtype=np.float64)[mask] for volume in (estimate, reference))
+    x, y = _inside(mask, estimate, reference)
     out = np.zeros(reference.shape)
     out[mask] = IsotonicRegression().fit_transform(x, y)
     return out
@@ -102,7 +104,7 @@ def nmse(reference: np.ndarray, estimate: np.ndarray, mask: np.ndarray) -> float
     reference, estimate, mask
         As for `figures_of`.
     """
-    x, y = (np.asarray(volume, dtype=np.float64)[mask] for volume in (estimate, reference))
+    x, y = _inside(mask, estimate, reference)
     return float(np.mean((x - y) ** 2) / np.mean(y**2))
 
 
@@ -114,7 +116,7 @@ def mae(reference: np.ndarray, estimate: np.ndarray, mask: np.ndarray) -> float:
     reference, estimate, mask
         As for `figures_of`.
     """
-    x, y = (np.asarray(volume, dtype=np.float64)[mask] for volume in (estimate, reference))
+    x, y = _inside(mask, estimate, reference)
     return float(np.mean(np.abs(x - y)) / y.max())
 
 
@@ -164,3 +166,8 @@ def ulf_enc_score(reference: np.ndarray, estimate: np.ndarray, mask: np.ndarray)
     absolute = float(np.mean(np.sqrt(square)))
     ssim = float(similarity[mask].mean())
     return 0.7 * ssim + 0.1 * (own_psnr / _FULL_PSNR + (1 - absolute) + (1 - relative))
+
+
+def _inside(mask: np.ndarray, *volumes: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the voxels of volumes inside a mask, in double precision."""
+    return (np.asarray(volume, dtype=np.float64)[mask] for volume in volumes)
