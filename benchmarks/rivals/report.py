@@ -75,16 +75,14 @@ def tests(lines: Sequence[dict[str, Any]], methods: Sequence[Method]) -> list[st
         for method in others:
             people = [s for m, s in values if m == method.name and (OURS, s) in values]
             ours, theirs = ([values[m, s][figure] for s in people] for m in (OURS, method.name))
-            gain = np.subtract(ours, theirs) * (1 if more_is_better else -1)
-            found.append((gain, np.subtract(ours, theirs)))
+            found.append(np.subtract(ours, theirs))
             ps.append(wilcoxon(ours, theirs).p if len(people) > 1 else 1.0)
         corrected = multipletests(ps, method="holm")[1] if ps else []
-        for method, (gain, difference), p in zip(others, found, corrected, strict=True):
-            cells[method.name].append(
-                f"{difference.mean():+.4g}, {np.count_nonzero(gain > 0)} of {len(gain)}, p = {p:.2g}"
-                if len(gain)
-                else ""
-            )
+        for method, difference, p in zip(others, found, corrected, strict=True):
+            n_better = np.count_nonzero(difference > 0 if more_is_better else difference < 0)
+            n = len(difference)
+            told = f"{difference.mean():+.4g}, {n_better} of {n}, p = {p:.2g}" if n else ""
+            cells[method.name].append(told)
     headings = {key: heading for key, heading, _ in COLUMNS}
     return [
         "iqtflow minus the other method, on how many people iqtflow is better, and p (Wilcoxon, Holm):",

@@ -7,6 +7,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -264,7 +265,8 @@ class TrainingModule(lightning.LightningModule):
         if self.volumes is not None:
             batch = self.volumes.cut(batch)
         low, high = simulate_batch(batch, distribution=self.plan.degradation.noise)
-        with ShortConvolutionsInFloat32():
+        # On a GPU it would only take time.
+        with ShortConvolutionsInFloat32() if low.device.type == "cpu" else nullcontext():
             output = network(low.to(memory_format=torch.channels_last_3d)).float()
         weight = brain_weight(batch.get("brain"), self.plan.background_weight, high.device)
         kind, only = self.plan.loss, self.plan.only_uncertainty

@@ -12,6 +12,7 @@ than the step. Give each device 8 patches or more.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import os
@@ -135,7 +136,7 @@ def train_member(
     if start is not None:
         begin_with(module.network, start)
         begin_with(module.judged, start)
-    before = {name: value.clone() for name, value in module.judged.state_dict().items()}
+    before = copy.deepcopy(module.judged.state_dict()) if plan.average_with_start else {}
     module.introduction = _introduce(
         module, train, validation, device=device, devices=devices * num_nodes, num_threads=num_threads
     )
@@ -209,10 +210,8 @@ def _average(
 ) -> tuple[Mapping[str, torch.Tensor], dict[str, Any]]:
     """Average the weights of a module with those before, on the batches of the validation."""
     sampler, batches = module.samplers[1], range(module.plan.validation_batches)
-    judged, moved = (
-        module.judged.eval(),
-        partial(module.transfer_batch_to_device, device=module.device, dataloader_idx=0),
-    )
+    judged = module.judged.eval()
+    moved = partial(module.transfer_batch_to_device, device=module.device, dataloader_idx=0)
 
     @torch.inference_mode()
     def validation_loss(weights: Mapping[str, torch.Tensor]) -> float:
