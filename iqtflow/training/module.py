@@ -7,7 +7,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -260,14 +260,22 @@ class TrainingModule(lightning.LightningModule):
         """The network that is validated and saved: the moving average of the weights, if there is one."""
         return self.network if self.average is None else self.average.module
 
-    def losses(self, network: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is minimised, and what is reported."""
+    def simulate(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the low-field and the high-field patches of a batch."""
         if self.volumes is not None:
             batch = self.volumes.cut(batch)
         low, high = simulate_batch(batch, distribution=self.plan.degradation.noise)
-        # On a GPU it would only take time.
-        with ShortConvolutionsInFloat32() if low.device.type == "cpu" else nullcontext():
-            output = network(low.to(memory_format=torch.channels_last_3d)).float()
+        return low.to(memory_format=torch.channels_last_3d), high
+
+    def way_around_short_convolutions(self) -> AbstractContextManager[object]:
+        """Return the context in which a network is computed; on a GPU it would only take time."""
+        return ShortConvolutionsInFloat32() if self.device.type == "cpu" else nullcontext()
+
+    def losses(self, network: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is minimised, and what is reported."""
+        low, high = self.simulate(batch)
+        with self.way_around_short_convolutions():
+            output = network(low).float()
         weight = brain_weight(batch.get("brain"), self.plan.background_weight, high.device)
         kind, only = self.plan.loss, self.plan.only_uncertainty
         return losses(output, high, weight, loss=kind, only_uncertainty=only)

@@ -20,7 +20,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 
-from iqtflow.training.averaging import average_with_start
 from iqtflow.training.checkpoints import (
     BEST,
     LAST,
@@ -38,6 +36,7 @@ from iqtflow.training.checkpoints import (
     require_fit,
 )
 from iqtflow.training.device_cuts import PlaceSampler, Volumes, volume_bytes
+from iqtflow.training.finish import finish
 from iqtflow.training.library import PatchLibrary
 from iqtflow.training.module import ERROR_HEAD, CurvesOnDisk, TrainingModule
 from iqtflow.training.pairs import PairFile, PairSampler
@@ -136,7 +135,7 @@ def train_member(
     if start is not None:
         begin_with(module.network, start)
         begin_with(module.judged, start)
-    before = copy.deepcopy(module.judged.state_dict()) if plan.average_with_start else {}
+    before = copy.deepcopy(module.judged.state_dict()) if plan.average_with_start else None
     module.introduction = _introduce(
         module, train, validation, device=device, devices=devices * num_nodes, num_threads=num_threads
     )
@@ -193,35 +192,20 @@ def train_member(
     best = read_checkpoint(folder / BEST)
     require_fit(folder / BEST, best, module.state_dict())
     module.load_state_dict(best["state_dict"])
-    kept = module.judged.state_dict()
-    if plan.average_with_start:
-        kept, facts["averaged"] = _average(module.to(device), before, half=half)
-        facts["best_validation_loss"] = min(facts["averaged"]["validation_loss"].values())
+    weights, end = finish(module.to(device), before, half=half)
+    facts.update(end)
+    if "averaged" in end:
         report(
-            f"average of the weights before and after, share of the new ones {facts['averaged']['share']:g}: "
-            f"validation loss {facts['best_validation_loss']:.6f}"
+            f"average of the weights before and after, share of the new ones {end['averaged']['share']:g}: "
+            f"validation loss {min(end['averaged']['validation_loss'].values()):.6f}"
         )
-    weights = {name: value.detach().cpu().contiguous() for name, value in kept.items()}
+    if "statistics" in end:
+        losses = end["statistics"]["validation_loss"]
+        report(
+            f"batch normalisation: validation loss {losses['running']:.6f} with its running statistics, "
+            f"{losses['exact']:.6f} with those of {end['statistics']['batches']} batches"
+        )
     return TrainedMember(weights, facts, module.curves)
-
-
-def _average(
-    module: TrainingModule, before: Mapping[str, torch.Tensor], *, half: bool
-) -> tuple[Mapping[str, torch.Tensor], dict[str, Any]]:
-    """Average the weights of a module with those before, on the batches of the validation."""
-    sampler, batches = module.samplers[1], range(module.plan.validation_batches)
-    judged = module.judged.eval()
-    moved = partial(module.transfer_batch_to_device, device=module.device, dataloader_idx=0)
-
-    @torch.inference_mode()
-    def validation_loss(weights: Mapping[str, torch.Tensor]) -> float:
-        judged.load_state_dict(weights)
-        with torch.autocast(module.device.type, torch.bfloat16, enabled=half):
-            losses = [module.losses(judged, moved(sampler.batch(n)))[1] for n in batches]
-        return float(torch.stack(losses).mean())
-
-    after = {name: value.detach().cpu().clone() for name, value in judged.state_dict().items()}
-    return average_with_start(before, after, validation_loss, str(module.plan.start_from))
 
 
 def make_volumes(sources: Sequence[Any], plan: TrainingPlan, device: str) -> Volumes | None:

@@ -380,11 +380,17 @@ def _describe_training(facts: dict[str, Any]) -> str:
     what = "only the predicted error (likelihood)" if plan.get("only_uncertainty") else plan["loss"].upper()
     averaged = facts.get("averaged")
     share = f"share of the new ones {averaged['share']:g}" if averaged else ""
+    statistics = facts.get("statistics", {})
     return (
         f"{facts['steps']} steps of {plan['batch_size']} patches, {plan.get('optimiser', 'adam')}, "
         f"{plan['schedule']} learning rate from {plan['learning_rate']:g}, {what}, {facts['seconds']:.0f} s "
         f"on {facts['device']} ({facts['precision']})"
         + (f", then averaged with the weights before ({share})" if averaged else "")
+        + (
+            f"; statistics of batch normalisation from {statistics['batches']} batches"
+            if statistics.get("kept") == "exact"
+            else ""
+        )
     )
 
 
