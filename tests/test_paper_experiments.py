@@ -53,7 +53,7 @@ def lin2019() -> Design:
     return read_design("lin2019")
 
 
-@pytest.mark.parametrize("preset", ["lin2019", "people23"])
+@pytest.mark.parametrize("preset", ["lin2019", "people23", "people23f16"])
 def test_every_cell_is_a_settings_file_that_iqtflow_reads(preset, tmp_path):
     design = read_design(preset)
     for cell in design.order:

@@ -178,7 +178,8 @@ class Design:
     def _cell(self, table: Mapping[str, Any], row: Mapping[str, Any], k: int) -> Cell:
         trained = row["id"] != "spline"
         always = self.fields.get("always", {})
-        train = {**self.fields["train"], **table.get("train", {}), **row.get("train", {}), **always}
+        own = self.fields.get("cells", {}).get(f"{table['id']}-{row['id']}-k{k}", {})
+        train = {**self.fields["train"], **table.get("train", {}), **row.get("train", {}), **always, **own}
         prior = row.get("prior", table["prior"])
         train.update(upsampling_factor=k, snr_prior=self.priors[prior])
         return Cell(
@@ -196,7 +197,7 @@ def read_design(preset: str) -> Design:
 
     ``extends`` names another design. Tables of the file are merged into it, key by key; ``[[tables]]``
     replace those with the same id; everything else is replaced. Settings in ``[always]`` replace those of
-    all rows.
+    all rows; ``[cells]`` has settings of single cells.
 
     Raises
     ------

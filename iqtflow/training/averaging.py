@@ -34,7 +34,7 @@ def mix_weights(before: Weights, after: Weights, share: float) -> dict[str, torc
 
 def average_with_start(
     before: Weights, after: Weights, validation_loss: Callable[[Weights], float], name: str
-) -> tuple[Weights, dict[str, Any]]:
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Average the weights before and after a fine-tuning, as far as that lowers the validation loss.
 
     Parameters
