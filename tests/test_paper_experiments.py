@@ -138,6 +138,19 @@ def test_claims_hold_fail_or_stay_open(lin2019):
     assert "cannot be decided" in next(line for line in lines if "k = 8 is worse" in line)
 
 
+def test_a_difference_that_another_seed_could_make_decides_nothing(lin2019):
+    figures = {"2-aniso2-1-k4": scores(29), "2-aniso2-8-k4": scores(30)}
+
+    def verdict(*means: float) -> str:
+        seeds = {"2-aniso2-1-k4": {"psnr": [28.5, 29, 29.5]}, "2-aniso2-8-k4": {"psnr": means}}
+        lines = judge(Results(lin2019, figures, seeds))
+        return next(line for line in lines if "More draws are better" in line and "k = 4, PSNR" in line)
+
+    assert ": holds for what" in verdict(29.6, 30.0, 30.4)
+    assert ": not decided" in verdict(29.4, 30.0, 30.6)
+    assert "(seeds: 29.40 30.00 30.60 against 28.50 29.00 29.50)" in verdict(29.4, 30.0, 30.6)
+
+
 def test_paired_spreads_are_told_apart():
     rng = np.random.default_rng(0)
     shared, extra = rng.normal(0, 1, 30), rng.normal(0, 1, 30)

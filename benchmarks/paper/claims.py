@@ -22,11 +22,21 @@ MEASURES = {"psnr": ("PSNR", 2, " dB"), "mssim": ("MSSIM (3-D)", 4, "")}
 
 
 class Pair(NamedTuple):
-    """One comparison: its text, the difference (positive if the claim is right), and its p value."""
+    """One comparison: its text, the difference (positive if the claim is right), and its p value.
+
+    `seeds` has the means of the networks of both cells where both have several; empty otherwise.
+    """
 
     text: str
     difference: float
     p: float
+    seeds: tuple[Sequence[float], ...] = ()
+
+    @property
+    def sure(self) -> bool:
+        """Whether p is small, and every network of one cell is better than every one of the other."""
+        apart = not self.seeds or any(min(one) > max(other) for one, other in (self.seeds, self.seeds[::-1]))
+        return self.p < LEVEL and apart
 
 
 def judge(results: Results) -> list[str]:
@@ -35,14 +45,18 @@ def judge(results: Results) -> list[str]:
     A claim holds at a k if all its differences have the claimed sign with p < 0.01 (for "not worse": if
     none has the opposite sign with p < 0.01). It does not hold if one has the opposite sign with p < 0.01.
     Otherwise it is not decided. Cells that were not run are named. The test is over people: it does not
-    cover the effect of another seed.
+    cover the effect of another seed. Where both cells have networks of several seeds, a difference also
+    counts only if every network of one cell is better on average than every one of the other.
     """
     lines = []
     for claim in results.design.fields.get("claims", ()):
         for measure, (name, digits, unit) in MEASURES.items():
             for label, pairs, missing in _pairs(results, claim, measure):
                 verdict = _verdict(pairs, missing, at_least=claim.get("at_least", False))
-                shown = [f"{p.text} {p.difference:+.{digits}f}{unit}, p = {p.p:.3g}" for p in pairs]
+                shown = [
+                    f"{p.text} {p.difference:+.{digits}f}{unit}, p = {p.p:.3g}{_seeds(p, digits)}"
+                    for p in pairs
+                ]
                 absent = [f"not run: {', '.join(missing)}"] if missing else []
                 lines.append(
                     f"* **{claim['text']}**{label}, {name}: {verdict}. {'; '.join([*shown, *absent])}"
@@ -50,14 +64,20 @@ def judge(results: Results) -> list[str]:
     return lines
 
 
+def _seeds(pair: Pair, digits: int) -> str:
+    """Means of the networks of both cells."""
+    sides = [" ".join(f"{mean:.{digits}f}" for mean in means) for means in pair.seeds]
+    return f" (seeds: {' against '.join(sides)})" if sides else ""
+
+
 def _verdict(pairs: Sequence[Pair], missing: Sequence[str], *, at_least: bool) -> str:
     if not pairs:
         return "cannot be decided"
-    against = [pair for pair in pairs if pair.difference < 0 and pair.p < LEVEL]
+    against = [pair for pair in pairs if pair.difference < 0 and pair.sure]
     if against:
         return "does not hold"
     suffix = " for what has been run" if missing else ""
-    if at_least or all(pair.difference > 0 and pair.p < LEVEL for pair in pairs):
+    if at_least or all(pair.difference > 0 and pair.sure for pair in pairs):
         return "holds" + suffix
     return "not decided"
 
@@ -119,7 +139,9 @@ def _compare_all(
         if not absent:
             ours, theirs = results.get(first)[measure], results.get(second)[measure]
             test = compare_spread if spread else compare_mean
-            pairs.append(Pair(label(first, second), *test(ours, theirs)))
+            seeds = tuple(results.seeds.get(results.home(c), {}).get(measure, ()) for c in (first, second))
+            both = seeds if all(seeds) and not spread else ()
+            pairs.append(Pair(label(first, second), *test(ours, theirs), both))
     return pairs, sorted(missing)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,14 +20,22 @@ DIGITS = {"psnr": 2, "mssim": 3, "mssim_slicewise": 3}
 
 @dataclass(frozen=True)
 class Results:
-    """Values of the finished cells, by name of the cell, measure and subject."""
+    """Values of the finished cells, by name of the cell, measure and subject.
+
+    `seeds` has the mean over the subjects for each network of a cell that has several.
+    """
 
     design: Design
     figures: Mapping[str, Mapping[str, Scores]]
+    seeds: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
     def get(self, cell: Cell) -> Mapping[str, Scores] | None:
         """Return the values of a cell; None if it was not run."""
-        return self.figures.get(self.design.homes.get(cell.name, cell.name))
+        return self.figures.get(self.home(cell))
+
+    def home(self, cell: Cell) -> str:
+        """Return the name of the cell that was run for a cell."""
+        return self.design.homes.get(cell.name, cell.name)
 
     def rivals(self, cell: Cell) -> list[Cell]:
         """Return the cells with which a cell is compared for an asterisk, by the rule of its table."""
@@ -49,6 +57,7 @@ def read_results(design: Design, place: Place, *, statistic: str = "averaged") -
     The values of the spline come from the evaluation of any network on the same scans.
     """
     figures: dict[str, dict[str, Scores]] = {}
+    seeds: dict[str, dict[str, list[float]]] = {}
     for cell in design.cells:
         table = place.cell(cell) / "group_metrics.tsv"
         if not cell.is_trained or not place.state(cell.name).exists() or not table.exists():
@@ -56,13 +65,14 @@ def read_results(design: Design, place: Place, *, statistic: str = "averaged") -
         with open(table, newline="", encoding="utf-8") as stream:
             rows = list(csv.DictReader(stream, delimiter="\t"))
         figures[cell.name] = {m: _choose(rows, m, statistic) for m in MEASURES}
+        seeds[cell.name] = {m: [_mean(scores) for scores in _members(rows, m)] for m in MEASURES}
         for spline in design.cells:
             same = (spline.k, spline.evaluation) == (cell.k, cell.evaluation)
             if same and not spline.is_trained and spline.name not in figures:
                 figures[spline.name] = {
                     m: _by_subject(rows, m, lambda name: name == "spline") for m in MEASURES
                 }
-    return Results(design, figures)
+    return Results(design, figures, seeds)
 
 
 def write_report(design: Design, place: Place, *, statistic: str = "averaged") -> str:
@@ -173,13 +183,22 @@ def _paper(cell: Cell, measure: str) -> str:
 
 def _choose(rows: Sequence[Mapping[str, str]], measure: str, statistic: str) -> Scores:
     """Values by subject of an ensemble: of its averaged volume, of its best network, or their mean."""
-    members = sorted({row["method"] for row in rows} - {"spline", "iqt"})
-    if statistic == "averaged" or not members:
+    each = _members(rows, measure)
+    if statistic == "averaged" or not each:
         return _by_subject(rows, measure, lambda name: name == "iqt")
-    each = [_by_subject(rows, measure, lambda name, wanted=m: name == wanted) for m in members]
     if statistic == "best-member":
-        return max(each, key=lambda scores: np.mean(list(scores.values())))
+        return max(each, key=_mean)
     return {subject: float(np.mean([scores[subject] for scores in each])) for subject in each[0]}
+
+
+def _members(rows: Sequence[Mapping[str, str]], measure: str) -> list[Scores]:
+    """Values by subject of each network of an ensemble."""
+    names = sorted({row["method"] for row in rows} - {"spline", "iqt"})
+    return [_by_subject(rows, measure, lambda name, wanted=m: name == wanted) for m in names]
+
+
+def _mean(scores: Scores) -> float:
+    return float(np.mean(list(scores.values())))
 
 
 def _by_subject(
