@@ -20,10 +20,17 @@ import torch
 from iqtflow.image.geometry import bounding_box, thin_box
 from iqtflow.inference.sliding_window import Plan, choose_plan, count_channels, patch_tile, through_tiles
 from iqtflow.models.model_file import Model
-from iqtflow.utils.system import fast_precision, free_memory_gb, peak_memory_gb
+from iqtflow.utils.system import (
+    fast_precision,
+    free_memory_gb,
+    give_back_freed_memory,
+    peak_memory_gb,
+)
 
 PRECISIONS = ("float32", "bfloat16")
 
+#: Freed memory (GB) that is kept in pieces too small for the next arrays, about.
+FRAGMENTS_GB = 0.2
 #: Share of the free memory that may be used.
 MEMORY_SHARE = 0.6
 #: Voxels (in plane) and slices added on each side of a volume: convolutions put zeros outside the border,
@@ -128,6 +135,7 @@ def enhance_volume(
     whole_shape = (*data.shape[:2], data.shape[2] * model.k)
     data, tissue = data[box], None if tissue is None else tissue[box]
     padded, inner = _pad(data / np.float32(scale), model)
+    give_back_freed_memory()
     free_gb = torch.cuda.mem_get_info()[0] / 1e9 if cuda else free_memory_gb()
     in_use_gb = 0.0 if cuda else psutil.Process().memory_info().rss / 1e9
     limit = min(MEMORY_SHARE * free_gb, math.inf if max_memory_gb is None else max_memory_gb)
@@ -143,7 +151,7 @@ def enhance_volume(
         )
         # Of the same memory as the peak that is measured: the whole program's, or the networks' on a GPU.
         expected_gb = in_use_gb + plan.predicted_gb
-        expected_gb = expected_gb if cuda else max(peak_memory_gb(), expected_gb)
+        expected_gb = expected_gb if cuda else max(peak_memory_gb(), expected_gb + FRAGMENTS_GB)
         kind = "VRAM" if cuda else "RAM"
         if report is not None:
             report(

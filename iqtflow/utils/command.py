@@ -21,7 +21,12 @@ from iqtflow.utils.errors import (
     NotEnoughMemory,
 )
 from iqtflow.utils.files import DISK_FULL, cannot_write
-from iqtflow.utils.system import is_memory_error, require_memory, too_little_memory
+from iqtflow.utils.system import (
+    is_memory_error,
+    keep_freed_memory,
+    require_memory,
+    too_little_memory,
+)
 
 #: Errors of a closed terminal or pipe (``iqtflow ... | head -1``). After others the user has lost output.
 CLOSED = (errno.EPIPE, errno.EBADF, errno.EIO)
@@ -61,6 +66,7 @@ def run_command(
     with lenient_streams() as (output, _):
         try:
             settle_environment()
+            keep_freed_memory()
             require_memory(least_gb, needs_gb=needs_gb, advice=spares_memory)
             code = body() or EXIT_OK
         except IQTFlowError as fault:
