@@ -6,13 +6,16 @@ import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.paper.claims import LEVEL, Scores, compare, judge, spread
 from benchmarks.paper.design import Cell, Design
-from benchmarks.paper.run import Place
 from iqtflow.utils.files import write_text
+
+if TYPE_CHECKING:  # benchmarks/gpu_grid.py runs without nibabel
+    from benchmarks.paper.run import Place
 
 MEASURES = {"psnr": "PSNR (dB)", "mssim": "MSSIM, 3-D", "mssim_slicewise": "MSSIM, slice-wise"}
 DIGITS = {"psnr": 2, "mssim": 3, "mssim_slicewise": 3}

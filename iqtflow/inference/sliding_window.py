@@ -271,7 +271,8 @@ def through_tiles(
 def _places(shape: Sequence[int], plan: Plan) -> list[tuple[int, ...]]:
     """Lowest corners of the tiles; the last one along each axis ends at the border."""
     along = [
-        [*range(0, n - tile, step), n - tile] for n, tile, step in zip(shape, plan.tile, plan.step, strict=True)
+        [*range(0, n - tile, step), n - tile]
+        for n, tile, step in zip(shape, plan.tile, plan.step, strict=True)
     ]
     return list(itertools.product(*along))
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from iqtflow.training.library import PatchLibrary
     from iqtflow.training.pairs import PairFile
+    from iqtflow.training.plan import TrainingPlan
+    from iqtflow.training.trainer import TrainedMember
 
 PROG = "iqtflow-train"
 
@@ -102,14 +104,9 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from iqtflow.image.intensity import NORMALISATION
     from iqtflow.models.model_file import save_model
-    from iqtflow.models.registry import build_network, choose_settings, setting_names
-    from iqtflow.simulation.snr_prior import read_prior
     from iqtflow.training.checkpoints import LOG
-    from iqtflow.training.module import ERROR_HEAD, curves_as_csv
-    from iqtflow.training.plan import TrainingPlan
-    from iqtflow.training.samplers import Degradation
+    from iqtflow.training.module import curves_as_csv
     from iqtflow.training.trainer import train_member
     from iqtflow.utils.files import write_atomically
 
@@ -120,26 +117,9 @@ def _train(options: argparse.Namespace) -> None:
     check_training(train)
     allow_network(train.network)
     extra = _read_card(options.card)
-    prior = read_prior(train.snr_prior)
-    general, defaults = (
-        {"k": one.upsampling_factor, "filters": one.filters, "shrink": one.shrink, "residual": one.residual}
-        for one in (train, TrainSettings())
-    )
-    if train.uncertainty != "none" and "uncertainty" in setting_names(train.network):
-        general["uncertainty"] = True
-    settings = choose_settings(train.network, {**general, **dict(options.network_options)}, defaults)
-    start = read_start(train.start_from, train.network, settings, seed=options.seed)
-    plan = TrainingPlan(
-        **_shared(TrainingPlan, train)
-        | {
-            "network_settings": settings,
-            "seed": options.seed,
-            "degradation": Degradation(prior=prior, **_shared(Degradation, train)),
-            "start_from": start and start.name,
-            "only_uncertainty": train.uncertainty == "only",
-            "patch_size": train.patch_edge,
-        }
-    )
+    plan = make_plan(train, seed=options.seed, network_options=dict(options.network_options))
+    start = read_start(train.start_from, train.network, plan.network_settings, seed=options.seed)
+    plan = dataclasses.replace(plan, start_from=start and start.name)
     log = options.checkpoint_dir / LOG
     member = train_member(
         [read_source(p) for p in options.train],
@@ -157,23 +137,8 @@ def _train(options: argparse.Namespace) -> None:
     )
     if member is None:  # one of several processes; the first one writes
         return
-    network = build_network(train.network, **settings)
-    memory = getattr(network, "pass_bytes", None)
-    card = {
-        "name": options.name or options.output.stem,
-        "k": train.upsampling_factor,
-        "contrast": "T1w",
-        "network": {"name": train.network, "kwargs": settings},
-        "normalisation": {"name": NORMALISATION},
-        "geometry": "slab-centred",
-        "predicts_error": any(name.startswith(ERROR_HEAD) for name in member.state_dict),
-        "context": getattr(network, "context", "patch"),
-        **({} if memory is None else {"pass_bytes": dict(memory)}),
-        "patch_size": plan.patch_size,
-        "slice_profile": {"shape": "gaussian", "fwhm_over_spacing": list(train.thickness_fraction)},
-        "snr_prior": prior.as_dict(),
-        "training": {**member.facts, **({} if start is None else {"before": start.training}), **extra},
-    }
+    extra = {**({} if start is None else {"before": start.training}), **extra}
+    card = make_card(options.name or options.output.stem, train, plan, member, extra)
     save_model(options.output, [member.state_dict], card)
     if options.curves:
         write_atomically(options.curves, lambda stream: stream.write(curves_as_csv(member.curves).encode()))
@@ -182,6 +147,90 @@ def _train(options: argparse.Namespace) -> None:
         f"{member.facts['steps']} steps",
         flush=True,
     )
+
+
+def make_plan(
+    train: TrainSettings, *, seed: int, network_options: Mapping[str, Any] | None = None
+) -> TrainingPlan:
+    """Return the plan of a training with these settings, from random weights.
+
+    Parameters
+    ----------
+    train
+        Settings of the section ``[train]``.
+    seed
+        Seed of the training.
+    network_options
+        Settings that only this network has.
+
+    Raises
+    ------
+    InputError
+        The network does not take a setting, or the SNR prior cannot be read.
+    """
+    from iqtflow.models.registry import choose_settings, setting_names
+    from iqtflow.simulation.snr_prior import read_prior
+    from iqtflow.training.plan import TrainingPlan
+    from iqtflow.training.samplers import Degradation
+
+    general, defaults = (
+        {"k": one.upsampling_factor, "filters": one.filters, "shrink": one.shrink, "residual": one.residual}
+        for one in (train, TrainSettings())
+    )
+    if train.uncertainty != "none" and "uncertainty" in setting_names(train.network):
+        general["uncertainty"] = True
+    return TrainingPlan(
+        **_shared(TrainingPlan, train)
+        | {
+            "network_settings": choose_settings(
+                train.network, {**general, **(network_options or {})}, defaults
+            ),
+            "seed": seed,
+            "degradation": Degradation(prior=read_prior(train.snr_prior), **_shared(Degradation, train)),
+            "start_from": None,
+            "only_uncertainty": train.uncertainty == "only",
+            "patch_size": train.patch_edge,
+        }
+    )
+
+
+def make_card(
+    name: str, train: TrainSettings, plan: TrainingPlan, member: TrainedMember, extra: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the card of a trained network.
+
+    Parameters
+    ----------
+    name
+        Name of the model.
+    train, plan
+        Settings, and the plan from `make_plan`.
+    member
+        From `iqtflow.training.trainer.train_member`.
+    extra
+        More facts about the training.
+    """
+    from iqtflow.image.intensity import NORMALISATION
+    from iqtflow.models.registry import build_network
+    from iqtflow.training.module import ERROR_HEAD
+
+    network = build_network(plan.network, **plan.network_settings)
+    memory = getattr(network, "pass_bytes", None)
+    return {
+        "name": name,
+        "k": train.upsampling_factor,
+        "contrast": "T1w",
+        "network": {"name": plan.network, "kwargs": plan.network_settings},
+        "normalisation": {"name": NORMALISATION},
+        "geometry": "slab-centred",
+        "predicts_error": any(name.startswith(ERROR_HEAD) for name in member.state_dict),
+        "context": getattr(network, "context", "patch"),
+        **({} if memory is None else {"pass_bytes": dict(memory)}),
+        "patch_size": plan.patch_size,
+        "slice_profile": {"shape": "gaussian", "fwhm_over_spacing": list(train.thickness_fraction)},
+        "snr_prior": plan.degradation.prior.as_dict(),
+        "training": {**member.facts, **extra},
+    }
 
 
 def _shared(kind: type, train: TrainSettings) -> dict[str, Any]:
