@@ -7,8 +7,10 @@
 3. Volume: one pass over a whole volume.
 4. Data: patches/s that the processes draw, and that the device cuts.
 5. Resume: a training that stops and goes on.
-6. Steps: patches/s of training at several batch sizes, eager and compiled; the fastest way is written to
-   `--ways`, where `gpu_train.py` reads it.
+6. Steps: patches/s of training at several batch sizes, eager and compiled, and the share of the floor: the
+   time that the convolutions alone need at the measured memory bandwidth or bfloat16 rate of the device,
+   whichever is longer, over the time of a step. The fastest way is written to `--ways`, where `gpu_train.py`
+   reads it.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from typing import Any
 
 import torch
 from gpu_parts import CPU_WAYS, WAYS, Step, loader, make_module, plan_of, synchronise, time_ways, to_device
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from iqtflow.models.model_file import Model, load_model
 from iqtflow.training.library import read_library
@@ -115,13 +119,15 @@ def precision(options: argparse.Namespace, model: Model) -> str:
 
 def steps(options: argparse.Namespace, model: Model) -> str:
     """Measure steps; the fastest way at the first batch size is measured at the others."""
-    best, way = {}, None
+    best, shares, way = {}, {}, None
+    bandwidth, rate = measure_device(options.device)
     for size in options.batch_sizes:
         if best and time.monotonic() > options.until:
             break
         module = _module(options, model, size)
         step = Step(module, options.device)
         batch = to_device(module.samplers[0].batch(0), options.device)
+        moved, operations = count_step(step, batch)
         few = options.device == "cpu"
         ways = [way] if way else CPU_WAYS if few else WAYS
         speeds = time_ways(step, batch, ways, steps=1 if few else 10)
@@ -129,12 +135,59 @@ def steps(options: argparse.Namespace, model: Model) -> str:
             break
         way = max(speeds, key=lambda one: speeds[one])
         best[size] = round(speeds[way], 1)
+        floor = max(moved / bandwidth, operations / rate)
+        shares[size] = f"{100 * floor * speeds[way] / size:.0f} %"
+        bound = "bandwidth" if moved / bandwidth > operations / rate else "arithmetic"
     if way is None:
         raise AssertionError("no way works")
     if options.ways:
         options.ways.write_text(json.dumps(way))
     memory = torch.cuda.max_memory_allocated() / 1e9 if options.device == "cuda" else 0
-    return f"patches/s by batch {best}; {way[0]}, compiled {way[1]}; {memory:.1f} GB"
+    return (
+        f"patches/s by batch {best}; share of the floor {shares} ({bound}: {bandwidth / 1e9:,.0f} GB/s, "
+        f"{rate / 1e12:.2f} TFLOP/s); {way[0]}, compiled {way[1]}; {memory:.1f} GB"
+    )
+
+
+def measure_device(device: str) -> tuple[float, float]:
+    """Measure bytes/s of a large copy (read and written), and operations/s of a bfloat16 matrix product."""
+    length, n = (2**29, 8192) if device == "cuda" else (2**26, 512)
+    source = torch.ones(length, dtype=torch.uint8, device=device)
+    target, matrix = torch.empty_like(source), torch.ones(n, n, dtype=torch.bfloat16, device=device)
+
+    def shortest(work: Callable[[], object]) -> float:
+        times = []
+        for _ in range(6):
+            synchronise(device)
+            begin = time.perf_counter()
+            work()
+            synchronise(device)
+            times.append(time.perf_counter() - begin)
+        return min(times)
+
+    copied = shortest(lambda: target.copy_(source))
+    return 2 * length / copied, 2 * n**3 / shortest(lambda: matrix @ matrix)
+
+
+def count_step(step: Step, batch: dict[str, Any]) -> tuple[int, int]:
+    """Count the least bytes that the convolutions of a step move, and its operations.
+
+    Forward, a convolution reads its input and weights and writes its output, all in bfloat16. Backward, it
+    reads both and the output's gradient, and writes the gradients of both.
+    """
+    moved = 0
+
+    def note(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        nonlocal moved
+        moved += 2 * (3 * inputs[0].numel() + 2 * output.numel() + 3 * layer.weight.numel())
+
+    layers = [one for one in step.module.network.modules() if isinstance(one, nn.Conv3d | nn.ConvTranspose3d)]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    with FlopCounterMode(display=False) as counter:
+        step.losses(step.module.network, dict(batch))[0].backward()
+    for hook in hooks:
+        hook.remove()
+    return moved, counter.get_total_flops()
 
 
 def data(options: argparse.Namespace, model: Model) -> str:

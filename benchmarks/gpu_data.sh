@@ -1,5 +1,6 @@
 # Sourced by gpu.sh and gpu_train.sh: unpacking, and the choice of training and validation subjects.
-# Needs: torch, lightning, numpy, scipy, safetensors. Not needed: nibabel, nipype, monai, the images.
+# Needs: torch, lightning, numpy, scipy, safetensors; gpu.sh also scikit-image and psutil. Not needed: nibabel, nipype,
+# monai, the images.
 data=${DATA:-/tmp/iqtflow-data} python=${PYTHON:-python3} device=${DEVICE:-cuda}
 export PYTHONPATH="$PWD:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 mkdir -p "$data"
