@@ -27,7 +27,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,12 @@ class Clock:
         if time.monotonic() + seconds > self.until:
             raise OutOfTime
 
+    def wait(self, future: Future[Any]) -> Any:
+        """Return a result; raise `OutOfTime` if the time is over before."""
+        if not wait([future], timeout=max(self.until - time.monotonic(), 0)).done:
+            raise OutOfTime
+        return future.result()
+
 
 def main(argv: list[str] | None = None) -> None:
     began = time.monotonic()
@@ -100,13 +106,14 @@ def main(argv: list[str] | None = None) -> None:
     clock = Clock(began + options.seconds)
     try:
         missing = [cell for cell in cells if cell.name not in results]
-        # All at once: the draws for the next cells are made while the GPU trains the first ones.
-        people = {
-            (p.k, p.prior): prepare_all(p, design, split, paths, options.work, pool)
-            for p in by_need(design, missing)
-        }
-        for cell in missing:
+        people: dict[tuple[int, str], dict[str, Future[Path]]] = {}
+        for i, cell in enumerate(missing):
             clock.require(2 * EVALUATION_SECONDS)
+            # The draws for the next cell are made while the GPU trains this one.
+            for preparation in (p for one in missing[i : i + 2] for p in design.preparations([one])):
+                key = (preparation.k, preparation.prior)
+                if key not in people:
+                    people[key] = prepare_all(preparation, design, split, paths, options.work, pool)
             print(f"{cell.name}: {cell.method}, {cell.samples or cell.prior}", flush=True)
             model = train(cell, split, people[cell.k, cell.prior], options, clock)
             evaluation = {label: people[cell.k, cell.evaluation][label] for label in split["evaluation"]}
@@ -133,13 +140,6 @@ def settle_split(
     split = keep_split(stored, some, seed=seed, ratio=sizes)
     print("; ".join(f"{part}: {' '.join(split[part])}" for part in SPLIT_PARTS), flush=True)
     return split, paths
-
-
-def by_need(design: Design, cells: Sequence[Cell]) -> list[Preparation]:
-    """Return the preparations of cells, in the order in which the cells need them."""
-    found = {(p.k, p.prior): p for p in design.preparations(cells)}
-    needed = dict.fromkeys((cell.k, prior) for cell in cells for prior in (cell.prior, cell.evaluation))
-    return [found[key] for key in needed]
 
 
 def prepare_all(
@@ -218,7 +218,7 @@ def train(
     if model.exists():
         return model
     sources, judges = (
-        [read_library(people[label].result()) for label in split[part]] for part in SPLIT_PARTS[:2]
+        [read_library(clock.wait(people[label])) for label in split[part]] for part in SPLIT_PARTS[:2]
     )
     plan = make_plan(settings, seed=cell.seed)
     if "steps_per_epoch" not in cell.train:
@@ -250,7 +250,7 @@ def evaluate(
     model, waiting = load_model(path), {}
     for label, future in people.items():
         clock.require()
-        library = future.result()
+        library = clock.wait(future)
         draw = read_library(library).draws[0]
         scan = np.moveaxis(np.asarray(draw.volume, np.float32), draw.axis, 2)
         enhanced = enhance_volume(scan, model, scale=draw.scale, device=device).mean
@@ -264,7 +264,7 @@ def evaluate(
             for name in ("steps", "epochs", "seconds", "interruptions", "device")
         },
         "records": [
-            {"subject": label, "methods": {name: values.result() for name, values in methods.items()}}
+            {"subject": label, "methods": {name: clock.wait(values) for name, values in methods.items()}}
             for label, methods in waiting.items()
         ],
     }
