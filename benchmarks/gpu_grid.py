@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_grid.py LIBRARY... --output FOLDER --work FOLDER --seconds 300
 
-Run the same command again to continue. Needs neither the images nor nibabel, nipype or MONAI.
+Run the same command again to continue. Needs neither the images nor nibabel or nipype.
 
 1. Split: subjects for training, validation and evaluation are drawn from the libraries, with the seed and the
    numbers of the design, and stored in `split.json`; the file may also be given.

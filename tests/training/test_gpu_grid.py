@@ -28,7 +28,7 @@ steps_per_epoch = 1
 validation_batches = 1
 """
 #: What a machine with a GPU may lack.
-MISSING = ("nibabel", "nipype", "monai", "pandas")
+MISSING = ("nibabel", "nipype", "pandas")
 
 
 @pytest.fixture(autouse=True)
