@@ -17,19 +17,21 @@ STATISTICS_BATCHES = 40
 
 
 def finish(
-    module: TrainingModule, before: Weights | None, *, half: bool
+    module: TrainingModule, last: Weights, before: Weights | None, *, half: bool
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Average the best weights with those before; compute the statistics of batch normalisation again.
 
     The running statistics of batch normalisation change slowly, with Keras' constant by 1 % in a step. After
-    few steps they still contain their first values. Their exact values for the final weights come from
-    training batches (Wu and Johnson 2021, section 3, arXiv:2105.07576). They are kept if they lower the
-    validation loss.
+    few steps they still contain their first values, and the validation loss says little about the weights.
+    Exact values come from training batches (Wu and Johnson 2021, section 3, arXiv:2105.07576), for the best
+    weights and for the last ones. What has the lowest validation loss is kept.
 
     Parameters
     ----------
     module
         With the best weights, on the device of the training.
+    last
+        State of the module after the last step.
     before
         Weights at the start, to average with; None: no average.
     half
@@ -41,8 +43,9 @@ def finish(
         On the CPU.
     facts : dict
         Of the card, each only where it was computed: ``averaged`` as from `average_with_start`;
-        ``statistics`` with the number of batches, which statistics were kept, and the validation loss of
-        both; ``best_validation_loss``.
+        ``statistics`` with the number of batches, the validation loss of the best weights with their running
+        statistics, with exact ones, and of the last weights with exact ones, and which was kept;
+        ``best_validation_loss``.
     """
     judged = module.judged.eval()
     facts: dict[str, Any] = {}
@@ -65,13 +68,17 @@ def finish(
         facts["best_validation_loss"] = min(facts["averaged"]["validation_loss"].values())
     if _has_statistics(judged) and not module.plan.only_uncertainty:
         count = min(STATISTICS_BATCHES, module.plan.total_steps)
+        choices = {"running": kept}
         losses = {"running": validation_loss(kept)}
-        with autocast(), module.way_around_short_convolutions():
-            update_bn(_scans(module, moved, count), judged)
-        exact = _copy(judged)
-        losses["exact"] = validation_loss(exact)
+        for name in ("exact", "last, exact"):
+            if name.startswith("last"):
+                module.load_state_dict(last)
+            with autocast(), module.way_around_short_convolutions():
+                update_bn(_scans(module, moved, count), judged)
+            choices[name] = _copy(judged)
+            losses[name] = validation_loss(choices[name])
         better = min(losses, key=losses.__getitem__)
-        kept = {"running": kept, "exact": exact}[better]
+        kept = choices[better]
         facts["statistics"] = {"batches": count, "kept": better, "validation_loss": losses}
         facts["best_validation_loss"] = min(losses.values())
     return {name: value.detach().cpu().contiguous() for name, value in kept.items()}, facts

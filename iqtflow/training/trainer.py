@@ -189,10 +189,10 @@ def train_member(
         "validation_subjects": _subjects(validation),
         "plan": plan.as_dict(),
     }
-    best = read_checkpoint(folder / BEST)
+    best, last = (read_checkpoint(folder / name) for name in (BEST, LAST))
     require_fit(folder / BEST, best, module.state_dict())
     module.load_state_dict(best["state_dict"])
-    weights, end = finish(module.to(device), before, half=half)
+    weights, end = finish(module.to(device), last["state_dict"], before, half=half)
     facts.update(end)
     if "averaged" in end:
         report(
@@ -202,8 +202,9 @@ def train_member(
     if "statistics" in end:
         losses = end["statistics"]["validation_loss"]
         report(
-            f"batch normalisation: validation loss {losses['running']:.6f} with its running statistics, "
-            f"{losses['exact']:.6f} with those of {end['statistics']['batches']} batches"
+            f"batch normalisation: validation loss {losses['running']:.6f} with its running statistics; with "
+            f"those of {end['statistics']['batches']} batches {losses['exact']:.6f}, and "
+            f"{losses['last, exact']:.6f} after the last step"
         )
     return TrainedMember(weights, facts, module.curves)
 

@@ -388,7 +388,7 @@ def _describe_training(facts: dict[str, Any]) -> str:
         + (f", then averaged with the weights before ({share})" if averaged else "")
         + (
             f"; statistics of batch normalisation from {statistics['batches']} batches"
-            if statistics.get("kept") == "exact"
+            if statistics.get("kept", "running") != "running"
             else ""
         )
     )
