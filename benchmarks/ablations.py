@@ -62,7 +62,9 @@ class Variant(SubpixelUNet):
         for name, layer in list(self.named_modules()):
             if isinstance(layer, Convolution):
                 parent = self.get_submodule(name.rpartition(".")[0])
-                setattr(parent, name.rpartition(".")[2], _padded(layer, padding, norm))
+                # The second convolution of a block begins near zero: a normalisation would undo that.
+                change = _padded(layer, padding, norm if name.endswith("first") else "")
+                setattr(parent, name.rpartition(".")[2], change)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """As `SubpixelUNet.forward`."""
@@ -144,7 +146,7 @@ def variants() -> dict[str, dict[str, Any]]:
         "patches of 32": {"patch_size": 32, "batch_size": 24},
         "narrow degradation": {"degradation": Degradation(mirror=True)},
         "ANISO U-Net(2)": {
-            "network": "aniso-unet", "precision": "float32",
+            "network": "aniso-unet",
             "network_settings": {"k": 4, "filters": 16, "shrink": 2, "residual": True},
         },
     }  # fmt: skip
