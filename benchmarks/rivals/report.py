@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from statsmodels.stats.multitest import multipletests
 
 from benchmarks.rivals.run import AXIS, Method, Person, read_results
@@ -129,4 +130,5 @@ def draw(
     for axis in axes.flat:
         axis.set_axis_off()
     figure.savefig(file, dpi=90)
+    Image.open(file).convert("RGB").quantize(128).save(file, optimize=True)
     return file
