@@ -16,7 +16,6 @@ import copy
 import dataclasses
 import logging
 import os
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -167,7 +166,6 @@ def train_member(
         if begun:
             require_fit(resume, begun, module.state_dict())
         steps = begun["global_step"] if begun else 0
-        began = time.monotonic()
         # Lightning would add an epoch to a training that was stopped early.
         if begun is None or not module.take_over(begun):
             del begun
@@ -179,7 +177,9 @@ def train_member(
         "steps": int(steps),
         "epochs": len(module.curves),
         "best_validation_loss": min(row["val_loss"] for row in module.curves),
-        "seconds": round(module.seconds_before + time.monotonic() - began, 1),
+        "seconds": module.curves[-1][
+            "seconds"
+        ],  # the same when a finished training only writes its model again
         "interruptions": module.interruptions,
         "non_finite_steps": module.non_finite,
         "device": device,
