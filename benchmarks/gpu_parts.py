@@ -30,8 +30,7 @@ CPU_WAYS = (("pad", False), ("slices", False))
 
 def plan_of(card: Card, **changes: Any) -> TrainingPlan:
     """Return the plan that a model (of several networks: its first) was trained with, with changes."""
-    record = card.training if "plan" in card.training else card.training["members"][0]
-    plan = dict(record["plan"])
+    plan = dict(card.first_member["plan"])
     degradation = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in plan.pop("degradation").items()

@@ -108,6 +108,14 @@ class Card(dict[str, Any]):
         return self.get("training") or {}
 
     @property
+    def first_member(self) -> dict[str, Any]:
+        """Facts of the training of the first network."""
+        facts = self.training
+        while facts.get("members"):
+            facts = facts["members"][0]
+        return facts
+
+    @property
     def figures(self) -> dict[str, Any]:
         """Scores on evaluation subjects; empty if they were not measured."""
         return self.get("figures") or {}

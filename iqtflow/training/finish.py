@@ -17,7 +17,7 @@ STATISTICS_BATCHES = 40
 
 
 def finish(
-    module: TrainingModule, last: Weights, before: Weights | None, *, half: bool
+    module: TrainingModule, last: Weights | None, before: Weights | None, *, half: bool
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Average the best weights with those before; compute the statistics of batch normalisation again.
 
@@ -31,7 +31,8 @@ def finish(
     module
         With the best weights, on the device of the training.
     last
-        State of the module after the last step.
+        State of the module after the last step; None where these are the best weights. Where weights are
+        averaged, it is not used: it is not the average.
     before
         Weights at the start, to average with; None: no average.
     half
@@ -70,9 +71,12 @@ def finish(
         count = min(STATISTICS_BATCHES, module.plan.total_steps)
         choices = {"running": kept}
         losses = {"running": validation_loss(kept)}
-        for name in ("exact", "last, exact"):
-            if name.startswith("last"):
-                module.load_state_dict(last)
+        states = (
+            {"exact": None} if last is None or before is not None else {"exact": None, "last, exact": last}
+        )
+        for name, state in states.items():
+            if state is not None:
+                module.load_state_dict(state)
             with autocast(), module.way_around_short_convolutions():
                 update_bn(_scans(module, moved, count), judged)
             choices[name] = _copy(judged)

@@ -177,9 +177,8 @@ def train_member(
         "steps": int(steps),
         "epochs": len(module.curves),
         "best_validation_loss": min(row["val_loss"] for row in module.curves),
-        "seconds": module.curves[-1][
-            "seconds"
-        ],  # the same when a finished training only writes its model again
+        # Those of the curve: a finished training that writes its model again states the same.
+        "seconds": module.curves[-1]["seconds"],
         "interruptions": module.interruptions,
         "non_finite_steps": module.non_finite,
         "device": device,
@@ -192,7 +191,8 @@ def train_member(
     best, last = (read_checkpoint(folder / name) for name in (BEST, LAST))
     require_fit(folder / BEST, best, module.state_dict())
     module.load_state_dict(best["state_dict"])
-    weights, end = finish(module.to(device), last["state_dict"], before, half=half)
+    later = last["state_dict"] if last["global_step"] != best["global_step"] else None
+    weights, end = finish(module.to(device), later, before, half=half)
     facts.update(end)
     if "averaged" in end:
         report(
@@ -201,10 +201,10 @@ def train_member(
         )
     if "statistics" in end:
         losses = end["statistics"]["validation_loss"]
+        after = f", {losses['last, exact']:.6f} after the last step" if "last, exact" in losses else ""
         report(
-            f"batch normalisation: validation loss {losses['running']:.6f} with its running statistics; with "
-            f"those of {end['statistics']['batches']} batches {losses['exact']:.6f}, and "
-            f"{losses['last, exact']:.6f} after the last step"
+            f"batch normalisation: validation loss {losses['running']:.6f} with its running statistics, "
+            f"{losses['exact']:.6f} with those of {end['statistics']['batches']} batches{after}"
         )
     return TrainedMember(weights, facts, module.curves)
 

@@ -170,7 +170,7 @@ def _purpose(name: str, card: Card) -> str:
 
 
 def _origin(card: Card) -> str:
-    trained, member = card.subjects("training_subjects"), _first_member(card)
+    trained, member = card.subjects("training_subjects"), card.first_member
     if not trained or "plan" not in member:
         return "Its training is not recorded in the model file."
     degradation, source = member["plan"]["degradation"], _source(card)
@@ -327,7 +327,7 @@ def _source(card: Card) -> str:
 
 
 def _training_facts(card: Card) -> dict[str, str]:
-    network, member = card["network"], _first_member(card)
+    network, member = card["network"], card.first_member
     facts = {
         "network": f"{network['name']} {network['kwargs']}, {card.n_members} network(s)",
         "input": f"scan / {card['normalisation']['name']} (80th percentile of the brain); slices are "
@@ -358,14 +358,6 @@ def _simulator(plan: dict[str, Any]) -> str:
         f"times {degradation['snr_scale']}, bias field up to {degradation['bias_amplitude']}, mirroring "
         f"{mirror}{wider}; fresh draws for every batch"
     )
-
-
-def _first_member(card: Card) -> dict[str, Any]:
-    """Return the facts of the training of the first network."""
-    facts = card.training
-    while facts.get("members"):
-        facts = facts["members"][0]
-    return facts
 
 
 def _trainings(facts: dict[str, Any]) -> list[dict[str, Any]]:
