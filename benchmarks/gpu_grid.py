@@ -24,10 +24,11 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ from iqtflow.training.trainer import train_member
 from iqtflow.utils.files import write_text
 
 MEASURES = {"psnr": psnr, "mssim": mssim, "mssim_slicewise": mssim_slicewise}
+People = dict[tuple[int, str], dict[str, Future[Path]]]  #: libraries by factor, prior and subject
 THICKNESS = TrainSettings.thickness_fraction[0]  #: slice thickness over slice spacing
 EVALUATION_SECONDS = 15  #: of the time that is left, kept for an evaluation
 
@@ -94,36 +96,112 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--split", type=Path, help="JSON with the lists train, validation and evaluation")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="trainings at the same time")
     options = parser.parse_args(argv)
     options.output.mkdir(parents=True, exist_ok=True)
     design = read_design(options.preset)
     cells = design.choose(options.cells)
     split, paths = settle_split(design, options)
     lines = options.output / "results.jsonl"
-    text = lines.read_text(encoding="utf-8") if lines.exists() else ""
-    results = {result["cell"]: result for result in map(json.loads, text.splitlines())}
+    results = {result["cell"]: result for result in read_lines(lines)}
     pool = ProcessPoolExecutor(options.processes, initializer=torch.set_num_threads, initargs=(1,))
     clock = Clock(began + options.seconds)
     try:
         missing = [cell for cell in cells if cell.name not in results]
-        people: dict[tuple[int, str], dict[str, Future[Path]]] = {}
+        if options.at_once > 1:
+            prepare_for(missing, design, split, paths, options, pool, clock)
+            for result in run_at_once(missing, options, clock):
+                results[result["cell"]] = result
+                write_lines(lines, results)
+            missing = []
+        people: People = {}
         for i, cell in enumerate(missing):
             clock.require(2 * EVALUATION_SECONDS)
             # The draws for the next cell are made while the GPU trains this one.
-            for preparation in (p for one in missing[i : i + 2] for p in design.preparations([one])):
-                key = (preparation.k, preparation.prior)
-                if key not in people:
-                    people[key] = prepare_all(preparation, design, split, paths, options.work, pool)
+            begin_draws(missing[i : i + 2], people, design, split, paths, options.work, pool)
             print(f"{cell.name}: {cell.method}, {cell.samples or cell.prior}", flush=True)
             model = train(cell, split, people[cell.k, cell.prior], options, clock)
             evaluation = {label: people[cell.k, cell.evaluation][label] for label in split["evaluation"]}
             results[cell.name] = evaluate(cell, model, evaluation, options.device, pool, clock)
-            write_text(lines, "".join(json.dumps(result) + "\n" for result in results.values()))
+            write_lines(lines, results)
     except OutOfTime:
         print("the time is over; run the same command again to continue", flush=True)
     finally:
         pool.shutdown(cancel_futures=True)
     report(design, cells, results, options.output)
+
+
+def write_lines(path: Path, results: Mapping[str, Any]) -> None:
+    """Write the line of each cell."""
+    write_text(path, "".join(json.dumps(result) + "\n" for result in results.values()))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of the cells; none where there is no file."""
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    )
+
+
+def run_at_once(cells: Sequence[Cell], options: argparse.Namespace, clock: Clock) -> Iterator[dict[str, Any]]:
+    """Train several cells at the same time, each in a process of its own; yield their lines.
+
+    A small network leaves most of a GPU idle. Each process writes to a folder of its own, ``apart/TRAINING``.
+    """
+    alike: dict[str, list[str]] = {}  # cells with one training share it
+    for cell in cells:
+        alike.setdefault(cell.training, []).append(cell.name)
+
+    def run(training: str) -> list[dict[str, Any]]:
+        folder = options.output / "apart" / training
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, __file__, *options.libraries, "--cells", *alike[training]]
+        command += ["--output", folder, "--split", options.output / "split.json", "--processes", 2]
+        command += ["--seconds", max(clock.until - time.monotonic(), 0)]
+        for name in ("work", "preset", "device"):
+            command += [f"--{name}", getattr(options, name)]
+        with (folder / "log").open("ab") as log:
+            path = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+            subprocess.run(list(map(str, command)), stdout=log, stderr=log, env=path, check=False)
+        print("\n".join((folder / "log").read_text(encoding="utf-8").splitlines()[-2:]), flush=True)
+        return read_lines(folder / "results.jsonl")
+
+    with ThreadPoolExecutor(options.at_once) as pool:
+        for done in as_completed([pool.submit(run, training) for training in alike]):
+            yield from done.result()
+
+
+def prepare_for(
+    cells: Sequence[Cell],
+    design: Design,
+    split: Mapping[str, Sequence[str]],
+    paths: Mapping[str, Path],
+    options: argparse.Namespace,
+    pool: ProcessPoolExecutor,
+    clock: Clock,
+) -> None:
+    """Write the libraries with the draws that these cells need."""
+    people: People = {}
+    begin_draws(cells, people, design, split, paths, options.work, pool)
+    for futures in people.values():
+        for future in futures.values():
+            clock.wait(future)
+
+
+def begin_draws(
+    cells: Sequence[Cell],
+    people: People,
+    design: Design,
+    split: Mapping[str, Sequence[str]],
+    paths: Mapping[str, Path],
+    work: Path,
+    pool: ProcessPoolExecutor,
+) -> None:
+    """Begin to write the libraries that these cells need, each once."""
+    for preparation in (one for cell in cells for one in design.preparations([cell])):
+        key = (preparation.k, preparation.prior)
+        if key not in people:
+            people[key] = prepare_all(preparation, design, split, paths, work, pool)
 
 
 def settle_split(

@@ -16,6 +16,7 @@ Muon's updates have a fixed length: a batch eight times as large needs about 1.5
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -63,7 +64,11 @@ def parse() -> argparse.Namespace:
     add("--warmup", type=int, default=100, help="steps")
     add("--every", type=float, default=120, help="seconds between two writings of the model")
     add("--workers", type=int, default=max((os.cpu_count() or 1) - 2, 0), help="processes that draw batches")
-    add("--widths", type=int, nargs=3, help="another width; the weights are then new")
+    add("--widths", type=int, nargs="+", help="another width; the weights are then new")
+    add("--blocks", type=int, nargs="+", help="blocks of each level; the weights of further blocks are new")
+    add("--averaging", type=float, help="decay of the moving average of the weights")
+    add("--snr-scale", type=float, nargs=2)
+    add("--coarse-plane", type=float, nargs=2)
     add("--ways", type=Path, help="JSON file with the fastest way to run a step; written when missing")
     return parser.parse_args()
 
@@ -74,8 +79,9 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     source = load_model(options.start_from)
     settings: dict[str, Any] = {**source.card["network"]["kwargs"], "k": options.k}
-    if options.widths:
-        settings["widths"] = list(options.widths)
+    for name in ("widths", "blocks"):
+        if getattr(options, name):
+            settings[name] = list(getattr(options, name))
     plan = plan_of(
         source.card,
         network_settings=settings,
@@ -85,6 +91,16 @@ def main() -> None:
         schedule="decay",
         seed=int(time.time()),  # another slice sees other patches
         start_from=f"{source.card.name} (SHA-256 {source.sha256})",
+    )
+    wide = {
+        name: tuple(getattr(options, name))
+        for name in ("snr_scale", "coarse_plane")
+        if getattr(options, name)
+    }
+    plan = dataclasses.replace(
+        plan,
+        averaging=options.averaging or plan.averaging,
+        degradation=dataclasses.replace(plan.degradation, **wide),
     )
     module = make_module(options.train, options.validation, plan, device)
     left = take_trunk(source.members[0].state_dict(), module.network)
@@ -140,7 +156,7 @@ def run(
             "steps": count,
             "seconds": spent,
             "best_validation_loss": loss,
-            "non_finite_steps": step.refused,
+            "non_finite_steps": int(step.refused),
         }
 
     def speed() -> str:
@@ -164,7 +180,7 @@ def run(
         if time.monotonic() - saved > options.every:
             save(facts())
             saved = time.monotonic()
-    print(f"{speed()}, {step.refused} steps left out as not finite", flush=True)
+    print(f"{speed()}, {int(step.refused)} steps left out as not finite", flush=True)
     last = validate(step, {"weights": module.network, "average": module.judged}, judges)
     # A slow GPU takes few steps: the average then still holds early weights.
     if last["weights"] < last["average"]:

@@ -75,7 +75,7 @@ class TrainingModule(lightning.LightningModule):
         )
         self.average = None
         if plan.averaging:
-            self.average = AveragedModel(self.network, avg_fn=_Decay(plan.averaging), use_buffers=True)
+            self.average = AveragedModel(self.network, multi_avg_fn=_Decay(plan.averaging), use_buffers=True)
         if plan.only_uncertainty:
             self._freeze_estimate()
         self.curves: list[dict[str, float]] = []
@@ -321,9 +321,12 @@ class _Decay:
     def __init__(self, decay: float) -> None:
         self.decay = decay
 
-    def __call__(self, average: torch.Tensor, new: torch.Tensor, count: Any) -> torch.Tensor:
+    def __call__(self, averages: list[torch.Tensor], values: list[torch.Tensor], count: Any) -> None:
         decay = min(self.decay, (float(count) + 1) / (float(count) + 10))
-        return average.lerp(new, 1 - decay) if average.is_floating_point() else new
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, values, 1 - decay)
+        else:
+            torch._foreach_copy_(averages, values)
 
 
 class CurvesOnDisk(Callback):

@@ -60,12 +60,13 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:
         """Take one step."""
         for group in self.param_groups:
-            for value in group["params"]:
-                if value.grad is None:
-                    continue
-                value.mul_(1 - group["lr"] * group["weight_decay"])
-                move = _muon if group["betas"] is None else _adam
-                value.add_(move(value.grad, self.state[value], group), alpha=-group["lr"])
+            values = [value for value in group["params"] if value.grad is not None]
+            if not values:
+                continue
+            gradients, states = [value.grad for value in values], [self.state[value] for value in values]
+            torch._foreach_mul_(values, 1 - group["lr"] * group["weight_decay"])
+            move = _muon if group["betas"] is None else _adam
+            torch._foreach_add_(values, move(gradients, states, group), alpha=-group["lr"])
 
 
 def split_parameters(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -86,36 +87,57 @@ def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     matrix
-        Shape (m, n), floating point.
+        Shape (m, n) or, for several matrices, (count, m, n); floating point.
 
     Returns
     -------
-    tensor, shape (m, n), float32
+    tensor, shape of `matrix`, float32
     """
     a, b, c = _NEWTON_SCHULZ
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if is_tall else matrix).float()
-    x = x / (x.norm() + 1e-7)
+    is_tall = matrix.shape[-2] > matrix.shape[-1]
+    x = (matrix.mT if is_tall else matrix).float()
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(_ROUNDS):
-        square = x @ x.T
+        square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    return x.T if is_tall else x
+    return x.mT if is_tall else x
 
 
-def _muon(gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> torch.Tensor:
-    if not state:
-        state["mean"] = torch.zeros_like(gradient)
-    state["mean"].lerp_(gradient, 1 - group["momentum"])
-    ahead = gradient.lerp(state["mean"], group["momentum"]).contiguous().flatten(1)
-    return (orthogonalise(ahead) * (0.2 * max(ahead.shape) ** 0.5)).reshape(gradient.shape)
+Tensors = list[torch.Tensor]
 
 
-def _adam(gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> torch.Tensor:
-    if not state:
-        state.update(step=0, mean=torch.zeros_like(gradient), square=torch.zeros_like(gradient))
-    state["step"] += 1
+def _muon(gradients: Tensors, states: list[dict[str, Any]], group: dict[str, Any]) -> Tensors:
+    for gradient, state in zip(gradients, states, strict=True):
+        if not state:
+            state["mean"] = torch.zeros_like(gradient)
+    means = [state["mean"] for state in states]
+    torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
+    ahead = torch._foreach_lerp(gradients, means, group["momentum"])
+    # Matrices of one shape together: a GPU takes as long for one as for eight.
+    alike: dict[tuple[int, int], list[int]] = {}
+    for i, one in enumerate(ahead):
+        alike.setdefault((len(one), one[0].numel()), []).append(i)
+    moves = list(ahead)
+    for shape, places in alike.items():
+        stack = torch.stack([ahead[i].contiguous().flatten(1) for i in places])
+        for i, move in zip(places, orthogonalise(stack) * (0.2 * max(shape) ** 0.5), strict=True):
+            moves[i] = move.reshape(gradients[i].shape)
+    return moves
+
+
+def _adam(gradients: Tensors, states: list[dict[str, Any]], group: dict[str, Any]) -> Tensors:
+    for gradient, state in zip(gradients, states, strict=True):
+        if not state:
+            state.update(step=0, mean=torch.zeros_like(gradient), square=torch.zeros_like(gradient))
+        state["step"] += 1
     first, second = group["betas"]
-    state["mean"].lerp_(gradient, 1 - first)
-    state["square"].lerp_(gradient.square(), 1 - second)
-    mean = state["mean"] / (1 - first ** state["step"])
-    return mean / ((state["square"] / (1 - second ** state["step"])).sqrt() + 1e-8)
+    means, squares = ([state[name] for state in states] for name in ("mean", "square"))
+    torch._foreach_lerp_(means, gradients, 1 - first)
+    torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 - second)
+    steps = [state["step"] for state in states]
+    spread = torch._foreach_div(squares, [1 - second**step for step in steps])
+    torch._foreach_sqrt_(spread)
+    torch._foreach_add_(spread, 1e-8)
+    moves = torch._foreach_div(means, [1 - first**step for step in steps])
+    torch._foreach_div_(moves, spread)
+    return moves

@@ -81,6 +81,20 @@ def test_cells_are_trained_and_evaluated_in_several_calls(arguments, tmp_path, c
     assert "More draws are better" in (tmp_path / "out" / "results.md").read_text()
 
 
+def test_cells_are_trained_at_the_same_time(arguments, tmp_path):
+    import gpu_grid
+
+    gpu_grid.main([*arguments, "--at-once", "2"])
+    cells = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert {cell["cell"] for cell in cells} == {
+        "1-aniso2-k4",
+        "2-aniso2-const-k4",
+        "2-aniso2-2-k4",
+        "2-aniso2-inf-k4",
+    }
+    assert all(cell["steps"] == 2 for cell in cells)
+
+
 def test_a_training_goes_on_where_the_time_was_over(arguments, tmp_path, monkeypatch):
     import gpu_grid
 

@@ -75,3 +75,32 @@ def test_borders_padded_by_slices_are_the_same():
 
     x = torch.rand(2, 3, 4, 5, 6)
     assert torch.equal(repeat_by_slices(x), repeat_border(x))
+
+
+def test_a_convolution_by_planes_is_the_same():
+    from gpu_parts import convolve_by_planes
+
+    from iqtflow.models.subpixel import convolve
+
+    x, weight, bias = torch.rand(2, 3, 4, 5, 6), torch.rand(7, 3, 3, 3, 3), torch.rand(7)
+    torch.testing.assert_close(convolve_by_planes(x, weight, bias), convolve(x, weight, bias))
+
+
+def test_a_step_without_a_finite_gradient_changes_nothing(libraries):
+    from gpu_parts import Step, make_module
+
+    from iqtflow.training.plan import TrainingPlan
+
+    settings = {"k": 4, "widths": [16, 16], "blocks": [1, 1]}
+    plan = TrainingPlan(
+        network="subpixel-unet", network_settings=settings, optimiser="muon", averaging=0.9, batch_size=2
+    )
+    module = make_module(libraries[:1], libraries[1:2], plan, "cpu")
+    step, batch = Step(module, "cpu"), module.samplers[0].batch(0)
+    weight = module.network.head.weight
+    step({**batch, "scale": batch["scale"] * torch.nan}, 1e-3)
+    assert (int(step.refused), float(weight.detach().abs().max())) == (1, 0.0)  # the head begins at zero
+    step(batch, 1e-3)
+    assert int(step.refused) == 1
+    assert float(weight.detach().abs().max()) > 0
+    assert torch.isfinite(weight).all()
