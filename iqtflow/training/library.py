@@ -366,7 +366,8 @@ def _reference_voxels(
 def _thick_mask(mask: np.ndarray, axis: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return a mask on the thick-slice grid, slices last, and the decimation matrix."""
     matrix = decimation_matrix(mask.shape[axis], k, 0.75 * k)
-    return np.moveaxis(mask, axis, 2).astype(np.float32) @ matrix.T > 0.5, matrix
+    # Not `@` with the axis moved: without contiguous rows it takes ten times as long.
+    return np.tensordot(mask.astype(np.float32), matrix, (axis, 1)) > 0.5, matrix
 
 
 def _memory_map(
