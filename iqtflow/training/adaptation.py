@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -80,7 +81,10 @@ def adapted_settings(
         **general,
         "upsampling_factor": card.k,
         "network": card["network"]["name"],
-        "network_options": tuple(f"{name}={value}" for name, value in options.items()),
+        # Without blanks: they go to a command line.
+        "network_options": tuple(
+            f"{name}={json.dumps(value, separators=(',', ':'))}" for name, value in options.items()
+        ),
         "patch_size": 48 if card["network"]["name"] == "subpixel-unet" else None,
         "thickness_fraction": tuple(thickness["range"]) if thickness else ANY_THICKNESS,
         "bias_amplitude": min(bias["largest"], 1.0) if bias else ANY_BIAS,

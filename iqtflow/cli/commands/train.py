@@ -117,7 +117,8 @@ def _train(options: argparse.Namespace) -> None:
     check_training(train)
     allow_network(train.network)
     extra = _read_card(options.card)
-    plan = make_plan(train, seed=options.seed, network_options=dict(options.network_options))
+    own = {**options_of_start(train.start_from, train.network), **dict(options.network_options)}
+    plan = make_plan(train, seed=options.seed, network_options=own)
     start = read_start(train.start_from, train.network, plan.network_settings, seed=options.seed)
     plan = dataclasses.replace(plan, start_from=start and start.name)
     log = options.checkpoint_dir / LOG
@@ -294,6 +295,21 @@ def read_start(
     # An ensemble that was joined from ensembles has fewer records than networks; then all are kept.
     before = parts[number] if len(parts) == len(source.members) else training
     return Start(name, source.members[number].state_dict(), before)
+
+
+def options_of_start(model: str | Path | None, network: str) -> dict[str, Any]:
+    """Return the settings that only this network has, of the model that a fine-tuning begins with.
+
+    So ``--start-from`` needs no ``--network-option``.
+    """
+    if model is None:
+        return {}
+    from iqtflow.models.model_file import read_card
+
+    stated = read_card(model)["network"]
+    general = {"k", "filters", "shrink", "residual", "uncertainty"}
+    own = {name: value for name, value in stated["kwargs"].items() if name not in general}
+    return own if stated["name"] == network else {}
 
 
 def _estimates_by(network: Mapping[str, Any]) -> dict[str, Any]:
