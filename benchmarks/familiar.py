@@ -1,6 +1,6 @@
 """Measure a model's training scans, to recognise scans that differ from them; writes ``familiar.json``.
 
-    python benchmarks/familiar.py MODEL LIBRARIES EVALUATION [--output FILE] [--keep FILE]
+    python benchmarks/familiar.py MODEL LIBRARIES EVALUATION [--output FILE] [--only-white-matter]
 
 LIBRARIES is what ``iqtflow BIDS LIBRARIES participant --mode train`` wrote for the training and validation
 subjects, EVALUATION the same for unseen subjects. From each subject the first simulated scan is measured
@@ -53,8 +53,20 @@ def main() -> None:
     parser.add_argument("evaluation", type=Path)
     parser.add_argument("--output", type=Path, default=SHIPPED)
     parser.add_argument("--keep", type=Path, help="write the measures of every scan here, as JSON lines")
+    parser.add_argument(
+        "--only-white-matter",
+        action="store_true",
+        help="after a training on like scans: keep the ranges, measure the ratio of white matter",
+    )
     options = parser.parse_args()
     model = load_model(options.model)
+    if options.only_white_matter:
+        table = json.loads(options.output.read_text())
+        rows = measure_all(options.evaluation, model, None)
+        table[model.card.name]["white_matter_ratio"] = usual_ratio(rows)
+        options.output.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
+        print(usual_ratio(rows))
+        return
     wide = PLAIN | degradation_of(model)
     training = measure_all(options.libraries, model, wide)
     evaluation = measure_all(options.evaluation, model, None)
@@ -65,7 +77,7 @@ def main() -> None:
         widen(training, wide),
         [row["figures"] for row in evaluation],
         k=model.k,
-        white_matter_ratio=[pick(row["white_matter_ratio"] for row in evaluation) for pick in (min, max)],
+        white_matter_ratio=usual_ratio(evaluation),
         source="simulated scans of the card's training and validation subjects; threshold from evaluation "
         "subjects",
     )
@@ -86,6 +98,11 @@ def main() -> None:
         print(
             f"scanner {scanner} against the others: {flagged} of {len(left)} flagged; largest scores {worst}"
         )
+
+
+def usual_ratio(evaluation: list[dict[str, Any]]) -> list[float]:
+    """Return the smallest and the largest ratio of white matter of the evaluation scans."""
+    return [pick(row["white_matter_ratio"] for row in evaluation) for pick in (min, max)]
 
 
 def degradation_of(model: Model) -> dict[str, Any]:

@@ -199,25 +199,34 @@ def noise_of(given: np.ndarray, brain: np.ndarray, axis: int) -> float:
 
 def new_spots(before: np.ndarray, after: np.ndarray, depth: np.ndarray, sizes: np.ndarray) -> tuple[int, int]:
     """Count small dark spots that are not in the spline: in white matter, and anywhere."""
+    found = find_spots(before, after, depth, sizes)
+    return sum(is_white for _, is_white in found), len(found)
+
+
+def below_surround(volume: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return by which share each voxel is darker than its surroundings, and the surroundings."""
+    near, wide = (ndimage.gaussian_filter(volume, mm / sizes) for mm in (0.7, 4.0))
+    return 1 - near / np.maximum(wide, 1e-6), wide
+
+
+def find_spots(
+    before: np.ndarray, after: np.ndarray, depth: np.ndarray, sizes: np.ndarray
+) -> list[tuple[tuple[np.ndarray, ...], bool]]:
+    """Return the voxels of each new dark spot, and whether it is in white matter."""
     deep = depth[tuple(slice(n) for n in after.shape)] > 8
-
-    def below_surround(volume: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        near, wide = (ndimage.gaussian_filter(volume, mm / sizes) for mm in (0.7, 4.0))
-        return 1 - near / np.maximum(wide, 1e-6), wide
-
-    drop_after, wide = below_surround(after)
-    drop_before, _ = below_surround(before)
+    drop_after, wide = below_surround(after, sizes)
+    drop_before, _ = below_surround(before, sizes)
     white = wide > 0.9 * np.percentile(after[deep], 80)
     dark = deep & (drop_after > 0.15)
     labels, _ = ndimage.label(dark, EVERYWHERE)
     labels = keep_large(labels, 10 / np.prod(sizes))
-    count, anywhere = 0, 0
+    found = []
     for number, place in enumerate(ndimage.find_objects(labels), start=1):
-        spot = labels[place] == number
-        if drop_before[place][spot].mean() < 0.07 and spot.sum() * np.prod(sizes) < 200:
-            anywhere += 1
-            count += bool(white[place][spot].mean() > 0.9)
-    return count, anywhere
+        inside = np.nonzero(labels[place] == number)
+        spot = tuple(i + part.start for i, part in zip(inside, place, strict=True))
+        if drop_before[spot].mean() < 0.07 and len(spot[0]) * np.prod(sizes) < 200:
+            found.append((spot, bool(white[spot].mean() > 0.9)))
+    return found
 
 
 if __name__ == "__main__":

@@ -212,3 +212,12 @@ def test_unknown_precision_is_refused_at_the_command_line(libraries, tmp_path, c
         train(train_command(libraries[:2], libraries[2:], tmp_path, "--precision", "int8"))
     assert "bfloat16" in capsys.readouterr().err
     assert not os.listdir(tmp_path)
+
+
+def test_fine_tuning_takes_widths_and_blocks_from_its_model(libraries, tmp_path):
+    assert train(train_command(libraries[:2], libraries[2:], tmp_path / "a", *RECIPE, steps=1)) == 0
+    first = tmp_path / "a" / "model.safetensors"
+    options = ["--start-from", str(first), "--network", "subpixel-unet", "--filters", "16"]
+    assert train(train_command(libraries[:2], libraries[2:], tmp_path / "b", *options, steps=1)) == 0
+    kwargs = load_model(tmp_path / "b" / "model.safetensors").card["network"]["kwargs"]
+    assert (kwargs["widths"], kwargs["blocks"]) == ([16, 16], [1, 1])
