@@ -174,7 +174,8 @@ def test_a_training_may_begin_with_the_weights_of_a_model(libraries, tmp_path):
 def test_the_average_with_the_start_is_the_best_on_the_validation_batches(libraries, tmp_path, capsys):
     folders = [tmp_path / name for name in ("first", "alone", "averaged")]
     models = [folder / "model.safetensors" for folder in folders]
-    assert train(train_command(libraries[:2], libraries[2:], folders[0], steps=4)) == 0
+    wide = ("--thickness-fraction", "0.5", "1")
+    assert train(train_command(libraries[:2], libraries[2:], folders[0], *wide, steps=4)) == 0
     tune = ["--learning-rate", "0.01", "--start-from", os.fspath(models[0])]
     assert train(train_command(libraries[:2], libraries[2:], folders[1], *tune, steps=6)) == 0
     command = train_command(libraries[:2], libraries[2:], folders[2], *tune, "--average-with-start", steps=6)
@@ -184,6 +185,8 @@ def test_the_average_with_the_start_is_the_best_on_the_validation_batches(librar
     losses = {float(share): loss for share, loss in facts["averaged"]["validation_loss"].items()}
     share = facts["averaged"]["share"]
     assert losses[share] == min(losses.values()) and len(losses) == 4
+    profiles = [model.card["slice_profile"]["fwhm_over_spacing"] for model in (before, alone, averaged)]
+    assert profiles[0] == profiles[2] == [0.5, 1] != profiles[1], "the average knows what both have seen"
     exact, alone_exact = (
         model.card["training"]["statistics"]["validation_loss"] for model in (averaged, alone)
     )
@@ -205,4 +208,4 @@ def test_the_average_with_the_start_is_the_best_on_the_validation_batches(librar
 
 def test_a_model_of_another_network_is_no_start(libraries, tmp_path, capsys):
     assert train(train_command(libraries[:2], libraries[2:], tmp_path, "--start-from", "iqt-k8"))
-    assert "found a model of {'kwargs': {'k': 8" in capsys.readouterr().err
+    assert "found a model of {'kwargs': {'blocks': [2, 2, 3], 'k': 8" in capsys.readouterr().err

@@ -140,6 +140,10 @@ def _train(options: argparse.Namespace) -> None:
         return
     extra = {**({} if start is None else {"before": start.training}), **extra}
     card = make_card(options.name or options.output.stem, train, plan, member, extra)
+    if "averaged" in member.facts:
+        # The average knows what both have seen.
+        seen = [*card["slice_profile"]["fwhm_over_spacing"], *start.slice_profile]
+        card["slice_profile"]["fwhm_over_spacing"] = [min(seen), max(seen)]
     save_model(options.output, [member.state_dict], card)
     if options.curves:
         write_atomically(options.curves, lambda stream: stream.write(curves_as_csv(member.curves).encode()))
@@ -250,11 +254,14 @@ def _network_option(text: str) -> tuple[str, Any]:
 
 
 class Start(NamedTuple):
-    """Weights that a training begins with, their name, and the record of the training that made them."""
+    """Weights that a training begins with, their name, the record of the training that made them, and its
+    range of slice thickness over slice spacing.
+    """
 
     name: str
     weights: dict[str, torch.Tensor]
     training: dict[str, Any]
+    slice_profile: list[float]
 
 
 def read_start(
@@ -294,7 +301,8 @@ def read_start(
     parts = training.get("members", [])
     # An ensemble that was joined from ensembles has fewer records than networks; then all are kept.
     before = parts[number] if len(parts) == len(source.members) else training
-    return Start(name, source.members[number].state_dict(), before)
+    profile = source.card.get("slice_profile", {}).get("fwhm_over_spacing", [])
+    return Start(name, source.members[number].state_dict(), before, profile)
 
 
 def options_of_start(model: str | Path | None, network: str) -> dict[str, Any]:
