@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_parts import CPU_WAYS, WAYS, Step, loader, make_module, plan_of, synchronise, time_ways, to_device
+from gpu_parts import WAYS, Step, loader, make_module, plan_of, synchronise, time_ways, to_device
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -129,7 +129,7 @@ def steps(options: argparse.Namespace, model: Model) -> str:
         batch = to_device(module.samplers[0].batch(0), options.device)
         moved, operations = count_step(step, batch)
         few = options.device == "cpu"
-        ways = [way] if way else CPU_WAYS if few else WAYS
+        ways = [way] if way else WAYS[:1] if few else WAYS
         speeds = time_ways(step, batch, ways, steps=1 if few else 10)
         if not speeds:
             break
@@ -145,7 +145,7 @@ def steps(options: argparse.Namespace, model: Model) -> str:
     memory = torch.cuda.max_memory_allocated() / 1e9 if options.device == "cuda" else 0
     return (
         f"patches/s by batch {best}; share of the floor {shares} ({bound}: {bandwidth / 1e9:,.0f} GB/s, "
-        f"{rate / 1e12:.2f} TFLOP/s); {way[0]}, compiled {way[1]}; {memory:.1f} GB"
+        f"{rate / 1e12:.2f} TFLOP/s); {way}; {memory:.1f} GB"
     )
 
 

@@ -55,7 +55,6 @@ from iqtflow.training.trainer import train_member
 from iqtflow.utils.files import write_text
 
 MEASURES = {"psnr": psnr, "mssim": mssim, "mssim_slicewise": mssim_slicewise}
-People = dict[tuple[int, str], dict[str, Future[Path]]]  #: libraries by factor, prior and subject
 THICKNESS = TrainSettings.thickness_fraction[0]  #: slice thickness over slice spacing
 EVALUATION_SECONDS = 15  #: of the time that is left, kept for an evaluation
 
@@ -108,20 +107,22 @@ def main(argv: list[str] | None = None) -> None:
     clock = Clock(began + options.seconds)
     try:
         missing = [cell for cell in cells if cell.name not in results]
+        draws = Draws(design, split, paths, options.work, pool)
         if options.at_once > 1:
-            prepare_for(missing, design, split, paths, options, pool, clock)
+            draws.begin(missing)
+            draws.wait(clock)
             for result in run_at_once(missing, options, clock):
                 results[result["cell"]] = result
                 write_lines(lines, results)
             missing = []
-        people: People = {}
         for i, cell in enumerate(missing):
             clock.require(2 * EVALUATION_SECONDS)
             # The draws for the next cell are made while the GPU trains this one.
-            begin_draws(missing[i : i + 2], people, design, split, paths, options.work, pool)
+            draws.begin(missing[i : i + 2])
             print(f"{cell.name}: {cell.method}, {cell.samples or cell.prior}", flush=True)
-            model = train(cell, split, people[cell.k, cell.prior], options, clock)
-            evaluation = {label: people[cell.k, cell.evaluation][label] for label in split["evaluation"]}
+            model = train(cell, split, draws.of(cell.k, cell.prior), options, clock)
+            people = draws.of(cell.k, cell.evaluation)
+            evaluation = {label: people[label] for label in split["evaluation"]}
             results[cell.name] = evaluate(cell, model, evaluation, options.device, pool, clock)
             write_lines(lines, results)
     except OutOfTime:
@@ -171,39 +172,6 @@ def run_at_once(cells: Sequence[Cell], options: argparse.Namespace, clock: Clock
             yield from done.result()
 
 
-def prepare_for(
-    cells: Sequence[Cell],
-    design: Design,
-    split: Mapping[str, Sequence[str]],
-    paths: Mapping[str, Path],
-    options: argparse.Namespace,
-    pool: ProcessPoolExecutor,
-    clock: Clock,
-) -> None:
-    """Write the libraries with the draws that these cells need."""
-    people: People = {}
-    begin_draws(cells, people, design, split, paths, options.work, pool)
-    for futures in people.values():
-        for future in futures.values():
-            clock.wait(future)
-
-
-def begin_draws(
-    cells: Sequence[Cell],
-    people: People,
-    design: Design,
-    split: Mapping[str, Sequence[str]],
-    paths: Mapping[str, Path],
-    work: Path,
-    pool: ProcessPoolExecutor,
-) -> None:
-    """Begin to write the libraries that these cells need, each once."""
-    for preparation in (one for cell in cells for one in design.preparations([cell])):
-        key = (preparation.k, preparation.prior)
-        if key not in people:
-            people[key] = prepare_all(preparation, design, split, paths, work, pool)
-
-
 def settle_split(
     design: Design, options: argparse.Namespace
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, Path]]:
@@ -220,25 +188,49 @@ def settle_split(
     return split, paths
 
 
-def prepare_all(
-    preparation: Preparation,
-    design: Design,
-    split: Mapping[str, Sequence[str]],
-    paths: Mapping[str, Path],
-    work: Path,
-    pool: ProcessPoolExecutor,
-) -> dict[str, Future[Path]]:
-    """Begin to write the library with the draws of each subject."""
-    train = {**design.fields["train"], **design.fields.get("always", {})}
-    grid = GridSettings(tuple(train["patch_step"]), train["background_limit"])
-    prior, started = read_prior(design.priors[preparation.prior]), {}
-    for part in SPLIT_PARTS:
-        count = 1 if part == "evaluation" else preparation.draws
-        folder = work / f"{preparation.name}_{count}"
-        for label in split[part]:
-            target = folder / paths[label].name
-            started[label] = pool.submit(prepare, paths[label], target, preparation.k, prior, count, grid)
-    return started
+class Draws:
+    """Libraries with the simulated scans that cells need, each made once by the processes of a pool."""
+
+    def __init__(
+        self,
+        design: Design,
+        split: Mapping[str, Sequence[str]],
+        paths: Mapping[str, Path],
+        work: Path,
+        pool: ProcessPoolExecutor,
+    ) -> None:
+        self.design, self.split, self.paths, self.work, self.pool = design, split, paths, work, pool
+        self._begun: dict[tuple[int, str], dict[str, Future[Path]]] = {}
+
+    def begin(self, cells: Sequence[Cell]) -> None:
+        """Begin to write the libraries that these cells need."""
+        for preparation in (one for cell in cells for one in self.design.preparations([cell])):
+            key = (preparation.k, preparation.prior)
+            if key not in self._begun:
+                self._begun[key] = self._begin(preparation)
+
+    def of(self, k: int, prior: str) -> dict[str, Future[Path]]:
+        """Return the library of each subject, for a factor and an SNR prior."""
+        return self._begun[k, prior]
+
+    def wait(self, clock: Clock) -> None:
+        """Wait until all that was begun is written."""
+        for futures in self._begun.values():
+            for future in futures.values():
+                clock.wait(future)
+
+    def _begin(self, preparation: Preparation) -> dict[str, Future[Path]]:
+        train = {**self.design.fields["train"], **self.design.fields.get("always", {})}
+        grid = GridSettings(tuple(train["patch_step"]), train["background_limit"])
+        prior, started = read_prior(self.design.priors[preparation.prior]), {}
+        for part in SPLIT_PARTS:
+            count = 1 if part == "evaluation" else preparation.draws
+            folder = self.work / f"{preparation.name}_{count}"
+            for label in self.split[part]:
+                path = self.paths[label]
+                job = (prepare, path, folder / path.name, preparation.k, prior, count, grid)
+                started[label] = self.pool.submit(*job)
+        return started
 
 
 def prepare(source: Path, target: Path, k: int, prior: SNRPrior, count: int, grid: GridSettings) -> Path:

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from iqtflow.models import subpixel
 from iqtflow.models.card import Card
 from iqtflow.simulation.snr_prior import SNRPrior
 from iqtflow.training.device_cuts import Volumes
@@ -22,11 +21,10 @@ from iqtflow.training.plan import TrainingPlan
 from iqtflow.training.samplers import Degradation
 from iqtflow.training.trainer import VALIDATION_SEED, make_sampler
 
-#: Ways to run a step: how it convolves (see `Step.choose`; "best": as the fastest so far), and whether the
-#: network is compiled.
-WAYS = (("pad", False), ("slices", False), ("planes", False), ("best", True))
-TRIAL_SECONDS = 60  #: no further way is tried later
-CPU_WAYS = (("pad", False), ("slices", False))
+#: Ways to run a step. Two others were slower on an H200: borders padded by joined slices, and convolutions in
+#: two dimensions with the neighbouring planes as channels (docs/results/gpu.md).
+WAYS = ("eager", "compiled")
+TRIAL_SECONDS = 100  #: no further way is tried later
 
 
 def plan_of(card: Card, **changes: Any) -> TrainingPlan:
@@ -120,25 +118,13 @@ class Step:
         self.optimiser = module.configure_optimizers()["optimizer"]
         self.taken = 0
         self.refused = torch.zeros((), dtype=torch.int64, device=device)  #: steps without a finite gradient
-        self._compiled: Any = None
 
-    def choose(self, way: tuple[str, bool]) -> None:
-        """Run steps in this way from now on.
-
-        ``pad`` is what the package does. ``slices`` pads by joining slices: the gradient of ``pad`` needs
-        atomic sums on a GPU. ``planes`` convolves in two dimensions, with the neighbouring planes as
-        channels: cuDNN has faster kernels for two dimensions than for three.
-        """
-        how, is_compiled = way
-        subpixel.repeat_border = repeat_by_slices if how == "slices" else _PAD
-        subpixel.convolve = convolve_by_planes if how == "planes" else _CONVOLVE
+    def choose(self, way: str) -> None:
+        """Run steps in this way from now on."""
         network = self.module.network
         network.__dict__.pop("encode_decode", None)
-        if is_compiled:
-            # One function for all ways: what was compiled in a trial is used again.
-            torch._dynamo.config.recompile_limit = 32
-            self._compiled = self._compiled or torch.compile(network.encode_decode, dynamic=False)
-            network.encode_decode = self._compiled
+        if way == "compiled":
+            network.encode_decode = torch.compile(network.encode_decode, dynamic=False)
 
     def losses(self, network: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Objective and reported loss in mixed precision."""
@@ -146,7 +132,7 @@ class Step:
             return self.module.losses(network, batch)
 
     def __call__(self, batch: dict[str, Any], learning_rate: float) -> torch.Tensor:
-        """Take a step, a step of length zero if its gradient is not finite; return the loss."""
+        """Take a step; return the loss. A gradient that is not finite counts as zero."""
         module = self.module
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
@@ -171,32 +157,6 @@ class Step:
         return loss.detach()
 
 
-_PAD, _CONVOLVE = subpixel.repeat_border, subpixel.convolve
-
-
-def repeat_by_slices(x: torch.Tensor) -> torch.Tensor:
-    """As `iqtflow.models.subpixel.repeat_border`; its gradient needs no atomic sums on a GPU."""
-    for axis in (2, 3, 4):
-        n = x.shape[axis]
-        x = torch.cat([x.narrow(axis, 0, 1), x, x.narrow(axis, n - 1, 1)], axis)
-    return x.contiguous(memory_format=torch.channels_last_3d)
-
-
-def convolve_by_planes(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """As `iqtflow.models.subpixel.convolve`, by a convolution in two dimensions."""
-    b, _, w, h, d = x.shape
-    x = x.permute(0, 4, 1, 2, 3)
-    for axis, n in ((1, d), (3, w), (4, h)):
-        x = torch.cat([x.narrow(axis, 0, 1), x, x.narrow(axis, n - 1, 1)], axis)
-    planes = torch.cat([x[:, i : d + i] for i in range(3)], 2).flatten(0, 1)
-    y = nn.functional.conv2d(
-        planes.contiguous(memory_format=torch.channels_last),
-        weight.permute(0, 4, 1, 2, 3).flatten(1, 2).contiguous(memory_format=torch.channels_last),
-        bias,
-    )
-    return y.unflatten(0, (b, d)).permute(0, 2, 3, 4, 1)
-
-
 def synchronise(device: str) -> None:
     """Wait until the device has finished."""
     if device == "cuda":
@@ -206,25 +166,21 @@ def synchronise(device: str) -> None:
 def time_ways(
     step: Step,
     batch: dict[str, Any],
-    ways: Sequence[tuple[str, bool]],
+    ways: Sequence[str],
     *,
     steps: int = 8,
     report: Callable[[str], None] = print,
-) -> dict[tuple[str, bool], float]:
+) -> dict[str, float]:
     """Return patches per second of training in each way; the weights stay as they are (learning rate 0).
 
     A way that fails is left out: not every version of PyTorch compiles every network.
     """
-    speeds: dict[tuple[str, bool], float] = {}
+    speeds: dict[str, float] = {}
     n = len(batch["scale"])
     first = time.monotonic()
-    for one_way in ways:
-        way = one_way
+    for way in ways:
         if speeds and time.monotonic() - first > TRIAL_SECONDS:
             break
-        if way[0] == "best" and speeds:
-            way = (max(speeds, key=lambda one: speeds[one])[0], True)
-        words = f"{way[0]}, {'compiled' if way[1] else 'eager'}"
         begin = time.monotonic()
         try:
             step.choose(way)
@@ -237,10 +193,10 @@ def time_ways(
             synchronise(step.device)
         except Exception as fault:
             told = f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}"
-            report(f"  batch {n}, {words}: failed, {told}")
+            report(f"  batch {n}, {way}: failed, {told}")
             continue
         speeds[way] = steps * n / (time.monotonic() - ready)
-        report(f"  batch {n}, {words}: {speeds[way]:,.0f} patches/s; first steps took {ready - begin:.0f} s")
+        report(f"  batch {n}, {way}: {speeds[way]:,.0f} patches/s; first steps took {ready - begin:.0f} s")
     step.optimiser.state.clear()
     return speeds
 

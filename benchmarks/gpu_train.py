@@ -27,7 +27,6 @@ from typing import Any
 
 import torch
 from gpu_parts import (
-    CPU_WAYS,
     WAYS,
     Step,
     forever,
@@ -128,11 +127,11 @@ def choose_way(step: Step, batch: dict[str, Any], file: Path | None) -> None:
         way = json.loads(file.read_text())
     else:
         on_cpu = step.device == "cpu"
-        speeds = time_ways(step, batch, CPU_WAYS if on_cpu else WAYS, steps=1 if on_cpu else 8)
+        speeds = time_ways(step, batch, WAYS[:1] if on_cpu else WAYS, steps=1 if on_cpu else 8)
         way = max(speeds, key=lambda one: speeds[one])
         if file is not None:
             file.write_text(json.dumps(way))
-    step.choose((way[0], way[1]))
+    step.choose(way)
 
 
 def run(

@@ -1,6 +1,6 @@
 """Give a model the predicted error of another one, in the size that its errors have on validation subjects.
 
-    python benchmarks/join_error.py MODEL TUNED LIBRARIES OUTPUT
+    python benchmarks/join_error.py MODEL TUNED LIBRARIES OUTPUT --evaluation LABEL...
 
 TUNED is MODEL after ``iqtflow-train --uncertainty only --start-from MODEL``. LIBRARIES is a folder of patch
 libraries of MODEL's factor. A scan of each validation subject is simulated along each slice axis in the
@@ -18,12 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gpu_grid import simulate
+from simulated import simulated
 
-from iqtflow.image.intensity import intensity_scale
 from iqtflow.inference.predict import enhance_volume
 from iqtflow.models.model_file import Model, load_model, save_model
-from iqtflow.simulation.snr_prior import read_prior
 from iqtflow.training.library import PatchLibrary, read_library
 from iqtflow.training.module import ERROR_HEAD
 
@@ -37,6 +35,7 @@ def main() -> None:
     parser.add_argument("tuned")
     parser.add_argument("libraries", type=Path)
     parser.add_argument("output", type=Path)
+    parser.add_argument("--evaluation", nargs="+", default=[], help="subjects that will judge the model")
     options = parser.parse_args()
     model, tuned = load_model(options.model), load_model(options.tuned)
     weights = tuned.members[0].state_dict()
@@ -59,22 +58,18 @@ def main() -> None:
     weights[f"{ERROR_HEAD}layers.2.bias"] += 2 * math.log(factor)  # the logarithm of the variance
     card = copy.deepcopy(dict(model.card))
     facts = {key: value for key, value in tuned.card.training.items() if key != "before"}
-    card["training"]["predicted_error"] = {**facts, "factor": round(factor, 4)}
+    member = {**model.card.training, "predicted_error": {**facts, "factor": round(factor, 4)}}
+    people = {part: member[f"{name}_subjects"] for part, name in (("train", "training"), ("validation",) * 2)}
+    card["training"] = {"members": [member], "split": {**people, "evaluation": options.evaluation}}
     save_model(options.output, [weights], card)
 
 
 def mean_squares(library: PatchLibrary, axis: int, model: Model) -> tuple[float, float]:
     """Mean square of the errors and of the predicted errors in the brain, for one simulated scan."""
-    prior = read_prior(model.card["snr_prior"]["name"])
-    draw = simulate(library, axis=axis, k=model.k, prior=prior, seed=0)
-    scan, truth, brain = (np.moveaxis(v, axis, 2) for v in (draw.volume, library.intensity, library.brain))
-    thick = brain[:, :, : scan.shape[2] * model.k].reshape(*scan.shape, model.k).mean(3) > 127
-    scan = scan.astype(np.float32)
-    enhanced = enhance_volume(scan, model, scale=intensity_scale(scan[thick]))
-    inside = brain[:, :, : enhanced.mean.shape[2]] > 0
-    truth = truth[:, :, : enhanced.mean.shape[2]]
-    error = enhanced.mean[inside] - truth[inside].astype(np.float32)
-    return float(np.square(error).mean()), float(np.square(enhanced.std[inside]).mean())
+    one = simulated(library, model, axis)
+    enhanced = enhance_volume(one.scan, model, scale=one.scale)
+    error = (enhanced.mean - one.truth)[one.brain]
+    return float(np.square(error).mean()), float(np.square(enhanced.std[one.brain]).mean())
 
 
 if __name__ == "__main__":

@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_grid import simulate
 from lesions import below_surround, find_spots
 from scipy import ndimage
+from simulated import simulated
 
 from iqtflow.image.geometry import cubic_upsample
-from iqtflow.image.intensity import intensity_scale
 from iqtflow.inference.predict import enhance_volume
 from iqtflow.models.model_file import Model, load_model
-from iqtflow.simulation.snr_prior import read_prior
 from iqtflow.training.library import PatchLibrary, read_library
 
 TRUE, MOVED = 0.07, 6  #: least drop of a true spot; voxels of about 1 mm
@@ -60,21 +58,14 @@ def main() -> None:
 
 def measure(library: PatchLibrary, model: Model) -> dict[str, Any]:
     """Count the new spots of one enhanced scan, the true ones, and those that are true by chance."""
-    axis = min(library.references)
-    draw = simulate(library, axis=axis, k=model.k, prior=read_prior(model.card["snr_prior"]["name"]), seed=0)
-    scan, truth, brain = (
-        np.moveaxis(np.asarray(v), axis, 2) for v in (draw.volume, library.intensity, library.brain)
-    )
-    scan, truth, n = scan.astype(np.float32), truth.astype(np.float32), scan.shape[2] * model.k
-    thick = brain[:, :, :n].reshape(*scan.shape, model.k).mean(3) > 127
-    after = enhance_volume(scan, model, scale=intensity_scale(scan[thick])).mean
-    depth = ndimage.distance_transform_edt(brain[:, :, :n] > 0)
-    sizes = np.ones(3)
-    drop, _ = below_surround(truth[:, :, :n], sizes)
+    one = simulated(library, model, min(library.references))
+    after = enhance_volume(one.scan, model, scale=one.scale).mean
+    depth, sizes = ndimage.distance_transform_edt(one.brain), np.ones(3)
+    drop, _ = below_surround(one.truth, sizes)
     row = dict.fromkeys(("white", "white_true", "white_chance"), 0)
     row |= dict.fromkeys(("anywhere", "anywhere_true", "anywhere_chance"), 0)
-    for spot, is_white in find_spots(cubic_upsample(scan, model.k), after, depth, sizes):
-        moved = (*spot[:2], np.clip(spot[2] + MOVED, 0, n - 1))
+    for spot, is_white in find_spots(cubic_upsample(one.scan, model.k), after, depth, sizes):
+        moved = (*spot[:2], np.clip(spot[2] + MOVED, 0, drop.shape[2] - 1))
         for place in ("anywhere", *(["white"] if is_white else [])):
             row[place] += 1
             row[f"{place}_true"] += bool(drop[spot].mean() > TRUE)

@@ -68,24 +68,6 @@ def test_a_network_for_thicker_slices_takes_the_trunk():
     assert take_trunk(four.state_dict(), four) == []
 
 
-def test_borders_padded_by_slices_are_the_same():
-    from gpu_parts import repeat_by_slices
-
-    from iqtflow.models.subpixel import repeat_border
-
-    x = torch.rand(2, 3, 4, 5, 6)
-    assert torch.equal(repeat_by_slices(x), repeat_border(x))
-
-
-def test_a_convolution_by_planes_is_the_same():
-    from gpu_parts import convolve_by_planes
-
-    from iqtflow.models.subpixel import convolve
-
-    x, weight, bias = torch.rand(2, 3, 4, 5, 6), torch.rand(7, 3, 3, 3, 3), torch.rand(7)
-    torch.testing.assert_close(convolve_by_planes(x, weight, bias), convolve(x, weight, bias))
-
-
 def test_a_step_without_a_finite_gradient_changes_nothing(libraries):
     from gpu_parts import Step, make_module
 
