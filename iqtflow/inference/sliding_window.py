@@ -149,6 +149,10 @@ def choose_plan(
         )
     else:
         tile = tuple(min(a, b) for a, b in zip(patch, shape, strict=True))
+        double = tuple(min(2 * a, b) for a, b in zip(patch, shape, strict=True))
+        # What such a network sees of its surroundings is wider than a patch.
+        if tiling == "tiles" and model.card.whole and predict(double, whole=False) <= max_memory_gb:
+            tile = double
     at_once = TILES_AT_A_TIME if tile == patch else 1
     overlap = PAPER_OVERLAP if tiling == "paper" else OVERLAP
     step = tuple(max(int((1 - overlap) * n), 1) for n in tile)
