@@ -181,14 +181,9 @@ class Convolution(nn.Conv3d):
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
-        return convolve(x, self.weight, self.bias)
-
-
-def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """3 x 3 x 3 convolution of the padded input."""
-    with torch.autocast(x.device.type, enabled=False):
-        x = repeat_border(x)
-    return nn.functional.conv3d(x, weight, bias)
+        with torch.autocast(kind, enabled=False):
+            x = repeat_border(x)
+        return super().forward(x)
 
 
 def repeat_border(x: torch.Tensor) -> torch.Tensor:
