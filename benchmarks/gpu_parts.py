@@ -150,10 +150,10 @@ class Step:
         self.optimiser.step()
         self.taken += 1
         if module.average is not None:
-            decay = min(module.plan.averaging, (self.taken + 1) / (self.taken + 10))
+            # Not `update_parameters`, which waits for the GPU to read its counter.
             pairs = [list(network.parameters()) for network in (module.judged, module.network)]
             with torch.no_grad():
-                torch._foreach_lerp_(*pairs, 1 - decay)
+                module.average.multi_avg_fn(*pairs, self.taken)
         return loss.detach()
 
 

@@ -12,7 +12,6 @@ in it is the record of TUNED's training, with this number.
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 from pathlib import Path
 
@@ -56,11 +55,14 @@ def main() -> None:
     factor = math.sqrt(true / predicted)
     print(f"predicted errors times {factor:.3f}")
     weights[f"{ERROR_HEAD}layers.2.bias"] += 2 * math.log(factor)  # the logarithm of the variance
-    card = copy.deepcopy(dict(model.card))
     facts = {key: value for key, value in tuned.card.training.items() if key != "before"}
     member = {**model.card.training, "predicted_error": {**facts, "factor": round(factor, 4)}}
-    people = {part: member[f"{name}_subjects"] for part, name in (("train", "training"), ("validation",) * 2)}
-    card["training"] = {"members": [member], "split": {**people, "evaluation": options.evaluation}}
+    split = {
+        "train": member["training_subjects"],
+        "validation": member["validation_subjects"],
+        "evaluation": options.evaluation,
+    }
+    card = {**model.card, "training": {"members": [member], "split": split}}
     save_model(options.output, [weights], card)
 
 
