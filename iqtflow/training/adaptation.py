@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -72,19 +71,15 @@ def adapted_settings(
     thickness, bias, stripes = (
         measured.get(name) for name in ("thickness_fraction", "bias_amplitude", "stripes")
     )
-    network = dict(card["network"]["kwargs"])
-    general = {name: network.pop(name) for name in ("filters", "shrink", "residual") if name in network}
-    options = {name: value for name, value in network.items() if name not in ("k", "uncertainty")}
+    network = card["network"]["kwargs"]
+    # The training takes the other settings of the network from the model that it starts from.
+    general = {name: network[name] for name in ("filters", "shrink", "residual") if name in network}
     blurred = blur >= LEAST_BLUR
     return {
         **SHIPPED,
         **general,
         "upsampling_factor": card.k,
         "network": card["network"]["name"],
-        # Without blanks: they go to a command line.
-        "network_options": tuple(
-            f"{name}={json.dumps(value, separators=(',', ':'))}" for name, value in options.items()
-        ),
         "patch_size": 48 if card["network"]["name"] == "subpixel-unet" else None,
         "thickness_fraction": tuple(thickness["range"]) if thickness else ANY_THICKNESS,
         "bias_amplitude": min(bias["largest"], 1.0) if bias else ANY_BIAS,
