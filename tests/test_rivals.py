@@ -57,6 +57,7 @@ def people(tmp_path):
 def test_methods_of_a_file_are_run_once_on_the_same_scans_and_compared(people, tmp_path, capsys):
     (tmp_path / "methods.toml").write_text(METHODS)
     methods = read_methods(tmp_path / "methods.toml")
+    held = np.ones(100_000_000)  # 0.8 GB of this process, which a method does not take
     for _ in range(2):  # the second call finds everything done, but what failed
         run_all(people, methods, [4], tmp_path / "out", threads=1, dice=0)
     told = capsys.readouterr().out
@@ -69,7 +70,7 @@ def test_methods_of_a_file_are_run_once_on_the_same_scans_and_compared(people, t
     ]
     ours, twice, _ = lines
     assert twice["psnr"] < ours["psnr"] - 5 and twice["psnr_linear"] > twice["psnr"] + 5
-    assert ours["seconds"] > 0.2 and 0.05 < ours["peak_gb"] < 4
+    assert ours["seconds"] > 0.2 and 0.05 < ours["peak_gb"] < held.nbytes / 1e9
     image, _ = read_volume(tmp_path / "out/sub-0/k4_twice.nii.gz")
     assert image.shape == (40, 48, 36) and np.allclose(image.affine, make_affine((1, 1, 1)))
 
@@ -91,7 +92,7 @@ def test_the_scan_of_a_person_depends_on_the_seed_alone(people, tmp_path):
 
 def test_the_shipped_list_is_complete():
     methods = read_methods(HERE / "rivals.toml")
-    assert {"spline", "iqtflow", "eclare", "nires", "siq", "synthsr"} <= {method.name for method in methods}
+    assert {"spline", "iqtflow", "eclare", "unires", "siq", "synthsr"} <= {method.name for method in methods}
     for method in methods:
         assert "{scan}" in method.command or method.absent, method.name
         if method.requirements:

@@ -110,24 +110,20 @@ def run_method(method: Method, person: Person, output: Path, threads: int) -> di
     given |= {"bin": programs, "python": programs / "python"}
     places = {name: shlex.quote(os.fspath(path)) for name, path in given.items()}
     command = method.command.format(**places, k=person.k, thickness=THICKNESS)
-    log = folder / "log"
+    log, used = folder / "log", folder / "used"
+    measured = [sys.executable, HERE / "measured.py", used, *shlex.split(command)]
     began = time.monotonic()
     with log.open("w") as stream:
         environ = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        process = subprocess.Popen(shlex.split(command), stdout=stream, stderr=stream, env=environ)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        status = subprocess.call(measured, stdout=stream, stderr=stream, env=environ)
     seconds = time.monotonic() - began
     found = glob.glob(os.fspath(folder / method.makes)) if method.makes else [os.fspath(made)]
-    if process.returncode or len(found) != 1 or not os.path.isfile(found[0]):
+    if status or len(found) != 1 or not os.path.isfile(found[0]):
         raise RuntimeError(f"{command}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-8:]))
+    result = {"seconds": round(seconds, 1), **json.loads(used.read_text())}
     conform(Path(found[0]), person, person.estimate(method.name))
     shutil.rmtree(folder)
-    return {
-        "seconds": round(seconds, 1),
-        "processor_seconds": round(usage.ru_utime + usage.ru_stime, 1),
-        "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),
-    }
+    return result
 
 
 def environment_of(method: Method, output: Path) -> Path:
