@@ -33,7 +33,7 @@ lint: $(VENV)/.installed-test
 	$(VENV)/bin/python docs/_ext/check_docstrings.py
 
 docs: $(VENV)/.installed-docs
-	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build
+	$(VENV)/bin/python -m sphinx --jobs auto --fail-on-warning --keep-going --quiet -b html docs docs/_build
 
 clean:
 	rm -rf $(VENV) demo build dist docs/_build docs/api *.egg-info

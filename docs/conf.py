@@ -25,6 +25,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "numpydoc",
+    "sphinx_remove_toctrees",
     "mathml",
     "command_help",
     "interface_specs",
@@ -46,6 +47,9 @@ html_show_sourcelink = False
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 4
 myst_links_external_new_tab = False
+
+# 200 modules would fill the side bar of each page. "Internal modules" lists them.
+remove_from_toctrees = ["api/generated/*"]
 
 autosummary_generate = True
 autosummary_imported_members = False
