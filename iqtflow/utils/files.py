@@ -206,16 +206,22 @@ def remove_leftovers(folder: str | os.PathLike) -> int:
 
 
 def _is_left_behind(path: Path, host: str, pid: int) -> bool:
+    import psutil  # a machine that only trains may not have it
+
     try:
         if time.time() - path.stat().st_mtime > OLD_S:
             return True
-        if host == _HOST:
-            os.kill(pid, 0)
-    except ProcessLookupError:
+    except OSError:  # already removed
+        return False
+    if host != _HOST:
+        return False
+    try:
+        # A killed process keeps its number, as a zombie, until the process above it has taken note.
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return True
-    except OSError:  # already removed, or another user's process
-        pass
-    return False
+    except psutil.Error:  # another user's process
+        return False
 
 
 def _folders_to_sync(path: Path) -> list[Path]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -21,7 +23,7 @@ from iqtflow.training.library import read_library
 from iqtflow.training.pairs import read_pairs
 from iqtflow.training.split import read_split
 from iqtflow.utils.errors import InputError, OutputError, UsageError
-from iqtflow.utils.files import require_name, write_atomically, write_text
+from iqtflow.utils.files import remove_leftovers, require_name, write_atomically, write_text
 from iqtflow.workflows.execution.cluster import read_plugin_file
 
 
@@ -38,6 +40,30 @@ def test_what_was_there_before_stays_until_the_new_is_whole(tmp_path):
         write_atomically(path, interrupted)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+WAITING = """
+import sys, time
+from iqtflow.utils.files import write_atomically
+def fill(stream):
+    print("begun", flush=True)
+    time.sleep(600)
+write_atomically(sys.argv[1], fill)
+"""
+
+
+def test_unfinished_files_stay_while_their_process_lives_and_no_longer(tmp_path):
+    """A process that has been killed is a zombie until its parent takes note."""
+    command = [sys.executable, "-c", WAITING, tmp_path / "out/x.txt"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "begun\n"
+            (unfinished,) = (tmp_path / "out").iterdir()
+            assert remove_leftovers(tmp_path) == 0 and unfinished.exists()
+        finally:
+            process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, and still a zombie
+        assert remove_leftovers(tmp_path) == 1 and not unfinished.exists()
 
 
 def test_files_have_the_permissions_that_any_new_file_has(tmp_path):
