@@ -211,17 +211,15 @@ def _is_left_behind(path: Path, host: str, pid: int) -> bool:
     try:
         if time.time() - path.stat().st_mtime > OLD_S:
             return True
-    except OSError:  # already removed
-        return False
-    if host != _HOST:
-        return False
-    try:
-        # A killed process keeps its number, as a zombie, until the process above it has taken note.
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        if host == _HOST:
+            os.kill(pid, 0)  # /proc may hide the processes of other users
+            # A killed process keeps its number, as a zombie, until the process above it has taken note.
+            return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
         return True
-    except psutil.Error:  # another user's process
-        return False
+    except (OSError, psutil.Error):  # already removed, or another user's process
+        pass
+    return False
 
 
 def _folders_to_sync(path: Path) -> list[Path]:

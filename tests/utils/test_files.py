@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +68,31 @@ def test_unfinished_files_stay_while_their_process_lives_and_no_longer(tmp_path)
             process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, and still a zombie
         assert remove_leftovers(tmp_path) == 1 and not unfinished.exists()
+
+
+REMOVING = """
+import os, sys
+import psutil
+from iqtflow.utils.files import remove_leftovers
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+raise SystemExit(remove_leftovers(sys.argv[1]))
+"""
+
+
+def test_an_unfinished_file_of_another_user_stays_even_where_processes_are_hidden():
+    """Clusters mount /proc so that users see only their own processes."""
+    isolated = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "bash", "-euc"]
+    hide = "mount -o remount,hidepid=2 /proc"
+    if not shutil.which("unshare") or subprocess.run([*isolated, hide], capture_output=True).returncode:
+        pytest.skip("processes cannot be hidden here (needs root)")
+    with tempfile.TemporaryDirectory() as place:  # pytest's folders are for one user
+        os.chmod(place, 0o777)
+        waiting = shlex.join([sys.executable, "-c", WAITING, f"{place}/x.txt"])
+        removing = shlex.join([sys.executable, "-c", REMOVING, place])
+        script = f"{hide}; exec 3< <(exec {waiting}); read -r -u 3; {removing}"  # all end with the shell
+        done = subprocess.run([*isolated, script], capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()
+        assert [path.suffix for path in Path(place).iterdir()] == [".partial"]
 
 
 def test_files_have_the_permissions_that_any_new_file_has(tmp_path):
